@@ -1,0 +1,25 @@
+"""LC modules and their rivals under one protocol: an independent reproduction of a retracted paper.
+
+Z. Lu et al., "Channel-Wise Correlation Calibrates Attention Module for Convolutional Neural Networks", Journal of Sensors
+2022, 2000170, https://doi.org/10.1155/2022/2000170; retracted December 2023.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Reading results needs no torch: the names below are imported when they are first used.
+_HOME = {
+    "build_network": "lcm.build",
+    "fill_sites": "lcm.models.sites",
+    "draw_weights": "lcm.models.sites",
+    "count": "lcm.complexity",
+    "UserError": "lcm.errors",
+}
+__all__ = ["UserError", "build_network", "count", "draw_weights", "fill_sites"]
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'lcm' has no attribute {name!r}")

@@ -1,0 +1,28 @@
+"""The one kind of error a user sees: what was wrong, where, and what to do."""
+
+import functools
+import os
+import sys
+
+
+class UserError(Exception):
+    """A fault that a user can mend. Its text says what was wrong, where, and what to do; it ends in exit code 2."""
+
+
+def exit_on_user_error(main):
+    """Decorate a script's main: a `UserError` becomes one message on stderr and exit code 2, without a traceback.
+
+    `HYDRA_FULL_ERROR=1` in the environment brings the traceback back.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return wrapped
