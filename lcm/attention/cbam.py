@@ -1,0 +1,42 @@
+"""Convolutional block attention module.
+
+S. Woo, J. Park, J.-Y. Lee, I. S. Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
+https://arxiv.org/abs/1807.06521.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lcm.attention.vector import hidden_width, spatial_mean
+
+
+class CBAM(nn.Module):
+    """Channel attention, Eq. (2), then spatial attention, Eq. (3), each from an average and a maximum.
+
+    No batch norm follows the 7x7 convolution: the CBAM paper has none, its authors' code has one, and the counts of the
+    paper reproduced here fit without it.
+
+    Args:
+        channels: C of the map (N, C, H, W); the result has the same shape.
+        reduction: r; the hidden width of the shared MLP is C // r. ValueError if r is larger than C.
+        bias: biases in the MLP.
+    """
+
+    def __init__(self, channels, reduction, bias=True):
+        super().__init__()
+        hidden = hidden_width(channels, reduction)
+        self.w0 = nn.Linear(channels, hidden, bias=bias)
+        self.w1 = nn.Linear(hidden, channels, bias=bias)
+        self.spatial = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            average = spatial_mean(x, self.w0.weight.dtype)
+            # not AdaptiveMaxPool2d: the same values and gradients, but its backward pass is not deterministic on a GPU
+            maximum = x.flatten(2).max(-1).values.to(average.dtype)
+            pooled = torch.stack((average, maximum), 1)  # (N, 2, C)
+            m = torch.sigmoid(self.w1(F.relu(self.w0(pooled))).sum(1))  # Eq. (2), (N, C)
+            x = x * m.to(x.dtype)[:, :, None, None]
+        m = self.spatial(torch.stack((x.sum(1) / x.shape[1], x.max(1).values), 1))  # Eq. (3), (N, 1, H, W)
+        return x * torch.sigmoid(m).to(x.dtype)

@@ -1,0 +1,45 @@
+"""Global context block.
+
+Y. Cao, J. Xu, S. Lin, F. Wei, H. Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCVW
+2019, https://arxiv.org/abs/1904.11492.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lcm.attention.vector import VectorConv, hidden_width
+
+
+class ZeroVectorConv(VectorConv):
+    """A 1x1 convolution that starts at zero, so that the branch it ends starts as nothing."""
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class GlobalContext(nn.Module):
+    """Eq. (5): x + Wv2 ReLU(LN(Wv1 c)), c = sum_j softmax_j(Wk x_j) x_j, the attended mean over all positions j.
+
+    Args:
+        channels: C of the map (N, C, H, W); the result has the same shape.
+        reduction: r; the hidden width is C // r. ValueError if r is larger than C.
+    """
+
+    def __init__(self, channels, reduction):
+        super().__init__()
+        hidden = hidden_width(channels, reduction)
+        self.wk = nn.Conv2d(channels, 1, kernel_size=1)
+        self.softmax = nn.Softmax(dim=-1)
+        self.wv1 = VectorConv(channels, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.wv2 = ZeroVectorConv(hidden, channels)
+
+    def forward(self, x):
+        mask = self.softmax(self.wk(x).flatten(1))  # (N, HW)
+        context = x.flatten(2) @ mask.to(x.dtype)[:, :, None]  # (N, C, HW) x (N, HW, 1) -> (N, C, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            context = context.flatten(1).to(self.wv1.weight.dtype)
+            z = self.wv2(F.relu(self.norm(self.wv1(context))))  # (N, C)
+            return x + z.to(x.dtype)[:, :, None, None]
