@@ -1,0 +1,123 @@
+"""The machine a run computes on: device, threads, precision, the C allocator. Set up once, before the first tensor."""
+
+import ctypes
+import math
+import os
+import platform
+
+import torch
+
+from lcm.errors import UserError
+
+
+def choose_device(name):
+    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. Raises UserError where that GPU is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        reason = (
+            "this torch is built without CUDA"
+            if torch.version.cuda is None
+            else "torch finds no usable NVIDIA GPU or driver"
+        )
+        raise UserError(f"device={name}: {reason}; take device=cpu, or device=auto")
+    device = torch.device(name if ":" in name else "cuda:0")
+    if device.index >= torch.cuda.device_count():
+        raise UserError(
+            f"device={name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0; take one of them"
+        )
+    torch.cuda.set_device(device)
+    return device
+
+
+def describe_device(device):
+    """The device in words: "NVIDIA H200" or "cpu (Intel(R) Xeon(R) Processor @ 2.80GHz, 2 threads)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"
+
+
+def processor():
+    """The processor's name."""
+    return cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_info(key):
+    """The first value of a key in /proc/cpuinfo, '' where there is none."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+    except OSError:
+        return ""
+
+
+def set_precision(precision, device):
+    """fp32, tf32 or bf16. Returns the autocast context to run the network in; raises UserError where the device lacks it."""
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise UserError("precision=tf32: only NVIDIA GPUs from Ampere on have it; take precision=fp32")
+    if (
+        precision == "bf16"
+        and device.type == "cpu"
+        and not {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split())
+    ):
+        raise UserError(
+            f"precision=bf16: this processor ({processor()}) has neither avx512_bf16 nor amx_bf16, so bf16 would be slower "
+            "than fp32; take precision=fp32"
+        )
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; take precision=fp32")
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    # no cache of cast weights: it would keep a captured graph's tensors
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def set_deterministic(deterministic, device):
+    """On a GPU: only kernels that give the same bits each time, or cuDNN's choice of the fastest. A CPU needs nothing."""
+    if device.type == "cuda":
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.deterministic = deterministic
+        torch.backends.cudnn.benchmark = not deterministic
+
+
+def available_processors():
+    """Processors that this process may use: its affinity and its cgroup's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            count = min(count, max(1, math.floor(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return count
+
+
+def set_threads(threads, load=None):
+    """Set torch's CPU threads: a number, or `auto`: the processors this process may use less those that others keep busy.
+
+    With more threads than free processors, each operation waits for the thread that got none: far slower than fewer threads.
+    An OMP_NUM_THREADS in the environment is an upper bound for `auto`. Returns the number.
+    """
+    if threads == "auto":
+        threads = available_processors()
+        threads = max(1, threads - math.floor((load.others() if load else 0.0) + 0.5))
+        if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+            threads = min(threads, max(1, int(os.environ["OMP_NUM_THREADS"])))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def keep_pages():
+    """Tell glibc's allocator to keep freed pages: a training step then causes no page faults. Nothing on other C libraries."""
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 64 * 2**20))
+    return all(mallopt(option, value) for option, value in settings)

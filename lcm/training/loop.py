@@ -1,0 +1,217 @@
+"""Training from the first epoch, or from a checkpoint, to the last: `fit`, `train_epoch`, `evaluate`.
+
+Everything an epoch draws is a function of (seed, epoch) and the learning rate of the epoch alone, so a run that was stopped
+at any step and continued ends with the same bits as one that was not.
+"""
+
+import time
+
+import torch
+
+from lcm.errors import UserError
+from lcm.training import checkpoint
+from lcm.training.failures import NotFinite, Stopped
+from lcm.training.signals import StopRequest
+from lcm.training.step import Eager, HostFeed, ResidentFeed, TestStep, TrainStep, bind
+
+
+def learning_rate(schedule, epoch):
+    """The rate of an epoch (from 1): divided by `divide_by` when each share in `divide_at` of the epochs is over."""
+    passed = sum(epoch - 1 >= round(share * schedule["epochs"]) for share in schedule["divide_at"])
+    return schedule["learning_rate"] / schedule["divide_by"] ** passed
+
+
+def make_optimizer(network, schedule, device):
+    """SGD as the paper has it (section 4.1.2), on every parameter; the rate is a tensor that a captured step can read."""
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=torch.tensor(schedule["learning_rate"], device=device),
+        momentum=schedule["momentum"],
+        nesterov=schedule["nesterov"] and schedule["momentum"] > 0,
+        weight_decay=schedule["weight_decay"],
+        fused=True,
+    )
+    if schedule["momentum"]:
+        for parameter in network.parameters():  # zeros instead of none: the first step is like every other
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+class Every:
+    """When a checkpoint is due inside an epoch: "epoch" (never), "500 steps" or "10 minutes"."""
+
+    def __init__(self, every):
+        count, _, unit = every.partition(" ")
+        self.steps = int(count) if unit.startswith("step") else None
+        self.seconds = float(count) * 60 if unit.startswith("minute") else None
+        self.last = time.monotonic()
+
+    def due(self, step):
+        if self.seconds and time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            return True
+        return bool(self.steps and step % self.steps == 0)
+
+
+class Trainer:
+    """A network with its data, schedule and place on the disk; what `fit` trains.
+
+    `compiled` is the network as it is called in training (torch.compile's, or the network itself), `for_evaluation` makes the
+    one that is called in evaluation. `directory` None keeps everything in memory.
+    """
+
+    def __init__(
+        self, network, train, test, schedule, *, device, autocast, compiled=None, for_evaluation=None, capture=True,
+        directory=None, config_hash=None, log=None, every="epoch", stop=None, progress=None, warn=print,
+    ):  # fmt: skip
+        self.network, self.schedule, self.device = network, schedule, device
+        self.optimizer = make_optimizer(network, schedule, device)
+        on_device = device.type == "cuda"
+        self.train_feed = (ResidentFeed if on_device and getattr(train, "resident", None) else HostFeed)(train, device)
+        self.test_feed = HostFeed(test, device)
+        self.step = TrainStep(compiled or network, self.optimizer, autocast, device)
+        self.for_evaluation = for_evaluation or (lambda network: network)
+        self.autocast, self.capture, self.warn = autocast, capture, warn
+        self.directory, self.config_hash, self.log = directory, config_hash, log
+        self.every, self.stop, self.progress = Every(every), stop or StopRequest(), progress
+        self.epoch, self.index, self.seconds = (
+            1,
+            0,
+            0.0,
+        )  # the epoch in progress (from 1), its next step, time spent so far
+        self._bound = None
+
+    def restore(self, payload):
+        """Continue from a checkpoint's payload."""
+        self.network.load_state_dict(payload["model"])
+        for name, parameter in self.network.named_parameters():
+            if name in payload["momentum"]:
+                self.optimizer.state[parameter]["momentum_buffer"].copy_(payload["momentum"][name])
+        self.epoch, self.index, self.seconds = payload["epoch"], payload["index"], payload["seconds"]
+        self.step.totals.copy_(payload["totals"])
+
+    def save(self):
+        """Write a checkpoint of this very moment."""
+        if self.directory is None:
+            return
+        momentum = {n: self.optimizer.state[p].get("momentum_buffer") for n, p in self.network.named_parameters()}
+        payload = {
+            "config_hash": self.config_hash,
+            "epoch": self.epoch,
+            "index": self.index,
+            "seconds": self.seconds,
+            "metrics_bytes": self.log.length,
+            "totals": self.step.totals.cpu(),
+            "model": {n: t.cpu() for n, t in self.network.state_dict().items()},
+            "momentum": {n: t.cpu() for n, t in momentum.items() if t is not None},
+        }
+        checkpoint.save(self.directory, payload)
+
+    def fit(self):
+        """Train to the schedule's last epoch. Returns the rows of metrics.jsonl.
+
+        Raises Stopped after a signal (everything saved) and NotFinite when the loss is no number.
+        """
+        rows = self.log.rows if self.log else []
+        while self.epoch <= self.schedule["epochs"]:
+            started, before = time.monotonic(), self.seconds
+            first = self.index
+            loss, top1 = self.train_epoch()
+            trained = time.monotonic() - started
+            self.seconds = before + trained
+            tested = self.evaluate()
+            self.seconds = before + time.monotonic() - started
+            row = {
+                "epoch": self.epoch,
+                "step": self.epoch * self.train_feed.steps,
+                "train_loss": loss,
+                "train_top1": top1,
+                **tested,
+                "lr": learning_rate(self.schedule, self.epoch),
+                "images_per_second": round(self._images(first) / trained, 1)
+                if trained and self._images(first)
+                else 0.0,
+                "seconds": round(self.seconds, 3),
+            }
+            if self.log:
+                self.log.append(row)
+            else:
+                rows.append(row)
+            if self.progress:
+                self.progress.epoch(row)
+            self.epoch, self.index = self.epoch + 1, 0
+            self.step.totals.zero_()
+            self.save()
+            self._stop_if_asked(saved=True)
+        return rows
+
+    def train_epoch(self):
+        """The rest of the epoch in progress. Returns mean loss and top-1 in percent over the whole epoch."""
+        self.network.train()
+        self.optimizer.param_groups[0]["lr"].fill_(learning_rate(self.schedule, self.epoch))
+        self.train_feed.start(self.epoch - 1, self.index)
+        step = self._bind()
+        waits = self.device.type == "cpu"  # reading a number costs nothing there
+        started, before = time.monotonic(), self.seconds
+        for index in range(self.index, self.train_feed.steps):
+            step(index)
+            self.index = index + 1
+            if waits and self.step.bad:
+                break
+            if self.progress:
+                self.progress.step(self.epoch, index + 1, self.train_feed.steps, self.step.totals if waits else None)
+            if self.stop.requested or self.every.due((self.epoch - 1) * self.train_feed.steps + index + 1):
+                self.seconds = before + time.monotonic() - started
+                self._refuse_not_finite()
+                self.save()
+                self._stop_if_asked(saved=True)
+        self._refuse_not_finite()
+        loss, hits, images = self.step.totals.tolist()
+        return loss / images, 100 * hits / images
+
+    def evaluate(self):
+        """The test set once. Returns {"test_loss", "test_top1", "test_top5"}, accuracies in percent."""
+        self.network.eval()
+        step = TestStep(self.for_evaluation(self.network), self.autocast, self.device)
+        self.test_feed.start(0)
+        run = Eager(step, self.test_feed)
+        for index in range(self.test_feed.steps):
+            run(index)
+            self._stop_if_asked(saved=False)
+        loss, top1, top5, images = step.totals.tolist()
+        return {"test_loss": loss / images, "test_top1": 100 * top1 / images, "test_top5": 100 * top5 / images}
+
+    def _bind(self):
+        if self._bound is None:
+            self._bound = bind(self.step, self.train_feed, self.capture, self.warn)
+        return self._bound
+
+    def _images(self, first):
+        """Images trained on in an epoch from step `first` on."""
+        return max(0, self.train_feed.images - first * self.train_feed.batches.batch_size)
+
+    def _refuse_not_finite(self):
+        if self.step.bad:
+            raise NotFinite(
+                f"the training loss stopped being a finite number in epoch {self.epoch}; the last checkpoint is from before it. "
+                f"Lower schedule.learning_rate (now {self.schedule['learning_rate']}), or take precision=fp32"
+            )
+
+    def _stop_if_asked(self, saved):
+        if self.stop.requested:
+            if not saved:
+                self.save()
+            raise Stopped(f"{self.stop.requested}: saved after step {self.index} of epoch {self.epoch}")
+
+
+def out_of_memory(error, device):
+    """Whether an exception means that memory ran out, on the device or the host."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def memory_fault(device):
+    """The UserError for it."""
+    return UserError(
+        f"out of memory on {device}: lower schedule.batch_size, take model.memory=linear (CIFAR DenseNets), precision=bf16 (where "
+        "the device has it), or run fewer runs at once; what was saved before is intact"
+    )
