@@ -1,0 +1,209 @@
+"""Batches of a data set that lies in memory as bytes, put together a whole batch at a time.
+
+Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2:
+zero-pad by 4 pixels, cut a random 32x32 window, mirror half of the images, then normalise each channel.
+
+Everything an epoch draws is a function of (seed, epoch) alone: not of the epochs before, the number of worker
+processes, the device, or the step at which a run was continued.
+"""
+
+import hashlib
+import signal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def keyed_generator(*key) -> torch.Generator:
+    """A CPU generator of its own for `key`, e.g. (seed, epoch, "crop"); neighbouring keys give unrelated streams."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """uint8 (B, H, W, C) -> float32 (B, C, H, W) in channels-last memory: images * scale + shift, one value at a time.
+
+    `scale` and `shift` are (H, W, C), on the device of `images`.
+    """
+    return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
+
+
+class Resident:
+    """Images in memory, and what an epoch does with them.
+
+    images      uint8 (N, H, W, C), as decoded: not padded, not normalised
+    labels      int64 (N,)
+    scale, shift  float32 (H, W, C) with images * scale + shift = (images / 255 - mean) / std
+    pad         zero pixels on each side before a window of H x W is cut; 0: no crop
+    mirror      mirror half of the images
+    seed        of the epochs' draws; None: the stored order, no augmentation (test sets)
+
+    The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`, which gives the same bytes.
+    """
+
+    def __init__(self, images, labels, mean, std, *, pad=0, mirror=False, seed=None):
+        if seed is None and (pad or mirror):
+            raise ValueError("augmentation needs a seed")
+        self.images = torch.as_tensor(images)
+        self.labels = torch.as_tensor(labels)
+        self.pad, self.mirror, self.seed = pad, mirror, seed
+        mean, std = torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(std, dtype=torch.float64)
+        # Spread over a whole image: the CPU multiplies rows of H * W * C values instead of rows of C.
+        shape = self.images.shape[1:]
+        self.scale = (1 / (255 * std)).float().expand(shape).contiguous()
+        self.shift = (-mean / std).float().expand(shape).contiguous()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device) -> "Resident":
+        """The same set with its tensors on `device`."""
+        moved = object.__new__(Resident)
+        moved.__dict__.update(self.__dict__)
+        for name in ("images", "labels", "scale", "shift"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What epoch `epoch` shows: order (N,) int64, offsets (N, 2) int64 in [0, 2 pad], mirror (N,) bool, all on the CPU.
+
+        Position i of the epoch shows image order[i], the window whose top left corner is offsets[i] = (row, column) of
+        the padded image, mirrored where mirror[i].
+        """
+        n = len(self)
+        order, offsets, mirror = torch.arange(n), torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
+        if self.seed is None:
+            return order, offsets, mirror
+        order = torch.randperm(n, generator=keyed_generator(self.seed, epoch, "order"))
+        if self.pad:
+            crop = keyed_generator(self.seed, epoch, "crop")
+            offsets = torch.randint(0, 2 * self.pad + 1, (n, 2), generator=crop)
+        if self.mirror:
+            mirror = torch.randint(0, 2, (n,), generator=keyed_generator(self.seed, epoch, "mirror")).bool()
+        return order, offsets, mirror
+
+    def crop(self, images: Tensor, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
+        """Windows of images[index], uint8 (B, H, W, C), by indexing alone: no synchronisation, so a CUDA graph can hold it.
+
+        images (N, H, W, C); index (B,), offsets (B, 2), mirror (B,): a slice of `plan`; all on one device.
+        """
+        _, height, width, _ = images.shape
+        down = torch.arange(height, device=images.device) - self.pad
+        right = torch.arange(width, device=images.device) - self.pad
+        rows = offsets[:, 0, None] + down  # (B, H)
+        columns = offsets[:, 1, None] + torch.where(mirror[:, None], right.flip(0), right)  # (B, W)
+        near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        inside = (rows == near_rows)[:, :, None] & (columns == near_columns)[:, None, :]  # (B, H, W)
+        return images[index[:, None, None], near_rows[:, :, None], near_columns[:, None, :]] * inside[..., None]
+
+    def gather(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
+        """As `crop`, on the CPU: one slice an image, several times faster there than indexing pixel by pixel."""
+        images = self.images.numpy()
+        if not self.pad and not self.mirror:
+            return torch.from_numpy(images[index.numpy()])
+        _, height, width, channels = images.shape
+        batch = np.zeros((len(index), height, width, channels), np.uint8)
+        moves = (offsets - self.pad).tolist()  # how far down and right of the image its window lies
+        for window, i, (down, right), flip in zip(batch, index.tolist(), moves, mirror.tolist(), strict=True):
+            if flip:
+                window = window[:, ::-1]
+            window[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)] = images[
+                i, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)
+            ]
+        return torch.from_numpy(batch)
+
+
+class Epoch:
+    """The raw batches of one epoch, in order: a sequence whose item i is a pure function of (seed, epoch, i).
+
+    An item is (images uint8 (B, H, W, C), labels int64 (B,)) on the CPU. Can be pickled; its tensors are shared, not copied,
+    with a worker process.
+    """
+
+    def __init__(self, resident: Resident, plan, batch_size: int, steps: int):
+        self.resident, self.plan, self.batch_size, self.steps = resident, plan, batch_size, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= i < self.steps:
+            raise IndexError(i)
+        part = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        index, offsets, mirror = (drawn[part] for drawn in self.plan)
+        labels = torch.from_numpy(self.resident.labels.numpy()[index.numpy()])
+        return self.resident.gather(index, offsets, mirror), labels
+
+
+class Batches:
+    """All epochs of a resident set in batches of `batch_size`.
+
+    With a seed (training) the images come in a new order each epoch and a last batch of a single image is left out:
+    batch norm over a 1x1 map needs two values. Without (test) every image comes, in the stored order.
+
+    len(batches)     steps an epoch
+    batches.images   images an epoch
+    batches.resident the set itself, for a device that assembles its own batches
+    """
+
+    def __init__(self, resident: Resident, batch_size: int, workers: int = 0):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: at least 1")
+        self.resident, self.batch_size, self.workers = resident, batch_size, workers
+        self.images = len(resident)
+        if resident.seed is not None and batch_size > 1 and self.images % batch_size == 1:
+            self.images -= 1
+        self._normalisation = {}  # device -> (scale, shift)
+
+    def __len__(self) -> int:
+        return -(-self.images // self.batch_size)
+
+    def epoch(self, epoch: int) -> Epoch:
+        """The raw batches of epoch `epoch`."""
+        return Epoch(self.resident, self.resident.plan(epoch), self.batch_size, len(self))
+
+    def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
+        """A raw batch -> (images float32 (B, C, H, W) normalised, in channels-last memory; labels int64 (B,)) on `device`."""
+        device = torch.device(device)
+        if device not in self._normalisation:
+            self._normalisation[device] = self.resident.scale.to(device), self.resident.shift.to(device)
+        images, labels = (part.to(device, non_blocking=True) for part in raw)
+        return normalise(images, *self._normalisation[device]), labels
+
+    def iterate(self, epoch: int, start: int = 0):
+        """The raw batches of epoch `epoch` from step `start`, assembled here or in `workers` processes: the same bytes."""
+        return iterate(self.epoch(epoch), start, self.workers)
+
+
+def iterate(epoch, start: int = 0, workers: int = 0):
+    """Items start, start + 1, ... of a map-style sequence, in order, computed here (workers=0) or in worker processes.
+
+    Any sequence whose items are tuples of tensors will do. The global random state is left alone.
+    """
+    if workers == 0:
+        return (epoch[i] for i in range(start, len(epoch)))
+    from torch.utils.data import DataLoader
+
+    return iter(
+        DataLoader(
+            epoch,
+            batch_size=None,
+            sampler=range(start, len(epoch)),
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_owner,
+            generator=torch.Generator(),  # a loader draws a number for its workers: not from the global generator
+        )
+    )
+
+
+def _as_it_is(item):
+    return item
+
+
+def _leave_signals_to_the_owner(worker: int) -> None:
+    """A cluster signals the whole process group: workers go on, so that the owner can finish its step and save."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
