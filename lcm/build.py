@@ -1,0 +1,92 @@
+"""From names to a network: `build_network("resnet20", "lcm2")`.
+
+A model and an attention are files of `configs/`, or the same as mappings. A model's mapping has `name`, `family`,
+`image_size`, a `_target_` and the target's arguments; an attention's has `name` and, unless nothing is to be built, a
+`_target_`, its arguments and `sites` (where it stands, see `lcm.models.fill_sites`).
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lcm.errors import UserError
+from lcm.models import draw_weights, fill_sites
+
+PACKAGED = Path(__file__).parent / "configs"  # in an installed wheel
+CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "configs"
+
+FACTS = {"name", "family", "image_size", "paper"}  # keys that say something about a mapping and build nothing
+
+
+def load_config(group, name):
+    """The file configs/<group>/<name>.yaml as a dict, its interpolations unresolved. UserError if there is none."""
+    file = CONFIGS / group / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+        raise UserError(f"there is no {group} {name!r}{_nearest(name, known)} The choices are: {', '.join(known)}.")
+    return OmegaConf.to_container(OmegaConf.load(file))
+
+
+def build_network(model, attention="none", num_classes=10, seed=None, **overrides):
+    """Build a backbone and fill its sites.
+
+    Args:
+        model: the name of a file in configs/model, or such a mapping.
+        attention: the name of a file in configs/attention, or such a mapping.
+        num_classes: width of the last layer.
+        seed: if given, the weights of every layer are drawn under (seed, the layer's name) by `lcm.draw_weights`, so that
+            networks of one seed share their backbone's weights whatever their attention.
+        overrides: other values for keys of either mapping: `layers=56`, `reduction=8`, `sites={"stages": [3]}`.
+
+    Returns:
+        The network, on the CPU, in training mode.
+
+    Raises:
+        UserError: an unknown name or key, sizes that do not fit, or a pair for which the paper gives no sizes.
+    """
+    model, attention = _compose(model, attention, overrides)
+    try:
+        network = _partial(model)(num_classes=num_classes)
+        if "_target_" in attention:
+            fill_sites(network, _partial(attention), attention["sites"])
+    except ValueError as error:
+        raise UserError(f"{model['name']} with attention {attention['name']}: {error}") from error
+    if seed is not None:
+        draw_weights(network, seed)
+    return network
+
+
+def _compose(model, attention, overrides):
+    """Both mappings with their overrides, interpolations resolved, as plain dicts."""
+    pair = {"model": model, "attention": attention}
+    for group, value in pair.items():
+        pair[group] = dict(value) if isinstance(value, Mapping) else load_config(group, value)
+    known = [key for mapping in pair.values() for key in mapping if key not in FACTS | {"_target_"}]
+    for key, value in overrides.items():
+        if key not in known:
+            names = f"{pair['model']['name']} and attention {pair['attention']['name']}"
+            raise UserError(f"{key!r} is no key of {names}{_nearest(key, known)} The keys are: {', '.join(known)}.")
+        pair["model" if key in pair["model"] else "attention"][key] = value
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(pair), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"attention {pair['attention']['name']} has no sizes for the family {pair['model'].get('family')!r} of model "
+            f"{pair['model']['name']}: add the family to its table `paper`, or give its sizes yourself ({str(error).splitlines()[0]})"
+        ) from error
+    return resolved["model"], resolved["attention"]
+
+
+def _partial(mapping):
+    """The target of a mapping, with its arguments."""
+    arguments = {key: value for key, value in mapping.items() if key not in FACTS | {"sites"}}
+    return instantiate(arguments, _partial_=True, _convert_="all")
+
+
+def _nearest(name, known):
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."

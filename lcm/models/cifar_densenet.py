@@ -1,0 +1,96 @@
+"""Densely connected networks for 32x32 images, without bottleneck and without compression.
+
+G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely Connected Convolutional Networks", CVPR 2017, section 3,
+https://arxiv.org/abs/1608.06993.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lcm.models.sites import Site
+from lcm.models.weights import FanOutConv2d
+
+
+class DenseLayer(nn.Module):
+    """BN, ReLU, 3x3 to k new maps, site."""
+
+    def __init__(self, in_channels, growth_rate, stage):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(in_channels)
+        self.conv = FanOutConv2d(in_channels, growth_rate, kernel_size=3, padding=1)
+        self.site = Site(growth_rate, stage)
+
+    def forward(self, x):
+        return self.site(self.conv(F.relu(self.bn(x), inplace=True)))
+
+
+class DenseBlock(nn.ModuleList):
+    """Dense layers, each fed with the block's input and the new maps of all layers before it.
+
+    Every layer concatenates anew, which is quick and needs memory quadratic in the number of layers.
+
+    Args:
+        in_channels: channels of the block's input.
+        layers: number of dense layers.
+        growth_rate: k, the new maps of each layer; the result has in_channels + layers * k.
+        stage: the stage of the layers' sites, from 1.
+    """
+
+    def __init__(self, in_channels, layers, growth_rate, stage):
+        super().__init__(DenseLayer(in_channels + i * growth_rate, growth_rate, stage) for i in range(layers))
+
+    def forward(self, x):
+        for layer in self:
+            x = torch.cat((x, layer(x)), 1)
+        return x
+
+
+class Transition(nn.Module):
+    """BN, ReLU, 1x1 of the same width, 2x2 average pool."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv = FanOutConv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x):
+        return F.avg_pool2d(self.conv(F.relu(self.bn(x), inplace=True)), 2)
+
+
+class CifarDenseNet(nn.Module):
+    """3x3 convolution to 2k channels, three dense blocks with transitions between, BN, ReLU, average pool, linear.
+
+    Args:
+        layers: depth 3n + 4: 40, 64, 100, ...; n layers a block. ValueError otherwise.
+        growth_rate: k, the new maps of each layer.
+        num_classes: width of the last layer.
+        memory: "fast" concatenates in every layer.
+
+    Images (N, 3, 32, 32), logits (N, num_classes). The layers of block i hold the sites of stage i.
+    """
+
+    def __init__(self, layers, growth_rate, num_classes, memory="fast"):
+        super().__init__()
+        if layers < 7 or layers % 3 != 1:
+            raise ValueError(f"a DenseNet for 32x32 images has 3n + 4 layers (7, ..., 40, 64, 100, ...), not {layers}")
+        if memory != "fast":
+            raise ValueError(f"memory={memory!r} is not one of: fast")
+        per_block = (layers - 4) // 3
+        width = [2 * growth_rate + i * per_block * growth_rate for i in range(4)]
+        self.conv = FanOutConv2d(3, width[0], kernel_size=3, padding=1)
+        self.block1 = DenseBlock(width[0], per_block, growth_rate, stage=1)
+        self.transition1 = Transition(width[1])
+        self.block2 = DenseBlock(width[1], per_block, growth_rate, stage=2)
+        self.transition2 = Transition(width[2])
+        self.block3 = DenseBlock(width[2], per_block, growth_rate, stage=3)
+        self.bn = nn.BatchNorm2d(width[3])
+        self.pool = nn.AvgPool2d(8)
+        self.fc = nn.Linear(width[3], num_classes)
+
+    def forward(self, x):
+        x = self.conv(x)  # (N, 2k, 32, 32)
+        x = self.transition1(self.block1(x))  # (N, (2 + n) k, 16, 16)
+        x = self.transition2(self.block2(x))  # (N, (2 + 2n) k, 8, 8)
+        x = F.relu(self.bn(self.block3(x)), inplace=True)  # (N, (2 + 3n) k, 8, 8)
+        return self.fc(self.pool(x).flatten(1))
