@@ -58,15 +58,13 @@ class Digits(_ResidentSet):
     scikit-learn carries. Every fifth image of a class is a test image: 1,442 for training, 355 for the test, whatever the seed.
 
     `root`: None for scikit-learn's own digits.csv.gz (scikit-learn itself is not imported), or a folder with that file.
-    `schedule` names the default schedule of the training and is only kept. Raises `UserError`.
+    Raises `UserError`.
     """
 
-    def __init__(
-        self, name="digits", num_classes=10, image_size=32, root=None, workers=0, schedule="digits", pad=4, mirror=False
-    ):
+    def __init__(self, name="digits", num_classes=10, image_size=32, root=None, workers=0, pad=4, mirror=False):
         _demand("digits", "num_classes", num_classes, 10)
         _demand("digits", "image_size", image_size, 32)
-        self.name, self.num_classes, self.image_size, self.schedule = name, num_classes, image_size, schedule
+        self.name, self.num_classes, self.image_size = name, num_classes, image_size
         self.workers, self.pad, self.mirror = workers, pad, mirror
         table = _digits_table(root)  # (1797, 65): 64 pixels, then the digit
         labels = table[:, 64].astype(np.int64)
@@ -186,7 +184,7 @@ class Cifar(_ResidentSet):
 
     `verify` demands the official files (md5; class folders: the same images and labels); False also takes copies with the
     same layout and counts. Training images are zero-padded by `pad`, cropped to 32x32, half of them mirrored (`mirror`).
-    `schedule` names the default schedule of the training and is only kept. Raises `UserError`.
+    Raises `UserError`.
     """
 
     def __init__(
@@ -196,7 +194,6 @@ class Cifar(_ResidentSet):
         image_size=32,
         root="data",
         workers=0,
-        schedule="cifar",
         verify=True,
         download=True,
         places=(),
@@ -208,7 +205,7 @@ class Cifar(_ResidentSet):
         official = OFFICIAL[name]
         _demand(name, "num_classes", num_classes, official.num_classes)
         _demand(name, "image_size", image_size, 32)
-        self.name, self.num_classes, self.image_size, self.schedule = name, num_classes, image_size, schedule
+        self.name, self.num_classes, self.image_size = name, num_classes, image_size
         self.workers, self.pad, self.mirror = workers, pad, mirror
         root = Path(root).expanduser()
         if (root / "train").is_dir() and not (root / official.folder).is_dir():
