@@ -1,0 +1,30 @@
+"""Read the finished runs into results/: runs.csv (one row a run) and metrics/ (one compact record a run).
+
+    python scripts/collect.py                         # runs/ into results/; records that are there already stay
+    python scripts/collect.py other/runs
+    python scripts/collect.py --from results/metrics  # runs.csv from the records alone, byte for byte
+
+Damaged runs are named and left out; they stop nothing.
+"""
+
+import argparse
+
+from lcm.errors import exit_on_user_error
+from lcm.reporting.collect import collect, rebuild
+
+
+@exit_on_user_error
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="?", default="runs", help="the folder of runs (default: runs)")
+    parser.add_argument(
+        "--from", dest="records", metavar="DIR", help="rebuild runs.csv from a folder of records instead"
+    )
+    parser.add_argument("--results", default="results", help="where the results lie (default: results)")
+    options = parser.parse_args(arguments)
+    summary = rebuild(options.records, options.results) if options.records else collect(options.runs, options.results)
+    print(f"{options.results}/runs.csv: {summary}")
+
+
+if __name__ == "__main__":
+    main()
