@@ -74,9 +74,10 @@ def _compose(model, attention, overrides):
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(pair), resolve=True)
     except OmegaConfBaseException as error:
+        model, attention = pair["model"], pair["attention"]
         raise UserError(
-            f"attention {pair['attention']['name']} has no sizes for the family {pair['model'].get('family')!r} of model "
-            f"{pair['model']['name']}: add the family to its table `paper`, or give its sizes yourself ({str(error).splitlines()[0]})"
+            f"{model['name']} with attention {attention['name']}: {str(error).splitlines()[0]}. The attention's table "
+            f"`paper` has no sizes for the family {model.get('family')!r}: add it there, or give the sizes yourself"
         ) from error
     return resolved["model"], resolved["attention"]
 
