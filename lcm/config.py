@@ -207,7 +207,7 @@ def identity(config):
     return {
         key: value
         for key, value in sorted(flatten(config).items())
-        if not _under(key, NOT_IDENTITY) and not key.startswith("attention.paper.")
+        if not _under(key, (*NOT_IDENTITY, "attention.paper")) and not key.endswith(("_target_", "_convert_"))
     }
 
 
@@ -290,9 +290,8 @@ def _misfits(config):
     if model["image_size"] != data["image_size"]:
         models = [m for m in choices("model") if load("model", m)["image_size"] == data["image_size"]]
         sets = [d for d in choices("data") if load("data", d)["image_size"] == model["image_size"]]
-        base = re.sub(r"[_\d].*", "", model["name"])
-        near = [m for m in models if m.startswith(base)] or models
-        near = difflib.get_close_matches(model["name"], near, 1, cutoff=0) or near
+        kin = [m for m in models if m.startswith(model["name"]) or model["name"].startswith(m)]
+        near = difflib.get_close_matches(model["name"], kin or models, 1, cutoff=0)
         faults.append(
             f"model={model['name']} is for {model['image_size']}x{model['image_size']} images, data={data['name']} has "
             f"{data['image_size']}x{data['image_size']}: take model={near[0]}, or data={', '.join(sets)}"
