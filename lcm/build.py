@@ -12,7 +12,9 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
+from lcm.complexity import count
 from lcm.errors import UserError
 from lcm.models import draw_weights, fill_sites
 
@@ -58,6 +60,20 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
     if seed is not None:
         draw_weights(network, seed)
     return network
+
+
+def paper_complexity(model, attention):
+    """What the paper's tables count for one of their rows, a `Complexity`: networks by name, with the paper's heads.
+
+    The CIFAR rows are 10-class networks, those of Table 5 have 100 classes, except that DenseNet-121 is counted with a
+    1000-class head that runs and the parameters of a 100-class head that does not.
+    """
+    config = load_config("model", model)
+    if config["family"] != "densenet121":
+        return count(build_network(model, attention, 10 if config["image_size"] == 32 else 100), config["image_size"])
+    network = build_network(model, attention, num_classes=1000)
+    network.fc = nn.Linear(network.classifier.in_features, 100)  # never called
+    return count(network, config["image_size"])
 
 
 def _compose(model, attention, overrides):

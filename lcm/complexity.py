@@ -1,0 +1,135 @@
+"""Parameters, the paper's "GFloat", and true multiply-accumulates of a network.
+
+The paper counts as the `thop` package did in 2019: one rule for each kind of module, multiply-accumulates for convolutions
+but additions as well for linear layers and norms, and nothing for what is not a module, matrix products between tensors
+among it. A Non-local block is under-counted by this rule. The true count beside it has the multiply-accumulates of all
+convolutions and matrix products, whoever computes them, and nothing else.
+"""
+
+import math
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Row:
+    """One module that has parameters of its own or does work of its own."""
+
+    name: str
+    kind: str
+    params: int = 0
+    gfloat: float = 0.0
+    macs: int = 0
+
+
+@dataclass
+class Complexity:
+    """What a network costs for one image.
+
+    Attributes:
+        params: number of parameters.
+        gfloat: the paper's count, in units of 10^9.
+        macs: true multiply-accumulates.
+        rows: the same for each module, in the network's order; they add up to the totals.
+    """
+
+    params: int
+    gfloat: float
+    macs: int
+    rows: list[Row] = field(repr=False)
+
+
+def count(network, image_size):
+    """Count the parameters and the operations of a network for one image (1, 3, image_size, image_size).
+
+    The network runs once, in evaluation mode and without gradients; it is left as it was.
+    """
+    rows = {
+        module: Row(name, type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False)))
+        for name, module in network.named_modules()
+    }
+    operations = dict.fromkeys(rows, 0)  # the paper's, in integers
+    running = []  # the modules whose forward pass has begun and not ended
+
+    def enter(module, _):
+        running.append(module)
+
+    def leave(module, args, output):
+        running.pop()
+        operations[module] += _paper_operations(module, args, output)
+
+    def add_macs(macs):
+        rows[running[-1]].macs += macs
+
+    training = {module: module.training for module in rows}
+    image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
+    handles = []
+    try:
+        for module in rows:
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
+        network.eval()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _MatrixProducts(add_macs):
+            network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    for module, row in rows.items():
+        row.gfloat = operations[module] / 1e9
+    rows = [row for row in rows.values() if row.params or row.gfloat or row.macs]
+    params = sum(p.numel() for p in network.parameters())
+    return Complexity(params, sum(operations.values()) / 1e9, sum(row.macs for row in rows), rows)
+
+
+def _paper_operations(module, args, y):
+    """What the paper's counter gives one call of a module, module(*args) = y."""
+    match module:
+        case nn.Conv2d():
+            return y.numel() * (module.weight[0].numel() + (module.bias is not None))
+        case nn.Linear():
+            return y.numel() * (2 * module.in_features - 1)
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return 4 * y.numel()
+        case nn.AvgPool2d(kernel_size=k):
+            return y.numel() * ((k if isinstance(k, int) else math.prod(k)) + 1)
+        case nn.AdaptiveAvgPool2d():
+            return y.numel() * (math.prod(args[0].shape[2:]) // math.prod(y.shape[2:]) + 1)
+        case nn.Softmax():
+            n = y.shape[module.dim]
+            return y.numel() // n * (3 * n - 1)
+    return 0
+
+
+def as_printed(value, cell):
+    """The value rounded as the paper rounded the printed cell: to three decimals, half up, and again to the cell's."""
+    rounded = Decimal(repr(value)).quantize(Decimal("0.001"), ROUND_HALF_UP)
+    return str(rounded.quantize(Decimal(cell), ROUND_HALF_UP))
+
+
+class _MatrixProducts(TorchDispatchMode):
+    """Reports the multiply-accumulates of each convolution and matrix product that the tensor library runs."""
+
+    def __init__(self, report):
+        super().__init__()
+        self.report = report
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        match function._overloadpacket:
+            case aten.convolution:
+                maps, filters, transposed = args[0], args[1], args[6]
+                self.report((maps if transposed else result).numel() * filters[0].numel())
+            case aten.mm | aten.bmm | aten.mv | aten.dot:
+                self.report(result.numel() * args[0].shape[-1])
+            case aten.addmm | aten.baddbmm | aten.addmv:
+                self.report(result.numel() * args[1].shape[-1])
+        return result
