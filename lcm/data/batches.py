@@ -1,7 +1,7 @@
 """Batches of a data set that lies in memory as bytes, put together a whole batch at a time.
 
-Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2:
-zero-pad by 4 pixels, cut a random 32x32 window, mirror half of the images, then normalise each channel.
+Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image Recognition" (2016), section
+4.2: zero-pad by 4 pixels, cut a random 32x32 window, mirror half of the images, then normalise each channel.
 
 Everything an epoch draws is a function of (seed, epoch) alone: not of the epochs before, the number of worker
 processes, the device, or the step at which a run was continued.
@@ -39,7 +39,7 @@ class Resident:
     mirror      mirror half of the images
     seed        of the epochs' draws; None: the stored order, no augmentation (test sets)
 
-    The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`, which gives the same bytes.
+    The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`: the same bytes.
     """
 
     def __init__(self, images, labels, mean, std, *, pad=0, mirror=False, seed=None):
@@ -66,9 +66,9 @@ class Resident:
         return moved
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What epoch `epoch` shows: order (N,) int64, offsets (N, 2) int64 in [0, 2 pad], mirror (N,) bool, all on the CPU.
+        """What epoch `epoch` shows: order (N,) int64, offsets (N, 2) int64 in 0..2 pad, mirror (N,) bool, on the CPU.
 
-        Position i of the epoch shows image order[i], the window whose top left corner is offsets[i] = (row, column) of
+        Position i of the epoch shows image order[i]: the window whose top left corner is offsets[i] = (row, column) of
         the padded image, mirrored where mirror[i].
         """
         n = len(self)
@@ -84,7 +84,7 @@ class Resident:
         return order, offsets, mirror
 
     def crop(self, images: Tensor, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
-        """Windows of images[index], uint8 (B, H, W, C), by indexing alone: no synchronisation, so a CUDA graph can hold it.
+        """Windows of images[index], uint8 (B, H, W, C), by indexing alone: nothing waits, so a CUDA graph can hold it.
 
         images (N, H, W, C); index (B,), offsets (B, 2), mirror (B,): a slice of `plan`; all on one device.
         """
@@ -117,8 +117,8 @@ class Resident:
 class Epoch:
     """The raw batches of one epoch, in order: a sequence whose item i is a pure function of (seed, epoch, i).
 
-    An item is (images uint8 (B, H, W, C), labels int64 (B,)) on the CPU. Can be pickled; its tensors are shared, not copied,
-    with a worker process.
+    An item is (images uint8 (B, H, W, C), labels int64 (B,)) on the CPU. It can be pickled; worker processes share its
+    tensors, they do not copy them.
     """
 
     def __init__(self, resident: Resident, plan, batch_size: int, steps: int):
@@ -164,7 +164,7 @@ class Batches:
         return Epoch(self.resident, self.resident.plan(epoch), self.batch_size, len(self))
 
     def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
-        """A raw batch -> (images float32 (B, C, H, W) normalised, in channels-last memory; labels int64 (B,)) on `device`."""
+        """A raw batch -> images float32 (B, C, H, W), normalised, in channels-last memory, and labels int64 (B,)."""
         device = torch.device(device)
         if device not in self._normalisation:
             self._normalisation[device] = self.resident.scale.to(device), self.resident.shift.to(device)
@@ -172,7 +172,7 @@ class Batches:
         return normalise(images, *self._normalisation[device]), labels
 
     def iterate(self, epoch: int, start: int = 0):
-        """The raw batches of epoch `epoch` from step `start`, assembled here or in `workers` processes: the same bytes."""
+        """The raw batches of epoch `epoch` from step `start`, made here or in `workers` processes: the same bytes."""
         return iterate(self.epoch(epoch), start, self.workers)
 
 

@@ -1,31 +1,40 @@
 """The data sets that lie in memory: the embedded digits, CIFAR-10 and CIFAR-100.
 
-Files of others are not trusted: counts, shapes and labels are always checked, the official files' md5 sums when asked, and
-the pickles are read by a reader that knows only what those files hold.
+Files of others are not trusted: counts, shapes and labels are always checked, the md5 sums of the official files when
+asked (`verify`), and the pickles are read by a reader that can run nothing (cifar_pickle.py).
 """
 
 import concurrent.futures
 import gzip
 import hashlib
 import importlib.util
-import io
-import pickle
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lcm.data.batches import Batches, Resident
+from lcm.data.cifar_pickle import read_cifar_pickle
+from lcm.data.download import fetch, md5_of, unpack
 from lcm.errors import UserError
 
 
 class _ResidentSet:
-    """What `Digits` and `Cifar` share once their arrays are read: names, fingerprint, batches."""
+    """What `Digits` and `Cifar` share: the facts of their YAML, and batches from arrays in memory."""
+
+    def __init__(self, name, num_classes, image_size, workers, schedule, pad, mirror):
+        self.name, self.num_classes, self.image_size = name, num_classes, image_size
+        self.workers, self.schedule, self.pad, self.mirror = workers, schedule, pad, mirror
+        if not 0 <= pad < image_size:
+            raise UserError(f"data.pad={pad}: from 0 (no crop) to {image_size - 1} pixels.")
+        if workers < 0:
+            raise UserError(f"data.workers={workers}: 0 (none) or the number of loader processes.")
 
     def _hold(self, train, test, classes, mean, std):
-        """train, test: (images uint8 (N, H, W, C), labels int64 (N,)); mean, std: of a training pixel in [0, 1], a channel."""
-        self._train, self._test = train, test
-        self.classes, self.mean, self.std = classes, mean, std
+        """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)); mean, std: a channel, of training pixels in [0, 1]."""
+        self._train, self._test, self.classes = train, test, classes
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         digest = hashlib.sha256()
         for array in (*train, *test):
             digest.update(np.ascontiguousarray(array).data)
@@ -44,63 +53,69 @@ class _ResidentSet:
 def _demand(name: str, key: str, given: int, actual: int) -> None:
     if given != actual:
         raise UserError(
-            f"data.{key}={given}: {name} has {key}={actual}. Leave data.{key} as configs/data/{name}.yaml has it."
+            f"data.{key}={given}: {name} has {key}={actual}; leave the key as configs/data/{name}.yaml has it."
         )
+
+
+def _reason(error: BaseException) -> str:
+    """One line that says what `error` is."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
 
 # ------------------------------------------------------------------------------------------------------------ digits
 
 
 class Digits(_ResidentSet):
-    """1,797 handwritten digits, 8x8 pixels of 17 grey levels, brought to 32x32x3 bytes: each pixel becomes a 4x4 square.
+    """1,797 handwritten digits of 8x8 pixels in 17 grey levels, brought to 32x32x3 bytes: a pixel becomes a 4x4 square.
 
-    E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI repository, 1998), the test part that
-    scikit-learn carries. Every fifth image of a class is a test image: 1,442 for training, 355 for the test, whatever the seed.
+    E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI repository, 1998), the test part, which
+    scikit-learn carries. Every fifth image of a class is a test image, whatever the seed: 1,442 for training, 355 for
+    the test.
 
     `root`: None for scikit-learn's own digits.csv.gz (scikit-learn itself is not imported), or a folder with that file.
-    Raises `UserError`.
+    `schedule` names the schedule to train with when none is chosen. Raises `UserError`.
     """
 
-    def __init__(self, name="digits", num_classes=10, image_size=32, root=None, workers=0, pad=4, mirror=False):
-        _demand("digits", "num_classes", num_classes, 10)
-        _demand("digits", "image_size", image_size, 32)
-        self.name, self.num_classes, self.image_size = name, num_classes, image_size
-        self.workers, self.pad, self.mirror = workers, pad, mirror
-        table = _digits_table(root)  # (1797, 65): 64 pixels, then the digit
-        labels = table[:, 64].astype(np.int64)
-        grey = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    def __init__(
+        self, name="digits", num_classes=10, image_size=32, root=None, workers=0, schedule="digits", pad=4, mirror=False
+    ):
+        super().__init__(name, num_classes, image_size, workers, schedule, pad, mirror)
+        _demand(name, "num_classes", num_classes, 10)
+        _demand(name, "image_size", image_size, 32)
+        pixels, labels = _read_digits(root)
+        grey = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
         images = grey.repeat(4, axis=1).repeat(4, axis=2).repeat(3, axis=3)
-        is_test = np.zeros(len(labels), bool)
+        in_test = np.zeros(len(labels), bool)
         for digit in range(10):
-            is_test[np.flatnonzero(labels == digit)[4::5]] = True
-        train, test = ((images[part], labels[part]) for part in (~is_test, is_test))
-        pixels = train[0][..., 0] / 255.0
-        self._hold(train, test, [str(d) for d in range(10)], [pixels.mean()] * 3, [pixels.std()] * 3)
+            in_test[np.flatnonzero(labels == digit)[4::5]] = True
+        train, test = ((images[part], labels[part]) for part in (~in_test, in_test))
+        values = train[0] / 255
+        self._hold(train, test, [str(d) for d in range(10)], values.mean((0, 1, 2)), values.std((0, 1, 2)))
 
 
-def _digits_table(root) -> np.ndarray:
+def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels uint8 (1797, 64) in 0..16, labels int64 (1797,))."""
     if root is None:
-        package = importlib.util.find_spec("sklearn")  # finds it without importing it
+        package = importlib.util.find_spec("sklearn")  # found, not imported
         if package is None:
-            raise UserError("the digits come with scikit-learn, which is not installed: pip install scikit-learn")
+            raise UserError("The digits come with scikit-learn, which is not installed: pip install scikit-learn")
         path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
-    else:
-        path = Path(root, "digits.csv.gz")
-    if root is None and not path.is_file():  # a scikit-learn that keeps the file elsewhere
-        from sklearn.datasets import load_digits
+        if not path.is_file():  # a scikit-learn that keeps the file elsewhere
+            from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        return np.column_stack([digits.data, digits.target]).astype(np.uint8)
+            digits = load_digits()
+            return digits.data.astype(np.uint8), digits.target.astype(np.int64)
+        remedy = "Install scikit-learn again: pip install --force-reinstall --no-deps scikit-learn"
+    else:
+        path = Path(root).expanduser() / "digits.csv.gz"
+        remedy = "Give data.root=null for scikit-learn's own copy."
     try:
-        table = np.loadtxt(io.BytesIO(gzip.decompress(path.read_bytes())), delimiter=",", dtype=np.uint8)
-        if table.shape != (1797, 65) or table[:, :64].max() > 16 or table[:, 64].max() > 9:
-            raise ValueError(f"a table of shape {table.shape}")
-    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:
-        raise UserError(
-            f"{path} is not the table of 1,797 digits that scikit-learn carries ({_short(error)}). "
-            "Leave data.root=null and reinstall scikit-learn (pip install --force-reinstall scikit-learn)."
-        ) from error
-    return table
+        table = np.loadtxt(gzip.decompress(path.read_bytes()).decode().splitlines(), np.uint8, delimiter=",", ndmin=2)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path} is missing or damaged ({_reason(error)}). {remedy}") from error
+    if table.shape != (1797, 65) or table[:, :64].max() > 16 or table[:, 64].max() > 9:
+        raise UserError(f"{path} does not hold the 1,797 digits with 64 pixels in 0..16 and a label each. {remedy}")
+    return table[:, :64], table[:, 64].astype(np.int64)
 
 
 # ------------------------------------------------------------------------------------------------------------- CIFAR
@@ -176,15 +191,16 @@ OFFICIAL = {
 class Cifar(_ResidentSet):
     """CIFAR-10 or CIFAR-100: 50,000 + 10,000 images of 32x32x3 bytes (A. Krizhevsky, 2009).
 
-    Under `root` it takes, in this order,
+    Under `root` it takes the first that is there of
       1. the official archive, unpacked: cifar-10-batches-py/ or cifar-100-python/ (or `root` itself is that folder);
-      2. class folders: train/<class>/*.png and test/<class>/*.png, classes in sorted order;
+      2. class folders: train/<class>/*.png and test/<class>/*.png;
       3. the official archive, cifar-10-python.tar.gz or cifar-100-python.tar.gz, which is then unpacked beside it;
-      4. with `download`, the archive fetched from the first of `places` (addresses) that has it.
+      4. with `download`, the archive from the first of `places` (addresses) that delivers it.
 
-    `verify` demands the official files (md5; class folders: the same images and labels); False also takes copies with the
-    same layout and counts. Training images are zero-padded by `pad`, cropped to 32x32, half of them mirrored (`mirror`).
-    Raises `UserError`.
+    `verify` demands the official files (class folders: exactly the official images and labels); without it, copies of the
+    same layout and counts will do. Training images are zero-padded by `pad` pixels, cropped to 32x32, and half of them
+    mirrored if `mirror`; mean and deviation are those of the official training images. `schedule` names the schedule to
+    train with when none is chosen. Raises `UserError`.
     """
 
     def __init__(
@@ -194,117 +210,131 @@ class Cifar(_ResidentSet):
         image_size=32,
         root="data",
         workers=0,
+        schedule="cifar",
         verify=True,
         download=True,
         places=(),
         pad=4,
         mirror=True,
     ):
+        super().__init__(name, num_classes, image_size, workers, schedule, pad, mirror)
         if name not in OFFICIAL:
-            raise UserError(f"data.name={name}: lcm.data.Cifar reads {' and '.join(OFFICIAL)}.")
+            raise UserError(f"data.name={name}: this class reads {' and '.join(OFFICIAL)}.")
         official = OFFICIAL[name]
         _demand(name, "num_classes", num_classes, official.num_classes)
         _demand(name, "image_size", image_size, 32)
-        self.name, self.num_classes, self.image_size = name, num_classes, image_size
-        self.workers, self.pad, self.mirror = workers, pad, mirror
         root = Path(root).expanduser()
-        if (root / "train").is_dir() and not (root / official.folder).is_dir():
+        if not (root / official.folder).exists() and (root / "train").is_dir():
             train, test, classes = _read_class_folders(root, official, verify)
         else:
-            train, test, classes = _read_official(_official_folder(root, official, download, places), official, verify)
+            folder = _official_folder(root, official, verify, download, places)
+            train, test, classes = _read_official(folder, official, verify)
         self._hold(train, test, classes, official.mean, official.std)
 
 
-def _official_folder(root: Path, official: _Official, download: bool, places) -> Path:
-    """The folder with the official files; unpacks or fetches the archive where there is none yet."""
-    for folder in (root / official.folder, root):
-        if any((folder / file).is_file() for file in official.train | official.test | official.meta):
-            return folder
-    raise UserError(f"{official.title} is not under {root}")
+def _official_folder(root: Path, official: _Official, verify: bool, download: bool, places) -> Path:
+    """The folder with the official files; the archive is unpacked, and fetched, where there is none yet."""
+    folder, archive = root / official.folder, root / official.archive
+    if folder.exists():
+        return folder
+    if any((root / file).is_file() for file in official.train):
+        return root
+    if archive.is_file():
+        if verify and (md5 := md5_of(archive)) != official.archive_md5:
+            raise UserError(
+                f"{archive} ({archive.stat().st_size:,} bytes, md5 {md5}) is not the official archive "
+                f"({official.archive_bytes:,} bytes, md5 {official.archive_md5}). Delete it to have it downloaded; "
+                "data.verify=false accepts a copy that is unofficial on purpose."
+            )
+    elif download:
+        fetch(archive, places, official.archive_md5, official.archive_bytes)
+    else:
+        raise UserError(
+            f"{official.title} is not under {root.absolute()}: there is no folder {official.folder}, no train/<class>/*.png "
+            f"and no {official.archive}. Give data.root=FOLDER where one of them lies, or data.download=true to fetch it."
+        )
+    unpack(archive, folder)
+    return folder
 
 
 def _read_official(folder: Path, official: _Official, verify: bool):
     """(train, test, classes) of a folder in the official layout."""
-    unofficial = []
 
-    def read(file, md5):
-        path = folder / file
+    def read(item):
+        path, md5 = folder / item[0], item[1]
         try:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(
-                f"{path} is missing or cannot be read ({_short(error)}); {official.title} needs {', '.join(all_files)} in that "
-                f"folder. Put it there, or delete {folder} to have the archive unpacked or downloaded again."
+                f"{path} cannot be read ({error.strerror}); {official.title} consists of {', '.join(files)}. "
+                f"Put it there, or delete {folder} to have the archive unpacked or downloaded again."
             ) from error
-        if verify and (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != md5:
-            unofficial.append(f"{path} is not the official file: its md5 is {found}, the official one {md5}.")
-        return _unpickle(data, path)
+        return read_cifar_pickle(data, path), hashlib.md5(data, usedforsecurity=False).hexdigest() if verify else md5
 
-    all_files = official.train | official.test | official.meta
-    (meta,) = (read(*item) for item in official.meta.items())
-    classes = _class_names(meta, folder / next(iter(official.meta)), official)
+    files = official.train | official.test | official.meta
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # sums and copies leave the interpreter's lock
+        records, sums = zip(*pool.map(read, files.items()), strict=True)
+    records = dict(zip(files, records, strict=True))
+    (meta,) = official.meta
+    classes = _class_names(records[meta], folder / meta, official)
     train, test = (
-        _join([_batch(read(file, md5), folder / file, official) for file, md5 in files.items()])
-        for files in (official.train, official.test)
+        _join([_batch(records[file], folder / file, official) for file in part])
+        for part in (official.train, official.test)
     )
     _check_counts(train, test, classes, folder, official)
+    unofficial = [
+        f"{folder / file} is not the official file: its md5 is {found}, the official one {md5}."
+        for (file, md5), found in zip(files.items(), sums, strict=True)
+        if found != md5
+    ]
+    if unofficial and _contents(train, test) == official.contents:
+        raise UserError(
+            "\n".join(unofficial)
+            + f"\nThis copy holds exactly the images and labels of {official.title}, stored in another "
+            "way or order: data.verify=false accepts it."
+        )
     if unofficial:
-        if _contents(train, test) == official.contents:
-            what = (
-                f"This copy holds exactly the images and labels of {official.title}, in another order or another pickle format: "
-                "data.verify=false accepts it."
-            )
-        else:
-            what = (
-                f"This copy has the layout and the counts of {official.title}, but not its images and labels: it is damaged or "
-                f"altered. Delete {folder} to have the archive unpacked or downloaded again; data.verify=false accepts it as it is."
-            )
-        raise UserError("\n".join([*unofficial, what]))
+        raise UserError(
+            "\n".join(unofficial)
+            + f"\nThis copy has the layout and the counts of {official.title}, but not its images and "
+            f"labels: it is damaged or altered. Delete {folder} to have the archive unpacked or downloaded again; "
+            "data.verify=false accepts the copy as it is."
+        )
     return train, test, classes
 
 
-def _class_names(meta, path: Path, official: _Official) -> list[str]:
-    names = meta.get(official.names_key) if isinstance(meta, dict) else None
+def _class_names(meta: dict, path: Path, official: _Official) -> list[str]:
+    names = meta.get(official.names_key)
     if not isinstance(names, list) or len(names) != official.num_classes:
         raise UserError(
-            f"{path} does not hold the {official.num_classes} class names of {official.title} under {official.names_key!r}. "
-            "It belongs to another data set or is damaged: replace it by the official file."
+            f"{path} does not hold {official.num_classes} class names as {official.names_key}, it is damaged or not of "
+            f"{official.title}. Replace it by the official file."
         )
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+    return [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _batch(record, path: Path, official: _Official):
-    """(planes uint8 (N, 3, 1024), labels (N,)) of one pickle; its kinds and sizes checked."""
-    keys = ("data", official.labels_key)
-    if not isinstance(record, dict) or not all(key in record for key in keys):
-        found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+def _batch(record: dict, path: Path, official: _Official):
+    """(planes uint8 (N, 3, 1024), labels int64 (N,)) of one file, their kinds and sizes checked."""
+    remedy = f"It is damaged or not of {official.title}: replace it by the official file."
+    key = official.labels_key
+    if not {"data", key} <= set(record):
         raise UserError(
-            f"{path} is no batch of {official.title}: it should hold {' and '.join(keys)}, and holds {found or 'nothing'}. "
-            f"Replace it by the official file, or choose the data set it belongs to."
+            f"{path} should hold data and {key}, and holds {', '.join(map(str, record)) or 'nothing'}. {remedy}"
         )
-    data, labels = (record[key] for key in keys)
+    data, labels = record["data"], record[key]
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
-        raise UserError(
-            f"{path}: data should be bytes of shape (images, 3072) and is {getattr(data, 'shape', type(data).__name__)}. "
-            "Replace it by the official file."
-        )
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(data):
-        raise UserError(
-            f"{path}: {official.labels_key} should be a list of {len(data)} integers, one an image. "
-            "Replace it by the official file."
-        )
-    wrong = [label for label in labels if not 0 <= label < official.num_classes]
-    if wrong:
-        raise UserError(
-            f"{path}: label {wrong[0]} is outside 0..{official.num_classes - 1}. "
-            "It belongs to another data set or is damaged: replace it by the official file."
-        )
+        found = f"shape {data.shape}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}"
+        raise UserError(f"{path}: data should be bytes of shape (images, 3072) and is {found}. {remedy}")
+    if not isinstance(labels, list) or len(labels) != len(data) or not all(type(label) is int for label in labels):
+        raise UserError(f"{path}: {key} should be a list of {len(data)} whole numbers, one an image. {remedy}")
+    if wrong := [label for label in labels if not 0 <= label < official.num_classes]:
+        raise UserError(f"{path}: label {wrong[0]} is outside 0..{official.num_classes - 1}. {remedy}")
     return data.reshape(-1, 3, 1024), np.array(labels, np.int64)
 
 
 def _join(batches):
-    """Channel planes of several files -> (images uint8 (N, 32, 32, 3), labels int64 (N,))."""
-    labels = np.concatenate([labels for _, labels in batches])
+    """The channel planes of several files -> (images uint8 (N, 32, 32, 3), labels int64 (N,))."""
+    labels = np.concatenate([part for _, part in batches])
     images = np.empty((len(labels), 1024, 3), np.uint8)
     start = 0
     for planes, part in batches:
@@ -315,24 +345,24 @@ def _join(batches):
 
 
 def _check_counts(train, test, classes, folder: Path, official: _Official) -> None:
-    """As many images as the official set has, the same number of each class."""
+    """As many images as the official set has, and the same number of each class."""
     for split, (_, labels), count in (("training", train, official.num_train), ("test", test, official.num_test)):
         if len(labels) != count:
             raise UserError(
-                f"{folder} holds {len(labels)} {split} images; {official.title} has {count}. "
-                "The copy is incomplete or of another data set: delete it to have it fetched again, or give data.root=FOLDER."
+                f"{folder} holds {len(labels):,} {split} images; {official.title} has {count:,}. The copy is incomplete or "
+                "of another data set: delete it to have it fetched again, or give data.root=FOLDER of a complete one."
             )
-        each = np.bincount(labels, minlength=len(classes))
-        if (each != count // len(classes)).any():
-            worst = int(np.abs(each - count // len(classes)).argmax())
+        each, right = np.bincount(labels, minlength=len(classes)), count // len(classes)
+        if (each != right).any():
+            odd = int(np.abs(each - right).argmax())
             raise UserError(
-                f"{folder} holds {each[worst]} {split} images of class {worst} ({classes[worst]}); {official.title} has "
-                f"{count // len(classes)} of each. Labels are wrong or files are missing: fetch the copy again."
+                f"{folder} holds {each[odd]:,} {split} images of class {odd} ({classes[odd]}); {official.title} has "
+                f"{right:,} of each. Labels or files are wrong: delete the copy to have it fetched again."
             )
 
 
 def _contents(train, test) -> str:
-    """A digest of the images with their labels and split that does not depend on their order."""
+    """A digest of all images with their labels and splits, whatever their order: the sum of the digests of each."""
     total = 0
     for split, (images, labels) in enumerate((train, test)):
         for image, label in zip(images.reshape(len(images), -1), labels.tolist(), strict=True):
@@ -341,46 +371,40 @@ def _contents(train, test) -> str:
 
 
 def _read_class_folders(root: Path, official: _Official, verify: bool):
-    """(train, test, classes) of train/<class>/* and test/<class>/*; the index of a class is its place in sorted order."""
-    folders = {
-        split: sorted(entry.name for entry in (root / split).iterdir() if entry.is_dir())
-        if (root / split).is_dir()
-        else []
-        for split in ("train", "test")
-    }
-    for split, names in folders.items():
+    """(train, test, classes) of train/<class>/* and test/<class>/*; a class's index is its place in sorted order."""
+    train_names, test_names = (_folders(root / split) for split in ("train", "test"))
+    for split, names in (("train", train_names), ("test", test_names)):
         if len(names) != official.num_classes:
             raise UserError(
-                f"{root / split} has {len(names)} class folders; {official.title} has {official.num_classes}. Expected "
+                f"{root / split} has {len(names)} class folders; {official.title} has {official.num_classes}. Expected are "
                 f"{split}/<class>/*.png: add what is missing, or give data.root=FOLDER of a complete copy."
             )
-    if folders["train"] != folders["test"]:
-        odd = sorted(set(folders["train"]) ^ set(folders["test"]))[0]
-        raise UserError(f"{root}: class folder {odd!r} is only in one of train/ and test/. Rename or add it.")
-    classes = folders["train"]
-    if all(name.isdigit() for name in classes):  # 0, 1, ..., 10 and not 0, 1, 10
-        classes = sorted(classes, key=int)
+    if odd := set(train_names) ^ set(test_names):
+        raise UserError(f"{root}: the class folder {min(odd)!r} is in only one of train/ and test/. Rename or add it.")
+    classes = sorted(train_names, key=int) if all(name.isdigit() for name in train_names) else train_names
     with concurrent.futures.ThreadPoolExecutor() as pool:
         train, test = (_read_images(root / split, classes, pool) for split in ("train", "test"))
     _check_counts(train, test, classes, root, official)
     if verify and _contents(train, test) != official.contents:
         raise UserError(
-            f"{root} has the layout and the counts of {official.title}, but not exactly its images and labels (JPEG files "
-            "never have). data.verify=false accepts the copy as it is."
+            f"{root} has the layout and the counts of {official.title}, but not exactly its images and labels (copies as "
+            "JPEG never have). data.verify=false accepts the copy as it is."
         )
     return train, test, classes
 
 
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
 def _read_images(folder: Path, classes: list[str], pool):
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
-        paths += found
-        labels += [label] * len(found)
-    images = np.empty((len(paths), 32, 32, 3), np.uint8)
-    for place, image in zip(images, pool.map(_read_image, paths, chunksize=64), strict=True):
+    """(images uint8 (N, 32, 32, 3), labels int64 (N,)), in the order of classes and names."""
+    files = [sorted(file for file in (folder / name).iterdir() if not file.name.startswith(".")) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), [len(part) for part in files])
+    images = np.empty((len(labels), 32, 32, 3), np.uint8)
+    for place, image in zip(images, pool.map(_read_image, [file for part in files for file in part]), strict=True):
         place[:] = image
-    return images, np.array(labels, np.int64)
+    return images, labels
 
 
 def _read_image(path: Path) -> np.ndarray:
@@ -390,95 +414,7 @@ def _read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             size, pixels = image.size, np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise UserError(f"{path} cannot be read as an image ({_short(error)}). Remove it or replace it.") from error
+        raise UserError(f"{path} cannot be read as an image ({_reason(error)}). Replace or remove it.") from error
     if size != (32, 32):
-        raise UserError(f"{path} has {size[0]}x{size[1]} pixels; the images of CIFAR have 32x32. Is data.root right?")
+        raise UserError(f"{path} has {size[0]}x{size[1]} pixels; images of CIFAR have 32x32. Is data.root right?")
     return pixels
-
-
-# ------------------------------------------------------------------------------- reading pickles that may be malicious
-
-
-class _Refused(pickle.UnpicklingError):
-    pass
-
-
-class _Dtype:
-    """Stands for numpy.dtype: of bytes, or refused."""
-
-    def __init__(self, code, *_):
-        if code not in ("u1", b"u1"):
-            raise _Refused(f"an array of type {code!r}")
-
-    def __setstate__(self, state):
-        pass
-
-
-class _Array:
-    """Stands for numpy.ndarray: numpy itself sees no more of the file than a block of bytes and a shape."""
-
-    values = None
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, data = state
-        self.values = _array(data, dtype, shape, "F" if fortran else "C").values
-
-
-def _array(data, dtype, shape, order):
-    array = _Array()
-    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
-        raise _Refused("an array of something else than bytes")
-    array.values = np.frombuffer(data, np.uint8).reshape(shape, order=order)
-    return array
-
-
-def _encode(text, encoding):
-    """Stands for _codecs.encode, by which Python 3 writes bytes into old pickles."""
-    if encoding not in ("latin1", b"latin1"):
-        raise _Refused(f"the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_KNOWN = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy.core.numeric", "_frombuffer"): _array,
-    ("numpy._core.numeric", "_frombuffer"): _array,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _Reader(pickle.Unpickler):
-    """Reads the records of CIFAR files: lists, dictionaries, numbers, text, and arrays of bytes."""
-
-    def find_class(self, module, name):
-        if (module, name) not in _KNOWN:
-            raise _Refused(f"{module}.{name}")
-        return _KNOWN[module, name]
-
-
-def _unpickle(data: bytes, path: Path):
-    """The record in a CIFAR pickle, its keys as text, its array as uint8. Nothing named in the file is imported or called."""
-    try:
-        record = _Reader(io.BytesIO(data), encoding="bytes").load()
-    except _Refused as error:
-        raise UserError(
-            f"{path} asks for {error}, which the files of CIFAR never hold: it is refused, nothing of it was run. "
-            "Do not use this copy; get the official archive."
-        ) from error
-    except Exception as error:  # a damaged pickle raises almost anything
-        size = "empty" if not data else f"{len(data)} bytes"
-        raise UserError(
-            f"{path} is damaged: it cannot be read to its end ({size}; {_short(error)}). "
-            f"Delete {path.parent} to have the archive unpacked or downloaded again."
-        ) from error
-    if not isinstance(record, dict):
-        return record
-    text = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in record.items()}
-    return {key: value.values if isinstance(value, _Array) else value for key, value in text.items()}
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
