@@ -122,6 +122,10 @@ class _MatrixProducts(TorchDispatchMode):
         super().__init__()
         self.report = report
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # nothing is compiled here; the default imports torch._dynamo, two seconds of a run's start
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         match function._overloadpacket:
