@@ -181,10 +181,10 @@ def read_complexity(results):
     }
 
 
-def _command(*overrides, seeds=(0,)):
+def _command(*overrides, seeds=()):
     seeds = sorted(seeds)
     multirun = ["-m"] if len(seeds) > 1 else []
-    seed = [f"seed={','.join(map(str, seeds))}"] if seeds != [0] else []
+    seed = [f"seed={','.join(map(str, seeds))}"] if seeds not in ([], [0]) else []
     return " ".join(["python train.py", *multirun, *overrides, *seed])
 
 
@@ -319,8 +319,10 @@ def comparison_table(runs, protocol):
     for data, model in pairs:
         others = sorted({a for d, m, a in selection.arms if (d, m) == (data, model)} - set(ATTENTIONS))
         attentions = [*ATTENTIONS, *others]
+        if protocol.schedule is None:  # rows that the paper has not are no gaps
+            attentions = [a for a in attentions if a == "none" or selection.arm(data, model, a)]
         arms = {attention: selection.arm(data, model, attention) for attention in attentions}
-        seeds = {seed for arm in arms.values() for seed in arm} or {0}
+        seeds = {seed for arm in arms.values() for seed in arm}
         comparisons = {a: compare(paired(arms[a], arms["none"])) for a in attentions if a != "none"}
         tested = [a for a in comparisons if comparisons[a].n]
         adjusted = dict(zip(comparisons, holm([c.p for c in comparisons.values()]), strict=True))
@@ -359,9 +361,11 @@ def comparison_table(runs, protocol):
             )
             command = ""
             if not ours:
-                own = ["experiment=quickstart"] if quickstart and (data, model) == ("digits", "resnet20") else []
-                own = own or [f"data={data}", f"model={model}", *protocol.overrides]
-                command = _command(*own, f"attention={attention}", seeds=() if own[0].startswith("exp") else seeds)
+                if quickstart and (data, model) == ("digits", "resnet20"):
+                    command = _command("experiment=quickstart", f"attention={attention}")
+                else:
+                    own = [f"data={data}", f"model={model}", f"attention={attention}"]
+                    command = _command(*own, *protocol.overrides, seeds=seeds)
                 missing.append(command)
             records.append(
                 {
