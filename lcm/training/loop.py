@@ -12,12 +12,12 @@ from lcm.errors import UserError
 from lcm.training import checkpoint
 from lcm.training.failures import NotFinite, Stopped
 from lcm.training.signals import StopRequest
-from lcm.training.step import Eager, HostFeed, ResidentFeed, TestStep, TrainStep, bind
+from lcm.training.step import Eager, TestStep, TrainStep, bind, can_capture, feed
 
 
 def learning_rate(schedule, epoch):
     """The rate of an epoch (from 1): divided by `divide_by` when each share in `divide_at` of the epochs is over."""
-    passed = sum(epoch - 1 >= round(share * schedule["epochs"]) for share in schedule["divide_at"])
+    passed = sum(epoch - 1 >= round(share * schedule["epochs"], 6) for share in schedule["divide_at"])
     return schedule["learning_rate"] / schedule["divide_by"] ** passed
 
 
@@ -66,9 +66,7 @@ class Trainer:
     ):  # fmt: skip
         self.network, self.schedule, self.device = network, schedule, device
         self.optimizer = make_optimizer(network, schedule, device)
-        on_device = device.type == "cuda"
-        self.train_feed = (ResidentFeed if on_device and getattr(train, "resident", None) else HostFeed)(train, device)
-        self.test_feed = HostFeed(test, device)
+        self.train_feed, self.test_feed = feed(train, device), feed(test, device)
         self.step = TrainStep(compiled or network, self.optimizer, autocast, device)
         self.for_evaluation = for_evaluation or (lambda network: network)
         self.autocast, self.capture, self.warn = autocast, capture, warn
@@ -79,7 +77,7 @@ class Trainer:
             0,
             0.0,
         )  # the epoch in progress (from 1), its next step, time spent so far
-        self._bound = None
+        self._bound = self._bound_test = None
 
     def restore(self, payload):
         """Continue from a checkpoint's payload."""
@@ -172,19 +170,29 @@ class Trainer:
     def evaluate(self):
         """The test set once. Returns {"test_loss", "test_top1", "test_top5"}, accuracies in percent."""
         self.network.eval()
-        step = TestStep(self.for_evaluation(self.network), self.autocast, self.device)
+        run = self._bind_test()
+        run.step.totals.zero_()
         self.test_feed.start(0)
-        run = Eager(step, self.test_feed)
         for index in range(self.test_feed.steps):
             run(index)
             self._stop_if_asked(saved=False)
-        loss, top1, top5, images = step.totals.tolist()
+        loss, top1, top5, images = run.step.totals.tolist()
         return {"test_loss": loss / images, "test_top1": 100 * top1 / images, "test_top5": 100 * top5 / images}
 
     def _bind(self):
         if self._bound is None:
             self._bound = bind(self.step, self.train_feed, self.capture, self.warn)
         return self._bound
+
+    def _bind_test(self):
+        """Captured once, on the network itself, where there are graphs; elsewhere made anew from this epoch's weights."""
+        if self._bound_test:
+            return self._bound_test
+        if can_capture(self.test_feed, self.capture):
+            step = TestStep(self.network, self.autocast, self.device)
+            self._bound_test = bind(step, self.test_feed, self.capture, self.warn)
+            return self._bound_test
+        return Eager(TestStep(self.for_evaluation(self.network), self.autocast, self.device), self.test_feed)
 
     def _images(self, first):
         """Images trained on in an epoch from step `first` on."""

@@ -55,11 +55,17 @@ class ResidentFeed:
         return normalise(crops, self.resident.scale, self.resident.shift), self.resident.labels[index]
 
 
+def feed(batches, device):
+    """The feed for a device: resident on a GPU where the set allows it, assembled on the CPU otherwise."""
+    resident = device.type == "cuda" and getattr(batches, "resident", None) is not None
+    return (ResidentFeed if resident else HostFeed)(batches, device)
+
+
 class TrainStep:
     """Forward, loss, backward, SGD; adds loss, hits and images to `totals` (float64, on the device).
 
-    `finite` falls to 0 with the first loss that is not finite and then keeps the optimiser from touching the weights (fused
-    SGD's `found_inf`), so that a GPU need not be asked each step.
+    `bad` rises to 1 with the first loss that is not finite and from then on keeps the optimiser from touching the weights
+    (fused SGD's `found_inf`), so that a GPU need not be asked each step.
     """
 
     def __init__(self, network, optimizer, autocast, device):
@@ -157,12 +163,17 @@ class Eager:
         self.step(*self.feed.take(self._size(index)))
 
 
+def can_capture(feed, capture):
+    """Whether a step from this feed can be captured at all."""
+    return capture and feed.device.type == "cuda" and isinstance(feed, ResidentFeed)
+
+
 def bind(step, feed, capture, warn=print):
     """The step bound to its feed: captured on a GPU where `capture` is true and the feed is resident, eager otherwise.
 
     Where capturing fails, one line says why, and the step goes on eagerly.
     """
-    if not (capture and feed.device.type == "cuda" and isinstance(feed, ResidentFeed)):
+    if not can_capture(feed, capture):
         return Eager(step, feed)
     captured = Captured(step, feed)
     kept = [tensor.clone() for tensor in [*step.state(), feed.cursor]]
