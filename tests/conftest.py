@@ -1,0 +1,17 @@
+"""Shared by all tests: few threads, no bars, and the `gpu` marker skipped where there is no GPU."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs beside other work
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
