@@ -12,6 +12,7 @@ import signal
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 
@@ -98,20 +99,17 @@ class Resident:
         return images[index[:, None, None], near_rows[:, :, None], near_columns[:, None, :]] * inside[..., None]
 
     def gather(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
-        """As `crop`, on the CPU: one slice an image, several times faster there than indexing pixel by pixel."""
+        """As `crop`, on the CPU and many times faster there: whole windows are copied, not pixel by pixel."""
         images = self.images.numpy()
-        if not self.pad and not self.mirror:
-            return torch.from_numpy(images[index.numpy()])
-        _, height, width, channels = images.shape
-        batch = np.zeros((len(index), height, width, channels), np.uint8)
-        moves = (offsets - self.pad).tolist()  # how far down and right of the image its window lies
-        for window, i, (down, right), flip in zip(batch, index.tolist(), moves, mirror.tolist(), strict=True):
-            if flip:
-                window = window[:, ::-1]
-            window[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)] = images[
-                i, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)
-            ]
-        return torch.from_numpy(batch)
+        n, (height, width, channels), pad = len(index), images.shape[1:], self.pad
+        pixels = images.view(f"V{channels}")[..., 0]  # (N, H, W): a pixel as one element
+        padded = np.zeros((n, height + 2 * pad, width + 2 * pad), pixels.dtype)
+        padded[:, pad : pad + height, pad : pad + width] = pixels[index.numpy()]
+        windows = sliding_window_view(padded, (height, width), axis=(1, 2))  # (B, 2 pad + 1, 2 pad + 1, H, W)
+        batch = windows[np.arange(n), offsets[:, 0].numpy(), offsets[:, 1].numpy()]  # (B, H, W)
+        flip = mirror.numpy()
+        batch[flip] = batch[flip][:, :, ::-1]
+        return torch.from_numpy(batch.view(np.uint8).reshape(n, height, width, channels))
 
 
 class Epoch:
