@@ -68,6 +68,7 @@ class Trainer:
         self.optimizer = make_optimizer(network, schedule, device)
         self.train_feed, self.test_feed = feed(train, device), feed(test, device)
         self.step = TrainStep(compiled or network, self.optimizer, autocast, device)
+        self.compiling = compiled is not None
         self.for_evaluation = for_evaluation or (lambda network: network)
         self.autocast, self.capture, self.warn = autocast, capture, warn
         self.directory, self.config_hash, self.log = directory, config_hash, log
@@ -154,6 +155,9 @@ class Trainer:
         for index in range(self.index, self.train_feed.steps):
             step(index)
             self.index = index + 1
+            if self.compiling:
+                self.warn(f"compiled in {time.monotonic() - started:.0f} s (the first step, its compilation included)")
+                self.compiling = False
             if waits and self.step.bad:
                 break
             if self.progress:
