@@ -138,7 +138,7 @@ def test_keyed_generators_of_neighbours_are_unrelated():
 @pytest.mark.parametrize("start", [0, 3])
 def test_workers_and_start_change_nothing(workers, start):
     data = resident(n=145)
-    whole = [batch for batch in Batches(data, 16).iterate(1)]
+    whole = list(Batches(data, 16).iterate(1))
     state = torch.get_rng_state()
     part = list(Batches(data, 16, workers=workers).iterate(1, start))
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,6 +1,7 @@
 """Fetching a file that many hosts hold, and unpacking it: resumed, checked, renamed into place only when it is right."""
 
 import contextlib
+import gzip
 import hashlib
 import http.client
 import os
@@ -256,7 +257,7 @@ def unpack(archive: Path, folder: Path) -> None:
     half = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         half.mkdir(parents=True)
-        with tarfile.open(archive, "r:gz") as members:
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as members:
             total = 0
             for member in members:
                 if member.isdir() and PurePosixPath(member.name).parts == (folder.name,):
@@ -274,6 +275,8 @@ def unpack(archive: Path, folder: Path) -> None:
                     )
                 with members.extractfile(member) as source, open(half / path.name, "wb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
+            while stream.read(1 << 20):  # to its end, where the checksum lies
+                pass
         try:
             half.rename(folder)
         except OSError:
