@@ -67,7 +67,7 @@ class Trainer:
         self.network, self.schedule, self.device = network, schedule, device
         self.optimizer = make_optimizer(network, schedule, device)
         self.train_feed, self.test_feed = feed(train, device), feed(test, device)
-        self.step = TrainStep(compiled or network, self.optimizer, autocast, device)
+        self.step = TrainStep(network if compiled is None else compiled, self.optimizer, autocast, device)
         self.compiling = compiled is not None
         self.for_evaluation = for_evaluation or (lambda network: network)
         self.autocast, self.capture, self.warn = autocast, capture, warn
