@@ -110,7 +110,8 @@ def train_owned(config, directory, state):
             trainer.restore(saved)
         outcome = {"state": "failed"}
         try:
-            rows = trainer.fit()
+            with stop.patient():
+                rows = trainer.fit()
             best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
             last = {
                 key: rows[-1][key]

@@ -11,6 +11,7 @@ from lcm.errors import UserError
 from lcm.run import BAD_INPUT, FAILED, OWNED_ELSEWHERE, STOPPED, OwnedElsewhere
 from lcm.training.failures import NotFinite, Stopped
 from lcm.training.load import Load
+from lcm.training.signals import StopRequest
 
 LOAD = Load()  # from here on: how busy others keep the machine
 EXIT_CODES = {UserError: BAD_INPUT, OwnedElsewhere: OWNED_ELSEWHERE, Stopped: STOPPED, NotFinite: FAILED}
@@ -87,7 +88,10 @@ def run_job(train, cfg):
 
 
 def end(error, debug=False):
-    """Print an exception as one message and exit with its code; unknown ones, and all of them with `debug`, with traceback."""
+    """Print an exception as one message and exit with its code; unknown ones, and all of them with `debug`, with traceback.
+
+    What goes wrong before a config is composed is bad input, whatever Hydra calls it.
+    """
     expected = isinstance(error, tuple(EXIT_CODES))
     if debug or not expected or os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
@@ -95,20 +99,23 @@ def end(error, debug=False):
         print(f"stopped by {error}; the same command continues", file=sys.stderr)
     else:
         print(f"error: {error if expected else f'{type(error).__name__}: {error}'}", file=sys.stderr)
-    sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), FAILED))
+    unknown = FAILED if _composed else BAD_INPUT
+    sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), unknown))
 
 
 def main(task):
     """Run Hydra's `task` on this process's command line; never returns a traceback for what a user can mend."""
     if not CONFIGS.is_dir():
         sys.exit(f"error: no configs folder at {CONFIGS}: run train.py from a checkout")
-    overrides = [a for a in sys.argv[1:] if not a.startswith("-") and "=" in a]
-    faults = override_faults(overrides)
-    if faults:
-        print("\n".join(["error: nothing was started:", *(f"  {fault}" for fault in faults)]), file=sys.stderr)
-        sys.exit(BAD_INPUT)
     try:
-        task()
+        with StopRequest().listening():
+            overrides = [a for a in sys.argv[1:] if not a.startswith("-") and "=" in a]
+            faults = override_faults(overrides)
+            if faults:
+                raise UserError("\n".join(["nothing was started:", *(f"  {fault}" for fault in faults)]))
+            task()
     except SystemExit as ended:
         # Hydra ends in 1 when it cannot compose a config; that is bad input
         sys.exit(BAD_INPUT if ended.code == 1 and not _composed else ended.code)
+    except (Stopped, Exception) as error:  # Exception: HYDRA_FULL_ERROR=1 makes Hydra raise what it would have printed
+        end(error)

@@ -1,8 +1,11 @@
 """Why training ended early."""
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop; everything up to the last step is saved."""
+class Stopped(BaseException):
+    """A signal asked the run to stop; everything up to the last step is saved.
+
+    Like KeyboardInterrupt no Exception: a sweep ends with it, and no `except Exception` on the way takes it for a fault.
+    """
 
 
 class NotFinite(Exception):

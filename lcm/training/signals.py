@@ -1,30 +1,58 @@
-"""SIGTERM, SIGINT, SIGUSR1: save within one step, then stop. What a cluster sends before it takes a machine."""
+"""SIGTERM, SIGINT, SIGUSR1, SIGHUP: save within one step, then stop. What a cluster sends before it takes a machine."""
 
 import contextlib
 import signal
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from lcm.training.failures import Stopped
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:
-    """Remembers the first of SIGNALS; the loops ask `requested` after every step. A second SIGINT ends at once."""
+    """What the first of SIGNALS does.
+
+    While a network trains (`patient`) it is remembered, and the loops ask `requested` after every step. At any other time
+    there is nothing to save, and it raises Stopped there and then: a download of an hour ends at once. So does a second SIGINT.
+    """
 
     def __init__(self):
         self.requested = None
+        self._patient = False
 
-    def _remember(self, number, frame):
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
+    def _handle(self, number, frame):
+        again, self.requested = self.requested, signal.Signals(number).name
+        if not self._patient:
+            self._stop_now()
+        if again and number == signal.SIGINT:
+            raise Stopped("a second SIGINT: at once, what was done since the last checkpoint will be done again")
+
+    def _stop_now(self):
+        raise Stopped(f"{self.requested}: nothing was in progress that is not saved")
 
     @contextlib.contextmanager
     def listening(self):
-        """Handle SIGNALS while the block runs; the handlers of before are put back after it."""
+        """Handle SIGNALS while the block runs; the handlers of before are put back after it.
+
+        A signal that is ignored stays so (nohup, a shell's background jobs).
+        """
         before = {}
-        with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
-            before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         try:
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
+                        before[number] = signal.signal(number, self._handle)
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def patient(self):
+        """Only remember the first signal while the block runs: it saves when it is ready."""
+        if self.requested:  # C code that was called by C code swallowed the exception
+            self._stop_now()
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
