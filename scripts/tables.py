@@ -13,9 +13,10 @@ import argparse
 from pathlib import Path
 
 from lcm.errors import UserError, exit_on_user_error
+from lcm.reporting.claims import claims_page, read_claims
 from lcm.reporting.collect import read_runs
 from lcm.reporting.files import write
-from lcm.reporting.tables import Protocol, build, fill_readme, protocols, readme_blocks, write_tables
+from lcm.reporting.tables import Protocol, build, fill_readme, protocols, read_complexity, readme_blocks, write_tables
 
 
 @exit_on_user_error
@@ -30,6 +31,7 @@ def main(arguments=None):
     parser.add_argument("--readme", metavar="FILE", help="also fill the result tables of this Markdown file")
     options = parser.parse_args(arguments)
     runs = read_runs(Path(options.results) / "runs.csv")
+    claims = read_claims(Path(options.results) / "claims.yaml")
     chosen = protocols(runs) if options.all else [Protocol(options.schedule, options.precision)]
     for protocol in chosen:
         tables = build(runs, protocol, options.results)
@@ -38,6 +40,10 @@ def main(arguments=None):
                 f"no finished run without deviations has {protocol.words}: train one, then run scripts/collect.py"
             )
         write_tables(tables, options.results)
+        if protocol.schedule is None:  # the claims are about the paper's schedule
+            page = claims_page(claims, runs, protocol, read_complexity(options.results))
+            write(Path(options.results) / f"claims{protocol.suffix}.md", page)
+            print(f"{options.results}/claims{protocol.suffix}.md: {len(claims)} claims")
         for table in tables:
             filled = sum(bool(record["n"]) for record in table.records)
             print(f"{options.results}/{table.name}.md, .csv, .tex: {filled} of {len(table.records)} cells have runs")

@@ -19,7 +19,6 @@ from lcm.reporting.statistics import (
     compare,
     every,
     holm,
-    pair,
     pairs_to_reach,
     seeds_needed,
     sign_flip_p,
@@ -111,7 +110,6 @@ def test_compare():
     shifted = compare([0.5, 0.3, 0.0, 0.4, -0.1, 0.6], null=-0.1)
     assert (shifted.mean, shifted.low) == (c.mean, c.low)
     assert shifted.p == sign_flip_p([0.6, 0.4, 0.1, 0.5, 0.0, 0.7])
-    assert pair({0: 1.0, 1: 2.0, 3: 5.0}, {3: 4.5, 1: 1.0, 2: 7.0}) == [1.0, 0.5]
 
 
 def test_compare_where_little_is_defined():

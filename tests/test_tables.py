@@ -36,7 +36,12 @@ main = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["main"]
 def results(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
-    for file in (ROOT / "results" / "paper.csv", STORED / "complexity.csv", STORED / "runs.csv"):
+    for file in (
+        ROOT / "results" / "paper.csv",
+        ROOT / "results" / "claims.yaml",
+        STORED / "complexity.csv",
+        STORED / "runs.csv",
+    ):
         shutil.copy(file, folder)
     return folder
 

@@ -15,6 +15,7 @@ inside a pair is what the attention makes of them. The choices, and whom they fo
   (Berger, "Multiparameter Hypothesis Testing and Acceptance Sampling", Technometrics 24, 1982).
 """
 
+import bisect
 import warnings
 from typing import NamedTuple
 
@@ -42,11 +43,6 @@ class Comparison(NamedTuple):
     high: float | None = None
     p: float | None = None
     wins: float | None = None
-
-
-def pair(a, b):
-    """The differences a - b over the keys that two dicts share, in the order of the keys."""
-    return [a[key] - b[key] for key in sorted(a.keys() & b.keys())]
 
 
 def compare(differences, null=0.0):
@@ -158,7 +154,11 @@ def seeds_needed(difference, deviation, comparisons=1, power=0.8):
     floor = pairs_to_reach(comparisons)
     if deviation == 0:
         return floor
-    n = np.arange(floor, 10_001)
-    critical = stats.t.ppf(1 - ALPHA / comparisons / 2, n - 1)
-    enough = stats.nct.sf(critical, n - 1, abs(difference) / deviation * np.sqrt(n)) >= power
-    return int(n[enough.argmax()]) if enough.any() else None
+
+    def reached(n):
+        critical = stats.t.ppf(1 - ALPHA / comparisons / 2, n - 1)
+        return stats.nct.sf(critical, n - 1, abs(difference) / deviation * n**0.5)
+
+    candidates = range(floor, 10_001)
+    position = bisect.bisect_left(candidates, power, key=reached)  # power grows with n
+    return candidates[position] if position < len(candidates) else None

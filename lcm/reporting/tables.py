@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lcm.errors import UserError
 from lcm.reporting.files import write
-from lcm.reporting.statistics import compare, holm, pair, pairs_to_reach, verdict
+from lcm.reporting.statistics import compare, holm, pairs_to_reach, verdict
 
 PAPER_SCHEDULE = {"cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}
 DATA_TITLE = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mini_imagenet": "mini-ImageNet", "digits": "digits"}
@@ -283,11 +283,12 @@ def paper_table(number, runs, protocol, paper, complexity):
 
 
 def paired(a, b, metric="top1"):
-    """The differences of two arms ({seed: Run}) over seeds that both have on the same data files."""
-    values = [
-        {(seed, run.data_fingerprint): getattr(run, f"test_{metric}") for seed, run in arm.items()} for arm in (a, b)
-    ]
-    return pair(*values)
+    """{seed: difference} of two arms ({seed: Run}) over the seeds that both have on the same data files."""
+    return {
+        seed: getattr(a[seed], f"test_{metric}") - getattr(b[seed], f"test_{metric}")
+        for seed in sorted(a.keys() & b.keys())
+        if a[seed].data_fingerprint == b[seed].data_fingerprint
+    }
 
 
 def interval(comparison, places=2):
@@ -323,7 +324,7 @@ def comparison_table(runs, protocol):
             attentions = [a for a in attentions if a == "none" or selection.arm(data, model, a)]
         arms = {attention: selection.arm(data, model, attention) for attention in attentions}
         seeds = {seed for arm in arms.values() for seed in arm}
-        comparisons = {a: compare(paired(arms[a], arms["none"])) for a in attentions if a != "none"}
+        comparisons = {a: compare(list(paired(arms[a], arms["none"]).values())) for a in attentions if a != "none"}
         tested = [a for a in comparisons if comparisons[a].n]
         adjusted = dict(zip(comparisons, holm([c.p for c in comparisons.values()]), strict=True))
         if tested and min(comparisons[a].n for a in tested) < pairs_to_reach(len(tested)):
