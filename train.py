@@ -50,9 +50,8 @@ def train_owned(config, directory, state):
     from lcm.training.log import RunLog
     from lcm.training.loop import Trainer, memory_fault, out_of_memory
     from lcm.training.progress import Progress
-    from lcm.training.signals import StopRequest
 
-    with StopRequest().listening() as stop:
+    with launch.STOP.listening() as stop:
         # The machine
         if config["allocator"]:
             machine.keep_pages()

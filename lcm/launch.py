@@ -2,19 +2,23 @@
 
 import difflib
 import functools
+import importlib.util
 import os
 import sys
 import traceback
 
 from lcm.config import CONFIGS, GROUPS, RULES, choices, flatten, load, plain
 from lcm.errors import UserError
+from lcm.job import run_one
 from lcm.run import BAD_INPUT, FAILED, OWNED_ELSEWHERE, STOPPED, OwnedElsewhere
 from lcm.training.failures import NotFinite, Stopped
 from lcm.training.load import Load
 from lcm.training.signals import StopRequest
 
 LOAD = Load()  # from here on: how busy others keep the machine
+STOP = StopRequest()  # one for the whole process
 EXIT_CODES = {UserError: BAD_INPUT, OwnedElsewhere: OWNED_ELSEWHERE, Stopped: STOPPED, NotFinite: FAILED}
+EXTRAS = {"parallel": "hydra_plugins.hydra_joblib_launcher", "slurm": "hydra_plugins.hydra_submitit_launcher"}
 _composed = False
 
 
@@ -52,9 +56,13 @@ def override_faults(arguments):
             faults.append(f"{text}: not an override of the form key=value ({str(error).splitlines()[0]})")
             continue
         key, value = override.key_or_group, override.value()
+        if key == "hydra/launcher" and value in EXTRAS and not importlib.util.find_spec(EXTRAS[value]):
+            faults.append(f"{text}: it is an extra that is not installed; pip install -e '.[{value}]'")
         if key.startswith("hydra"):
             continue
-        if key in groups:
+        if key == "experiment" and override.is_sweep_override():
+            faults.append(f"{text}: each experiment has a grid of its own; run them one after another")
+        elif key in groups:
             values = value.list if isinstance(value, ChoiceSweep) else [value]
             faults += [
                 f"{key}={v}: no such {key}; choose from {', '.join(choices(key))}{nearest(str(v), choices(key))}"
@@ -67,9 +75,11 @@ def override_faults(arguments):
 
 
 def run_job(train, cfg):
-    """Hydra's task: resolve the config and train. A single run's failure ends in its message and exit code here."""
-    global _composed
-    _composed = True
+    """Hydra's task: resolve the config and train. A single run's failure ends in its message and exit code here.
+
+    A run of a sweep returns an Outcome instead (lcm/job.py).
+    """
+    composed()
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -80,11 +90,17 @@ def run_job(train, cfg):
             config = OmegaConf.to_container(cfg, resolve=True)
         except OmegaConfBaseException as error:
             raise UserError(f"the config does not resolve: {str(error).splitlines()[0]}") from error
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return run_one(train, config)
         return train(config)
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
         end(error, debug=cfg.get("debug") is True)
+
+
+def composed():
+    """Note that there is a config now: what goes wrong from here on is no bad input, unless it says so."""
+    global _composed
+    _composed = True
 
 
 def end(error, debug=False):
@@ -103,18 +119,30 @@ def end(error, debug=False):
     sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), unknown))
 
 
+def make_sweep_known():
+    """Let Hydra find this project's sweeper: it takes sweepers only from a package `hydra_plugins`, by their full name."""
+    from hydra.core.plugins import Plugins
+
+    from lcm.sweep import Sweep
+
+    Plugins.instance().class_name_to_class["hydra_plugins.lcm.Sweep"] = Sweep
+
+
 def main(task):
     """Run Hydra's `task` on this process's command line; never returns a traceback for what a user can mend."""
     if not CONFIGS.is_dir():
         sys.exit(f"error: no configs folder at {CONFIGS}: run train.py from a checkout")
     try:
-        with StopRequest().listening():
+        with STOP.listening():
             overrides = [a for a in sys.argv[1:] if not a.startswith("-") and "=" in a]
             faults = override_faults(overrides)
             if faults:
                 raise UserError("\n".join(["nothing was started:", *(f"  {fault}" for fault in faults)]))
+            make_sweep_known()
             task()
     except SystemExit as ended:
+        if STOP.at_once and ended.code:  # Hydra took the signal's exception for a fault of the config
+            end(Stopped(STOP.requested))
         # Hydra ends in 1 when it cannot compose a config; that is bad input
         sys.exit(BAD_INPUT if ended.code == 1 and not _composed else ended.code)
     except (Stopped, Exception) as error:  # Exception: HYDRA_FULL_ERROR=1 makes Hydra raise what it would have printed

@@ -17,7 +17,8 @@ class StopRequest:
 
     def __init__(self):
         self.requested = None
-        self._patient = False
+        self.at_once = False  # Stopped was raised wherever the program was
+        self._listening = self._patient = False
 
     def _handle(self, number, frame):
         again, self.requested = self.requested, signal.Signals(number).name
@@ -27,15 +28,19 @@ class StopRequest:
             raise Stopped("a second SIGINT: at once, what was done since the last checkpoint will be done again")
 
     def _stop_now(self):
+        self.at_once = True
         raise Stopped(f"{self.requested}: nothing was in progress that is not saved")
 
     @contextlib.contextmanager
     def listening(self):
-        """Handle SIGNALS while the block runs; the handlers of before are put back after it.
+        """Handle SIGNALS while the block runs; the handlers of before are put back after it. Inside another: no change.
 
         A signal that is ignored stays so (nohup, a shell's background jobs).
         """
-        before = {}
+        if self._listening:
+            yield self
+            return
+        self.requested, self.at_once, self._listening, before = None, False, True, {}
         try:
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -45,11 +50,12 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self._listening = False
 
     @contextlib.contextmanager
     def patient(self):
         """Only remember the first signal while the block runs: it saves when it is ready."""
-        if self.requested:  # C code that was called by C code swallowed the exception
+        if self.requested:  # it came at a moment at which Python swallows exceptions
             self._stop_now()
         self._patient = True
         try:
