@@ -23,9 +23,9 @@ from lcm.errors import UserError
 class _ResidentSet:
     """What `Digits` and `Cifar` share: the facts of their YAML, and batches from arrays in memory."""
 
-    def __init__(self, name, num_classes, image_size, workers, schedule, pad, mirror):
+    def __init__(self, name, num_classes, image_size, workers, pad, mirror):
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
-        self.workers, self.schedule, self.pad, self.mirror = workers, schedule, pad, mirror
+        self.workers, self.pad, self.mirror = workers, pad, mirror
         if not 0 <= pad < image_size:
             raise UserError(f"data.pad={pad}: from 0 (no crop) to {image_size - 1} pixels.")
         if workers < 0:
@@ -73,13 +73,11 @@ class Digits(_ResidentSet):
     the test.
 
     `root`: None for scikit-learn's own digits.csv.gz (scikit-learn itself is not imported), or a folder with that file.
-    `schedule` names the schedule to train with when none is chosen. Raises `UserError`.
+    Raises `UserError`.
     """
 
-    def __init__(
-        self, name="digits", num_classes=10, image_size=32, root=None, workers=0, schedule="digits", pad=4, mirror=False
-    ):
-        super().__init__(name, num_classes, image_size, workers, schedule, pad, mirror)
+    def __init__(self, name="digits", num_classes=10, image_size=32, root=None, workers=0, pad=4, mirror=False):
+        super().__init__(name, num_classes, image_size, workers, pad, mirror)
         _demand(name, "num_classes", num_classes, 10)
         _demand(name, "image_size", image_size, 32)
         pixels, labels = _read_digits(root)
@@ -89,8 +87,8 @@ class Digits(_ResidentSet):
         for digit in range(10):
             in_test[np.flatnonzero(labels == digit)[4::5]] = True
         train, test = ((images[part], labels[part]) for part in (~in_test, in_test))
-        values = train[0] / 255
-        self._hold(train, test, [str(d) for d in range(10)], values.mean((0, 1, 2)), values.std((0, 1, 2)))
+        values = grey[~in_test] / 255
+        self._hold(train, test, [str(d) for d in range(10)], [values.mean()] * 3, [values.std()] * 3)
 
 
 def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +108,8 @@ def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
         path = Path(root).expanduser() / "digits.csv.gz"
         remedy = "Give data.root=null for scikit-learn's own copy."
     try:
-        table = np.loadtxt(gzip.decompress(path.read_bytes()).decode().splitlines(), np.uint8, delimiter=",", ndmin=2)
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        table = np.loadtxt(lines or ["nothing"], np.uint8, delimiter=",", ndmin=2)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} is missing or damaged ({_reason(error)}). {remedy}") from error
     if table.shape != (1797, 65) or table[:, :64].max() > 16 or table[:, 64].max() > 9:
@@ -199,8 +198,7 @@ class Cifar(_ResidentSet):
 
     `verify` demands the official files (class folders: exactly the official images and labels); without it, copies of the
     same layout and counts will do. Training images are zero-padded by `pad` pixels, cropped to 32x32, and half of them
-    mirrored if `mirror`; mean and deviation are those of the official training images. `schedule` names the schedule to
-    train with when none is chosen. Raises `UserError`.
+    mirrored if `mirror`; mean and deviation are those of the official training images. Raises `UserError`.
     """
 
     def __init__(
@@ -210,14 +208,13 @@ class Cifar(_ResidentSet):
         image_size=32,
         root="data",
         workers=0,
-        schedule="cifar",
         verify=True,
         download=True,
         places=(),
         pad=4,
         mirror=True,
     ):
-        super().__init__(name, num_classes, image_size, workers, schedule, pad, mirror)
+        super().__init__(name, num_classes, image_size, workers, pad, mirror)
         if name not in OFFICIAL:
             raise UserError(f"data.name={name}: this class reads {' and '.join(OFFICIAL)}.")
         official = OFFICIAL[name]
