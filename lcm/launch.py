@@ -1,5 +1,6 @@
 """From the command line to a run: the overrides checked, Hydra's errors and ours turned into one message and an exit code."""
 
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -101,6 +102,18 @@ def composed():
     """Note that there is a config now: what goes wrong from here on is no bad input, unless it says so."""
     global _composed
     _composed = True
+
+
+@contextlib.contextmanager
+def unwrapped():
+    """Let a UserError out of Hydra's `instantiate`, which wraps every exception in its own."""
+    from hydra.errors import InstantiationException
+
+    try:
+        yield
+    except InstantiationException as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, (UserError, MemoryError)) else error from None
 
 
 def end(error, debug=False):
