@@ -111,6 +111,17 @@ class Speed:
         runs = [run for run in runs if run[0] == name] or runs
         return epochs * median(run[3] for run in runs) if runs else None
 
+    def left(self, configs, standings):
+        """What is left of some runs, one after another, in words: "about 12 min 5 s", "not known yet"."""
+        seconds, unknown = 0.0, 0
+        for config, standing in zip(configs, standings, strict=True):
+            if standing.state != "finished":
+                expected = self.expected(config, config["schedule"]["epochs"] - standing.epoch)
+                seconds, unknown = seconds + (expected or 0.0), unknown + (expected is None)
+        if not unknown:
+            return f"about {clock(seconds)}"
+        return f"about {clock(seconds)} and {unknown} runs of unknown length" if seconds else "not known yet"
+
 
 def count(standings):
     """ "42 runs: 30 finished, 1 live, 11 to do" """

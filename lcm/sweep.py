@@ -29,7 +29,6 @@ from lcm.job import Outcome
 from lcm.run import FAILED, FINISHED, OWNED_ELSEWHERE, run_directory
 from lcm.status import Speed, count, look, table
 from lcm.training.failures import Stopped
-from lcm.training.progress import clock
 from lcm.training.signals import SIGNALS
 
 
@@ -107,18 +106,6 @@ def refuse_faults(jobs):
             for fault, having in found.items()
         ]
         raise UserError("\n".join(["the grid has faults, nothing was started:", *lines]))
-
-
-def time_left(jobs, standings, speed):
-    """What is left of a grid's training in words: "about 12 min 5 s", "not known yet"."""
-    seconds, unknown = 0.0, 0
-    for job, standing in zip(jobs, standings, strict=True):
-        if standing.state != "finished":
-            expected = speed.expected(job.config, job.config["schedule"]["epochs"] - standing.epoch)
-            seconds, unknown = seconds + (expected or 0.0), unknown + (expected is None)
-    if not unknown:
-        return f"about {clock(seconds)}"
-    return f"about {clock(seconds)} and {unknown} runs of unknown length" if seconds else "not known yet"
 
 
 class Sweep(Sweeper):
@@ -260,7 +247,7 @@ def is_open(job, failures, started):
 def print_launch(jobs, batch, launcher):
     """The run that starts now and what is left, or how many are handed over."""
     standings = [look(job.directory) for job in jobs]
-    left = time_left(jobs, standings, Speed())
+    left = Speed().left([job.config for job in jobs], standings)
     if launcher == "BasicLauncher":
         finished = sum(standing.state == "finished" for standing in standings)
         print(f"\n[{finished + 1}/{len(jobs)}] {batch[0].name or batch[0].directory}  (left: {left})", flush=True)
@@ -272,7 +259,7 @@ def print_plan(jobs, standings):
     """What the sweep will do, before it starts."""
     print(count(standings))
     if any(standing.state != "finished" for standing in standings):
-        print(f"training left: {time_left(jobs, standings, Speed())}", flush=True)
+        print(f"training left: {Speed().left([job.config for job in jobs], standings)}", flush=True)
     else:
         print("all finished: nothing to train")
 
@@ -281,7 +268,7 @@ def print_summary(jobs, standings):
     """Every run with its result, and every failure with its message and log."""
     runs = Path(jobs[0].config["runs"])
     print(f"\n{table([s._replace(message=None) for s in standings], runs)}\n\n{count(standings)}")
-    for job, standing in zip(jobs, standings, strict=True):
+    for standing in standings:
         if standing.state == "failed":
             print(
                 f"failed: {standing.directory}\n  {standing.message}\n  log: {standing.directory / 'log.txt'}",

@@ -1,0 +1,63 @@
+"""Where runs stand: finished, live (epoch, accuracy, time left), stopped, failed (why), to do.
+
+python scripts/status.py                                    # every run below runs/
+python scripts/status.py other/runs
+python scripts/status.py experiment=table2 seed=range(6)    # a grid, with what is still to do: train.py's own arguments
+python scripts/status.py -m model=resnet20 attention=none,lcm2
+"""
+
+import argparse
+from pathlib import Path
+
+from lcm.config import CONFIGS
+from lcm.errors import UserError, exit_on_user_error
+from lcm.reporting.collect import find_runs
+from lcm.status import Speed, count, look, table
+
+
+def jobs_of(arguments):
+    """The Jobs of the grid that train.py would run with these arguments."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    from lcm.launch import override_faults
+    from lcm.sweep import grid, refuse_faults
+
+    faults = override_faults(arguments)
+    if faults:
+        raise UserError("\n".join(["the arguments have faults:", *(f"  {fault}" for fault in faults)]))
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            master = loader.load_configuration("train", arguments, RunMode.MULTIRUN)
+        except HydraException as error:
+            raise UserError(str(error).splitlines()[0]) from error
+        jobs = grid(loader, master, arguments)
+    refuse_faults(jobs)
+    return jobs
+
+
+@exit_on_user_error
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["runs"], help="a folder of runs, or train.py's arguments")
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken and ignored: a grid is a grid")
+    what = parser.parse_args(arguments).what
+    if len(what) == 1 and "=" not in what[0]:
+        runs, jobs = Path(what[0]), None
+        if not runs.is_dir():
+            raise UserError(f"no folder {runs}: name the folder that holds the runs, or train something first")
+        standings = [look(directory) for directory in find_runs(runs)]
+    else:
+        jobs = jobs_of(what)
+        runs = Path(jobs[0].config["runs"])
+        standings = [look(job.directory) for job in jobs]
+    print(f"{table(standings, runs)}\n\n{count(standings)}")
+    if jobs and any(standing.state != "finished" for standing in standings):
+        print(f"training left: {Speed().left([job.config for job in jobs], standings)}")
+
+
+if __name__ == "__main__":
+    main()
