@@ -5,14 +5,15 @@ run and does nothing for a finished one. Exit codes: 0 finished, 1 failed, 2 bad
 by a signal and saved.
 """
 
+import json
 import sys
 
 import hydra
 
 from lcm import launch
-from lcm.config import check
+from lcm.config import check, config_hash
 from lcm.errors import UserError
-from lcm.run import new_state, now, owner, read_state, refuse_another_config, run_directory, versions, write_state
+from lcm.run import new_state, owner, read_state, recorded, refuse_another_config, run_directory, versions
 
 
 def train(config):
@@ -31,8 +32,10 @@ def train(config):
         print(f"already finished: {directory}\n{result_line(state)}")
         return state
     with owner(directory):
-        state = read_state(directory)  # again: another process may have finished it just now
+        state = read_state(directory)  # again: another process may have been here just now
+        refuse_another_config(directory, state, config)
         if state.get("state") == "finished":
+            print(f"just finished by another process: {directory}\n{result_line(state)}")
             return state
         return train_owned(config, directory, state)
 
@@ -41,17 +44,22 @@ def train_owned(config, directory, state):
     """The run itself, in a directory that this process owns; `state` is the run.json of its earlier part, if any."""
     import torch
     from hydra.utils import instantiate
+
     from lcm.build import build_network
     from lcm.complexity import count
-
     from lcm.training import checkpoint
     from lcm.training import device as machine
-    from lcm.training.failures import NotFinite, Stopped
     from lcm.training.log import RunLog
-    from lcm.training.loop import Trainer, memory_fault, out_of_memory
+    from lcm.training.loop import Trainer, memory_explained
     from lcm.training.progress import Progress
 
-    with launch.STOP.listening() as stop:
+    with launch.STOP.listening() as stop, memory_explained(config["device"]):
+        # The directory: new, or a run that stopped
+        saved = checkpoint.newest(directory, config_hash(config), warn=print)
+        if saved and not state:
+            print(f"warning: {directory} has lost its run.json; written anew from the checkpoint")
+            state = json.loads(saved["run"])
+
         # The machine
         if config["allocator"]:
             machine.keep_pages()
@@ -63,81 +71,59 @@ def train_owned(config, directory, state):
 
         # Data and network
         schedule = config["schedule"]
-        data = instantiate(config["data"])
-        network = build_network(config["model"], config["attention"], data.num_classes, seed=config["seed"])
-        complexity = count(network, data.image_size)
-        layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
-        network = network.to(device, memory_format=layout)
-
-        # The directory: new, or a run that stopped
+        with launch.unwrapped():
+            data = instantiate(config["data"])
         if state and state["data_fingerprint"] != data.fingerprint:
             raise UserError(
                 f"{directory} was trained on other images of the same name (another copy, order or preparation of "
                 f"{config['data']['name']}): give data.root the copy it began with, or start anew with run_directory=..."
             )
-        saved = checkpoint.newest(directory, state["config_hash"], warn=print) if state else None
+        network = build_network(config["model"], config["attention"], data.num_classes, seed=config["seed"])
+        complexity = count(network, data.image_size)
+        layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
+        network = network.to(device, memory_format=layout)
         if not state:
             state = new_state(
                 config, directory, params=complexity.params, gfloat=complexity.gfloat, macs=complexity.macs, threads=threads,
                 versions=versions(), device=machine.describe_device(device), data_fingerprint=data.fingerprint,
             )  # fmt: skip
-        state |= {"state": "running", "message": None}
-        write_state(directory, state)
         print_plan(config, data, complexity, device, directory, saved)
 
         # Training
-        log = RunLog(directory, saved["metrics_bytes"] if saved else 0, config["tensorboard"])
-        trainer = Trainer(
-            network,
-            data.train(schedule["batch_size"], config["seed"]),
-            data.test(schedule["test_batch_size"]),
-            schedule,
-            device=device,
-            autocast=autocast,
-            compiled=torch.compile(network) if config["compile"] else None,
-            capture=config["capture"],
-            directory=directory,
-            config_hash=state["config_hash"],
-            log=log,
-            every=config["checkpoint"]["every"],
-            stop=stop,
-            progress=Progress(
-                config["progress"], schedule["epochs"], schedule["batch_size"], first=saved["epoch"] if saved else 1
-            ),
-        )
-        if saved:
-            trainer.restore(saved)
-        outcome = {"state": "failed"}
-        try:
-            with stop.patient():
-                rows = trainer.fit()
+        with recorded(directory, state):
+            log = RunLog(directory, saved["metrics"] if saved else "", config["tensorboard"])
+            trainer = Trainer(
+                network,
+                data.train(schedule["batch_size"], config["seed"]),
+                data.test(schedule["test_batch_size"]),
+                schedule,
+                device=device,
+                autocast=autocast,
+                compiled=torch.compile(network) if config["compile"] else None,
+                capture=config["capture"],
+                directory=directory,
+                run=state,
+                log=log,
+                every=config["checkpoint"]["every"],
+                stop=stop,
+                progress=Progress(
+                    config["progress"], schedule["epochs"], schedule["batch_size"], first=saved["epoch"] if saved else 1
+                ),
+            )
+            if saved:
+                trainer.restore(saved)
+            try:
+                with stop.patient():
+                    rows = trainer.fit()
+            finally:
+                state["seconds"] = round(trainer.seconds, 3)
+                trainer.progress.clear()
+                log.close()
             best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
-            last = {
-                key: rows[-1][key]
-                for key in ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
-            }
-            outcome = {
-                "state": "finished",
-                "result": {**last, "best_test_top1": best["test_top1"], "best_epoch": best["epoch"]},
-                "end": now(),
-            }
-        except Stopped as stopped:
-            outcome = {"state": "stopped", "message": str(stopped)}
-            raise
-        except (NotFinite, UserError) as fault:
-            outcome["message"] = str(fault)
-            raise
-        except BaseException as error:
-            if out_of_memory(error, device):
-                error = memory_fault(device)
-                outcome["message"] = str(error)
-                raise error from None
-            outcome["message"] = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            trainer.progress.clear()
-            log.close()
-            write_state(directory, state | {"seconds": round(trainer.seconds, 3)} | outcome)
+            last = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
+            state["result"] = {key: rows[-1][key] for key in last} | {
+                "best_test_top1": best["test_top1"], "best_epoch": best["epoch"]
+            }  # fmt: skip
     state = read_state(directory)
     print(result_line(state))
     print(f"run directory: {directory}\ncurves: tensorboard --logdir {config['runs']}")

@@ -12,11 +12,13 @@ import os
 import platform
 import socket
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
 from lcm.config import config_hash, identity
 from lcm.errors import UserError
+from lcm.training.failures import NotFinite, Stopped
 
 # Exit codes of train.py; the README documents them.
 FINISHED, FAILED, BAD_INPUT, OWNED_ELSEWHERE, STOPPED = 0, 1, 2, 3, 75
@@ -45,10 +47,11 @@ def now():
 def write_atomically(file, data: bytes):
     """Write `data` so that a reader, or a restart after a kill, sees the old file or the new one, never a part.
 
+    For one writer at a time, as in a directory that has an owner: the temporary name is always the same, kills leave no litter.
     Raises UserError where the disk is full or the place cannot be written; the old file is intact then.
     """
     file = Path(file)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.tmp")
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
@@ -78,6 +81,10 @@ def unwritable(file, error):
         return UserError(
             f"no space left while writing {file}: what was saved before is intact; make room and run the same command again"
         )
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        return UserError(
+            f"cannot write {file}: it is a file, or lies below one; set runs= or run_directory= to a folder"
+        )
     return UserError(
         f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or set runs=ANOTHER_FOLDER"
     )
@@ -90,11 +97,34 @@ def read_state(directory):
         state = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
+    except NotADirectoryError:
+        raise UserError(f"{directory} is a file, or lies below one: a run needs a folder, take another place") from None
+    except PermissionError as error:
+        raise unreadable(file, error) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error}): move the run's directory away to start it anew") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{file} is damaged (not a JSON object): move the run's directory away to start it anew")
+        raise damaged(file, error) from error
+    kinds = {"state": str, "config": dict, "config_hash": str, "data_fingerprint": str, "epochs": int}
+    wrong = [key for key, kind in kinds.items() if not isinstance(state, dict) or not isinstance(state.get(key), kind)]
+    result = {} if wrong else state.get("result")
+    if not wrong and state["state"] == "finished" and not isinstance(result, dict):
+        wrong = ["result"]
+    if wrong:
+        raise damaged(file, f"no {wrong[0]} in it")
     return state
+
+
+def damaged(file, reason):
+    """The UserError for a run.json that is not what was written."""
+    return UserError(
+        f"{file} is damaged ({reason}): delete this one file; the same command writes it anew from the checkpoint and continues"
+    )
+
+
+def unreadable(file, error):
+    """The UserError for a file that is there and cannot be read."""
+    return UserError(
+        f"cannot read {file} ({error.strerror}): check the owner and permissions of the folder and the file"
+    )
 
 
 def write_state(directory, state):
@@ -120,42 +150,100 @@ def refuse_another_config(directory, state, config):
 
 
 @contextlib.contextmanager
+def recorded(directory, state):
+    """Keep run.json while the block trains: `running` from its start, then how it ended. The block may add to `state`.
+
+    Finished; stopped where a signal or something that a user can mend ended it; failed otherwise.
+    """
+    write_state(directory, state | {"state": "running", "message": None})
+    outcome = {}
+    try:
+        yield
+        outcome = {"state": "finished", "message": None, "end": now()}
+    except (Stopped, UserError) as reason:
+        outcome = {"state": "stopped", "message": str(reason)}
+        raise
+    except NotFinite as reason:
+        outcome = {"state": "failed", "message": str(reason)}
+        raise
+    except BaseException as error:
+        outcome = {"state": "failed", "message": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        try:
+            write_state(directory, state | outcome)
+        except UserError:
+            if outcome["state"] == "finished":  # otherwise the first fault is the one to show, often a full disk too
+                raise
+
+
+_held = set()  # (device, inode) of the directories that this process owns
+
+
+@contextlib.contextmanager
 def owner(directory):
     """Own a run's directory while the block runs; the kernel releases it when the process ends, however it ends.
 
-    POSIX record locks: they work on shared folders and are not inherited by loader workers.
+    POSIX record locks: they work on shared folders and are not inherited by loader workers. Closing any descriptor of the lock
+    file would release them, so that this process opens it only once.
     Raises OwnedElsewhere, naming host, process and since when, where another live process owns it.
     """
     directory = Path(directory)
+    lock = directory / "owner.lock"
+    me = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        stream = open(directory / "owner.lock", "a+")  # noqa: SIM115  held open as long as the lock
+        key = (os.stat(directory).st_dev, os.stat(directory).st_ino)
+        if key in _held:
+            raise OwnedElsewhere(f"{directory} is being trained by this very {me}")
+        stream = open(lock, "a+b", buffering=0)  # noqa: SIM115  held open as long as the lock
     except OSError as error:
         raise unwritable(directory, error) from error
     with stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        for _ in range(4):
+            if _lock(stream, fcntl.LOCK_EX):
+                break
+            time.sleep(0.1)  # its owner may be about to write who it is, or someone only asked (is_owned)
+        else:
             stream.seek(0)
-            raise OwnedElsewhere(
-                f"{directory} is being trained by {stream.read().strip() or 'another process'}"
-            ) from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
-        stream.flush()
-        yield
+            who = stream.read().decode(errors="replace").strip() or "another process"
+            raise OwnedElsewhere(f"{directory} is being trained by {who}: wait for it, or stop it there first")
+        try:
+            stream.truncate(0)
+            stream.write(f"{me} since {now()}\n".encode())
+        except OSError as error:
+            raise unwritable(lock, error) from error
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.discard(key)
+
+
+def _lock(stream, kind):
+    """Whether the lock was free, and is held now. Raises UserError where the file system keeps no locks."""
+    try:
+        fcntl.lockf(stream, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{stream.name} cannot be locked ({error.strerror}): two processes could train the same run; set runs= to a folder on "
+            "a file system with locks"
+        ) from error
+    return True
 
 
 def is_owned(directory):
-    """Whether a live process, other than this one, owns the run's directory."""
+    """Whether a live process owns the run's directory: another one, or this one."""
+    directory = Path(directory)
     try:
-        with open(Path(directory) / "owner.lock", "r+") as stream:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
+        if (os.stat(directory).st_dev, os.stat(directory).st_ino) in _held:
+            return True
+        with open(directory / "owner.lock", "rb") as stream:
+            return not _lock(stream, fcntl.LOCK_SH)
     except OSError:
         return False
-    return False
 
 
 def commit():

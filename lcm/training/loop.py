@@ -4,6 +4,9 @@ Everything an epoch draws is a function of (seed, epoch) and the learning rate o
 at any step and continued ends with the same bits as one that was not.
 """
 
+import contextlib
+import json
+import math
 import time
 
 import torch
@@ -57,12 +60,13 @@ class Trainer:
     """A network with its data, schedule and place on the disk; what `fit` trains.
 
     `compiled` is the network as it is called in training (torch.compile's, or the network itself), `for_evaluation` makes the
-    one that is called in evaluation. `directory` None keeps everything in memory.
+    one that is called in evaluation. `directory` None keeps everything in memory; a checkpoint carries `run` (run.json) and the
+    record so far, so that it can bring both back.
     """
 
     def __init__(
         self, network, train, test, schedule, *, device, autocast, compiled=None, for_evaluation=None, capture=True,
-        directory=None, config_hash=None, log=None, every="epoch", stop=None, progress=None, warn=print,
+        directory=None, run=None, log=None, every="epoch", stop=None, progress=None, warn=print,
     ):  # fmt: skip
         self.network, self.schedule, self.device = network, schedule, device
         self.optimizer = make_optimizer(network, schedule, device)
@@ -71,7 +75,7 @@ class Trainer:
         self.compiling = compiled is not None
         self.for_evaluation = for_evaluation or (lambda network: network)
         self.autocast, self.capture, self.warn = autocast, capture, warn
-        self.directory, self.config_hash, self.log = directory, config_hash, log
+        self.directory, self.run, self.log = directory, run, log
         self.every, self.stop, self.progress = Every(every), stop or StopRequest(), progress
         self.epoch, self.index, self.seconds = (
             1,
@@ -81,7 +85,16 @@ class Trainer:
         self._bound = self._bound_test = None
 
     def restore(self, payload):
-        """Continue from a checkpoint's payload."""
+        """Continue from a checkpoint's payload. Raises UserError where its tensors are not this network's."""
+        try:
+            self._restore(payload)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise UserError(
+                f"{self.directory}/{checkpoint.NAME} was written by another version of this program "
+                f"({str(error).splitlines()[0]}): continue with that version, or start anew in another directory"
+            ) from error
+
+    def _restore(self, payload):
         self.network.load_state_dict(payload["model"])
         for name, parameter in self.network.named_parameters():
             if name in payload["momentum"]:
@@ -95,11 +108,12 @@ class Trainer:
             return
         momentum = {n: self.optimizer.state[p].get("momentum_buffer") for n, p in self.network.named_parameters()}
         payload = {
-            "config_hash": self.config_hash,
+            "config_hash": self.run["config_hash"],
+            "run": json.dumps(self.run),
+            "metrics": self.log.text,
             "epoch": self.epoch,
             "index": self.index,
             "seconds": self.seconds,
-            "metrics_bytes": self.log.length,
             "totals": self.step.totals.cpu(),
             "model": {n: t.cpu() for n, t in self.network.state_dict().items()},
             "momentum": {n: t.cpu() for n, t in momentum.items() if t is not None},
@@ -119,6 +133,8 @@ class Trainer:
             trained = time.monotonic() - started
             self.seconds = before + trained
             tested = self.evaluate()
+            if not math.isfinite(tested["test_loss"]):
+                self._not_finite("test")
             self.seconds = before + time.monotonic() - started
             row = {
                 "epoch": self.epoch,
@@ -204,10 +220,13 @@ class Trainer:
 
     def _refuse_not_finite(self):
         if self.step.bad:
-            raise NotFinite(
-                f"the training loss stopped being a finite number in epoch {self.epoch}; the last checkpoint is from before it. "
-                f"Lower schedule.learning_rate (now {self.schedule['learning_rate']}), or take precision=fp32"
-            )
+            self._not_finite("training")
+
+    def _not_finite(self, which):
+        raise NotFinite(
+            f"the {which} loss stopped being a finite number in epoch {self.epoch}; the last checkpoint is from before it. "
+            f"Lower schedule.learning_rate (now {self.schedule['learning_rate']}), or take precision=fp32"
+        )
 
     def _stop_if_asked(self, saved):
         if self.stop.requested:
@@ -216,14 +235,18 @@ class Trainer:
             raise Stopped(f"{self.stop.requested}: saved after step {self.index} of epoch {self.epoch}")
 
 
-def out_of_memory(error, device):
-    """Whether an exception means that memory ran out, on the device or the host."""
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
-def memory_fault(device):
-    """The UserError for it."""
-    return UserError(
-        f"out of memory on {device}: lower schedule.batch_size, take model.memory=linear (CIFAR DenseNets), precision=bf16 (where "
-        "the device has it), or run fewer runs at once; what was saved before is intact"
-    )
+@contextlib.contextmanager
+def memory_explained(device):
+    """Turn an exception that means that memory ran out, on the device or the host, into a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.cuda.OutOfMemoryError is a RuntimeError
+        known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        if not known and not any(
+            words in str(error) for words in ("DefaultCPUAllocator", "could not create a memory object")
+        ):
+            raise
+        raise UserError(
+            f"out of memory on device={device}: lower schedule.batch_size or schedule.test_batch_size, take model.memory=linear "
+            "(CIFAR DenseNets) or precision=bf16 (where the device has it), or run fewer runs at once; what was saved is intact"
+        ) from error
