@@ -4,10 +4,10 @@ G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely Connected Convol
 https://arxiv.org/abs/1608.06993.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lcm.models.dense_block import concatenate, one_buffer
 from lcm.models.sites import Site
 from lcm.models.weights import FanOutConv2d
 
@@ -28,22 +28,20 @@ class DenseLayer(nn.Module):
 class DenseBlock(nn.ModuleList):
     """Dense layers, each fed with the block's input and the new maps of all layers before it.
 
-    Every layer concatenates anew, which is quick and needs memory quadratic in the number of layers.
-
     Args:
         in_channels: channels of the block's input.
         layers: number of dense layers.
         growth_rate: k, the new maps of each layer; the result has in_channels + layers * k.
         stage: the stage of the layers' sites, from 1.
+        memory: "fast", quadratic in the number of layers, or "linear" (lcm.models.dense_block).
     """
 
-    def __init__(self, in_channels, layers, growth_rate, stage):
+    def __init__(self, in_channels, layers, growth_rate, stage, memory):
         super().__init__(DenseLayer(in_channels + i * growth_rate, growth_rate, stage) for i in range(layers))
+        self.memory = memory
 
     def forward(self, x):
-        for layer in self:
-            x = torch.cat((x, layer(x)), 1)
-        return x
+        return one_buffer(self, x) if self.memory == "linear" else concatenate(self, x)
 
 
 class Transition(nn.Module):
@@ -65,7 +63,8 @@ class CifarDenseNet(nn.Module):
         layers: depth 3n + 4: 40, 64, 100, ...; n layers a block. ValueError otherwise.
         growth_rate: k, the new maps of each layer.
         num_classes: width of the last layer.
-        memory: "fast" concatenates in every layer.
+        memory: "fast" concatenates in every layer; "linear" recomputes in the backward pass instead of keeping: the same
+            network, up to rounding, in a fraction of the memory. ValueError for anything else.
 
     Images (N, 3, 32, 32), logits (N, num_classes). The layers of block i hold the sites of stage i.
     """
@@ -74,16 +73,16 @@ class CifarDenseNet(nn.Module):
         super().__init__()
         if layers < 7 or layers % 3 != 1:
             raise ValueError(f"a DenseNet for 32x32 images has 3n + 4 layers (7, ..., 40, 64, 100, ...), not {layers}")
-        if memory != "fast":
-            raise ValueError(f"memory={memory!r} is not one of: fast")
+        if memory not in ("fast", "linear"):
+            raise ValueError(f"memory={memory!r} is not one of: fast, linear")
         per_block = (layers - 4) // 3
         width = [2 * growth_rate + i * per_block * growth_rate for i in range(4)]
         self.conv = FanOutConv2d(3, width[0], kernel_size=3, padding=1)
-        self.block1 = DenseBlock(width[0], per_block, growth_rate, stage=1)
+        self.block1 = DenseBlock(width[0], per_block, growth_rate, 1, memory)
         self.transition1 = Transition(width[1])
-        self.block2 = DenseBlock(width[1], per_block, growth_rate, stage=2)
+        self.block2 = DenseBlock(width[1], per_block, growth_rate, 2, memory)
         self.transition2 = Transition(width[2])
-        self.block3 = DenseBlock(width[2], per_block, growth_rate, stage=3)
+        self.block3 = DenseBlock(width[2], per_block, growth_rate, 3, memory)
         self.bn = nn.BatchNorm2d(width[3])
         self.pool = nn.AvgPool2d(8)
         self.fc = nn.Linear(width[3], num_classes)

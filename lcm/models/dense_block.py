@@ -1,0 +1,156 @@
+"""The forward pass of a dense block, in two ways that compute the same: quick, or in memory linear in its depth.
+
+G. Pleiss et al., "Memory-Efficient Implementation of DenseNets", 2017, https://arxiv.org/abs/1707.06990, keeps one copy of
+each map and recomputes what batch norm makes of it; here the batch statistics of a map are computed once, too, and not
+again by each layer that reads it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+MAPS = (0, 2, 3)  # what batch norm averages over: all but the channels
+
+
+def concatenate(layers, x):
+    """Dense layers one after the other, each fed with `x` and the new maps of all before it, which it concatenates anew.
+
+    Args:
+        layers: modules (N, C + i k, H, W) -> (N, k, H, W), i counted from 0.
+        x: (N, C, H, W).
+
+    Returns:
+        (N, C + layers k, H, W): `x` and all new maps. Memory grows with the square of the number of layers.
+    """
+    for layer in layers:
+        x = torch.cat((x, layer(x)), 1)
+    return x
+
+
+def one_buffer(layers, x):
+    """What `concatenate` computes, values, gradients and running statistics up to rounding, in memory linear in depth.
+
+    All maps lie in one buffer, and so do their gradients in the backward pass; the input of each convolution is made
+    again from the buffer when its gradient is due. Evaluation, `no_grad` and blocks with frozen batch norms need no such
+    care and take `concatenate`.
+
+    Args:
+        layers: BN, ReLU, 3x3, site: modules with `bn`, `conv` (no bias) and `site`, as `DenseLayer`. A site may be any
+            module that keeps the shape of the k new maps; what its own backward pass needs is kept. Hooks on `bn` and
+            `conv` are not called.
+        x: (N, C, H, W), in channels-last memory or not; the result is in the same.
+    """
+    if torch.compiler.is_compiling():  # no decorator: that would import torch._dynamo, a second of start-up
+        return torch.compiler.disable(one_buffer)(layers, x)
+    learns = all(layer.bn.training and layer.bn.momentum is not None for layer in layers)
+    if not (learns and torch.is_grad_enabled()):
+        return concatenate(layers, x)
+    parameters = [(layer.bn.weight, layer.bn.bias, layer.conv.weight, *layer.site.parameters()) for layer in layers]
+    return _OneBuffer.apply(layers, x, *(parameter for group in parameters for parameter in group))
+
+
+def _normalised(buffer, scale, shift, dtype):
+    """ReLU of batch norm, given as one factor and one summand a channel: the input of a convolution, densely in memory."""
+    result = torch.empty_like(buffer, dtype=dtype)
+    return torch.addcmul(shift[:, None, None], buffer, scale[:, None, None], out=result).relu_()
+
+
+class _OneBuffer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, layers, x, *parameters):
+        n, channels, h, w = x.shape
+        k, count = layers[0].conv.out_channels, n * h * w
+        width = channels + len(layers) * k
+        kind, autocast = x.device.type, torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype  # of the convolutions
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        buffer = torch.empty(
+            (n, width, h, w), dtype=torch.promote_types(x.dtype, dtype), device=x.device, memory_format=layout
+        )
+        precision = layers[0].bn.weight.dtype  # of the statistics
+        mean, var = torch.empty(2, width, dtype=precision, device=x.device)
+
+        def put(maps, start, stop):
+            buffer[:, start:stop] = maps
+            var[start:stop], mean[start:stop] = torch.var_mean(maps.to(precision), MAPS, correction=0)
+
+        put(x, 0, channels)
+        ctx.sites = []
+        for layer in layers:
+            bn, conv = layer.bn, layer.conv
+            with torch.autocast(kind, enabled=False):
+                scale = bn.weight * torch.rsqrt(var[:channels] + bn.eps)
+                shift = torch.addcmul(bn.bias, mean[:channels], scale, value=-1)
+                a = _normalised(buffer[:, :channels], scale, shift, dtype)
+                maps = F.conv2d(a, conv.weight.to(dtype), None, conv.stride, conv.padding)
+                del a
+                if bn.track_running_stats:
+                    bn.num_batches_tracked += 1
+                    bn.running_mean.lerp_(mean[:channels], bn.momentum)
+                    bn.running_var.lerp_(var[:channels] * (count / (count - 1)), bn.momentum)
+            if not isinstance(layer.site, nn.Identity):
+                entering = maps.requires_grad_()
+                with torch.enable_grad():
+                    leaving = layer.site(entering)
+                ctx.sites.append((entering, leaving))
+                maps = leaving.detach()
+            put(maps, channels, channels + k)
+            channels += k
+        ctx.layers, ctx.dtype = layers, dtype
+        ctx.save_for_backward(buffer, mean, var, *parameters)
+        return buffer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        buffer, mean, var, *parameters = ctx.saved_tensors
+        n, channels, h, w = buffer.shape
+        count = n * h * w
+        gradient = gradient.clone()  # of the maps, as far as it is known: each layer adds its share
+        # What flows to each map through its batch mean, and through its batch variance, summed over the layers that read it
+        through_mean, through_var = torch.zeros(2, channels, dtype=mean.dtype, device=mean.device)
+
+        def gradient_of(start, stop):
+            """The whole gradient of maps whose readers are all done."""
+            per_deviation = through_var[start:stop] / count
+            constant = through_mean[start:stop] / count - mean[start:stop] * per_deviation
+            whole = gradient[:, start:stop] - constant[:, None, None].to(gradient.dtype)
+            return whole.addcmul_(buffer[:, start:stop], per_deviation[:, None, None].to(gradient.dtype), value=-1)
+
+        found = []
+        sites = list(ctx.sites)
+        with torch.autocast(buffer.device.type, enabled=False):
+            for layer in reversed(ctx.layers):
+                bn, conv = layer.bn, layer.conv
+                k = conv.out_channels
+                of_site = list(layer.site.parameters())
+                *parameters, gamma, beta, weight = parameters[: len(parameters) - len(of_site)]
+                g = gradient_of(channels - k, channels).to(ctx.dtype)
+                g_site = []
+                if not isinstance(layer.site, nn.Identity):
+                    entering, leaving = sites.pop()
+                    learning = [p for p in of_site if p.requires_grad]
+                    g, *g_learning = torch.autograd.grad(
+                        leaving, (entering, *learning), g.to(leaving.dtype), retain_graph=True, allow_unused=True
+                    )
+                    g_learning = iter(g_learning)
+                    g_site = [next(g_learning) if p.requires_grad else None for p in of_site]
+                channels -= k
+                maps, rstd = buffer[:, :channels], torch.rsqrt(var[:channels] + bn.eps)
+                scale = gamma * rstd
+                shift = torch.addcmul(beta, mean[:channels], scale, value=-1)
+                a = _normalised(maps, scale, shift, ctx.dtype)
+                g, g_weight, _ = torch.ops.aten.convolution_backward(
+                    g, a, weight.to(ctx.dtype), None, conv.stride, conv.padding, conv.dilation, False, (0, 0), 1,
+                    (True, True, False),
+                )  # fmt: skip
+                g = torch.ops.aten.threshold_backward.grad_input(g, a, 0, grad_input=g)  # of the batch norm's result
+                del a
+                g_beta = g.sum(MAPS, dtype=mean.dtype)
+                g_gamma = ((g * maps).sum(MAPS, dtype=mean.dtype) - mean[:channels] * g_beta) * rstd
+                gradient[:, :channels].addcmul_(g, scale[:, None, None].to(g.dtype))
+                through_mean[:channels] += scale * g_beta
+                through_var[:channels] += scale * rstd * g_gamma
+                found = [g_gamma, g_beta, g_weight.to(weight.dtype), *g_site, *found]
+            return None, gradient_of(0, channels), *found
