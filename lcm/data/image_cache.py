@@ -9,6 +9,8 @@ continued, and a damaged image is found when the cache is opened and decoded aga
 import concurrent.futures
 import contextlib
 import errno
+import hashlib
+import io
 import os
 import sys
 import zlib
@@ -33,12 +35,16 @@ def cached_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return int(short_side * height / width), short_side
 
 
-def decode(path, short_side: int) -> np.ndarray:
+def decode(path, short_side: int, sha256=None) -> np.ndarray:
     """An image file -> uint8 (height, width, 3), brought to `cached_size` by Pillow's antialiased bilinear filter.
 
-    Greyscale, palette and CMYK images are converted to RGB. Raises whatever Pillow raises for a file it cannot read.
+    Greyscale, palette and CMYK images are converted to RGB. Raises ValueError where the file's SHA-256 is another, and
+    whatever Pillow raises for a file it cannot decode.
     """
-    with Image.open(path) as image:
+    data = Path(path).read_bytes()
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError("not the file that the manifest describes: its SHA-256 is another")
+    with Image.open(io.BytesIO(data)) as image:
         image = image.convert("RGB")
     height, width = cached_size(image.height, image.width, short_side)
     if (width, height) != image.size:
@@ -70,10 +76,11 @@ class ImageCache:
         return self.pixels[self.starts[i] : self.starts[i] + height * width].reshape(height, width, CHANNELS)
 
 
-def open_cache(files, key: str, folder, short_side: int) -> ImageCache:
+def open_cache(files, key: str, folder, short_side: int, digests=None) -> ImageCache:
     """The cache of `files` (N image paths) under `folder`: opened and checked, and made, continued or mended where needed.
 
-    `key` names the cache and must change when a file or `short_side` does. Processes that want the same cache at the same
+    `key` names the cache and must change when a file or `short_side` does. `digests`: the files' SHA-256, checked when they are
+    decoded. Processes that want the same cache at the same
     time take turns: one makes it, the others wait. Raises UserError: an unreadable image (all of them are named), no space,
     no permission.
     """
@@ -94,7 +101,7 @@ def open_cache(files, key: str, folder, short_side: int) -> ImageCache:
                     _write_index(index, table)
                 missing = _missing(pixels, table)
                 if missing.size:
-                    _fill(files, missing, pixels, index, table, short_side)
+                    _fill(files, missing, pixels, index, table, short_side, digests or [None] * len(files))
     except OSError as error:
         raise UserError(_os_message(error, folder)) from error
     return ImageCache(pixels, table[1:, :2])
@@ -168,7 +175,7 @@ def _mark(data) -> int:
     return (1 << 32) + zlib.crc32(data)
 
 
-def _fill(files, missing, pixels: Path, index: Path, table, short_side: int) -> None:
+def _fill(files, missing, pixels: Path, index: Path, table, short_side: int, digests) -> None:
     """Decode the images `missing` into the pixel file, several at a time, marking each in the index and in `table`."""
     sizes = table[1:, :2].prod(1) * CHANNELS
     starts = np.cumsum(sizes) - sizes
@@ -188,7 +195,7 @@ def _fill(files, missing, pixels: Path, index: Path, table, short_side: int) -> 
 
         def fill(i):
             try:
-                data = decode(files[i], short_side)
+                data = decode(files[i], short_side, digests[i])
                 if list(data.shape[:2]) != table[1 + i, :2].tolist():
                     raise ValueError(f"its size changed to {data.shape[1]}x{data.shape[0]}")
             except Exception as error:  # Pillow raises many kinds

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ from torch import Tensor
 from lcm.data.batches import iterate, keyed_generator, normalise
 from lcm.data.crops import central_views, random_views, show, show_batch
 from lcm.data.image_cache import VERSION, ImageCache, open_cache
+from lcm.data.mini_imagenet_copies import IMAGES, LITTER, some
 from lcm.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks expect
 SPLITS = {"train": 500, "test": 100}  # images a class
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 PREPARE = "scripts/prepare_mini_imagenet.py"
 
 
@@ -62,7 +63,7 @@ class MiniImageNet:
             )
         root = Path(root).expanduser()
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
-        files, stamp, self.fingerprint = _listing(root)
+        files, digests, stamp, self.fingerprint = _listing(root)
         self.classes = sorted({file.split("/")[1] for file in files})
         if len(self.classes) != num_classes:
             raise UserError(
@@ -73,7 +74,9 @@ class MiniImageNet:
         paths = [root / file for file in files]
         if cache:
             key = hashlib.sha256(f"{VERSION} {cache_size} {stamp}".encode()).hexdigest()[:16]
-            self._pictures = CachedPictures(open_cache(paths, key, cache_dir or root / "cache", cache_size), image_size)
+            self._pictures = CachedPictures(
+                open_cache(paths, key, cache_dir or root / "cache", cache_size, digests), image_size
+            )
         else:
             self._pictures = FilePictures(paths, image_size)
         self._workers = 0 if cache else workers  # what a loader would assemble from a cache is a few numbers an image
@@ -99,54 +102,76 @@ def _short_side(image_size: int) -> int:
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def _listing(root: Path) -> tuple[list[str], str, str]:
-    """(files, stamp, fingerprint): the images, sorted, as paths below `root`; what the cache's key is made of; a sha256."""
-    sizes, times = {}, []
-    classes = {split: set() for split in SPLITS}
-    for split in SPLITS:
-        for folder in _entries(root / split, root):
-            if not folder.is_dir():
-                raise UserError(f"{folder.path} is no class folder; remove it, or run {PREPARE} on the copy.")
-            for file in _entries(folder.path, root):
-                if not file.name.lower().endswith(SUFFIXES) or not file.is_file():
-                    raise UserError(f"{file.path} is no image file; remove it, or run {PREPARE} on the copy.")
-                classes[split].add(folder.name)
-                status = file.stat()
-                sizes[f"{split}/{folder.name}/{file.name}"] = status.st_size
-                times.append(status.st_mtime_ns)
-    only = {split: classes[split] - classes[other] for split, other in (("train", "test"), ("test", "train"))}
-    if any(only.values()) or not sizes:
-        found = "; ".join(f"only in {split}: {', '.join(sorted(names))}" for split, names in only.items() if names)
-        raise UserError(
-            f"{root}: train and test must hold images of the same classes ({found or 'there are none'}). "
-            f"{PREPARE} makes such a folder from a few-shot copy."
-        )
+class _Listing(NamedTuple):
+    files: list[str]  # the images as paths below the root, train/... before test/..., sorted by class and name
+    digests: list[str] | None  # their SHA-256 by the manifest
+    stamp: str  # changes when a file does
+    fingerprint: str  # in hex; the same on every machine
+
+
+def _listing(root: Path) -> _Listing:
     manifest = root / "manifest.csv"
-    if manifest.is_file():
-        _check_manifest(manifest, sizes)
-        fingerprint = hashlib.sha256(manifest.read_bytes()).hexdigest()
-        return list(sizes), fingerprint, fingerprint
-    listed = "".join(f"{file} {size}\n" for file, size in sizes.items())
-    return list(sizes), listed + str(times), hashlib.sha256(listed.encode()).hexdigest()
-
-
-def _entries(folder, root: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                (e for e in entries if not e.name.startswith(".") and e.name != "Thumbs.db"), key=lambda e: e.name
-            )
-    except OSError as error:
+    if not manifest.exists() and (root / "manifest.partial.csv").exists():
+        raise UserError(f"{root} is not finished: {PREPARE} was stopped there. Run the same command again.")
+    found = {split: _class_folders(root, split) for split in SPLITS}  # {split: {class: entries}}
+    faults = [
+        f"{name}: images only in {split}"
+        for split, other in (("train", "test"), ("test", "train"))
+        for name in sorted(found[split].keys() - found[other].keys())
+    ]
+    if faults or not found["train"]:
         raise UserError(
-            f"{folder} cannot be read ({error.strerror}). data.root={root} should hold train/<wnid>/* and test/<wnid>/* of "
-            f"mini-ImageNet; python {PREPARE} SOURCE {root} makes them from a copy of it."
-        ) from error
+            f"{root}: train and test must hold images of the same classes; {'; '.join(faults) or 'there are none'}. "
+            f"{PREPARE} makes such a folder from other copies."
+        )
+    try:
+        files = {
+            f"{split}/{name}/{file.name}": file.stat()
+            for split in SPLITS
+            for name in found[split]
+            for file in found[split][name]
+        }
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); run {PREPARE} on the copy.") from error
+    if manifest.exists():
+        digests = _read_manifest(manifest, {file: status.st_size for file, status in files.items()})
+        fingerprint = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        return _Listing(list(files), [digests[file] for file in files], fingerprint, fingerprint)
+    strange = [file for file in files if not file.lower().endswith(IMAGES)]
+    if strange:
+        raise UserError(
+            f"{root} holds files that are no images: {some(strange)}. Remove them, or run {PREPARE} on the copy."
+        )
+    listed = "".join(f"{file} {status.st_size}\n" for file, status in files.items())
+    times = "".join(f"{status.st_mtime_ns}\n" for status in files.values())
+    return _Listing(list(files), None, listed + times, hashlib.sha256(listed.encode()).hexdigest())
 
 
-def _check_manifest(manifest: Path, sizes: dict[str, int]) -> None:
+def _class_folders(root: Path, split: str) -> dict[str, list[os.DirEntry]]:
+    """{class: its files} of one half, both sorted by name; hidden files are passed over."""
+
+    def entries(folder):
+        try:
+            with os.scandir(folder) as found:
+                kept = (e for e in found if not e.name.startswith(".") and e.name not in LITTER)
+                return sorted(kept, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be read ({error.strerror}). data.root={root} should hold train/<wnid>/* and test/<wnid>/* "
+                f"of mini-ImageNet; python {PREPARE} COPY {root} makes them from a copy of it."
+            ) from error
+
+    classes = {folder.name: entries(folder.path) for folder in entries(root / split)}
+    return {name: files for name, files in classes.items() if files}
+
+
+def _read_manifest(manifest: Path, sizes: dict[str, int]) -> dict[str, str]:
+    """{file: sha256}, for the files that are there and have the sizes that they should."""
     try:
         with open(manifest, newline="", encoding="utf-8") as lines:
-            listed = {row["path"]: int(row["size"]) for row in csv.DictReader(lines)}
+            rows = {row["path"]: row for row in csv.DictReader(lines)}
+        listed = {file: int(row["size"]) for file, row in rows.items()}
+        digests = {file: row["sha256"] for file, row in rows.items()}
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{manifest} is damaged ({type(error).__name__}: {error}); run {PREPARE} again.") from error
     faults = [f"{file}: missing" for file in sorted(listed.keys() - sizes.keys())]
@@ -161,6 +186,7 @@ def _check_manifest(manifest: Path, sizes: dict[str, int]) -> None:
         raise UserError(
             f"{manifest.parent} is not what its manifest.csv says; restore the files, or run {PREPARE} again:\n  {shown}"
         )
+    return digests
 
 
 def _notes(root: Path, files: list[str]) -> list[str]:
@@ -329,7 +355,7 @@ class CachedPictures:
             table[:, 10].bool(),
             table[:, 11],
         )
-        images = show_batch(pixels, starts, widths, views, mirror, self.side, block)
+        images = show_batch(pixels, starts, widths, views, mirror, self.side, block, torch.float16)
         return normalise(images.contiguous(), *self._normalisation[device]), labels
 
     def _resident_pixels(self, device):

@@ -38,6 +38,7 @@ WNID = re.compile(r"n\d{8}")
 LISTED = re.compile(r"(n\d{8})(\d{8})\.(jpg|jpeg|png)", re.I)
 IMAGENET = re.compile(r"(n\d{8})_(\d+)\.jpe?g", re.I)
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+LITTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 ARRAYS = (".pkl", ".pickle", ".p", ".npz", ".npy", ".pt", ".hdf5", ".h5")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -148,7 +149,7 @@ class Copy:
             return kept
         for entry in entries:
             try:
-                if entry.name.startswith(".") or entry.name in ("Thumbs.db", "desktop.ini", "__MACOSX"):
+                if entry.name.startswith(".") or entry.name in LITTER:
                     self.notes.append(f"ignored: {entry.path}")
                 elif entry.is_file() or entry.is_dir():
                     kept.append(entry)
