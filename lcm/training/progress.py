@@ -32,9 +32,11 @@ class Progress:
         """After a step; `totals` (loss, hits, images) where reading them costs nothing, else None."""
         self._steps += 1
         now = time.monotonic()
-        if not self._estimated and (now - self.started > 10 or self._steps >= steps // 2):
+        if self._steps == 1:  # the first step warms up, and may compile
+            self._warm = now
+        elif not self._estimated and (now - self._warm > 10 or self._steps > steps // 2):
             self._estimated = True
-            left = (now - self.started) / self._steps * ((self.epochs - epoch + 1) * steps - done)
+            left = (now - self._warm) / (self._steps - 1) * ((self.epochs - epoch + 1) * steps - done)
             self.say(f"estimated time: {clock(left)} for training, and evaluation on top")
         if not self.bar_wanted or (now - self._shown < 0.1 and done < steps):
             return
