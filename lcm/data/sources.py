@@ -221,11 +221,16 @@ class Cifar(_ResidentSet):
         _demand(name, "num_classes", num_classes, official.num_classes)
         _demand(name, "image_size", image_size, 32)
         root = Path(root).expanduser()
-        if not (root / official.folder).exists() and (root / "train").is_dir():
-            train, test, classes = _read_class_folders(root, official, verify)
-        else:
-            folder = _official_folder(root, official, verify, download, places)
-            train, test, classes = _read_official(folder, official, verify)
+        try:
+            if not (root / official.folder).exists() and (root / "train").is_dir():
+                train, test, classes = _read_class_folders(root, official, verify)
+            else:
+                folder = _official_folder(root, official, verify, download, places)
+                train, test, classes = _read_official(folder, official, verify)
+        except PermissionError as error:
+            raise UserError(
+                f"{error.filename or root} may not be read. Change its permissions or data.root."
+            ) from error
         self._hold(train, test, classes, official.mean, official.std)
 
 
@@ -379,8 +384,7 @@ def _read_class_folders(root: Path, official: _Official, verify: bool):
     if odd := set(train_names) ^ set(test_names):
         raise UserError(f"{root}: the class folder {min(odd)!r} is in only one of train/ and test/. Rename or add it.")
     classes = sorted(train_names, key=int) if all(name.isdigit() for name in train_names) else train_names
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        train, test = (_read_images(root / split, classes, pool) for split in ("train", "test"))
+    train, test = (_read_images(root / split, classes) for split in ("train", "test"))
     _check_counts(train, test, classes, root, official)
     if verify and _contents(train, test) != official.contents:
         raise UserError(
@@ -394,14 +398,16 @@ def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
 
-def _read_images(folder: Path, classes: list[str], pool):
+def _read_images(folder: Path, classes: list[str]):
     """(images uint8 (N, 32, 32, 3), labels int64 (N,)), in the order of classes and names."""
-    files = [sorted(file for file in (folder / name).iterdir() if not file.name.startswith(".")) for name in classes]
-    labels = np.repeat(np.arange(len(classes)), [len(part) for part in files])
-    images = np.empty((len(labels), 32, 32, 3), np.uint8)
-    for place, image in zip(images, pool.map(_read_image, [file for part in files for file in part]), strict=True):
-        place[:] = image
-    return images, labels
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        parts = list(pool.map(_read_folder, [folder / name for name in classes]))
+    return np.concatenate(parts), np.repeat(np.arange(len(classes)), [len(part) for part in parts])
+
+
+def _read_folder(folder: Path) -> np.ndarray:
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    return np.array([_read_image(file) for file in files], np.uint8).reshape(-1, 32, 32, 3)
 
 
 def _read_image(path: Path) -> np.ndarray:
