@@ -325,7 +325,10 @@ def test_mirrors_and_crops_are_half_and_new_in_each_epoch(root, tmp_path):
 def test_classes_fingerprint_and_notes(root, tmp_path):
     data_set = MiniImageNet(num_classes=3, root=root, cache_dir=tmp_path / "cache")
     assert data_set.classes == list(WNIDS[:3]) and data_set.name == "mini_imagenet" and data_set.image_size == 224
-    assert data_set.notes == ["a part of mini-ImageNet: 15 + 6 images of 50,000 + 10,000"]
+    (note,) = data_set.notes
+    assert note.startswith(
+        "a part of mini-ImageNet: 3 classes, 15 + 6 images, where the whole has 100 classes, 50,000 + 10,000"
+    )
     copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     assert MiniImageNet(num_classes=3, root=copy, cache=False).fingerprint == data_set.fingerprint
     prepare(copy, copy, allow_partial=True)
@@ -356,7 +359,7 @@ BAD = {
     "empty halves": (
         lambda root: [shutil.rmtree(folder) for folder in root.glob("*/*")], {}, "of the same classes; there are none",
     ),
-    "other classes": (lambda root: None, {"num_classes": 100}, "holds 3 classes, data.num_classes is 100"),
+    "too many classes": (lambda root: None, {"num_classes": 2}, "holds 3 classes, and data.num_classes is 2"),
     "a file beside classes": (lambda root: (root / "train" / "x.jpg").touch(), {}, "x.jpg cannot be read"),
     "a strange file": (lambda root: (root / "train" / WNIDS[0] / "notes.txt").touch(), {}, "notes.txt. Remove them"),
     "a broken link": (

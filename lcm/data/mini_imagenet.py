@@ -34,8 +34,9 @@ PREPARE = "scripts/prepare_mini_imagenet.py"
 class MiniImageNet:
     """The images of `root`/train/<class>/* and `root`/test/<class>/*; a class's index is its place in sorted order.
 
-    Any such folder will do. Where scripts/prepare_mini_imagenet.py has left a manifest.csv, names and sizes are checked
-    against it and its hash is the fingerprint; otherwise that is a hash of names and sizes.
+    Any such folder will do, also one with fewer classes (`notes` says so). Where scripts/prepare_mini_imagenet.py has left a
+    manifest.csv, names and sizes are checked against it and its hash is the fingerprint; otherwise that is a hash of names and
+    sizes.
 
     cache       decode all images once into `cache_dir` (None: `root`/cache) and read them from there; False: read the files
     cache_size  short side of the cached images
@@ -65,10 +66,10 @@ class MiniImageNet:
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
         files, digests, stamp, self.fingerprint = _listing(root)
         self.classes = sorted({file.split("/")[1] for file in files})
-        if len(self.classes) != num_classes:
+        if len(self.classes) > num_classes:
             raise UserError(
-                f"{root} holds {len(self.classes)} classes, data.num_classes is {num_classes}. mini-ImageNet has 100; to train "
-                f"on the part of it that is there, say data.num_classes={len(self.classes)}."
+                f"{root} holds {len(self.classes)} classes, and data.num_classes is {num_classes}: this is another data set. "
+                f"{PREPARE} makes mini-ImageNet from the copies of it that there are."
             )
         self.notes = _notes(root, files)
         paths = [root / file for file in files]
@@ -192,10 +193,12 @@ def _read_manifest(manifest: Path, sizes: dict[str, int]) -> dict[str, str]:
 def _notes(root: Path, files: list[str]) -> list[str]:
     notes = []
     count = {split: sum(file.startswith(f"{split}/") for file in files) for split in SPLITS}
+    classes = len({file.split("/")[1] for file in files})
     whole = {split: 100 * a_class for split, a_class in SPLITS.items()}
-    if count != whole:
+    if count != whole or classes != 100:
         notes.append(
-            f"a part of mini-ImageNet: {count['train']:,} + {count['test']:,} images of {whole['train']:,} + {whole['test']:,}"
+            f"a part of mini-ImageNet: {classes} classes, {count['train']:,} + {count['test']:,} images, where the whole has 100 "
+            f"classes, {whole['train']:,} + {whole['test']:,} images; accuracies are not those of mini-ImageNet"
         )
     first_of_each = {file.split("/")[1]: file for file in reversed(files)}
     sizes = []
