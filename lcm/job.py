@@ -80,18 +80,20 @@ def logged(directory, quiet):
         try:
             yield
         except Stopped as request:
-            end = f"stopped by {request}"
-            log.write(f"\n{end}\n")
+            end = "stopped"
+            log.write(f"\nstopped by {request}\n")
             raise
         except BaseException as error:
+            end = "failed"
             if not isinstance(error, (UserError, NotFinite, OwnedElsewhere)):
                 traceback.print_exc(file=log)
-            end = f"failed: {words(error)}"
             log.write(f"{LOG_ERROR}{words(error)}\n")
+            if not quiet:
+                print(f"error: {words(error)}", file=sys.stderr, flush=True)
             raise
         finally:
             if quiet:
-                print(f"{end}: {directory}", file=terminal, flush=True)
+                print(f"{end:8}  {directory}", file=terminal, flush=True)
 
 
 class Tee:
