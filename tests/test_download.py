@@ -5,6 +5,9 @@ import hashlib
 import http.server
 import io
 import resource
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -244,6 +247,26 @@ def test_two_processes_fetch_once(server, tmp_path, capfd):
     assert (tmp_path / "file").read_bytes() == BODY and len(server.requests) == 1
     assert "another process is downloading it; waiting" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_killed_download_is_resumed(server, tmp_path):
+    server.answers["slow"] = trickles(1_000_000)
+    arguments = [str(tmp_path / "file"), server.at("slow")[0], MD5, str(len(BODY))]
+    code = (
+        "import sys; from pathlib import Path; from lcm.data.download import fetch;"
+        "fetch(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
+    part, deadline = tmp_path / "file.part", time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 200_000) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    have = part.stat().st_size
+    assert 200_000 < have < len(BODY)
+    get(tmp_path / "file", server.at("good"))
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert server.requests[-1] == ("/good", f"bytes={have}-")
 
 
 def test_progress_is_a_few_lines_where_there_is_no_terminal(server, tmp_path, capfd):

@@ -229,7 +229,7 @@ class Cifar(_ResidentSet):
                 train, test, classes = _read_official(folder, official, verify)
         except PermissionError as error:
             raise UserError(
-                f"{error.filename or root} may not be read. Change its permissions or data.root."
+                f"{error.filename or root} may not be read: change its permissions or data.root."
             ) from error
         self._hold(train, test, classes, official.mean, official.std)
 
@@ -261,6 +261,7 @@ def _official_folder(root: Path, official: _Official, verify: bool, download: bo
 
 def _read_official(folder: Path, official: _Official, verify: bool):
     """(train, test, classes) of a folder in the official layout."""
+    files = official.train | official.test | official.meta
 
     def read(item):
         path, md5 = folder / item[0], item[1]
@@ -273,7 +274,6 @@ def _read_official(folder: Path, official: _Official, verify: bool):
             ) from error
         return read_cifar_pickle(data, path), hashlib.md5(data, usedforsecurity=False).hexdigest() if verify else md5
 
-    files = official.train | official.test | official.meta
     with concurrent.futures.ThreadPoolExecutor() as pool:  # sums and copies leave the interpreter's lock
         records, sums = zip(*pool.map(read, files.items()), strict=True)
     records = dict(zip(files, records, strict=True))
