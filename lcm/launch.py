@@ -121,6 +121,8 @@ def end(error, debug=False):
 
     What goes wrong before a config is composed is bad input, whatever Hydra calls it.
     """
+    if STOP.at_once and not isinstance(error, Stopped):  # code that a signal's exception left half done
+        error = Stopped(STOP.requested)
     expected = isinstance(error, tuple(EXIT_CODES))
     if debug or not expected or os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)

@@ -360,7 +360,7 @@ def main(arguments=None):
         f"{hits.total()} kills in {runs} runs and tables, {sum(count for _, count in differences)} differing bytes, "
         f"{time.monotonic() - begun:.0f} s"
     )
-    for what, count in differences:
+    for what, count in differences[:20]:
         print(f"  {what}: {count} bytes")
     if differences:
         print(f"kept for a look: {folder}")
