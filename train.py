@@ -7,6 +7,7 @@ by a signal and saved.
 
 import json
 import sys
+from functools import partial
 
 import hydra
 
@@ -49,6 +50,7 @@ def train_owned(config, directory, state):
     from lcm.complexity import count
     from lcm.training import checkpoint
     from lcm.training import device as machine
+    from lcm.training.fold import fold
     from lcm.training.log import RunLog
     from lcm.training.loop import Trainer, memory_explained
     from lcm.training.progress import Progress
@@ -100,6 +102,7 @@ def train_owned(config, directory, state):
                 device=device,
                 autocast=autocast,
                 compiled=torch.compile(network) if config["compile"] else None,
+                for_evaluation=partial(fold, image_size=data.image_size) if config["fold_batch_norm"] else None,
                 capture=config["capture"],
                 directory=directory,
                 run=state,
