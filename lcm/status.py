@@ -120,7 +120,8 @@ class Speed:
                 seconds, unknown = seconds + (expected or 0.0), unknown + (expected is None)
         if not unknown:
             return f"about {clock(seconds)}"
-        return f"about {clock(seconds)} and {unknown} runs of unknown length" if seconds else "not known yet"
+        rest = f"{unknown} run{'s' * (unknown > 1)} of unknown length"
+        return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
 
 
 def count(standings):

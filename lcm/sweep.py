@@ -257,8 +257,9 @@ def print_launch(jobs, batch, launcher):
 
 def print_plan(jobs, standings):
     """What the sweep will do, before it starts."""
-    print(count(standings))
-    if any(standing.state != "finished" for standing in standings):
+    states = {standing.state for standing in standings}
+    print(count(standings) + ("; the failed ones are tried again" if "failed" in states else ""))
+    if states != {"finished"}:
         print(f"training left: {Speed().left([job.config for job in jobs], standings)}", flush=True)
     else:
         print("all finished: nothing to train")
@@ -267,7 +268,7 @@ def print_plan(jobs, standings):
 def print_summary(jobs, standings):
     """Every run with its result, and every failure with its message and log."""
     runs = Path(jobs[0].config["runs"])
-    print(f"\n{table([s._replace(message=None) for s in standings], runs)}\n\n{count(standings)}")
+    print(f"\n{table([s._replace(message=None) for s in standings], runs)}\n\n{count(standings)}", flush=True)
     for standing in standings:
         if standing.state == "failed":
             print(
