@@ -69,10 +69,11 @@ def paper_complexity(model, attention):
     1000-class head that runs and the parameters of a 100-class head that does not.
     """
     config = load_config("model", model)
-    if config["family"] != "densenet121":
-        return count(build_network(model, attention, 10 if config["image_size"] == 32 else 100), config["image_size"])
-    network = build_network(model, attention, num_classes=1000)
-    network.fc = nn.Linear(network.classifier.in_features, 100)  # never called
+    if config["family"] == "densenet121":
+        network = build_network(model, attention, num_classes=1000)
+        network.fc = nn.Linear(network.classifier.in_features, 100)  # never called
+    else:
+        network = build_network(model, attention, num_classes=10 if config["image_size"] == 32 else 100)
     return count(network, config["image_size"])
 
 

@@ -1,0 +1,213 @@
+"""Sites: where they are in each network, how they are filled, and that they change nothing while they are empty."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from lcm import build_network, fill_sites
+from lcm.attention import LCM2, SqueezeExcite
+from lcm.models import CifarDenseNet, CifarResNet, Site, add_sites, sites
+
+
+def stages_and_channels(network):
+    return Counter((site.stage, site.channels) for _, site in sites(network))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("resnet20", {(1, 16): 3, (2, 32): 3, (3, 64): 3}),
+        ("resnet32", {(1, 16): 5, (2, 32): 5, (3, 64): 5}),
+        ("resnet50_cifar", {(1, 16): 8, (2, 32): 8, (3, 64): 8}),
+        ("densenet40", {(1, 12): 12, (2, 12): 12, (3, 12): 12}),
+        ("densenet64", {(1, 12): 20, (2, 12): 20, (3, 12): 20}),
+        ("densenet100", {(1, 12): 32, (2, 12): 32, (3, 12): 32}),
+        ("densenet121", {(1, 32): 6, (2, 32): 12, (3, 32): 24, (4, 32): 16}),
+        ("resnet50", {(1, 256): 3, (2, 512): 4, (3, 1024): 6, (4, 2048): 3}),
+        ("resnext50", {(1, 256): 3, (2, 512): 4, (3, 1024): 6, (4, 2048): 3}),
+    ],
+)
+def test_sites_of_each_network(model, expected):
+    assert stages_and_channels(build_network(model)) == expected
+
+
+def filled(network):
+    return [name for name, module in network.named_modules() if isinstance(module, SqueezeExcite)]
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("every", [f"stage{s}.{b}.site" for s in (1, 2, 3) for b in (0, 1)]),
+        ({"stages": [2, 3]}, [f"stage{s}.{b}.site" for s in (2, 3) for b in (0, 1)]),
+        ({"stages": [1]}, ["stage1.0.site", "stage1.1.site"]),
+        ({"last_of_stage": 2}, ["stage2.1.site"]),
+    ],
+)
+def test_where_modules_are_put(where, expected):
+    network = CifarResNet(layers=14, num_classes=10)
+    assert fill_sites(network, lambda channels: SqueezeExcite(channels, 4), where) is network
+    assert filled(network) == expected
+    assert len(sites(network)) == 6 - len(expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "attention", "expected"),
+    [
+        ("densenet100", "nonlocal", ["block2.31.site"]),
+        ("resnet50_cifar", "nonlocal", ["stage2.7.site"]),
+        ("densenet121", "nonlocal", ["features.denseblock3.denselayer24.site"]),
+        ("resnet50", "nonlocal", ["layer3.5.site"]),
+        ("resnext50", "gc", [f"layer{s}.{b}.site" for s, n in ((2, 4), (3, 6), (4, 3)) for b in range(n)]),
+        ("resnet20", "gc", [f"stage{s}.{b}.site" for s in (2, 3) for b in range(3)]),
+        ("densenet40", "gc", [f"block{s}.{b}.site" for s in (1, 2, 3) for b in range(12)]),
+    ],
+)
+def test_sites_of_the_papers_pairs(model, attention, expected):
+    network = build_network(model, attention)
+    names = [
+        name for name, module in network.named_modules() if name.endswith(".site") and not isinstance(module, Site)
+    ]
+    assert names == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("all", '"every"'),
+        ({"stages": []}, '"every"'),
+        ({"stages": [2], "last_of_stage": 2}, '"every"'),
+        ({"stages": [2, 4]}, "no free site in stage 4: the stages are 1, 2, 3"),
+        ({"last_of_stage": 0}, "no free site in stage 0: the stages are 1, 2, 3"),
+    ],
+)
+def test_a_wrong_where_is_refused(where, message):
+    network = CifarResNet(layers=14, num_classes=10)
+    with pytest.raises(ValueError, match=message):
+        fill_sites(network, lambda channels: SqueezeExcite(channels, 4), where)
+    assert not filled(network)
+
+
+def test_a_network_without_free_sites_is_refused():
+    with pytest.raises(ValueError, match=r"Linear has no free site.*lcm\.models\.Site"):
+        fill_sites(nn.Linear(3, 3), nn.Identity)
+    network = fill_sites(torchvision.models.resnet18(), lambda channels: SqueezeExcite(channels, 16))
+    with pytest.raises(ValueError, match="ResNet has no free site"):
+        fill_sites(network, lambda channels: SqueezeExcite(channels, 16))
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x * 0
+
+
+@torch.no_grad()
+def test_a_site_ends_the_residual_branch_before_the_addition():
+    x = torch.randn(2, 16, 8, 8)
+    block = fill_sites(CifarResNet(14, 10), lambda _: Nothing()).stage1[0]
+    assert torch.equal(block(x), x.relu())
+
+    x = torch.randn(2, 64, 8, 8)
+    basic = fill_sites(torchvision.models.resnet18(), lambda _: Nothing()).layer1[0]
+    assert torch.equal(basic(x), x.relu())
+
+    bottleneck = fill_sites(torchvision.models.resnet50(), lambda _: Nothing()).layer1[0]
+    assert torch.equal(bottleneck(x), bottleneck.downsample(x).relu())
+
+
+@torch.no_grad()
+def test_a_site_of_a_dense_layer_sees_only_its_new_maps():
+    x = torch.randn(2, 24, 8, 8)
+    block = fill_sites(CifarDenseNet(10, 12, 10), lambda _: Nothing()).block1
+    y = block(x)
+    assert y.shape == (2, 48, 8, 8)
+    assert torch.equal(y[:, :24], x)
+    assert not y[:, 24:].any()
+
+    x = torch.randn(2, 64, 8, 8)
+    block = fill_sites(torchvision.models.densenet121(), lambda _: Nothing()).features.denseblock1
+    y = block(x)
+    assert y.shape == (2, 64 + 6 * 32, 8, 8)
+    assert torch.equal(y[:, :64], x)
+    assert not y[:, 64:].any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121"])
+def test_empty_sites_change_nothing_in_torchvisions_networks(name):
+    network = getattr(torchvision.models, name)(num_classes=5)
+    with_sites = add_sites(copy.deepcopy(network))
+    assert sites(with_sites)
+    x = torch.randn(2, 3, 64, 64)
+    for mode in (True, False):
+        y, y_ = network.train(mode)(x), with_sites.train(mode)(x)
+        assert torch.equal(y, y_)
+    y.sum().backward(), y_.sum().backward()
+    for parameter, parameter_ in zip(network.parameters(), with_sites.parameters(), strict=True):
+        assert torch.equal(parameter.grad, parameter_.grad)
+    assert list(with_sites.state_dict()) == list(network.state_dict())
+
+
+def test_a_torchvision_network_that_a_user_already_has():
+    network = torchvision.models.resnet18(num_classes=10)
+    weights = copy.deepcopy(network.state_dict())
+    fill_sites(network, lambda channels: LCM2(channels, reduction=16))
+    assert [type(block.site) for block in network.layer3] == [LCM2, LCM2]
+    assert network.layer3[0].site.w1.weight.shape == (16, 256, 1, 1)
+    incompatible = network.load_state_dict(weights, strict=False)  # such as pretrained ones
+    assert not incompatible.unexpected_keys
+    assert all(".site." in key for key in incompatible.missing_keys)
+    y = network(torch.randn(2, 3, 64, 64))
+    y.sum().backward()
+    assert y.shape == (2, 10)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+
+
+def test_a_network_of_ones_own():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.attention = Site(8, stage=1)
+
+        def forward(self, x):
+            return self.attention(self.conv(x)).mean((2, 3))
+
+    network = fill_sites(Mine(), lambda channels: SqueezeExcite(channels, 2))
+    assert network.attention.w1.weight.shape == (4, 8)
+    assert network(torch.randn(2, 3, 9, 9)).shape == (2, 8)
+
+
+def test_filled_networks_can_be_copied_and_pickled():
+    for network in (
+        build_network("resnet20", "lcm2"),
+        build_network("resnet50", "lcm2"),
+        build_network("densenet121", "se"),
+    ):
+        network.eval()
+        x = torch.randn(1, 3, 32, 32)
+        with torch.no_grad():
+            y = network(x)
+            assert torch.equal(copy.deepcopy(network)(x), y)
+            assert torch.equal(pickle.loads(pickle.dumps(network))(x), y)
+
+
+def test_seeded_modules_do_not_depend_on_the_global_generator():
+    def weights(seed):
+        network = fill_sites(CifarResNet(14, 10), lambda channels: LCM2(channels, 4), seed=seed)
+        return network.stage2[1].site.w1.weight
+
+    first, second = weights(1), weights(1)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, weights(2))
+
+
+def test_the_cifar_networks_do_not_import_torchvision():
+    code = "import sys, lcm; lcm.build_network('densenet40', 'lcm2', seed=0); print('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
