@@ -162,7 +162,7 @@ def find_runs(root, data, model, attentions, seed):
 
 
 def _protocols(runs):
-    return "; ".join(f"seed {s['seed']}, {s['schedule']}" + (f" {s['deviations'] or ''}") for _, s in runs)
+    return "; ".join(f"seed {s['seed']}, {s['schedule']} {s['deviations'] or ''}".rstrip() for _, s in runs)
 
 
 def load_data(runs, root=None):
