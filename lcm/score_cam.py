@@ -22,10 +22,11 @@ increase, paper: version 2 of the paper, by its Definitions 2 and 3 or by its Al
 grad_cam: pytorch-grad-cam 1.5 with its default target.
 torchcam: torchcam 0.5; it scales on the layer's grid and upsamples then.
 
-Probabilities differ by at most 1, so the weights of `paper` differ at most by the factor e: its heatmaps are near the mean of
-all channels, whatever the class. X_b is black, zero after normalisation. Algorithm 1 and torchcam also subtract a score, which a softmax over k does not
-see. A channel counts as constant on the layer's grid: upsampling makes it uneven by rounding, and min-max scaling would
-blow that up to a mask of noise (the authors' code and pytorch-grad-cam do so, unless the constant is 0).
+Probabilities differ by at most 1, so the weights of `paper` differ at most by the factor e: its heatmaps are near the mean
+of all channels, whatever the class. X_b is black, zero after normalisation; Algorithm 1 and torchcam also subtract a score,
+but a softmax over k does not see it. A channel counts as constant on the layer's grid: upsampling makes it uneven by
+rounding, and min-max scaling would blow that up to a mask of noise (the authors' code and pytorch-grad-cam do so, unless
+the constant is 0).
 """
 
 import contextlib
