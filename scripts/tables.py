@@ -16,7 +16,8 @@ from lcm.errors import UserError, exit_on_user_error
 from lcm.reporting.claims import claims_page, read_claims
 from lcm.reporting.collect import read_runs
 from lcm.reporting.files import write
-from lcm.reporting.tables import Protocol, build, fill_readme, protocols, read_complexity, readme_blocks, write_tables
+from lcm.reporting.readme import fill_readme, readme_blocks
+from lcm.reporting.tables import Protocol, build, protocols, read_complexity, write_tables
 
 
 @exit_on_user_error

@@ -158,7 +158,7 @@ def test_page(claims):
     runs = simulated(3, lambda a: 0.5 * (a != "none"), tables=(2,))
     page = claims_page(claims, runs, Protocol(), COMPLEXITY)
     assert page == claims_page(claims, list(reversed(runs)), Protocol(), COMPLEXITY)
-    assert "Claims that the paper's own numbers contradict: 1, 2." in page
+    assert "Its own numbers contradict 2 of them (number 1 and 2)." in page
     for claim in claims:
         assert claim.quote.strip() in page
     table = contest_table(2, claims, judge_contests(claims, runs, Protocol()))

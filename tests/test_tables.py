@@ -9,6 +9,7 @@ import pytest
 
 from lcm.errors import UserError
 from lcm.reporting.collect import read_runs
+from lcm.reporting.readme import fill_readme, readme_blocks, summary
 from lcm.reporting.tables import (
     DASH,
     TITLES,
@@ -16,11 +17,9 @@ from lcm.reporting.tables import (
     accuracy,
     build,
     comparison_table,
-    fill_readme,
     latex,
     markdown,
     protocols,
-    readme_blocks,
     rounded,
     select,
     signed,
@@ -182,6 +181,17 @@ def test_readme(results, runs, tmp_path):
     assert fill_readme(filled, readme_blocks(runs, results)) == filled
     with pytest.raises(UserError, match="no result is called table9"):
         fill_readme("<!-- results:begin table9 -->\n<!-- results:end -->", readme_blocks(runs, results))
+
+
+def test_summary(results, runs):
+    text = summary(runs, results)
+    assert "| cifar10 | resnet20 | short | bf16 | 85.27 ± 0.22 (6) | **+0.50 [+0.39, +0.61]** | – |" in text
+    assert (
+        "| cifar10 | resnet20 | cifar | fp32 | 92.18 ± 0.19 (3) | – | – | – | – | +0.67 | +0.34 [-0.05, +0.57] |"
+        in text
+    )
+    assert "| digits | resnet20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 |" in text
+    assert "21 comparative claims" in text and summary([], results).startswith("Nothing was run yet. 21 comparative")
 
 
 def test_script_without_such_runs(results, capsys):

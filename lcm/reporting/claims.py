@@ -24,6 +24,7 @@ from lcm.reporting.tables import (
     DASH,
     DATA_TITLE,
     METRIC_TITLE,
+    NETWORK_TITLE,
     Table,
     interval,
     markdown_rows,
@@ -35,17 +36,6 @@ from lcm.reporting.tables import (
 )
 
 KINDS = ("every", "on_average", "cost", "not_judged")
-NETWORK_TITLE = {
-    "densenet40": "DenseNet-40",
-    "densenet64": "DenseNet-64",
-    "densenet100": "DenseNet-100",
-    "resnet20": "ResNet-20",
-    "resnet32": "ResNet-32",
-    "resnet50_cifar": "ResNet-50 (CIFAR)",
-    "densenet121": "DenseNet-121",
-    "resnet50": "ResNet-50",
-    "resnext50": "ResNeXt-50 32x4d",
-}
 
 
 class Contest(NamedTuple):
@@ -206,7 +196,8 @@ def judge(claims, judged, runs, protocol, complexity):
             if against:
                 paper = f"CONTRADICT it ({_list(against)})"
             words = [judged[c].verdict for c in contests]
-            results.append(JudgedClaim(claim, every(words), paper, _count(words)))
+            ours = f"{len(words)} comparison{'s' * (len(words) > 1)}: {_count(words)}"
+            results.append(JudgedClaim(claim, every(words), paper, ours))
         elif claim.holds_if == "on_average":
             mean = statistics.fmean(c.paper for c in contests)
             paper = f"{'hold' if mean > 0 else 'CONTRADICT it'}: {signed(mean)} over {len(contests)} comparisons"
@@ -311,18 +302,24 @@ WORDS = (
 )
 
 
+def claims_in_short(results):
+    """How many claims there are, which the paper's own numbers contradict, and our verdicts, in three sentences."""
+    contradicted = [str(index) for index, result in enumerate(results, 1) if result.paper.startswith("CONTRADICT")]
+    return (
+        f"{len(results)} comparative claims of the paper. Its own numbers contradict {len(contradicted)} of them "
+        f"(number {' and '.join(contradicted) or '-'}). Our verdicts: {_count(r.verdict or 'not judged' for r in results)}."
+    )
+
+
 def claims_page(claims, runs, protocol, complexity):
     """results/claims.md as text."""
     judged = judge_contests(claims, runs, protocol)
     results = judge(claims, judged, runs, protocol, complexity)
-    contradicted = [str(index) for index, result in enumerate(results, 1) if result.paper.startswith("CONTRADICT")]
     parts = [
         f"# What the paper claims, and what the runs say ({protocol.words})",
         "Made by `python scripts/tables.py` from `results/claims.yaml`, `results/paper.csv` and `results/runs.csv`. The paper is "
         "retracted; it reports one number for each network and no deviation.",
-        f"{len(claims)} claims, {len(judged)} comparisons. Claims that the paper's own numbers contradict: "
-        f"{', '.join(contradicted) or 'none'}. Our verdicts on the claims: "
-        f"{_count(result.verdict or 'not judged' for result in results)}.",
+        claims_in_short(results),
         markdown_rows(summary_table(results, protocol)),
         WORDS,
     ]

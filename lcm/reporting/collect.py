@@ -200,6 +200,13 @@ def read_record(file):
     return run, metrics
 
 
+def record_metrics(text, column):
+    """One column of a record's text, a value an epoch."""
+    head, *lines = text.splitlines()
+    place = json.loads(head)["columns"].index(column)
+    return [json.loads(line)[place] for line in lines]
+
+
 def row(run):
     """A run.json as a row of runs.csv; None where it says nothing."""
     result, versions = run.get("result") or {}, run.get("versions") or {}

@@ -20,6 +20,17 @@ from lcm.reporting.statistics import compare, holm, pairs_to_reach, verdict
 
 PAPER_SCHEDULE = {"cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}
 DATA_TITLE = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mini_imagenet": "mini-ImageNet", "digits": "digits"}
+NETWORK_TITLE = {
+    "densenet40": "DenseNet-40",
+    "densenet64": "DenseNet-64",
+    "densenet100": "DenseNet-100",
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "resnet50_cifar": "ResNet-50 (CIFAR)",
+    "densenet121": "DenseNet-121",
+    "resnet50": "ResNet-50",
+    "resnext50": "ResNeXt-50 32x4d",
+}
 METRIC_TITLE = {"top1": "top-1", "top5": "top-5"}
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
 TITLES = {
@@ -85,6 +96,14 @@ class Selection(NamedTuple):
 
     def arm(self, data, model, attention):
         return self.arms.get((data, model, attention), {})
+
+    def groups(self):
+        """{(data, model): {attention: {seed: Run}}}, networks and attentions in the paper's order."""
+        groups = defaultdict(dict)
+        places = {key: (key[0], _place(NETWORK_TITLE, key[1]), _place(ATTENTIONS, key[2])) for key in self.arms}
+        for data, model, attention in sorted(places, key=places.get):
+            groups[data, model][attention] = self.arms[data, model, attention]
+        return groups
 
 
 def select(runs, protocol):
@@ -179,6 +198,11 @@ def read_complexity(results):
         )
         for line in lines
     }
+
+
+def _place(order, name):
+    """A sort key: names that `order` has come in its order, others after them by name."""
+    return (list(order).index(name), "") if name in order else (len(order), name)
 
 
 def _command(*overrides, seeds=()):
@@ -317,7 +341,7 @@ def comparison_table(runs, protocol):
     header = ["Data", "Network", "Attention", "Para (M)", "MACs (G)", "Test top-1 (%)", "minus none", "95 % interval"]
     header += ["P(better)", "p", "p (Holm)", "better than none?"]
     rows, groups, records, missing, used, short = [], [], [], [], [], []
-    for data, model in pairs:
+    for data, model in sorted(pairs, key=lambda pair: (pair[0], _place(NETWORK_TITLE, pair[1]))):
         others = sorted({a for d, m, a in selection.arms if (d, m) == (data, model)} - set(ATTENTIONS))
         attentions = [*ATTENTIONS, *others]
         if protocol.schedule is None:  # rows that the paper has not are no gaps
@@ -542,32 +566,3 @@ def counts(runs):
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if groups else "Nothing was run yet."
-
-
-_BLOCK = re.compile(r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)", re.DOTALL)
-
-
-def fill_readme(text, blocks):
-    """`text` with every part between `<!-- results:begin NAME -->` and `<!-- results:end -->` made anew from `blocks[NAME]`.
-
-    Raises UserError for a name that there is no block for.
-    """
-
-    def fill(match):
-        if match[2] not in blocks:
-            raise UserError(f"README: no result is called {match[2]}; there are {', '.join(sorted(blocks))}")
-        return f"{match[1]}{blocks[match[2]]}\n{match[3]}"
-
-    return _BLOCK.sub(fill, text)
-
-
-def readme_blocks(runs, results):
-    """What a README may show, by name: `counts`, and the rows of every table that is written for these runs."""
-    blocks = {"counts": counts(runs)}
-    for protocol in [*protocols(runs), Protocol("digits")]:
-        for table in build(runs, protocol, results):
-            missing = (
-                f"\n\nDashes: not run yet; the commands are in `results/{table.name}.md`." if table.missing else ""
-            )
-            blocks[table.name] = markdown_rows(table) + missing
-    return blocks

@@ -1,0 +1,23 @@
+"""Make results/report.html, one self-contained page, and results/figures/ (SVG and PNG) from the committed results.
+
+python scripts/report.py
+python scripts/report.py --results other/results
+"""
+
+import argparse
+
+from lcm.errors import exit_on_user_error
+from lcm.reporting.report import write_report
+
+
+@exit_on_user_error
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", default="results", help="where the results lie (default: results)")
+    options = parser.parse_args(arguments)
+    pictures = write_report(options.results)
+    print(f"{options.results}/report.html and {pictures} figures in {options.results}/figures, each as SVG and PNG")
+
+
+if __name__ == "__main__":
+    main()
