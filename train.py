@@ -57,7 +57,7 @@ def train_owned(config, directory, state):
 
     with launch.STOP.listening() as stop, memory_explained(config["device"]):
         # The directory: new, or a run that stopped
-        saved = checkpoint.newest(directory, config_hash(config), warn=print)
+        saved = checkpoint.newest(directory, config_hash(config), set_aside=True)
         if saved and not state:
             print(f"warning: {directory} has lost its run.json; written anew from the checkpoint")
             state = json.loads(saved["run"])

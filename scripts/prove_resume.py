@@ -305,7 +305,10 @@ def prove(folder, kills, seed, jobs):
     """The proof, in `folder`. Returns (phases hit, differences, number of disturbed runs)."""
     tiny_setting.use(folder)
     configs = {name: tiny_setting.compose(f"attention={name}", f"seed={seed}") for name in tiny_setting.ATTENTIONS}
-    warm_up(folder, configs["lcm2"])
+    tiny_setting.warm_up(folder)
+    import lcm.reporting.claims
+    import lcm.reporting.tables  # noqa: F401  for the processes to come
+
     reference = folder / "reference"
     reference.mkdir()
     hits, differences, runs = Counter(), [], 0
@@ -333,16 +336,6 @@ def prove(folder, kills, seed, jobs):
                 hits, differences, runs = hits + hit, differences + difference, runs + count
             print(f"round {number}: {hits.total()} kills, {len(differences)} differences", flush=True)
     return hits, differences, runs
-
-
-def warm_up(folder, config):
-    """Import and use everything once, here, so that the processes forked from this one start in a moment."""
-    from train import train
-
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        train(config | {"runs": str(folder / "warm"), "schedule": config["schedule"] | {"epochs": 1}})
-    import lcm.reporting.claims
-    import lcm.reporting.tables  # noqa: F401
 
 
 def main(arguments=None):

@@ -4,6 +4,8 @@ Configs of its own under the names of real ones (digits, resnet20), so that all 
 the run directories, the tables. 48 training and 24 test images, ResNet-8, 3 epochs of 6 steps.
 """
 
+import contextlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -56,3 +58,11 @@ def compose(*overrides):
     always = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
     with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.CONFIGS)):
         return OmegaConf.to_container(compose("train", overrides=[*always, *overrides]), resolve=True)
+
+
+def warm_up(folder):
+    """Train one epoch here, so that processes forked from this one have everything imported and start in a moment."""
+    from train import train
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        train(compose(f"runs={folder}/warm", "schedule.epochs=1"))

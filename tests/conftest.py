@@ -15,3 +15,19 @@ def pytest_collection_modifyitems(items):
         if not torch.cuda.is_available():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The tiny setting (scripts/tiny_setting.py) for a module: a function from overrides to a config."""
+    import tiny_setting
+
+    import lcm.config
+
+    before = lcm.config.CONFIGS
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_setting.use(folder)
+    tiny_setting.warm_up(folder)
+    yield tiny_setting.compose
+    lcm.config.CONFIGS = before
+    lcm.config._read.cache_clear()

@@ -15,7 +15,7 @@ import torch
 from lcm.errors import UserError
 from lcm.run import sync_directory, unwritable
 
-NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 _SEAL = b"\nsha256 "  # + 64 hex digits + "\n"
 _SEAL_LENGTH = len(_SEAL) + 64 + 1
 
@@ -85,11 +85,12 @@ def read(file, config_hash=None):
     return payload
 
 
-def newest(directory, config_hash=None, warn=print):
+def newest(directory, config_hash=None, warn=print, set_aside=False):
     """The newest usable checkpoint of a run, None where the run has none yet.
 
-    A damaged one is named through `warn` and the one before is taken. Raises UserError where there are some but none is usable;
-    nothing is deleted.
+    A damaged one is named through `warn` and the one before is taken; `set_aside`, for the run's owner, renames the damaged one,
+    so that the next `save` does not keep it in the place of the good one. Raises UserError where there are some but none is
+    usable; nothing is deleted.
     """
     faults = []
     for name in (NAME, PREVIOUS):
@@ -103,6 +104,11 @@ def newest(directory, config_hash=None, warn=print):
             continue
         for fault in faults:
             warn(f"warning: damaged checkpoint ({fault}); continuing from {file.name}")
+        if faults and set_aside:
+            try:
+                os.replace(Path(directory) / NAME, Path(directory) / DAMAGED)
+            except OSError as error:
+                raise unwritable(Path(directory) / DAMAGED, error) from error
         return payload
     if faults:
         raise UserError(
