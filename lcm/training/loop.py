@@ -14,6 +14,7 @@ import torch
 from lcm.errors import UserError
 from lcm.training import checkpoint
 from lcm.training.failures import NotFinite, Stopped
+from lcm.training.sgd import SGD
 from lcm.training.signals import StopRequest
 from lcm.training.step import Eager, TestStep, TrainStep, bind, can_capture, feed
 
@@ -24,20 +25,15 @@ def learning_rate(schedule, epoch):
     return schedule["learning_rate"] / schedule["divide_by"] ** passed
 
 
-def make_optimizer(network, schedule, device):
-    """SGD as the paper has it (section 4.1.2), on every parameter; the rate is a tensor that a captured step can read."""
-    optimizer = torch.optim.SGD(
+def make_optimizer(network, schedule):
+    """SGD as the paper has it (section 4.1.2), on every parameter."""
+    return SGD(
         network.parameters(),
-        lr=torch.tensor(schedule["learning_rate"], device=device),
+        schedule["learning_rate"],
         momentum=schedule["momentum"],
-        nesterov=schedule["nesterov"] and schedule["momentum"] > 0,
+        nesterov=schedule["nesterov"],
         weight_decay=schedule["weight_decay"],
-        fused=True,
     )
-    if schedule["momentum"]:
-        for parameter in network.parameters():  # zeros instead of none: the first step is like every other
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
 
 
 class Every:
@@ -69,7 +65,7 @@ class Trainer:
         directory=None, run=None, log=None, every="epoch", stop=None, progress=None, warn=print,
     ):  # fmt: skip
         self.network, self.schedule, self.device = network, schedule, device
-        self.optimizer = make_optimizer(network, schedule, device)
+        self.optimizer = make_optimizer(network, schedule)
         self.train_feed, self.test_feed = feed(train, device), feed(test, device)
         self.step = TrainStep(network if compiled is None else compiled, self.optimizer, autocast, device)
         self.compiling = compiled is not None
@@ -96,17 +92,20 @@ class Trainer:
 
     def _restore(self, payload):
         self.network.load_state_dict(payload["model"])
-        for name, parameter in self.network.named_parameters():
-            if name in payload["momentum"]:
-                self.optimizer.state[parameter]["momentum_buffer"].copy_(payload["momentum"][name])
+        for name, momentum in self._momenta():
+            momentum.copy_(payload["momentum"][name])
         self.epoch, self.index, self.seconds = payload["epoch"], payload["index"], payload["seconds"]
         self.step.totals.copy_(payload["totals"])
+
+    def _momenta(self):
+        """(name of its parameter, momentum) for each, nothing without momentum."""
+        names = [name for name, _ in self.network.named_parameters()]
+        return list(zip(names, self.optimizer.momenta, strict=True)) if self.optimizer.momenta else []
 
     def save(self):
         """Write a checkpoint of this very moment."""
         if self.directory is None:
             return
-        momentum = {n: self.optimizer.state[p].get("momentum_buffer") for n, p in self.network.named_parameters()}
         payload = {
             "config_hash": self.run["config_hash"],
             "run": json.dumps(self.run),
@@ -116,7 +115,7 @@ class Trainer:
             "seconds": self.seconds,
             "totals": self.step.totals.cpu(),
             "model": {n: t.cpu() for n, t in self.network.state_dict().items()},
-            "momentum": {n: t.cpu() for n, t in momentum.items() if t is not None},
+            "momentum": {n: t.cpu() for n, t in self._momenta()},
         }
         checkpoint.save(self.directory, payload)
 
@@ -163,7 +162,7 @@ class Trainer:
     def train_epoch(self):
         """The rest of the epoch in progress. Returns mean loss and top-1 in percent over the whole epoch."""
         self.network.train()
-        self.optimizer.param_groups[0]["lr"].fill_(learning_rate(self.schedule, self.epoch))
+        self.optimizer.rate.fill_(learning_rate(self.schedule, self.epoch))
         self.train_feed.start(self.epoch - 1, self.index)
         step = self._bind()
         waits = self.device.type == "cpu"  # reading a number costs nothing there

@@ -65,7 +65,7 @@ class TrainStep:
     """Forward, loss, backward, SGD; adds loss, hits and images to `totals` (float64, on the device).
 
     `bad` rises to 1 with the first loss that is not finite and from then on keeps the optimiser from touching the weights
-    (fused SGD's `found_inf`), so that a GPU need not be asked each step.
+    (its `found_inf`), so that a GPU need not be asked each step.
     """
 
     def __init__(self, network, optimizer, autocast, device):
@@ -75,7 +75,7 @@ class TrainStep:
         optimizer.found_inf = self.bad
 
     def __call__(self, images, labels):
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         with self.autocast:
             logits = self.network(images)
         loss = F.cross_entropy(logits.float(), labels)
@@ -89,8 +89,7 @@ class TrainStep:
 
     def state(self):
         """Every tensor that a step changes."""
-        momenta = [s["momentum_buffer"] for s in self.optimizer.state.values() if "momentum_buffer" in s]
-        return [*self.network.state_dict().values(), *momenta, self.totals, self.bad]
+        return [*self.network.state_dict().values(), *self.optimizer.momenta, self.totals, self.bad]
 
 
 class TestStep:
