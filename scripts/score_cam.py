@@ -207,6 +207,15 @@ def from_test_set(data, places):
     return examples
 
 
+def normalisation(data):
+    """(mean, std) of the pixels in [0, 1], a value for each colour, with which a data set normalises."""
+    from lcm.data import mini_imagenet
+
+    if isinstance(data, mini_imagenet.MiniImageNet):
+        return mini_imagenet.MEAN, mini_imagenet.STD
+    return data.mean, data.std
+
+
 def from_files(data, files, classes):
     """Examples from image files: short side to 8/7 of the network's size (32-pixel networks: to it), central square."""
     if len(classes) == 1:
@@ -216,7 +225,7 @@ def from_files(data, files, classes):
             f"--images names {len(files)} files, --classes {len(classes)} classes: one each, or one for all"
         )
     labels = [class_index(data, name) for name in classes]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(data))
     examples = []
     for file, label in zip(files, labels, strict=True):
         pixels = torch.from_numpy(read_picture(file, data.image_size)).permute(2, 0, 1) / 255
@@ -326,7 +335,7 @@ def draw(runs, data, examples, cams, columns=None):
         axes.set_axis_off()
         return axes
 
-    mean, std = (np.array(values).reshape(1, 1, 3) for values in (data.mean, data.std))
+    mean, std = (np.array(values).reshape(1, 1, 3) for values in normalisation(data))
     for i, example in enumerate(examples):
         row, column = divmod(i, columns)
         left, top = 0.1 + column * (block_width + 0.2), head + row * (block_height + 0.15)
