@@ -177,7 +177,12 @@ def recorded(directory, state):
                 raise
 
 
-_held = set()  # (device, inode) of the directories that this process owns
+_held = set()  # (process, device, inode) of the directories that are owned here; a fork inherits the set, but no lock
+
+
+def _key(directory):
+    found = os.stat(directory)
+    return os.getpid(), found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager
@@ -193,7 +198,7 @@ def owner(directory):
     me = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        key = (os.stat(directory).st_dev, os.stat(directory).st_ino)
+        key = _key(directory)
         if key in _held:
             raise OwnedElsewhere(f"{directory} is being trained by this very {me}")
         stream = open(lock, "a+b", buffering=0)  # noqa: SIM115  held open as long as the lock
@@ -238,7 +243,7 @@ def is_owned(directory):
     """Whether a live process owns the run's directory: another one, or this one."""
     directory = Path(directory)
     try:
-        if (os.stat(directory).st_dev, os.stat(directory).st_ino) in _held:
+        if _key(directory) in _held:
             return True
         with open(directory / "owner.lock", "rb") as stream:
             return not _lock(stream, fcntl.LOCK_SH)

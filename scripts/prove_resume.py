@@ -26,11 +26,12 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 
 import tiny_setting
+
+from lcm.run import run_directory
 
 PHASES = ("starting", "training", "evaluation", "metrics", "checkpoint", "run.json", "collecting", "tables")
 WALL_TIME = ("seconds", "images_per_second", "start", "end", "commit", "dirty")  # and a commit made while this runs
@@ -76,7 +77,6 @@ def train_one(config, phase):
 
     import lcm.run
     from lcm.training import checkpoint, log, loop
-    from train import train
 
     phase.mark(loop.Trainer, "train_epoch", "training")
     phase.mark(loop.Trainer, "evaluate", "evaluation")
@@ -87,7 +87,7 @@ def train_one(config, phase):
     torch.manual_seed(chance)
     numpy.random.seed(chance)
     random.seed(chance)
-    train(config)
+    tiny_setting.train_as_main(config)
 
 
 def make_tables(folder, phase):
@@ -102,37 +102,7 @@ def make_tables(folder, phase):
             runpy.run_path(str(scripts / arguments[0]), run_name="__main__")
 
 
-def start(target, log, *args):
-    """Fork a process that runs target(*args, phase) in a group of its own. Returns (its id, its Phase)."""
-    phase = Phase()
-    pid = os.fork()
-    if pid:
-        return pid, phase
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        with open(log, "a") as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
-        target(*args, phase)
-        sys.stdout.flush()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def ended(pid):
-    """Whether a child has ended; raises RuntimeError where it failed by itself."""
-    done, status = os.waitpid(pid, os.WNOHANG)
-    if done and status:
-        raise RuntimeError(f"process {pid} ended with status {status}")
-    return bool(done)
-
-
-def kill_somewhere(pid, phase, names, expected, dice):
+def kill_somewhere(process, phase, names, expected, dice):
     """SIGKILL a process at a random moment. Returns the phase it was in, None where it was through before.
 
     Half of the moments are uniform over the `expected` seconds, half lie in one of the phases `names`, so that those that take
@@ -145,7 +115,7 @@ def kill_somewhere(pid, phase, names, expected, dice):
         wanted, entry = dice.choice(names), dice.randint(1, 3)
         before, moment = None, begun + 4 * expected + 10  # if it comes no more
     while time.monotonic() < moment:
-        if ended(pid):
+        if through(process):
             return None
         if wanted:
             now = phase.get()
@@ -154,27 +124,37 @@ def kill_somewhere(pid, phase, names, expected, dice):
             if entries == entry:
                 wanted, moment = None, time.monotonic() + dice.choice((0, dice.expovariate(200), dice.uniform(0, 0.1)))
         time.sleep(0.0002)
-    if ended(pid):
+    if through(process):
         return None
     hit = phase.get()
-    (os.killpg if dice.random() < 0.5 and os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return hit
+    ended = process.kill(group=dice.random() < 0.5)
+    return hit if ended.code == -signal.SIGKILL else None
 
 
-def to_the_end(target, log, args, kills, names, expected, dice):
+def through(process):
+    """Whether a process has ended. Raises RuntimeError where it failed by itself."""
+    ended = process.poll()
+    if ended and ended.code:
+        raise RuntimeError(
+            f"a process ended by itself with exit code {ended.code}:\n{ended.out[-2000:]}{ended.err[-2000:]}"
+        )
+    return ended is not None
+
+
+def to_the_end(target, folder, name, args, kills, names, expected, dice):
     """Run `target` in processes, `kills` of them killed, the last one not. Returns the Counter of phases hit.
 
     A process that is through before its kill leaves the kill to the caller's next run.
     """
     hits = Counter()
     while True:
-        pid, phase = start(target, log, *args(dice))
+        phase = Phase()
+        process = tiny_setting.Process(folder, target, *args(dice), phase, name=name)
         if hits.total() == kills:
-            while not ended(pid):
+            while not through(process):
                 time.sleep(0.005)
             return hits
-        hit = kill_somewhere(pid, phase, names, expected, dice)
+        hit = kill_somewhere(process, phase, names, expected, dice)
         if hit is None:
             return hits
         hits[hit] += 1
@@ -186,23 +166,20 @@ def arm(folder, config, kills, expected, seed, reference=None):
     begun = time.monotonic()
     config = config | {"runs": str(folder / "runs")}
     directory = run_directory(config)
-    log = folder / f"{config['attention']['name']}.log"
 
     def args(dice):
         every = dice.choice(("1 steps", "4 steps", "epoch"))
-        workers = 0 if reference is None else dice.choice((0,) * 9 + (2,))
+        workers = dice.choice((0,) * 9 + (2,)) if reference else 0
         return (config | {"checkpoint": {"every": every}, "data": config["data"] | {"workers": workers}},)
 
     names = ("training", "evaluation", "metrics", "checkpoint", "checkpoint", "run.json")
-    try:
-        while hits.total() < kills or not runs:
-            shutil.rmtree(directory, ignore_errors=True)
-            hits += to_the_end(train_one, log, args, kills - hits.total(), names, expected, dice)
-            runs += 1
-            if reference:
-                differences += compare_runs(run_directory(config | {"runs": str(reference / "runs")}), directory)
-    except Exception as error:
-        raise RuntimeError(f"{error}; the end of {log}:\n{log.read_text()[-3000:]}") from error
+    name = config["attention"]["name"]
+    while hits.total() < kills or not runs:
+        shutil.rmtree(directory, ignore_errors=True)
+        hits += to_the_end(train_one, folder, name, args, kills - hits.total(), names, expected, dice)
+        runs += 1
+        if reference:
+            differences += compare_runs(run_directory(config | {"runs": str(reference / "runs")}), directory)
     return hits, differences, runs, time.monotonic() - begun
 
 
@@ -210,27 +187,18 @@ def tables(folder, kills, expected, seed, reference=None):
     """Collect the runs below `folder` and write their tables, with so many kills; returns as `arm`."""
     dice, hits, differences, runs = random.Random(seed), Counter(), [], 0
     begun = time.monotonic()
-    log = folder / "tables.log"
-    try:
-        while hits.total() < kills or not runs:
-            shutil.rmtree(folder / "results", ignore_errors=True)
-            (folder / "results").mkdir()
-            for file in ("paper.csv", "claims.yaml"):
-                shutil.copy(tiny_setting.ROOT / "results" / file, folder / "results")
-            names = ("collecting", "tables")
-            hits += to_the_end(make_tables, log, lambda dice: (folder,), kills - hits.total(), names, expected, dice)
-            runs += 1
-            if reference:
-                differences += compare_results(reference / "results", folder / "results")
-    except Exception as error:
-        raise RuntimeError(f"{error}; the end of {log}:\n{log.read_text()[-3000:]}") from error
+    names = ("collecting", "tables")
+    while hits.total() < kills or not runs:
+        shutil.rmtree(folder / "results", ignore_errors=True)
+        (folder / "results").mkdir()
+        for file in ("paper.csv", "claims.yaml"):
+            shutil.copy(tiny_setting.ROOT / "results" / file, folder / "results")
+        left = kills - hits.total()
+        hits += to_the_end(make_tables, folder, "tables", lambda dice: (folder,), left, names, expected, dice)
+        runs += 1
+        if reference:
+            differences += compare_results(reference / "results", folder / "results")
     return hits, differences, runs, time.monotonic() - begun
-
-
-def run_directory(config):
-    from lcm.run import run_directory
-
-    return run_directory(config)
 
 
 def differing(a, b):
