@@ -580,27 +580,28 @@ def test_runs_as_a_program_from_any_folder(tmp_path):
     assert ended.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def broken(runs, tmp_path):
+@pytest.fixture(scope="module")
+def broken(runs, tmp_path_factory):
     """Runs, each with a fault, and files that are no images; {} in an argument of a fault is this folder."""
-    make_run(tmp_path / "stopped", "se", state="stopped", end=None)
-    other = make_run(tmp_path / "copy", "se")
+    folder = tmp_path_factory.mktemp("broken")
+    make_run(folder / "stopped", "se", state="stopped", end=None)
+    other = make_run(folder / "copy", "se")
     state = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(state | {"data_fingerprint": "0" * 64}))
-    unfit = make_run(tmp_path / "unfit", "lcm2")
+    unfit = make_run(folder / "unfit", "lcm2")
     state = json.loads((unfit / "run.json").read_text())
     state["config"]["model"]["layers"] = 14
     (unfit / "run.json").write_text(json.dumps(state))
-    flipped = make_run(tmp_path / "flipped", "none") / "checkpoint.pt"
+    flipped = make_run(folder / "flipped", "none") / "checkpoint.pt"
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
-    (tmp_path / "text.png").write_text("not an image")
+    (folder / "text.png").write_text("not an image")
     for name in ("stopped", "copy", "unfit", "flipped"):
-        (directory,) = (tmp_path / name).glob("digits/resnet20/*/seed0-*")
-        (tmp_path / f"{name}-run").symlink_to(directory)
-    (tmp_path / "good-run").symlink_to(next((runs / "digits/resnet20/none").iterdir()))
-    return tmp_path
+        (directory,) = (folder / name).glob("digits/resnet20/*/seed0-*")
+        (folder / f"{name}-run").symlink_to(directory)
+    (folder / "good-run").symlink_to(next((runs / "digits/resnet20/none").iterdir()))
+    return folder
 
 
 @pytest.mark.parametrize(
