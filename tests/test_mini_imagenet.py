@@ -160,6 +160,7 @@ def test_pixels_are_torchvisions_on_the_cpu_and_as_matrix_products(size):
     )
     shown = torch.stack([show(array, v, 224).permute(1, 2, 0) for v in views.tolist()])
     shown = torch.where(mirror[:, None, None, None], shown.flip(2), shown).numpy()
+    assert show(array, views[0].tolist(), 224).permute(1, 2, 0).is_contiguous()
     difference = abs(shown - expected)
     assert difference.max() <= 1 and difference.mean() < 0.1
     pixels, block = torch.from_numpy(array.reshape(-1, 3)), [n + 5 for n in views[:, 2:4].amax(0).tolist()]

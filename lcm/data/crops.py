@@ -52,11 +52,11 @@ def show(image: np.ndarray, view, side: int) -> Tensor:
     PyTorch's resampling of bytes takes about a quarter of Pillow's time and gives its values, a few of them off by 1.
     """
     top, left, h, w, to_h, to_w, row, column = view
-    region = np.ascontiguousarray(image[top : top + h, left : left + w])
-    region = torch.from_numpy(region).permute(2, 0, 1)
+    region = torch.from_numpy(np.ascontiguousarray(image[top : top + h, left : left + w]))
+    region = region[None].permute(0, 3, 1, 2)  # in this order torch sees channels-last memory, and keeps it
     if (h, w) != (to_h, to_w):
-        region = F.interpolate(region[None], size=(to_h, to_w), mode="bilinear", antialias=True)[0]
-    return region[:, row : row + side, column : column + side]
+        region = F.interpolate(region, size=(to_h, to_w), mode="bilinear", antialias=True)
+    return region[0, :, row : row + side, column : column + side]
 
 
 def show_batch(

@@ -64,8 +64,8 @@ class ImageCache:
         self.sizes = sizes
         ends = np.cumsum(sizes.prod(1))
         self.starts = ends - sizes.prod(1)
-        # Copy-on-write: never written, but torch wants an array that may be.
-        self.pixels = np.memmap(pixels, np.uint8, "c", shape=(int(ends[-1]), CHANNELS))
+        # Copy-on-write: never written, but torch wants an array that may be. As a plain array, slices of it are cheap.
+        self.pixels = np.asarray(np.memmap(pixels, np.uint8, "c", shape=(int(ends[-1]), CHANNELS)))
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -321,8 +321,9 @@ class CachedPictures:
 
         Nothing here has 32,768 values at once: from there on torch would share the work of one image among its own threads.
         """
-        side, (scale, shift) = self.side, self._normalisation[device]
-        batch = torch.empty(len(index), side, side, 3)
+        side = self.side
+        scale, shift = (part[0].view(-1) for part in self._normalisation[device])  # of one row, (side x 3,)
+        batch = torch.empty(len(index), side, 3 * side)
         strip = max(1, 32_767 // (3 * side))
         jobs = list(zip(batch, index.tolist(), views.tolist(), mirror.tolist(), strict=True))
 
@@ -332,7 +333,7 @@ class CachedPictures:
                 for top in range(0, side, strip):
                     rows = slice(top, top + strip)
                     part = image[rows].flip(1) if flip else image[rows]
-                    torch.addcmul(shift[rows], part.float(), scale[rows], out=out[rows])
+                    out[rows].copy_(part.reshape(-1, 3 * side)).mul_(scale).add_(shift)
 
         threads = torch.get_num_threads()
         if threads == 1:
@@ -340,7 +341,7 @@ class CachedPictures:
         else:
             self._crew = self._crew or concurrent.futures.ThreadPoolExecutor(threads)
             list(self._crew.map(fill, [jobs[k::threads] for k in range(threads)]))
-        return batch.permute(0, 3, 1, 2), labels
+        return batch.view(-1, side, side, 3).permute(0, 3, 1, 2), labels
 
     def _on_gpu(self, index, views, mirror, labels, device):
         starts, widths = self.starts[index], self.sizes[index, 1]
