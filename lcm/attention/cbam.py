@@ -33,10 +33,12 @@ class CBAM(nn.Module):
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
             average = spatial_mean(x, self.w0.weight.dtype)
-            # not AdaptiveMaxPool2d: the same values and gradients, but its backward pass is not deterministic on a GPU
-            maximum = x.flatten(2).max(-1).values.to(average.dtype)
+            # Not AdaptiveMaxPool2d: the same values and gradients, but its backward pass is not deterministic on a GPU.
+            # The gradient of `max` has the layout of what it is taken of: channels last, as the maps have it.
+            maximum = x.flatten(2).transpose(1, 2).max(1).values.to(average.dtype)
             pooled = torch.stack((average, maximum), 1)  # (N, 2, C)
             m = torch.sigmoid(self.w1(F.relu(self.w0(pooled))).sum(1))  # Eq. (2), (N, C)
             x = x * m.to(x.dtype)[:, :, None, None]
-        m = self.spatial(torch.stack((x.sum(1) / x.shape[1], x.max(1).values), 1))  # Eq. (3), (N, 1, H, W)
+        pooled = torch.stack((x.sum(1) / x.shape[1], x.movedim(1, -1).max(-1).values), 1)  # (N, 2, H, W)
+        m = self.spatial(pooled)  # Eq. (3), (N, 1, H, W)
         return x * torch.sigmoid(m).to(x.dtype)
