@@ -152,6 +152,8 @@ def test_equals_one_channel_at_a_time(variant, small, images):
     assert (expected.amax((1, 2)) == 1).all()  # no heatmap is trivial
     assert found.heatmap.amin() >= 0 and found.heatmap.amax() == 1
     assert torch.allclose(found.probability, small(images).softmax(1)[range(3), CLASSES], rtol=0, atol=1e-12)
+    if VARIANTS[variant].channel_softmax:
+        assert torch.allclose(found.weights.sum(1), torch.ones(3, dtype=torch.float64))
     left_out = VARIANTS[variant].epsilon == 0
     assert ((found.weights[:, :2] == 0) == left_out).all() and (found.weights[:, 2] != 0).all()
 
