@@ -4,6 +4,7 @@ Hydra composes YAML and lets `+typo=1` through. Here every key, type and range i
 data fit together; all faults are listed at once, before anything is loaded or built. Configs are plain nested dicts here.
 """
 
+import copy
 import difflib
 import functools
 import hashlib
@@ -179,11 +180,24 @@ def load(group, name):
 
 def plain(config):
     """The composition that the names in `config` stand for, without any override: what deviations are measured against."""
+    return copy.deepcopy(_plain(*(config[group]["name"] for group in GROUPS)))
+
+
+@functools.cache
+def _plain(*names):
     from omegaconf import OmegaConf
 
     base = {k: v for k, v in yaml.safe_load(_read("train")).items() if k not in ("defaults", "hydra")}
-    base |= {group: load(group, config[group]["name"]) for group in GROUPS}
+    base |= {group: load(group, name) for group, name in zip(GROUPS, names, strict=True)}
     return OmegaConf.to_container(OmegaConf.create(base), resolve=True)
+
+
+def use_configs(folder):
+    """Check against another folder of configs from here on."""
+    global CONFIGS
+    CONFIGS = Path(folder)
+    _read.cache_clear()
+    _plain.cache_clear()
 
 
 def flatten(config, prefix=""):
@@ -254,8 +268,12 @@ def check(config):
     known = set(expected) | {k for k in RULES if "." not in k}
     for key, value in flat.items():
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.5)
-            faults.append(f"{key}: no such key" + (f"; nearest: {near[0]}" if near else ""))
+            group, _, rest = key.partition(".")
+            if group in GROUPS and any(rest in load(group, name) for name in choices(group)):
+                faults.append(f"{key}: {group}={config[group]['name']} has no {rest}")
+            else:
+                near = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.5)
+                faults.append(f"{key}: no such key" + (f"; nearest: {near[0]}" if near else ""))
             continue
         rule = RULES.get(key)
         if key in ("model.name", "data.name", "attention.name", "schedule.name"):
@@ -271,8 +289,6 @@ def check(config):
                 if value == expected.get(key)
                 else f"{expected.get(key)} (a fact of {key.split('.')[0]}, not a choice)"
             )
-        elif key == "attention.reduction" and expected.get(key) is None:
-            fault = None if value is None else f"no reduction: attention={config['attention']['name']} has none"
         elif rule:
             fault = rule(value)
         else:

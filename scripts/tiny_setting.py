@@ -52,8 +52,7 @@ def use(folder):
                 raise ValueError(f"{file}.yaml has no line {before!r}: bring this script up to it")
             text = text.replace(f"\n{before}", f"\n{after}")
         (configs / f"{file}.yaml").write_text(text)
-    lcm.config.CONFIGS = configs
-    lcm.config._read.cache_clear()
+    lcm.config.use_configs(configs)
     return configs
 
 

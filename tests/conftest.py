@@ -29,5 +29,4 @@ def tiny(tmp_path_factory):
     tiny_setting.use(folder)
     tiny_setting.warm_up(folder)
     yield tiny_setting.compose
-    lcm.config.CONFIGS = before
-    lcm.config._read.cache_clear()
+    lcm.config.use_configs(before)

@@ -1,0 +1,190 @@
+"""A run's name, directory and run.json."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from test_config import config
+
+import lcm.run
+from lcm.config import config_hash
+from lcm.errors import UserError
+from lcm.run import (
+    commit,
+    new_state,
+    read_state,
+    recorded,
+    refuse_another_config,
+    run_directory,
+    run_name,
+    write_atomically,
+    write_state,
+)
+from lcm.training.failures import NotFinite, Stopped
+
+
+def state_of(composed, **changes):
+    facts = {
+        "params": 1,
+        "gfloat": 0.1,
+        "macs": 1,
+        "threads": 1,
+        "versions": {},
+        "device": "cpu",
+        "data_fingerprint": "f00d",
+    }
+    return new_state(composed, Path("somewhere"), **facts) | changes
+
+
+def test_the_directory_follows_from_the_config():
+    composed = config(seed=3)
+    assert run_name(composed) == f"digits/resnet20/lcm2/seed3-{config_hash(composed)[:8]}"
+    assert run_directory(composed) == Path("runs") / run_name(composed)
+    assert run_directory(composed | {"runs": "/big/disk"}) == Path("/big/disk") / run_name(composed)
+    assert run_directory(composed | {"run_directory": "here"}) == Path("here")
+
+
+def test_run_json_says_what_others_read():
+    state = state_of(config(schedule__epochs=2))
+    for key in (
+        "state", "message", "run", "data", "model", "attention", "seed", "schedule", "precision", "compile", "deviations",
+        "config", "config_hash", "params", "gfloat", "macs", "epochs", "result", "versions", "commit", "dirty", "device", "host",
+        "data_fingerprint", "start", "end", "seconds",
+    ):  # fmt: skip
+        assert key in state
+    assert state["deviations"] == {"schedule.epochs": 2} and state["epochs"] == 2 and state["result"] is None
+    json.dumps(state, allow_nan=False)
+
+
+def test_the_commit_is_that_of_the_checkout():
+    head, dirty = commit()
+    if not (Path(lcm.run.__file__).parents[1] / ".git").exists():
+        assert (head, dirty) == (None, False)
+    else:
+        assert len(head) == 40 and isinstance(dirty, bool)
+
+
+def test_no_git_is_no_error(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() == (None, False)
+
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "run.json"
+    write_atomically(file, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="no space left"):
+            write_atomically(file, b"new")
+    assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["run.json"]
+
+    class Dead(BaseException):
+        pass
+
+    def die(*args):
+        raise Dead
+
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, die)
+            with pytest.raises(Dead):
+                write_atomically(file, b"new")
+        assert file.read_bytes() == b"old"
+    write_atomically(file, b"new")
+    assert file.read_bytes() == b"new" and os.listdir(tmp_path) == ["run.json"]  # the dead left nothing that stays
+
+
+def test_read_state(tmp_path):
+    assert read_state(tmp_path) == {} == read_state(tmp_path / "nowhere")
+    state = state_of(config())
+    write_state(tmp_path, state)
+    assert read_state(tmp_path) == state
+
+
+WHOLE = {"state": "running", "config": {}, "config_hash": "c0ffee", "data_fingerprint": "f00d", "epochs": 3}
+DAMAGES = {
+    "empty": "", "zeros": "\0" * 100, "cut": '{"state": "running", "conf', "a list": "[]", "a number": "3", "no keys": "{}",
+    "no UTF-8": b"\xff\xfe\x00", "no config": json.dumps(WHOLE | {"config": None}),
+    "finished without a result": json.dumps(WHOLE | {"state": "finished"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path, damage):
+    content = DAMAGES[damage]
+    (tmp_path / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        read_state(tmp_path)
+    assert f"{tmp_path}/run.json is damaged (" in str(caught.value)
+    assert "delete this one file; the same command writes it anew from the checkpoint and continues" in str(
+        caught.value
+    )
+
+
+def test_a_file_where_a_directory_should_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="is a file, or lies below one"):
+            read_state(place)
+
+
+def test_another_config_is_refused_with_every_difference(tmp_path):
+    state = state_of(config(seed=1, schedule__epochs=2, attention="se"))
+    with pytest.raises(UserError) as caught:
+        refuse_another_config(tmp_path, state, config())
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{tmp_path} holds a run of another config:"
+    assert "  schedule.epochs: 2 there, 8 here" in lines and "  seed: 1 there, 0 here" in lines
+    assert "  attention.name: se there, lcm2 here" in lines and "  attention.expand_bias: - there, False here" in lines
+    assert lines[-1] == "take another directory, or the config that it has"
+    assert len(lines) == 6
+
+
+def test_the_same_config_elsewhere_is_the_same(tmp_path):
+    refuse_another_config(tmp_path, state_of(config(device="cuda", runs="a")), config(device="cpu", runs="b"))
+    refuse_another_config(tmp_path, {}, config())
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "message"),
+    [
+        (None, "finished", None),
+        (Stopped("SIGTERM: saved after step 3 of epoch 1"), "stopped", "SIGTERM: saved after step 3 of epoch 1"),
+        (UserError("no space left"), "stopped", "no space left"),
+        (NotFinite("the loss"), "failed", "the loss"),
+        (RuntimeError("CUDA error"), "failed", "RuntimeError: CUDA error"),
+        (KeyboardInterrupt(), "failed", "KeyboardInterrupt: "),
+    ],
+)
+def test_run_json_says_how_it_ended(tmp_path, fault, state, message):
+    begun = state_of(config(), message="an old one")
+    try:
+        with recorded(tmp_path, begun):
+            during = read_state(tmp_path)
+            begun["result"] = {"epoch": 1}
+            if fault:
+                raise fault
+    except BaseException as caught:
+        assert caught is fault
+    assert (during["state"], during["message"]) == ("running", None)
+    after = read_state(tmp_path)
+    assert (after["state"], after["message"], after["result"]) == (state, message, {"epoch": 1})
+    assert (after["end"] is not None) == (state == "finished")
+
+
+def test_the_first_fault_is_the_one_that_is_shown(tmp_path, monkeypatch):
+    def full(*args):
+        raise UserError("run.json: no space left")
+
+    with pytest.raises(UserError, match=r"^checkpoint: no space left"), recorded(tmp_path, state_of(config())):
+        monkeypatch.setattr(lcm.run, "write_state", full)
+        raise UserError("checkpoint: no space left")
+    with pytest.raises(UserError, match=r"^run\.json: no space left"):
+        monkeypatch.undo()
+        with recorded(tmp_path, state_of(config())):
+            monkeypatch.setattr(lcm.run, "write_state", full)
