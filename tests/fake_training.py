@@ -27,7 +27,14 @@ def train(config):
         if state.get("state") == "finished":
             return state
         with launch.STOP.listening() as stop:
-            facts = {"params": 1, "gfloat": 1.0, "macs": 1, "versions": {}, "device": "none", "data_fingerprint": "none"}
+            facts = {
+                "params": 1,
+                "gfloat": 1.0,
+                "macs": 1,
+                "versions": {},
+                "device": "none",
+                "data_fingerprint": "none",
+            }
             state = (state or new_state(config, directory, **facts)) | {"state": "running", "message": None}
             write_state(directory, state)
             metrics = directory / "metrics.jsonl"

@@ -89,7 +89,7 @@ ReturnToService=2
 JobRequeue=1
 KillWait=30
 SchedulerParameters=sched_min_interval=0,batch_sched_delay=0
-NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN) State=UNKNOWN
 PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 END
 }
