@@ -2,10 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from test_config import config
+from tiny_setting import ROOT
 
 import lcm.run
 from lcm.config import config_hash
@@ -188,3 +191,30 @@ def test_the_first_fault_is_the_one_that_is_shown(tmp_path, monkeypatch):
         monkeypatch.undo()
         with recorded(tmp_path, state_of(config())):
             monkeypatch.setattr(lcm.run, "write_state", full)
+
+
+def test_a_finished_run_is_shown_without_torch(tmp_path):
+    """The real command on a real config: what it takes is Python, Hydra and a file."""
+    composed = config()
+    result = {
+        "epoch": 8,
+        "train_loss": 0.1,
+        "train_top1": 99.0,
+        "test_loss": 0.1,
+        "test_top1": 97.18,
+        "test_top5": 100.0,
+    }
+    state = state_of(composed, state="finished", result=result | {"best_test_top1": 97.46, "best_epoch": 7})
+    directory = run_directory(composed | {"runs": str(tmp_path)})
+    directory.mkdir(parents=True)
+    write_state(directory, state)
+    watch = "import atexit, runpy, sys; atexit.register(lambda: print('torch' in sys.modules, 'numpy' in sys.modules))"
+    program = f"{watch}; sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"runs={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"already finished: {directory}"
+    assert lines[1].startswith("test top-1 97.18 %, top-5 100.00 % after the last of 8 epochs (best epoch 7: 97.46 %)")
+    assert lines[-1] == "False False"
