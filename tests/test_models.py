@@ -206,3 +206,23 @@ def test_layouts_agree(model):
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     y = copy.deepcopy(network).to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(network(x), y, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "attention"),
+    [
+        ("resnet20", "lcm2"),
+        ("densenet40", "gc"),
+        ("resnet50", "lcm1"),
+        ("densenet121", "cbam"),
+        ("resnext50", "nonlocal"),
+    ],
+)
+def test_a_whole_network_compiles_as_one_graph(model, attention):
+    network = build_network(model, attention, seed=0).double()
+    size = 64 if model in TORCHVISION else 32
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    y = torch.compile(copy.deepcopy(network), fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(y, network(x), rtol=1e-10, atol=1e-10)
+    y.sum().backward()
