@@ -162,13 +162,12 @@ def _missing(path: Path, table) -> np.ndarray:
     with open(path, "rb") as file:
 
         def intact(i):
-            if ends[i] > length:
-                return False
-            return _mark(os.pread(file.fileno(), sizes[i], ends[i] - sizes[i])) == marks[i]
+            return ends[i] <= length and _mark(os.pread(file.fileno(), sizes[i], ends[i] - sizes[i])) == marks[i]
 
+        parts = np.array_split(there, len(there) // 64 + 1)  # an image alone is too little work for a job
         with _crew() as crew:
-            found = np.fromiter(crew.map(intact, there), bool, len(there))
-    return np.setdiff1d(np.arange(len(sizes)), there[found])
+            found = [i for part in crew.map(lambda part: list(filter(intact, part)), parts) for i in part]
+    return np.setdiff1d(np.arange(len(sizes)), found)
 
 
 def _mark(data) -> int:

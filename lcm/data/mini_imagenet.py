@@ -72,7 +72,7 @@ class MiniImageNet:
                 f"{PREPARE} makes mini-ImageNet from the copies of it that there are."
             )
         self.notes = _notes(root, files)
-        paths = [root / file for file in files]
+        paths = [f"{root}/{file}" for file in files]
         if cache:
             key = hashlib.sha256(f"{VERSION} {cache_size} {stamp}".encode()).hexdigest()[:16]
             self._pictures = CachedPictures(
@@ -81,7 +81,8 @@ class MiniImageNet:
         else:
             self._pictures = FilePictures(paths, image_size)
         self._workers = 0 if cache else workers  # what a loader would assemble from a cache is a few numbers an image
-        labels = torch.tensor([self.classes.index(file.split("/")[1]) for file in files])
+        label = {name: i for i, name in enumerate(self.classes)}
+        labels = torch.tensor([label[file.split("/")[1]] for file in files])
         in_training = torch.tensor([file.startswith("train/") for file in files])
         self._parts = {"train": in_training.nonzero()[:, 0], "test": (~in_training).nonzero()[:, 0]}
         self._parts = {split: (index, labels[index]) for split, index in self._parts.items()}
