@@ -103,9 +103,12 @@ class Trainer:
         return list(zip(names, self.optimizer.momenta, strict=True)) if self.optimizer.momenta else []
 
     def save(self):
-        """Write a checkpoint of this very moment."""
+        """Write a checkpoint of this very moment. Raises NotFinite, and writes none, where a weight is no finite number."""
         if self.directory is None:
             return
+        model = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
+        if not all(tensor.isfinite().all() for tensor in model.values()):
+            self._not_finite("a weight")  # a finite loss may have gradients that are not
         payload = {
             "config_hash": self.run["config_hash"],
             "run": json.dumps(self.run),
@@ -114,7 +117,7 @@ class Trainer:
             "index": self.index,
             "seconds": self.seconds,
             "totals": self.step.totals.cpu(),
-            "model": {n: t.cpu() for n, t in self.network.state_dict().items()},
+            "model": model,
             "momentum": {n: t.cpu() for n, t in self._momenta()},
         }
         checkpoint.save(self.directory, payload)
@@ -133,7 +136,7 @@ class Trainer:
             self.seconds = before + trained
             tested = self.evaluate()
             if not math.isfinite(tested["test_loss"]):
-                self._not_finite("test")
+                self._not_finite("the test loss")
             self.seconds = before + time.monotonic() - started
             row = {
                 "epoch": self.epoch,
@@ -219,11 +222,11 @@ class Trainer:
 
     def _refuse_not_finite(self):
         if self.step.bad:
-            self._not_finite("training")
+            self._not_finite("the training loss")
 
-    def _not_finite(self, which):
+    def _not_finite(self, what):
         raise NotFinite(
-            f"the {which} loss stopped being a finite number in epoch {self.epoch}; the last checkpoint is from before it. "
+            f"{what} stopped being a finite number in epoch {self.epoch}; the last checkpoint is from before it. "
             f"Lower schedule.learning_rate (now {self.schedule['learning_rate']}), or take precision=fp32"
         )
 
