@@ -320,7 +320,8 @@ class CachedPictures:
     def _on_cpu(self, index, views, mirror, labels, device):
         """One image after the other, so that it stays in the processor's cache; as many at a time as torch has threads.
 
-        Nothing here has 32,768 values at once: from there on torch would share the work of one image among its own threads.
+        An image is normalised in strips of fewer than 32,768 values: from there on torch would share a strip among its own
+        threads, on top of these.
         """
         side = self.side
         scale, shift = (part[0].view(-1) for part in self._normalisation[device])  # of one row, (side x 3,)
