@@ -89,6 +89,8 @@ def train_owned(config, directory, state):
                 config, directory, params=complexity.params, gfloat=complexity.gfloat, macs=complexity.macs, threads=threads,
                 versions=versions(), device=machine.describe_device(device), data_fingerprint=data.fingerprint,
             )  # fmt: skip
+            if notes := getattr(data, "notes", []):  # images that are not what the protocol asks for
+                state["deviations"]["data.notes"] = notes
         print_plan(config, data, complexity, device, directory, saved)
 
         # Training
@@ -143,6 +145,8 @@ def print_plan(config, data, complexity, device, directory, saved):
           f"{complexity.macs / 1e9:.3f} G multiply-accumulates")  # fmt: skip
     train, test = data.train(schedule["batch_size"], 0), data.test(schedule["test_batch_size"])
     print(f"data        {config['data']['name']}: {train.images} training and {test.images} test images")
+    for note in getattr(data, "notes", []):
+        print(f"            {note}")
     print(f"schedule    {schedule['name']}: {schedule['epochs']} epochs, batch {schedule['batch_size']}, "
           f"learning rate {schedule['learning_rate']:g} divided by {schedule['divide_by']:g} at {schedule['divide_at']}")  # fmt: skip
     print(f"device      {describe_device(device)}, {config['precision']}{', compiled' if config['compile'] else ''}")

@@ -33,7 +33,7 @@ NOT_IDENTITY = (
 # Keys that may change rounding, but not what is computed: part of a run's identity, no deviation from the protocol.
 ROUNDING_ONLY = (
     "seed", "precision", "compile", "deterministic", "channels_last", "fold_batch_norm",
-    "model.memory", "schedule.test_batch_size", "data.cache",
+    "model.memory", "schedule.test_batch_size",
 )  # fmt: skip
 
 # The width of the sites of each stage (structure.md): the smallest a reduction has to fit into.
