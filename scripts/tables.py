@@ -4,7 +4,7 @@
     python scripts/tables.py --schedule digits                # quickstart: every attention on the embedded digits
     python scripts/tables.py --schedule short --precision bf16  # the same tables from other runs; their names say so
     python scripts/tables.py --all                            # all of them, as far as there are runs
-    python scripts/tables.py --all --readme README.md         # and the result tables between the README's markers
+    python scripts/tables.py --all --readme README.md REPRODUCTION.md  # and the result tables between their markers
 
 Each table is written as Markdown, CSV and LaTeX. Where nothing was run there is a dash and the command that fills it.
 """
@@ -29,7 +29,9 @@ def main(arguments=None):
     )
     parser.add_argument("--all", action="store_true", help="build the tables of every protocol that has finished runs")
     parser.add_argument("--results", default="results", help="where the results lie (default: results)")
-    parser.add_argument("--readme", metavar="FILE", help="also fill the result tables of this Markdown file")
+    parser.add_argument(
+        "--readme", nargs="+", default=[], metavar="FILE", help="also fill the result tables of these files"
+    )
     options = parser.parse_args(arguments)
     runs = read_runs(Path(options.results) / "runs.csv")
     claims = read_claims(Path(options.results) / "claims.yaml")
@@ -48,13 +50,14 @@ def main(arguments=None):
         for table in tables:
             filled = sum(bool(record["n"]) for record in table.records)
             print(f"{options.results}/{table.name}.md, .csv, .tex: {filled} of {len(table.records)} cells have runs")
-    if options.readme:
+    blocks = readme_blocks(runs, options.results) if options.readme else {}
+    for file in options.readme:
         try:
-            text = Path(options.readme).read_text(encoding="utf-8")
+            text = Path(file).read_text(encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{options.readme} cannot be read ({error.strerror})") from None
-        write(options.readme, fill_readme(text, readme_blocks(runs, options.results)))
-        print(f"{options.readme}: result tables filled")
+            raise UserError(f"{file} cannot be read ({error.strerror})") from None
+        write(file, fill_readme(text, blocks))
+        print(f"{file}: result tables filled")
 
 
 if __name__ == "__main__":

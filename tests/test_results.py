@@ -92,15 +92,17 @@ def test_each_row_has_its_record_and_each_record_its_epochs():
     assert names == {run.run for run in read_runs(RESULTS / "runs.csv")}
 
 
-def test_readme_tables(made):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", ["README.md", "REPRODUCTION.md", "results/README.md"])
+def test_readme_tables(file, made):
+    if not (ROOT / file).exists():
+        pytest.skip(f"no {file}")
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert len(re.findall(r"<!-- results:begin \S+ -->", text)) == text.count("<!-- results:end -->")
     if not (RESULTS / "runs.csv").exists():  # nothing committed: nothing may stand there
         assert all(not part.strip() for part in re.findall(r"<!-- results:begin \S+ -->(.*?)<!--", text, re.DOTALL))
         return
     blocks = readme_blocks(read_runs(made / "runs.csv"), made)
-    assert fill_readme(text, blocks) == text, "python scripts/tables.py --all --readme README.md"
-    begun = re.findall(r"<!-- results:begin (\S+) -->", text)
-    assert len(begun) == text.count("<!-- results:end -->")
+    assert fill_readme(text, blocks) == text, f"python scripts/tables.py --all --readme {file}"
 
 
 def test_power_page_is_there_only_from_its_command():

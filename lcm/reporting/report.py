@@ -30,6 +30,7 @@ from lcm.reporting.tables import (
     accuracy,
     build,
     counts,
+    missing_words,
     protocols,
     read_complexity,
     read_paper,
@@ -110,7 +111,7 @@ def _commands(table):
     if not table.missing:
         return ""
     listing = html.escape("\n".join(table.missing))
-    return _details(f"Not run yet: {len(table.missing)}, each with its command", f"<pre><code>{listing}</code></pre>")
+    return _details(_inline(missing_words(table)), f"<pre><code>{listing}</code></pre>")
 
 
 def _table_section(table, told):

@@ -464,13 +464,21 @@ def markdown_rows(table):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def missing_words(table):
+    """What stands above the commands that fill a table's dashes."""
+    named = any("seed=" in command for command in table.missing)
+    return f"Not run yet: {len(table.missing)}, each with its command" + (
+        "" if named else " (`seed='range(6)'` at its end for six seeds)"
+    )
+
+
 def markdown(table):
     parts = [f"# {table.title}"]
     if table.warning:
         parts.append(f"> **{table.warning}**")
     parts += [markdown_rows(table), *table.notes]
     if table.missing:
-        parts.append(f"Not run yet ({len(table.missing)}), each with its command:")
+        parts.append(f"{missing_words(table)}:")
         parts.append("\n".join(["```", *table.missing, "```"]))
     return "\n\n".join(parts) + "\n"
 
