@@ -147,8 +147,8 @@ def print_plan(config, data, complexity, device, directory, saved):
     print(f"data        {config['data']['name']}: {train.images} training and {test.images} test images")
     for note in getattr(data, "notes", []):
         print(f"            {note}")
-    print(f"schedule    {schedule['name']}: {schedule['epochs']} epochs, batch {schedule['batch_size']}, "
-          f"learning rate {schedule['learning_rate']:g} divided by {schedule['divide_by']:g} at {schedule['divide_at']}")  # fmt: skip
+    print(f"schedule    {schedule['name']}: {schedule['epochs']} epochs, batch {schedule['batch_size']}, learning rate "
+          f"{schedule['learning_rate']:g} divided by {schedule['divide_by']:g} at {schedule['divide_at']}")  # fmt: skip
     print(f"device      {describe_device(device)}, {config['precision']}{', compiled' if config['compile'] else ''}")
     print(f"run         {directory}, seed {config['seed']}")
     if saved:
