@@ -17,7 +17,9 @@ from lcm.reporting.claims import claims_page, read_claims
 from lcm.reporting.collect import read_runs
 from lcm.reporting.files import write
 from lcm.reporting.readme import fill_readme, readme_blocks
-from lcm.reporting.tables import Protocol, build, protocols, read_complexity, write_tables
+from lcm.reporting.render import write_tables
+from lcm.reporting.selection import Protocol, protocols
+from lcm.reporting.tables import build, read_complexity
 
 
 @exit_on_user_error

@@ -10,7 +10,8 @@ import pytest
 from lcm.errors import UserError
 from lcm.reporting.claims import claims_page, contest_table, cost_rows, judge, judge_contests, read_claims
 from lcm.reporting.collect import FIELDS, Run
-from lcm.reporting.tables import Protocol, read_paper
+from lcm.reporting.selection import Protocol
+from lcm.reporting.tables import read_paper
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAPER = read_paper(RESULTS)

@@ -10,21 +10,9 @@ import pytest
 from lcm.errors import UserError
 from lcm.reporting.collect import read_runs
 from lcm.reporting.readme import fill_readme, readme_blocks, summary
-from lcm.reporting.tables import (
-    DASH,
-    TITLES,
-    Protocol,
-    accuracy,
-    build,
-    comparison_table,
-    latex,
-    markdown,
-    protocols,
-    rounded,
-    select,
-    signed,
-    write_tables,
-)
+from lcm.reporting.render import DASH, accuracy, latex, markdown, rounded, signed, write_tables
+from lcm.reporting.selection import Protocol, protocols, select
+from lcm.reporting.tables import TITLES, build, comparison_table
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = Path(__file__).resolve().parent / "data" / "reporting"
@@ -145,6 +133,15 @@ def test_pairs_need_the_same_seed_and_the_same_files(runs):
     lcm2 = next(r for r in table.records if r["attention"] == "lcm2")
     assert lcm2["pairs"] == 2 and lcm2["difference"] == pytest.approx((0.40 + 0.66) / 2)
     assert "different files of cifar10" in markdown(table)
+
+
+def test_what_a_reader_must_know_is_said(results, runs):
+    lcm2 = [r for r in runs if r.attention == "lcm2" and r.precision == "fp32"]
+    mixed = [r._replace(epochs=300, dirty=True) if r in lcm2[:1] else r for r in runs]
+    text = markdown(tables(mixed, Protocol(), results)["table2"])
+    assert "**The runs on cifar10 have different lengths**: 3, 300 epochs." in text
+    assert "1 of them from a checkout with uncommitted changes." in text
+    assert "different" not in markdown(tables(runs, Protocol(), results)["table2"])
 
 
 def test_a_module_of_ones_own_gets_a_row(runs):

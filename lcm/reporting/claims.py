@@ -8,6 +8,8 @@ from typing import NamedTuple
 import yaml
 
 from lcm.errors import UserError
+from lcm.reporting.render import DASH, Table, interval, markdown_rows, p_value, rounded, signed
+from lcm.reporting.selection import DATA_TITLE, METRIC_TITLE, NETWORK_TITLE, paired, select
 from lcm.reporting.statistics import (
     CONTRADICTED,
     SUPPORTED,
@@ -19,20 +21,6 @@ from lcm.reporting.statistics import (
     pairs_to_reach,
     seeds_needed,
     verdict,
-)
-from lcm.reporting.tables import (
-    DASH,
-    DATA_TITLE,
-    METRIC_TITLE,
-    NETWORK_TITLE,
-    Table,
-    interval,
-    markdown_rows,
-    p_value,
-    paired,
-    rounded,
-    select,
-    signed,
 )
 
 KINDS = ("every", "on_average", "cost", "not_judged")

@@ -8,7 +8,7 @@ import numpy as np
 
 from lcm.reporting.statistics import ALPHA, SUPPORTED, Comparison, bca_interval, compare, holm, sign_flip_p, verdict
 
-DIFFERENCES, DEVIATION, PAIRS, FAMILY = (0, 0.2, 0.5, 1), 0.25, (3, 6, 10, 20), 6
+DIFFERENCES, DEVIATION, PAIRS, FAMILY = (0, 0.2, 0.5, 1), 0.25, (3, 6, 10, 15), 6
 
 
 def simulated_differences(difference, pairs, rng):

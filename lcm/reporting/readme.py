@@ -5,21 +5,10 @@ from pathlib import Path
 
 from lcm.errors import UserError
 from lcm.reporting.claims import claims_in_short, judge, judge_contests, read_claims
+from lcm.reporting.render import DASH, accuracy, markdown_rows, signed
+from lcm.reporting.selection import ATTENTIONS, Protocol, protocols, select
 from lcm.reporting.statistics import CONTRADICTED, SUPPORTED
-from lcm.reporting.tables import (
-    ATTENTIONS,
-    DASH,
-    Protocol,
-    accuracy,
-    build,
-    comparison_table,
-    counts,
-    markdown_rows,
-    protocols,
-    read_complexity,
-    select,
-    signed,
-)
+from lcm.reporting.tables import build, comparison_table, counts, read_complexity
 
 _BLOCK = re.compile(r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)", re.DOTALL)
 

@@ -22,20 +22,9 @@ from lcm.reporting.claims import (
 )
 from lcm.reporting.collect import read_records, read_runs, record_metrics, record_name
 from lcm.reporting.files import write
-from lcm.reporting.tables import (
-    DASH,
-    DATA_TITLE,
-    NETWORK_TITLE,
-    Protocol,
-    accuracy,
-    build,
-    counts,
-    missing_words,
-    protocols,
-    read_complexity,
-    read_paper,
-    select,
-)
+from lcm.reporting.render import DASH, accuracy, missing_words
+from lcm.reporting.selection import DATA_TITLE, NETWORK_TITLE, Protocol, protocols, select
+from lcm.reporting.tables import build, counts, read_complexity, read_paper
 
 STYLE = """
 :root{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--wash:#f6f8fa;--link:#0550ae}
