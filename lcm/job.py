@@ -14,8 +14,8 @@ import traceback
 from typing import NamedTuple
 
 from lcm.errors import UserError
-from lcm.run import STOPPED, OwnedElsewhere, is_owned, now, run_directory, unwritable
-from lcm.status import LOG_ERROR, LOG_PART
+from lcm.run import STOPPED, OwnedElsewhere, now, run_directory, unwritable
+from lcm.status import LOG_ERROR, LOG_PART, look
 from lcm.training.failures import NotFinite, Stopped
 from lcm.training.signals import StopRequest
 
@@ -32,8 +32,11 @@ def run_one(train, config):
     directory = run_directory(config)
     worker = worker_number()
     try:
-        if is_owned(directory):  # asked again, with the lock, by train; here so that nothing enters its owner's log
-            return Outcome("owned")
+        state = look(
+            directory
+        ).state  # train asks again, with the lock; here so that nothing enters another process's log
+        if state in ("live", "finished"):
+            return Outcome("owned" if state == "live" else "finished")
         with stopping_worker() if worker else contextlib.nullcontext(), logged(directory, quiet=bool(worker)):
             train(config | {"device": share_gpus(config["device"], worker)})
         return Outcome("finished")
@@ -64,54 +67,78 @@ def logged(directory, quiet):
 
     Raises what the block raises, and UserError where the log cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        log = open(directory / "log.txt", "a", buffering=1)  # noqa: SIM115  closed by the ExitStack
-    except OSError as error:
-        raise unwritable(directory / "log.txt", error) from error
-    terminal = sys.stdout
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(log)
+    terminal, end = sys.stdout, "finished"
+    with Log(directory) as log, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(log if quiet else Tee(terminal, log)))
         if quiet:
             stack.enter_context(contextlib.redirect_stderr(log))
-        log.write(f"{LOG_PART}{now()}, process {os.getpid()} on {socket.gethostname()}\n")
-        end = "finished"
         try:
             yield
+        except OwnedElsewhere:
+            end = "elsewhere"
+            raise
         except Stopped as request:
             end = "stopped"
             log.write(f"\nstopped by {request}\n")
             raise
         except BaseException as error:
             end = "failed"
-            if not isinstance(error, (UserError, NotFinite, OwnedElsewhere)):
-                traceback.print_exc(file=log)
+            if not isinstance(error, (UserError, NotFinite)):
+                log.write(traceback.format_exc())
             log.write(f"{LOG_ERROR}{words(error)}\n")
             if not quiet:
                 print(f"error: {words(error)}", file=sys.stderr, flush=True)
             raise
         finally:
             if quiet:
-                print(f"{end:8}  {directory}", file=terminal, flush=True)
+                print(f"{end:9}  {directory}", file=terminal, flush=True)
+
+
+class Log:
+    """A run's log.txt; the first thing that is written to it begins a new part."""
+
+    def __init__(self, directory):
+        self.file = directory / "log.txt"
+        self.stream = None
+
+    def write(self, text):
+        try:
+            if self.stream is None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self.stream = open(self.file, "a", buffering=1)  # noqa: SIM115  closed by __exit__
+                self.stream.write(f"{LOG_PART}{now()}, process {os.getpid()} on {socket.gethostname()}\n")
+            return self.stream.write(text)
+        except OSError as error:
+            raise unwritable(self.file, error) from error
+
+    def flush(self):
+        if self.stream:
+            self.stream.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.stream:
+            self.stream.close()
 
 
 class Tee:
-    """Writes to two streams; for everything else it is the first."""
+    """Writes to a terminal and a log; for everything else it is the terminal."""
 
-    def __init__(self, first, second):
-        self._first, self._second = first, second
+    def __init__(self, terminal, log):
+        self._terminal, self._log = terminal, log
 
     def write(self, text):
-        self._second.write(text)
-        return self._first.write(text)
+        self._log.write(text)
+        return self._terminal.write(text)
 
     def flush(self):
-        self._first.flush()
-        self._second.flush()
+        self._log.flush()
+        self._terminal.flush()
 
     def __getattr__(self, name):
-        return getattr(self._first, name)
+        return getattr(self._terminal, name)
 
 
 def worker_number():
