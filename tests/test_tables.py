@@ -173,7 +173,11 @@ def test_latex_is_a_table_that_compiles_by_its_looks(results, runs):
 def test_readme(results, runs, tmp_path):
     text = "a\n<!-- results:begin table2 -->\nold\n<!-- results:end -->\nb\n<!-- results:begin counts -->\n<!-- results:end -->\n"
     filled = fill_readme(text, readme_blocks(runs, results))
-    assert "old" not in filled and "| ResNet-20+LCM2 |" in filled and "| CIFAR-10 | cifar | fp32 | 8 | 1 |" in filled
+    assert (
+        "old" not in filled
+        and "| ResNet-20+LCM2 |" in filled
+        and "| CIFAR-10 | cifar | fp32 | resnet20 | invented | 8 | 1 | 0.2 |" in filled
+    )
     assert filled.startswith("a\n<!-- results:begin table2 -->\n| Model") and "<!-- results:end -->\nb\n" in filled
     assert fill_readme(filled, readme_blocks(runs, results)) == filled
     with pytest.raises(UserError, match="no result is called table9"):
@@ -182,12 +186,12 @@ def test_readme(results, runs, tmp_path):
 
 def test_summary(results, runs):
     text = summary(runs, results)
-    assert "| cifar10 | resnet20 | short | bf16 | 85.27 ± 0.22 (6) | **+0.50 [+0.39, +0.61]** | – |" in text
+    assert "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | **+0.50 [+0.39, +0.61]** | – |" in text
     assert (
-        "| cifar10 | resnet20 | cifar | fp32 | 92.18 ± 0.19 (3) | – | – | – | – | +0.67 | +0.34 [-0.05, +0.57] |"
+        "| CIFAR-10 | ResNet-20 | cifar | fp32 | 92.18 ± 0.19 (3) | – | – | – | – | +0.67 | +0.34 [-0.05, +0.57] |"
         in text
     )
-    assert "| digits | resnet20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 |" in text
+    assert "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 |" in text
     assert "21 comparative claims" in text and summary([], results).startswith("Nothing was run yet. 21 comparative")
 
 

@@ -22,8 +22,8 @@ from lcm.reporting.claims import (
 )
 from lcm.reporting.collect import read_records, read_runs, record_metrics, record_name
 from lcm.reporting.files import write
-from lcm.reporting.render import DASH, accuracy, missing_words
-from lcm.reporting.selection import DATA_TITLE, NETWORK_TITLE, Protocol, protocols, select
+from lcm.reporting.render import DASH, Table, accuracy, missing_words, rounded
+from lcm.reporting.selection import DATA_TITLE, NETWORK_TITLE, Protocol, network_place, protocols, select
 from lcm.reporting.tables import build, counts, read_complexity, read_paper
 
 STYLE = """
@@ -226,43 +226,32 @@ def _claims_section(claims, judged, results, complexity):
     return "".join(parts)
 
 
-def _facts(rows):
-    """The facts of one group's runs as a table: one run a row."""
-    header = [
-        "run",
-        "state",
-        "top-1",
-        "top-5",
-        "best on test",
-        "train loss",
-        "hours",
-        "on",
-        "torch",
-        "python",
-        "commit",
-    ]
-    header += ["data", "start", "message"]
+def _facts(run):
+    """A run's facts beside its config: {title: text}."""
+    best = None if run.best_test_top1 is None else f"{run.best_test_top1:.2f} (epoch {run.best_epoch})"
+    facts = {
+        "run": run.run.rsplit("/", 1)[-1],
+        "state": run.state,
+        "top-1": rounded(run.test_top1, 2),
+        "top-5": rounded(run.test_top5, 2),
+        "best on test": best,
+        "train loss": rounded(run.train_loss, 4),
+        "hours": rounded((run.seconds or 0) / 3600, 2),
+        "on": run.device,
+        "torch": run.torch,
+        "python": run.python,
+        "commit": run.commit and run.commit[:10] + (" + changes" if run.dirty else ""),
+        "data files": run.data_fingerprint and run.data_fingerprint[:10],
+        "start": run.start,
+        "message": run.message,
+    }
+    return {title: DASH if fact is None else str(fact) for title, fact in facts.items()}
 
-    def cells(run):
-        best = f"{run.best_test_top1} (epoch {run.best_epoch})" if run.best_test_top1 is not None else DASH
-        loss = DASH if run.train_loss is None else f"{run.train_loss:.4f}"
-        commit = (run.commit or DASH)[:10] + (" + changes" if run.dirty else "")
-        values = [
-            run.run,
-            run.state,
-            run.test_top1,
-            run.test_top5,
-            best,
-            loss,
-            f"{(run.seconds or 0) / 3600:.2f}",
-            run.device,
-        ]
-        values += [run.torch, run.python, commit, (run.data_fingerprint or DASH)[:10], run.start, run.message]
-        return [DASH if value is None else str(value) for value in values]
 
-    head = "".join(f"<th class=l>{cell}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(f'<td class=l>{html.escape(c)}</td>' for c in cells(run))}</tr>" for run in rows)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def _facts_table(runs):
+    facts = [_facts(run) for run in runs]
+    header, rows = list(facts[0]), [list(fact.values()) for fact in facts]
+    return Table("facts", "Runs", [], header, rows, [], [], [], labels=len(header))
 
 
 def _runs_section(runs, configs):
@@ -273,24 +262,14 @@ def _runs_section(runs, configs):
         shown = json.dumps({k: v for k, v in config.items() if k != "seed"}, indent=1, sort_keys=True) if config else ""
         groups[run.data, run.model, run.attention, run.schedule, run.precision, shown].append(run)
     parts = []
-    for (data, model, attention, schedule, precision, config), rows in sorted(groups.items()):
+    for group in sorted(groups, key=lambda group: (group[0], network_place(group[1]), group[2:])):
+        (data, model, attention, schedule, precision, config), rows = group, groups[group]
         finished = [run.test_top1 for run in rows if run.state == "finished"]
         deviations = "".join(f", {k}={v}" for k, v in rows[0].deviations.items())
         name = html.escape(f"{data}/{model}/{attention}, schedule={schedule}, precision={precision}{deviations}")
         shown = _details("config", f"<pre><code>{html.escape(config)}</code></pre>") if config else ""
-        parts.append(_details(f"<b>{name}</b>: {accuracy(finished)}", _facts(rows), shown))
+        parts.append(_details(f"<b>{name}</b>: {accuracy(finished)}", table_html(_facts_table(rows)), shown))
     return "".join(parts) or '<p class="note">Nothing was run yet.</p>'
-
-
-def _markdown_table(text):
-    """A Markdown table as HTML; any other text as a paragraph."""
-    lines = text.splitlines()
-    if not lines[0].startswith("|"):
-        return f"<p>{_inline(text)}</p>"
-    head, _, *rows = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines)
-    body = "".join("<tr>" + "".join(f"<td class=l>{_inline(c)}</td>" for c in row) + "</tr>" for row in rows)
-    top = "".join(f"<th class=l>{_inline(c)}</th>" for c in head)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def make_report(results):
@@ -359,7 +338,7 @@ the networks follow the paper's printed counts, every number of ours follows fro
 <p>{verdicts}</p>
 <p>{finished} finished runs. Accuracies are those of the last epoch, on the test set; mean ± sample standard deviation (number
 of seeds).</p>
-{_markdown_table(counts(runs))}
+{table_html(counts(runs)) if runs else ""}
 <nav>{navigation}</nav>
 {body}
 <p class="note">Made by <code>python scripts/report.py</code> from <code>results/runs.csv</code>,

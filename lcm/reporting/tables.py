@@ -277,28 +277,16 @@ def build(runs, protocol, results):
 
 
 def counts(runs):
-    """What was run, as a Markdown table: by data, schedule and precision, with networks, hours and devices."""
+    """What was run: by data, schedule and precision, with networks, hours and devices."""
     groups = defaultdict(list)
     for run in runs:
         groups[DATA_TITLE.get(run.data, run.data), run.schedule, run.precision].append(run)
-    lines = [
-        "| data | schedule | precision | finished | failed | networks | hours | on |",
-        "| --- | --- | --- | ---: | ---: | --- | ---: | --- |",
-    ]
-    for (data, schedule, precision), members in sorted(groups.items()):
+    header = ["data", "schedule", "precision", "networks", "on", "finished", "failed", "hours"]
+    rows = []
+    for names, members in sorted(groups.items()):
         finished = sum(run.state == "finished" for run in members)
         networks = ", ".join(sorted({run.model for run in members}, key=network_place))
-        hours = sum(run.seconds or 0 for run in members) / 3600
         devices = "; ".join(sorted({run.device or "unknown" for run in members}))
-        cells = [
-            data,
-            schedule,
-            precision,
-            f"{finished}",
-            f"{len(members) - finished}",
-            networks,
-            f"{hours:.1f}",
-            devices,
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if groups else "Nothing was run yet."
+        hours = sum(run.seconds or 0 for run in members) / 3600
+        rows.append([*names, networks, devices, f"{finished}", f"{len(members) - finished}", f"{hours:.1f}"])
+    return Table("counts", "What was run", [], header, rows, [], [], [], labels=5)
