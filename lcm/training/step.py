@@ -61,6 +61,11 @@ def feed(batches, device):
     return (ResidentFeed if resident else HostFeed)(batches, device)
 
 
+def widened(logits):
+    """Logits in float32 at least, in which the loss is computed."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 class TrainStep:
     """Forward, loss, backward, SGD; adds loss, hits and images to `totals` (float64, on the device).
 
@@ -78,7 +83,7 @@ class TrainStep:
         self.optimizer.zero_grad()
         with self.autocast:
             logits = self.network(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(widened(logits), labels)
         self.bad.copy_(torch.maximum(self.bad, (~loss.isfinite()).float()))
         loss.backward()
         self.optimizer.step()
@@ -105,7 +110,7 @@ class TestStep:
     def __call__(self, images, labels):
         with self.autocast:
             logits = self.network(images)
-        logits = logits.float()
+        logits = widened(logits)
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         self.totals[0] += F.cross_entropy(logits, labels, reduction="sum").double()
         self.totals[1] += top5[:, 0].sum()
@@ -139,6 +144,7 @@ class Captured:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
+                self.feed.cursor.zero_()  # there may be no three batches left in this epoch
                 self.step(*self.feed.take(size))
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
