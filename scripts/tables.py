@@ -36,7 +36,6 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     runs = read_runs(Path(options.results) / "runs.csv")
-    claims = read_claims(Path(options.results) / "claims.yaml")
     chosen = protocols(runs) if options.all else [Protocol(options.schedule, options.precision)]
     for protocol in chosen:
         tables = build(runs, protocol, options.results)
@@ -46,6 +45,7 @@ def main(arguments=None):
             )
         write_tables(tables, options.results)
         if protocol.schedule is None:  # the claims are about the paper's schedule
+            claims = read_claims(Path(options.results) / "claims.yaml")
             page = claims_page(claims, runs, protocol, read_complexity(options.results))
             write(Path(options.results) / f"claims{protocol.suffix}.md", page)
             print(f"{options.results}/claims{protocol.suffix}.md: {len(claims)} claims")
