@@ -1,5 +1,6 @@
 """Runs become results: whole, sorted, stable; damaged ones named; nothing lost when runs are added."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -191,3 +192,14 @@ def test_a_thousand_runs(tmp_path):
         start = time.process_time()
         assert len(collect(tmp_path / "runs", tmp_path / "results").rows) == 1000
         assert time.process_time() - start < 5  # measured: 0.8 and 1.0 s
+
+
+def test_reporting_imports_nothing_of_training():
+    """Whoever has only results/ needs no torch: of the package, reporting imports itself and the errors."""
+    for file in (ROOT / "lcm" / "reporting").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert not name.startswith("torch"), file
+                assert not name.startswith("lcm") or name == "lcm.errors" or name.startswith("lcm.reporting"), file

@@ -94,6 +94,24 @@ def _object(text, what):
     return value
 
 
+def _rows(lines, kind, what):
+    """Lines of JSON, each a `kind` (dict or list); parsed together, which takes half the time, and alone to name a fault."""
+    try:
+        rows = json.loads(f"[{','.join(lines)}]", parse_constant=lambda name: None)
+        if len(rows) == len(lines) and all(isinstance(row, kind) for row in rows):
+            return rows
+    except ValueError:
+        pass
+    for number, line in enumerate(lines, 1):
+        try:
+            fits = isinstance(json.loads(line), kind)
+        except ValueError as error:
+            raise Damaged(f"{what}: line {number} is not JSON ({error})") from None
+        if not fits:
+            raise Damaged(f"{what}: line {number} is no JSON {'object' if kind is dict else 'array'}")
+    raise Damaged(f"{what}: lines are broken apart")
+
+
 def _is(value, kind):
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -143,7 +161,7 @@ def read_run(directory):
         raise Damaged(f"cannot be read ({error})") from None
     if run.get("state") in ("running", "stopped"):
         return run, []  # its last line may be in the middle of being written
-    metrics = [_object(line, f"metrics.jsonl: line {number}") for number, line in enumerate(lines, 1)]
+    metrics = _rows(lines, dict, "metrics.jsonl")
     check(run, metrics)
     return run, metrics
 
@@ -173,9 +191,9 @@ def without_machine(run):
 def record(run, metrics):
     """The text of a run's record; see the top of this file."""
     columns = list(metrics[0]) if metrics else []
-    lines = [json.dumps({"run": without_machine(run), "columns": columns}, sort_keys=True, separators=(",", ":"))]
-    lines += [json.dumps([row.get(column) for column in columns], separators=(",", ":")) for row in metrics]
-    return "\n".join(lines) + "\n"
+    head = json.dumps({"run": without_machine(run), "columns": columns}, sort_keys=True, separators=(",", ":"))
+    rows = json.dumps([[row.get(column) for column in columns] for row in metrics], separators=(",", ":"))
+    return "\n".join([head, *rows[1:-1].replace("],[", "]\n[").splitlines()]) + "\n"  # the values are numbers
 
 
 def record_name(run):
@@ -189,7 +207,7 @@ def read_record(file):
         first, *lines = Path(file).read_text(encoding="utf-8").splitlines()
         head = _object(first, "line 1")
         run, columns = head["run"], head["columns"]
-        metrics = [dict(zip(columns, json.loads(line), strict=True)) for line in lines]
+        metrics = [dict(zip(columns, values, strict=True)) for values in _rows(lines, list, "the record")]
         check(run, metrics)
     except Damaged:
         raise
@@ -204,7 +222,7 @@ def record_metrics(text, column):
     """One column of a record's text, a value an epoch."""
     head, *lines = text.splitlines()
     place = json.loads(head)["columns"].index(column)
-    return [json.loads(line)[place] for line in lines]
+    return [values[place] for values in _rows(lines, list, "the record")]
 
 
 def row(run):
