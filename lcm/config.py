@@ -67,12 +67,17 @@ def number(kind, low=None, high=None, above=None, below=None):
 
 def one_of(*choices):
     """A rule: one of the named values."""
+    words = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
 
     def rule(value):
         if any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
             return None
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
-        return "one of " + ", ".join(map(str, choices)) + (f" (nearest: {near[0]})" if near else "")
+        near = difflib.get_close_matches(str(value), words, 1)
+        return (
+            " or ".join(words)
+            if len(words) < 3
+            else f"one of {', '.join(words)}" + (f" (nearest: {near[0]})" if near else "")
+        )
 
     return rule
 
@@ -178,6 +183,12 @@ def load(group, name):
     return yaml.safe_load(_read(f"{group}/{name}"))
 
 
+def defaults():
+    """The options that train.yaml takes where a command line names none: {"data": "digits", ...}."""
+    entries = [entry for entry in yaml.safe_load(_read("train"))["defaults"] if isinstance(entry, dict)]
+    return {group: name for entry in entries for group, name in entry.items()}
+
+
 def plain(config):
     """The composition that the names in `config` stand for, without any override: what deviations are measured against."""
     return copy.deepcopy(_plain(*(config[group]["name"] for group in GROUPS)))
@@ -269,7 +280,10 @@ def check(config):
     for key, value in flat.items():
         if key not in known:
             group, _, rest = key.partition(".")
-            if group in GROUPS and any(rest in load(group, name) for name in choices(group)):
+            below = [name for name in expected if name.startswith(f"{key}.")]
+            if below:
+                faults.append(f"{key}={json.dumps(value)}: it holds other keys; set {below[0]}")
+            elif group in GROUPS and any(rest in load(group, name) for name in choices(group)):
                 faults.append(f"{key}: {group}={config[group]['name']} has no {rest}")
             else:
                 near = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.5)
@@ -295,7 +309,11 @@ def check(config):
             fault = None if same_kind(value, expected.get(key)) else f"of the kind of {expected.get(key)!r}"
         if fault:
             faults.append(f"{key}={json.dumps(value)}: must be {fault}")
-    faults += [f"{key}: missing from the config" for key in expected if key not in flat]
+    faults += [
+        f"{key}: missing from the config"
+        for key in expected
+        if key not in flat and not any(key.startswith(f"{name}.") for name in flat)
+    ]
     return faults or _misfits(config)
 
 

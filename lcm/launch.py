@@ -1,17 +1,15 @@
 """From the command line to a run: the overrides checked, Hydra's errors and ours turned into one message and an exit code."""
 
 import contextlib
-import difflib
-import functools
-import importlib.util
 import os
 import sys
 import traceback
 
-from lcm.config import CONFIGS, GROUPS, RULES, choices, flatten, load, plain
+from lcm.config import CONFIGS
 from lcm.errors import UserError
 from lcm.job import run_one
-from lcm.run import BAD_INPUT, FAILED, OWNED_ELSEWHERE, STOPPED, OwnedElsewhere
+from lcm.overrides import composition_fault, override_faults
+from lcm.run import BAD_INPUT, FAILED, OWNED_ELSEWHERE, STOPPED, OwnedElsewhere, unwritable
 from lcm.training.failures import NotFinite, Stopped
 from lcm.training.load import Load
 from lcm.training.signals import StopRequest
@@ -19,60 +17,8 @@ from lcm.training.signals import StopRequest
 LOAD = Load()  # from here on: how busy others keep the machine
 STOP = StopRequest()  # one for the whole process
 EXIT_CODES = {UserError: BAD_INPUT, OwnedElsewhere: OWNED_ELSEWHERE, Stopped: STOPPED, NotFinite: FAILED}
-EXTRAS = {"parallel": "hydra_plugins.hydra_joblib_launcher", "slurm": "hydra_plugins.hydra_submitit_launcher"}
 _composed = False
-
-
-@functools.lru_cache(maxsize=1)
-def known_keys():
-    """Every key that some combination of the groups has, flat: {"schedule.epochs", ...}."""
-    keys = set(RULES)
-    names = {group: choices(group)[0] for group in GROUPS}
-    base = plain({group: {"name": "cifar" if group == "schedule" else name} for group, name in names.items()})
-    keys |= {key for key in flatten(base) if "." not in key or key.startswith("checkpoint.")}
-    for group in GROUPS:
-        for name in choices(group):
-            keys |= {f"{group}.{key}" for key in flatten(load(group, name)) if key != "defaults"}
-    return frozenset(keys)
-
-
-def nearest(word, words):
-    """`; nearest: ...`, or nothing where no word is near."""
-    near = difflib.get_close_matches(word, sorted(words), 1, cutoff=0.5)
-    return f"; nearest: {near[0]}" if near else ""
-
-
-def override_faults(arguments):
-    """Every fault in a command line's overrides that is clear without composing: unknown keys and unknown names in a group."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep
-    from hydra.errors import OverrideParseException
-
-    faults = []
-    groups = {*GROUPS, "experiment"}
-    for text in arguments:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except OverrideParseException as error:
-            faults.append(f"{text}: not an override of the form key=value ({str(error).splitlines()[0]})")
-            continue
-        key, value = override.key_or_group, override.value()
-        if key == "hydra/launcher" and value in EXTRAS and not importlib.util.find_spec(EXTRAS[value]):
-            faults.append(f"{text}: it is an extra that is not installed; pip install -e '.[{value}]'")
-        if key.startswith("hydra"):
-            continue
-        if key == "experiment" and override.is_sweep_override():
-            faults.append(f"{text}: each experiment has a grid of its own; run them one after another")
-        elif key in groups:
-            values = value.list if isinstance(value, ChoiceSweep) else [value]
-            faults += [
-                f"{key}={v}: no such {key}; choose from {', '.join(choices(key))}{nearest(str(v), choices(key))}"
-                for v in values
-                if isinstance(v, str) and v not in choices(key)
-            ]
-        elif key not in known_keys() and not any(known.startswith(f"{key}.") for known in known_keys()):
-            faults.append(f"{text}: no such key{nearest(key, known_keys() | groups)}")
-    return faults
+_tracebacks = False  # what a user asks for with HYDRA_FULL_ERROR=1
 
 
 def run_job(train, cfg):
@@ -90,7 +36,7 @@ def run_job(train, cfg):
         try:
             config = OmegaConf.to_container(cfg, resolve=True)
         except OmegaConfBaseException as error:
-            raise UserError(f"the config does not resolve: {str(error).splitlines()[0]}") from error
+            raise UserError(f"the config does not resolve: {error.full_key}: {str(error).splitlines()[0]}") from error
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return run_one(train, config)
         return train(config)
@@ -124,7 +70,7 @@ def end(error, debug=False):
     if STOP.at_once and not isinstance(error, Stopped):  # code that a signal's exception left half done
         error = Stopped(STOP.requested)
     expected = isinstance(error, tuple(EXIT_CODES))
-    if debug or not expected or os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if debug or not expected or _tracebacks:
         traceback.print_exception(error)
     if isinstance(error, Stopped):
         print(f"stopped by {error}; the same command continues", file=sys.stderr)
@@ -145,20 +91,28 @@ def make_sweep_known():
 
 def main(task):
     """Run Hydra's `task` on this process's command line; never returns a traceback for what a user can mend."""
+    global _tracebacks
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    _tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not CONFIGS.is_dir():
         sys.exit(f"error: no configs folder at {CONFIGS}: run train.py from a checkout")
     try:
         with STOP.listening():
-            overrides = [a for a in sys.argv[1:] if not a.startswith("-") and "=" in a]
-            faults = override_faults(overrides)
+            options = get_args_parser().parse_args()  # ends with a usage message for flags that Hydra has not
+            faults = override_faults(options.overrides, options.multirun)
             if faults:
                 raise UserError("\n".join(["nothing was started:", *(f"  {fault}" for fault in faults)]))
             make_sweep_known()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
-    except SystemExit as ended:
-        if STOP.at_once and ended.code:  # Hydra took the signal's exception for a fault of the config
-            end(Stopped(STOP.requested))
-        # Hydra ends in 1 when it cannot compose a config; that is bad input
-        sys.exit(BAD_INPUT if ended.code == 1 and not _composed else ended.code)
-    except (Stopped, Exception) as error:  # Exception: HYDRA_FULL_ERROR=1 makes Hydra raise what it would have printed
+    except (HydraException, OmegaConfBaseException) as error:
+        if _tracebacks:
+            traceback.print_exception(error)
+        end(UserError(f"the config cannot be composed: {composition_fault(error)}"))
+    except OSError as error:
+        end(error if _composed else unwritable(error.filename, error))  # hydra.run.dir
+    except (Stopped, Exception) as error:
         end(error)

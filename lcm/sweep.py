@@ -26,6 +26,7 @@ from lcm import launch
 from lcm.config import check
 from lcm.errors import UserError
 from lcm.job import Outcome
+from lcm.overrides import composition_fault
 from lcm.run import FAILED, FINISHED, OWNED_ELSEWHERE, run_directory
 from lcm.status import Speed, count, look, table
 from lcm.training.failures import Stopped
@@ -90,8 +91,7 @@ def compose(loader, master, overrides):
         config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
         return OmegaConf.to_container(config, resolve=True), []
     except (HydraException, OmegaConfBaseException) as error:
-        reasons = [str(e).splitlines()[0].rstrip(".") for e in (error, error.__cause__) if e is not None and str(e)]
-        return None, [": ".join(reasons)]
+        return None, [composition_fault(error)]
 
 
 def refuse_faults(jobs):

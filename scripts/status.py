@@ -22,10 +22,10 @@ def jobs_of(arguments):
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    from lcm.launch import override_faults
+    from lcm.overrides import override_faults
     from lcm.sweep import grid, refuse_faults
 
-    faults = override_faults(arguments)
+    faults = override_faults(arguments, multirun=True)
     if faults:
         raise UserError("\n".join(["the arguments have faults:", *(f"  {fault}" for fault in faults)]))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):

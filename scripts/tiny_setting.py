@@ -8,6 +8,7 @@ Runs are processes of their own, forked from this one, which has torch imported:
 
 import contextlib
 import os
+import runpy
 import shutil
 import signal
 import sys
@@ -166,18 +167,16 @@ def run(folder, config, prepare=None):
     return Process(folder, train_as_main, config, prepare).wait()
 
 
-def command(folder, *arguments, prepare=None, environment=()):
-    """`python train.py ARGUMENTS`, forked: Hydra, the checks and all. Returns Ended."""
+def command(folder, *arguments, script="train.py", prepare=None, environment=()):
+    """`python SCRIPT ARGUMENTS`, forked: Hydra, the checks and all. Returns Ended."""
 
     def main():
-        import train
-
         if prepare:
             prepare()
         os.environ.update(dict(environment))
         os.chdir(ROOT)
-        sys.argv = ["train.py", *arguments]
-        launch.main(train.main)
+        sys.argv = [script, *map(str, arguments)]
+        runpy.run_path(script, run_name="__main__")
 
     return Process(folder, main).wait()
 
