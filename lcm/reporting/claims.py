@@ -281,12 +281,12 @@ def cost_table(claim, complexity):
 
 
 WORDS = (
-    "An `every` claim has the worst verdict of its comparisons; a comparison is **supported** (the 95 % interval of the paired "
-    "difference lies above zero and the corrected p-value is at most 0.05), **contradicted** (the same below zero), "
-    "**inconclusive** (anything else) or **untestable** (fewer than 6 pairs of seeds: an exact two-sided test cannot reach "
-    "0.05). An average is one test of its own. Intervals: BCa bootstrap; p: exact sign-flip test, Holm's correction over the "
-    "comparisons of one table of the paper; methods and sources: `lcm/reporting/statistics.py`; what they can see: "
-    "`python scripts/power.py`."
+    "An `every` claim has the worst verdict of its comparisons; a comparison is **supported** (the 95 % interval of "
+    "the paired difference lies above zero and the corrected p-value is at most 0.05), **contradicted** (the same "
+    "below zero), **inconclusive** (anything else) or **untestable** (fewer than 6 pairs of seeds: an exact two-sided"
+    " test cannot reach 0.05). An average is one test of its own. Intervals: BCa bootstrap, too narrow where seeds "
+    "are few; p: exact sign-flip test, Holm's correction over the comparisons of one table of the paper; methods and "
+    "sources: `lcm/reporting/statistics.py`; what they can see: `results/power.md`."
 )
 
 

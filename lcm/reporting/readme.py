@@ -41,9 +41,10 @@ def summary(runs, results):
     if not rows:
         return f"Nothing was run yet. {verdicts}"
     legend = (
-        "Test top-1 (%) of the last epoch for `none`, mean ± standard deviation (seeds); for the others the paired difference "
-        "from it, mean and 95 % interval over the seeds. Bold: interval and exact test, corrected for the comparisons of the "
-        "row, agree that it is not zero; with fewer than 6 seeds nothing can be bold."
+        "Test top-1 (%) of the last epoch for `none`, mean ± standard deviation (seeds); for the others the paired "
+        "difference from it, mean and 95 % interval over the seeds (too narrow where they are few). Bold: interval "
+        "and exact test, corrected for the comparisons of the row, agree that it is not zero; with fewer than 6 seeds"
+        " nothing can be bold."
     )
     return f"{markdown_rows(Table('summary', '', [], header, rows, [], [], [], labels=4))}\n\n{legend}\n\n{verdicts}"
 

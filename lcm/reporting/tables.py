@@ -218,10 +218,11 @@ def comparison_table(runs, protocol):
             rows.append([*row, p_value(comparison.p), p_value(adjusted), word or DASH])
 
     notes = [
-        "Test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). Differences are paired: the same "
-        "seed has the same first weights, image order and augmentation in both arms. 95 % BCa bootstrap interval of the mean "
-        "difference; P(better): share of seeds on which the attention is above none; p: exact two-sided sign-flip test; Holm's "
-        "correction over the attentions of one network on one data set. Parameters and MACs are those of the trained network."
+        "Test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). Differences are paired:"
+        " the same seed has the same first weights, image order and augmentation in both arms. 95 % BCa bootstrap "
+        "interval of the mean difference, too narrow where seeds are few (`results/power.md`); P(better): share of "
+        "seeds on which the attention is above none; p: exact two-sided sign-flip test; Holm's correction over the "
+        "attentions of one network on one data set. Parameters and MACs are those of the trained network."
     ]
     if short:
         notes.append("Pairs that the test needs before any corrected p-value can reach 0.05: " + "; ".join(short) + ".")
