@@ -29,6 +29,8 @@ class Outcome(NamedTuple):
 
 def run_one(train, config):
     """Train the run of a resolved config with `train(config)`; returns an Outcome, whatever happens."""
+    from lcm import launch
+
     directory = run_directory(config)
     worker = worker_number()
     try:
@@ -47,6 +49,8 @@ def run_one(train, config):
             leave_cluster_job(str(request))
         return Outcome("stopped", str(request))
     except Exception as error:
+        if launch.STOP.at_once:  # code that a signal's exception left half done
+            return Outcome("stopped", launch.STOP.requested)
         return Outcome("failed", words(error))
     finally:
         gc.collect()  # the network, before the next one is built

@@ -79,7 +79,7 @@ def test_one_directory_for_many_runs_is_refused():
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(argument, message, monkeypatch):
-    monkeypatch.setattr("lcm.launch.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("lcm.overrides.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=message):
         jobs_of([argument])
 
@@ -206,3 +206,10 @@ def test_a_run_whose_owner_dies_meanwhile_is_taken_over_at_the_end(tmp_path):
     assert states(tmp_path) == {"finished": 6}
     (taken,) = [epochs for run, epochs in trained(tmp_path).items() if "none/seed0" in str(run)]
     assert [process for _, process in taken] == [other.pid, process.pid, process.pid, process.pid]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twelve_runs_killed_five_times_and_forty_shared_by_four_processes(tmp_path):
+    code, output = finish(start(ROOT / "scripts" / "prove_sweep.py", cwd=tmp_path), timeout=1700)
+    assert code == 0 and "every run trained once, 0 differing bytes" in output, output
