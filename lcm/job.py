@@ -34,9 +34,7 @@ def run_one(train, config):
     directory = run_directory(config)
     worker = worker_number()
     try:
-        state = look(
-            directory
-        ).state  # train asks again, with the lock; here so that nothing enters another process's log
+        state = look(directory).state  # asked again by train, with the lock; here to leave the log of others alone
         if state in ("live", "finished"):
             return Outcome("owned" if state == "live" else "finished")
         with stopping_worker() if worker else contextlib.nullcontext(), logged(directory, quiet=bool(worker)):
@@ -71,31 +69,29 @@ def logged(directory, quiet):
 
     Raises what the block raises, and UserError where the log cannot be written.
     """
-    terminal, end = sys.stdout, "finished"
-    with Log(directory) as log, contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(log if quiet else Tee(terminal, log)))
+    end = "finished"
+    try:
+        with Log(directory) as log, to_log(log) if quiet else contextlib.redirect_stdout(Tee(sys.stdout, log)):
+            try:
+                yield
+            except OwnedElsewhere:
+                end = "elsewhere"
+                raise
+            except Stopped as request:
+                end = "stopped"
+                log.write(f"\nstopped by {request}\n")
+                raise
+            except BaseException as error:
+                end = "failed"
+                if not isinstance(error, (UserError, NotFinite)):
+                    log.write(traceback.format_exc())
+                log.write(f"{LOG_ERROR}{words(error)}\n")
+                if not quiet:
+                    print(f"error: {words(error)}", file=sys.stderr, flush=True)
+                raise
+    finally:
         if quiet:
-            stack.enter_context(contextlib.redirect_stderr(log))
-        try:
-            yield
-        except OwnedElsewhere:
-            end = "elsewhere"
-            raise
-        except Stopped as request:
-            end = "stopped"
-            log.write(f"\nstopped by {request}\n")
-            raise
-        except BaseException as error:
-            end = "failed"
-            if not isinstance(error, (UserError, NotFinite)):
-                log.write(traceback.format_exc())
-            log.write(f"{LOG_ERROR}{words(error)}\n")
-            if not quiet:
-                print(f"error: {words(error)}", file=sys.stderr, flush=True)
-            raise
-        finally:
-            if quiet:
-                print(f"{end:9}  {directory}", file=terminal, flush=True)
+            print(f"{end:9}  {directory}", flush=True)
 
 
 class Log:
@@ -111,13 +107,10 @@ class Log:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 self.stream = open(self.file, "a", buffering=1)  # noqa: SIM115  closed by __exit__
                 self.stream.write(f"{LOG_PART}{now()}, process {os.getpid()} on {socket.gethostname()}\n")
-            return self.stream.write(text)
+            self.stream.write(text)
+            self.stream.flush()
         except OSError as error:
             raise unwritable(self.file, error) from error
-
-    def flush(self):
-        if self.stream:
-            self.stream.flush()
 
     def __enter__(self):
         return self
@@ -125,6 +118,24 @@ class Log:
     def __exit__(self, *error):
         if self.stream:
             self.stream.close()
+
+
+@contextlib.contextmanager
+def to_log(log):
+    """Send this process's output and errors, those of its C code and of its loader workers too, to the log alone."""
+    log.write("")
+    streams = sys.stdout, sys.stderr
+    kept = [os.dup(stream.fileno()) for stream in streams]
+    try:
+        for stream in streams:
+            stream.flush()
+            os.dup2(log.stream.fileno(), stream.fileno())
+        yield
+    finally:
+        for stream, descriptor in zip(streams, kept, strict=True):
+            stream.flush()
+            os.dup2(descriptor, stream.fileno())
+            os.close(descriptor)
 
 
 class Tee:
@@ -136,10 +147,6 @@ class Tee:
     def write(self, text):
         self._log.write(text)
         return self._terminal.write(text)
-
-    def flush(self):
-        self._log.flush()
-        self._terminal.flush()
 
     def __getattr__(self, name):
         return getattr(self._terminal, name)

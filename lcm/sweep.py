@@ -157,7 +157,7 @@ class Sweep(Sweeper):
         states = {standing.state for standing in standings}
         if stopped:
             launch.end(stopped)
-        sys.exit(FINISHED if states == {"finished"} else OWNED_ELSEWHERE if states == {"finished", "live"} else FAILED)
+        sys.exit(FINISHED if states == {"finished"} else OWNED_ELSEWHERE if states <= {"finished", "live"} else FAILED)
 
     def _train(self, jobs, failures, started):
         """Launch what is open, in order, until nothing is; fills `failures` with {directory: message}.
@@ -184,6 +184,8 @@ class Sweep(Sweeper):
                 for outcome in outcomes:
                     if outcome.end == "stopped":
                         raise Stopped(outcome.message)
+                    if outcome.end == "lost" and self.kind != "JoblibLauncher":
+                        return  # jobs that a cluster has already may go on: another pass would hand them over again
                     if outcome.end in ("finished", "failed"):
                         idle = 0
 
@@ -193,10 +195,8 @@ class Sweep(Sweeper):
             try:
                 returns = self.launcher.launch([job.overrides for job in batch], initial_job_idx=number)
                 return [job_return.return_value for job_return in returns]
-            except (
-                Exception
-            ) as error:  # a worker was killed, SLURM refused a job: the runs' directories tell what was done
-                print(f"error: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
+            except Exception as error:  # a worker was killed, SLURM refused a job; the directories tell what was done
+                print(f"error: {self.kind} gave up: {type(error).__name__}: {error}", file=sys.stderr)
                 finished = [look(job.directory).state == "finished" for job in batch]
                 return [Outcome("finished" if done else "lost") for done in finished]
 

@@ -65,7 +65,7 @@ def test_in_parallel_a_worker_that_is_killed_takes_no_run_with_it(tmp_path):
     os.kill(worker.pop(), signal.SIGKILL)
     code, output = finish(process)
     assert code == 0, output
-    assert "the launcher gave up" in output
+    assert "JoblibLauncher gave up" in output
     assert states(tmp_path) == {"finished": 6}
 
 
@@ -133,3 +133,10 @@ def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(tm
     assert launcher["submitit_folder"] == "/shared/runs/.submitit/%j"
     assert launcher["additional_parameters"] == {"requeue": True}
     assert launcher["max_num_timeout"] > 100 and launcher["signal_delay_s"] >= 60
+
+
+def test_without_slurm_the_slurm_launcher_says_so_once(tmp_path):
+    code, output = sweep(FAKE, *GRID, "hydra/launcher=slurm", cwd=tmp_path, PATH="")
+    assert code == 1, output
+    assert output.count("SlurmLauncher gave up") == 1 and "Could not detect" in output
+    assert "6 runs: 6 to do" in output.splitlines()[-1]
