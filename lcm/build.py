@@ -87,7 +87,10 @@ def _compose(model, attention, overrides):
         if key not in known:
             names = f"{pair['model']['name']} and attention {pair['attention']['name']}"
             raise UserError(f"{key!r} is no key of {names}{_nearest(key, known)} The keys are: {', '.join(known)}.")
-        pair["model" if key in pair["model"] else "attention"][key] = value
+        mapping = pair["model" if key in pair["model"] else "attention"]
+        if isinstance(mapping[key], int) and type(value) is not type(mapping[key]):
+            raise UserError(f"{key}={value}: of the kind of {mapping[key]}, which {mapping['name']} has")
+        mapping[key] = value
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(pair), resolve=True)
     except OmegaConfBaseException as error:

@@ -168,6 +168,7 @@ RULES = {
 }
 
 
+@functools.cache
 def choices(group):
     """The names that a config group offers, sorted."""
     return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
@@ -175,17 +176,17 @@ def choices(group):
 
 @functools.cache
 def _read(file):
-    return (CONFIGS / f"{file}.yaml").read_text()
+    return yaml.safe_load((CONFIGS / f"{file}.yaml").read_text())
 
 
 def load(group, name):
     """The YAML of one option of a group as a plain dict, interpolations unresolved."""
-    return yaml.safe_load(_read(f"{group}/{name}"))
+    return copy.deepcopy(_read(f"{group}/{name}"))
 
 
 def defaults():
     """The options that train.yaml takes where a command line names none: {"data": "digits", ...}."""
-    entries = [entry for entry in yaml.safe_load(_read("train"))["defaults"] if isinstance(entry, dict)]
+    entries = [entry for entry in _read("train")["defaults"] if isinstance(entry, dict)]
     return {group: name for entry in entries for group, name in entry.items()}
 
 
@@ -198,7 +199,7 @@ def plain(config):
 def _plain(*names):
     from omegaconf import OmegaConf
 
-    base = {k: v for k, v in yaml.safe_load(_read("train")).items() if k not in ("defaults", "hydra")}
+    base = {k: v for k, v in _read("train").items() if k not in ("defaults", "hydra")}
     base |= {group: load(group, name) for group, name in zip(GROUPS, names, strict=True)}
     return OmegaConf.to_container(OmegaConf.create(base), resolve=True)
 
@@ -207,8 +208,8 @@ def use_configs(folder):
     """Check against another folder of configs from here on."""
     global CONFIGS
     CONFIGS = Path(folder)
-    _read.cache_clear()
-    _plain.cache_clear()
+    for cached in (choices, _read, _plain):
+        cached.cache_clear()
 
 
 def flatten(config, prefix=""):

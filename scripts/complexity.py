@@ -10,6 +10,7 @@ GFloat is the paper's count, MAC the true multiply-accumulates with matrix produ
 
 import argparse
 import csv
+import io
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import yaml
 from lcm.build import build_network, load_config, paper_complexity
 from lcm.complexity import as_printed, count
 from lcm.errors import UserError, exit_on_user_error
+from lcm.reporting.files import write
 
 PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 
@@ -66,10 +68,11 @@ def print_tables(file):
         )
     print(f"{equal} of {2 * len(rows)} cells equal to the paper's")
     if file:
-        with open(file, "w", newline="") as target:
-            writer = csv.writer(target, lineterminator="\n")
-            writer.writerow(["table", "label", "model", "attention", "params", "gfloat", "macs"])
-            writer.writerows(records)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["table", "label", "model", "attention", "params", "gfloat", "macs"])
+        writer.writerows(records)
+        write(file, text.getvalue())
         print(f"wrote {file}")
     return int(equal < 2 * len(rows))
 
