@@ -57,6 +57,13 @@ def _normalised(buffer, scale, shift, dtype):
 
 
 class _OneBuffer(torch.autograd.Function):
+    """All layers of a block in one node of the graph.
+
+    Batch norm of a map x, with the batch's mean m and deviation s, is gamma (x - m) / s + beta. A reader's gradient g
+    returns to the map itself as g gamma / s, through m and s as sums over the batch alone; the sums of all readers are
+    added up, and go to the map once, when the layer that made it has its turn.
+    """
+
     @staticmethod
     def forward(ctx, layers, x, *parameters):
         n, channels, h, w = x.shape
@@ -118,7 +125,7 @@ class _OneBuffer(torch.autograd.Function):
             whole = gradient[:, start:stop] - constant[:, None, None].to(gradient.dtype)
             return whole.addcmul_(buffer[:, start:stop], per_deviation[:, None, None].to(gradient.dtype), value=-1)
 
-        found = []
+        found = []  # the parameters' gradients, in their order
         sites = list(ctx.sites)
         with torch.autocast(buffer.device.type, enabled=False):
             for layer in reversed(ctx.layers):
@@ -136,7 +143,7 @@ class _OneBuffer(torch.autograd.Function):
                     )
                     g_learning = iter(g_learning)
                     g_site = [next(g_learning) if p.requires_grad else None for p in of_site]
-                channels -= k
+                channels -= k  # from here on: the maps that this layer read
                 maps, rstd = buffer[:, :channels], torch.rsqrt(var[:channels] + bn.eps)
                 scale = gamma * rstd
                 shift = torch.addcmul(beta, mean[:channels], scale, value=-1)
