@@ -63,13 +63,14 @@ def grid(loader, master, arguments):
     except HydraException as error:
         raise UserError(f"the grid cannot be expanded: {str(error).splitlines()[0]}") from error
     swept = {override.get_key_element(): override.is_sweep_override() for override in overrides}  # the last one counts
-    composed, jobs = {}, {}
+    arms = {}  # a job of each kind, the seed apart
+    for row in rows:
+        arms.setdefault(without_seed(row), row)
+    composed = dict(zip(arms, compose(loader, master, list(arms.values())), strict=True))
+    jobs = {}
     for row in rows:
         name = " ".join(text for text in row if swept[text.partition("=")[0]])
-        rest = tuple(text for text in row if not text.startswith("seed="))
-        if rest not in composed:
-            composed[rest] = compose(loader, master, row)
-        config, faults = composed[rest]
+        config, faults = composed[without_seed(row)]
         if config:
             for text in row:
                 if text.startswith("seed="):
@@ -84,14 +85,43 @@ def grid(loader, master, arguments):
     return list(jobs.values())
 
 
-def compose(loader, master, overrides):
-    """Hydra's composition of one job: (its resolved config, or None, and the faults that kept it from composing)."""
+def without_seed(row):
+    """A job's overrides without its seed."""
+    return tuple(text for text in row if not text.startswith("seed="))
+
+
+def compose(loader, master, rows):
+    """Hydra's composition of some jobs: for each (its resolved config or None, the faults that kept it from composing).
+
+    Hydra takes a tenth of a second for one; many are composed by several processes, forked from this one.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(processors, len(rows) // 4)
+    if processes < 2:
+        return [_compose_one(loader, master, row) for row in rows]
+    with multiprocessing.get_context("fork").Pool(processes, _begin, [loader, master]) as pool:
+        return pool.map(_compose_next, rows, chunksize=1)
+
+
+def _compose_one(loader, master, row):
     try:
-        composed = loader.load_sweep_config(master, list(overrides))
+        composed = loader.load_sweep_config(master, list(row))
         config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
         return OmegaConf.to_container(config, resolve=True), []
     except (HydraException, OmegaConfBaseException) as error:
         return None, [composition_fault(error)]
+
+
+def _begin(*hydra):
+    """In a forked process: keep what came with the fork, and leave signals to the parent."""
+    global _hydra
+    _hydra = hydra
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def _compose_next(row):
+    return _compose_one(*_hydra, row)
 
 
 def refuse_faults(jobs):
