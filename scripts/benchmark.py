@@ -395,6 +395,11 @@ def side(spec):
         )
 
 
+def with_project():
+    """The environment in which a process elsewhere can import this checkout."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
 class Side:
     """The process of one side, from here: start it, let it have its turns, end it."""
 
@@ -407,29 +412,33 @@ class Side:
             "compile": "compiled" in words, "capture": "eager" not in words, "device": "cuda" if options.gpu else "cpu",
             "threads": options.threads, "seconds": options.seconds, "loaders": options.loaders, "batch": BATCH,
         } | spec  # fmt: skip
+        self.environment = {}
         self.process = self.refused = None
 
     def start(self):
         """Start the process and wait until it is ready; False where it refused."""
         command = [sys.executable, __file__, "--side", json.dumps(self.spec)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
-        )
-        answer = self._answer()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env=os.environ | with_project() | self.environment,
+        )  # fmt: skip
+        answer = self.answer()
         self.refused, self.first = answer.get("refused"), answer.get("ready")
         if self.refused:
             self.stop()
         return not self.refused
 
     def ask(self):
+        """Let it begin its turn."""
         print(file=self.process.stdin, flush=True)
 
     def turn(self):
+        """Let it have its turn; what it reports."""
         self.ask()
-        return self._answer()
+        return self.answer()
 
-    def _answer(self):
+    def answer(self):
+        """The next line that it reports."""
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(
@@ -683,7 +692,12 @@ class Benchmark:
                     )
                 self.rows.append(row)
         for network in self.options.networks:
-            self.rows += packed(self.options, network)
+            self.rows += packed(self.options, network, {}, "taking turns")
+            try:
+                with multi_process_service() as environment:
+                    self.rows += packed(self.options, network, environment, "MPS")
+            except (OSError, subprocess.CalledProcessError, SystemExit) as error:
+                self.note(f"no packed runs with MPS ({str(error).splitlines()[0]})")
         spec = {"network": "densenet100"}
         sides = [self.side("epoch", "reference", side="reference", **spec)]
         sides += [
@@ -691,8 +705,6 @@ class Benchmark:
             for precision in ("fp32", "bf16")
             for m in ("fast", "linear")
         ]
-        for each in sides:  # "captured," is one word with its comma
-            each.spec["precision"] = "bf16" if each.variant.startswith("bf16") else "fp32"
         rounds = self.measure("densenet100, memory", sides, stay=False)
         self.rows += summarise(rounds, "densenet100", "epoch", "reference")
         self.rows += summarise(
@@ -708,24 +720,25 @@ class Benchmark:
                 getattr(self, part)()
 
 
-def packed(options, network, counts=(1, 2, 4)):
+def packed(options, network, environment, how, counts=(1, 2, 4)):
     """Rows for several runs at once on one card: images/s of all together over those of one alone."""
     sides = [Side(options, "epoch", "fp32 captured", network=network) for _ in range(max(counts))]
     rounds = []
     with contextlib.ExitStack() as stack:
         for each in sides:
             stack.callback(each.stop)
+            each.environment = environment
             each.start()
         for _ in range(options.rounds):
             totals = {}
             for count in counts:
                 for each in sides[:count]:
                     each.ask()
-                totals[count] = sum(rate(each._answer()) for each in sides[:count])
+                totals[count] = sum(rate(each.answer()) for each in sides[:count])
             rounds.append(totals)
     return [
         Row(
-            network, "none", "packed", f"{count} run{'s' * (count > 1)} at once",
+            network, "none", "packed", f"{count} run{'s' * (count > 1)} at once, {how}",
             images_per_second=statistics.median(r[count] for r in rounds),
             ratios=tuple(r[count] / r[counts[0]] for r in rounds),
         )
@@ -733,15 +746,25 @@ def packed(options, network, counts=(1, 2, 4)):
     ]  # fmt: skip
 
 
+@contextlib.contextmanager
+def multi_process_service():
+    """NVIDIA's MPS, with which kernels of several processes run at once instead of in turns: the environment to find it."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        control = ["nvidia-cuda-mps-control"]
+        subprocess.run([*control, "-d"], env=os.environ | environment, check=True, capture_output=True)
+        try:
+            yield environment
+        finally:
+            subprocess.run(control, input="quit\n", text=True, env=os.environ | environment, capture_output=True)
+
+
 def first_step(command, runs, threads):
     """Seconds, and CPU seconds, from the start of a command to its first training step.
 
     The plain application says so itself; train.py is seen to have written its first checkpoint, which it does after that step.
     """
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": str(threads),
-    }
+    environment = os.environ | with_project() | {"OMP_NUM_THREADS": str(threads)}
     ours = command[1].endswith("train.py")
     started = time.perf_counter()
     process = subprocess.Popen(
