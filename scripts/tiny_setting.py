@@ -67,8 +67,15 @@ def compose(*overrides):
         return OmegaConf.to_container(compose("train", overrides=[*always, *overrides]), resolve=True)
 
 
+_warm = False
+
+
 def warm_up(folder):
-    """Train one epoch here, so that processes forked from this one have everything imported and start in a moment."""
+    """Train one epoch here, once, so that processes forked from this one have everything imported and start in a moment."""
+    global _warm
+    if _warm:
+        return
+    _warm = True
     from train import train
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -13,13 +13,14 @@ from lcm.training import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STEPS = 6  # an epoch of the tiny setting
+TWO = "schedule.epochs=2"
 
 
 @pytest.fixture(scope="module")
 def reference(tiny, tmp_path_factory):
     """The directory of an undisturbed run."""
     folder = tmp_path_factory.mktemp("reference")
-    config = tiny(f"runs={folder}")
+    config = tiny(f"runs={folder}", TWO)
     ended = run(folder, config)
     assert ended.code == 0, ended.err
     return directory_of(config)
@@ -50,7 +51,7 @@ def signal_in(step, call, *numbers, group=True):
 @pytest.mark.parametrize("phase", ["training", "evaluation"])
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_saved_within_one_step_and_continued_exactly(tiny, reference, tmp_path, number, phase, workers):
-    config = tiny(f"runs={tmp_path}", f"data.workers={workers}")
+    config = tiny(f"runs={tmp_path}", TWO, f"data.workers={workers}")
     # training: in step 2 of epoch 2; evaluation: in the second of the three batches after epoch 2
     where = ("TrainStep", STEPS + 2) if phase == "training" else ("TestStep", 3 + 2)
     ended = run(tmp_path, config, signal_in(*where, number))
@@ -71,9 +72,9 @@ def test_saved_within_one_step_and_continued_exactly(tiny, reference, tmp_path, 
 
 
 def test_a_signal_from_outside(tiny, reference, tmp_path):
-    config = tiny(f"runs={tmp_path}")
+    config = tiny(f"runs={tmp_path}", TWO)
     process = Process(tmp_path, train_as_main, config)
-    while not process.out.exists() or "epoch   1/3" not in process.out.read_text():
+    while not process.out.exists() or "epoch   1/2" not in process.out.read_text():
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGTERM)
     ended = process.wait()
@@ -92,7 +93,7 @@ def test_while_data_are_read_it_ends_at_once(tiny, tmp_path):
 
         tiny_setting.FewDigits.__init__ = slow
 
-    config = tiny(f"runs={tmp_path}")
+    config = tiny(f"runs={tmp_path}", TWO)
     started = time.monotonic()
     ended = run(tmp_path, config, prepare)
     assert ended.code == 75 and ended.err.startswith("stopped by SIGINT: nothing was in progress"), ended.err
@@ -116,13 +117,13 @@ def test_a_signal_that_other_code_swallows_is_still_seen(tiny, tmp_path):
 
         tiny_setting.FewDigits.__init__ = swallowing
 
-    ended = run(tmp_path, tiny(f"runs={tmp_path}"), prepare)
-    assert ended.code == 75 and "epoch   1/3" not in ended.out
+    ended = run(tmp_path, tiny(f"runs={tmp_path}", TWO), prepare)
+    assert ended.code == 75 and "epoch   1/2" not in ended.out
     assert ended.err == "stopped by SIGTERM: nothing was in progress that is not saved; the same command continues\n"
 
 
 def test_a_second_interrupt_ends_at_once_and_loses_nothing_that_was_saved(tiny, reference, tmp_path):
-    config = tiny(f"runs={tmp_path}")
+    config = tiny(f"runs={tmp_path}", TWO)
     ended = run(tmp_path, config, signal_in("TrainStep", STEPS + 2, signal.SIGINT, signal.SIGINT))
     assert ended.code == 75 and "a second SIGINT: at once" in ended.err and "Traceback" not in ended.err
     saved = checkpoint.read(directory_of(config) / checkpoint.NAME)
@@ -134,7 +135,7 @@ def test_a_second_interrupt_ends_at_once_and_loses_nothing_that_was_saved(tiny, 
 
 def test_an_ignored_signal_stays_ignored(tiny, reference, tmp_path):
     """nohup python train.py ..."""
-    config = tiny(f"runs={tmp_path}")
+    config = tiny(f"runs={tmp_path}", TWO)
 
     def prepare():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -146,7 +147,7 @@ def test_an_ignored_signal_stays_ignored(tiny, reference, tmp_path):
 
 def test_every_few_steps_a_checkpoint(tiny, reference, tmp_path):
     """checkpoint.every: a kill loses no more than that."""
-    config = tiny(f"runs={tmp_path}", "checkpoint.every=4 steps")
+    config = tiny(f"runs={tmp_path}", TWO, "checkpoint.every=4 steps")
     ended = run(tmp_path, config, signal_in("TrainStep", STEPS + 5, signal.SIGKILL))
     assert ended.code == -signal.SIGKILL
     saved = checkpoint.read(directory_of(config) / checkpoint.NAME)
