@@ -14,7 +14,16 @@ import hydra
 from lcm import launch
 from lcm.config import check, config_hash
 from lcm.errors import UserError
-from lcm.run import new_state, owner, read_state, recorded, refuse_another_config, run_directory, versions
+from lcm.run import (
+    circumstances,
+    continued,
+    new_state,
+    owner,
+    read_state,
+    recorded,
+    refuse_another_config,
+    run_directory,
+)
 
 
 def train(config):
@@ -65,7 +74,7 @@ def train_owned(config, directory, state):
         # The machine
         if config["allocator"]:
             machine.keep_pages()
-        threads = state["threads"] if state and config["threads"] == "auto" else config["threads"]
+        threads = state.get("threads", "auto") if config["threads"] == "auto" else config["threads"]
         threads = machine.set_threads(threads, launch.LOAD)
         device = machine.choose_device(config["device"])
         machine.set_deterministic(config["deterministic"], device)
@@ -84,10 +93,13 @@ def train_owned(config, directory, state):
         complexity = count(network, data.image_size)
         layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
         network = network.to(device, memory_format=layout)
-        if not state:
+        here = circumstances(machine.describe_device(device))
+        if state:
+            state = continued(state, here)
+        else:
             state = new_state(
                 config, directory, params=complexity.params, gfloat=complexity.gfloat, macs=complexity.macs, threads=threads,
-                versions=versions(), device=machine.describe_device(device), data_fingerprint=data.fingerprint,
+                data_fingerprint=data.fingerprint, **here,
             )  # fmt: skip
             if notes := getattr(data, "notes", []):  # images that are not what the protocol asks for
                 state["deviations"]["data.notes"] = notes

@@ -80,6 +80,32 @@ def end(error, debug=False):
     sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), unknown))
 
 
+class Lasting:
+    """A stream to the user whose loss ends no run: `python train.py | head`, a terminal that was closed."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text):
+        with self._surviving():
+            return self._stream.write(text)
+
+    def flush(self):
+        with self._surviving():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _surviving(self):
+        try:
+            yield
+        except OSError:  # from here on to nowhere, for what the stream still holds too
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
 def make_sweep_known():
     """Let Hydra find this project's sweeper: it takes sweepers only from a package `hydra_plugins`, by their full name."""
     from hydra.core.plugins import Plugins
@@ -96,6 +122,7 @@ def main(task):
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
     _tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not CONFIGS.is_dir():
         sys.exit(f"error: no configs folder at {CONFIGS}: run train.py from a checkout")

@@ -105,9 +105,10 @@ def read_state(directory):
         raise damaged(file, error) from error
     kinds = {"state": str, "config": dict, "config_hash": str, "data_fingerprint": str, "epochs": int}
     wrong = [key for key, kind in kinds.items() if not isinstance(state, dict) or not isinstance(state.get(key), kind)]
-    result = {} if wrong else state.get("result")
-    if not wrong and state["state"] == "finished" and not isinstance(result, dict):
-        wrong = ["result"]
+    if not wrong and state["state"] == "finished":
+        result = state.get("result") if isinstance(state.get("result"), dict) else {}
+        shown = ("test_top1", "test_top5", "best_test_top1", "best_epoch")
+        wrong = [f"result.{key}" for key in shown if not isinstance(result.get(key), (int, float))]
     if wrong:
         raise damaged(file, f"no {wrong[0]} in it")
     return state
@@ -269,10 +270,11 @@ def commit():
 
 
 def new_state(config, directory, **facts):
-    """run.json of a run that starts; `facts` are what only the caller knows (params, gfloat, device, ...)."""
+    """run.json of a run that starts; `facts` are what only the caller knows (params, gfloat, ..., and `circumstances`)."""
     from lcm.config import deviations
 
-    head, dirty = commit()
+    if "commit" not in facts:
+        facts["commit"], facts["dirty"] = commit()
     return {
         "state": "running",
         "message": None,
@@ -287,13 +289,25 @@ def new_state(config, directory, **facts):
         "config_hash": config_hash(config),
         **facts,
         "result": None,
-        "commit": head,
-        "dirty": dirty,
+        "continued": [],
         "host": socket.gethostname(),
         "start": now(),
         "end": None,
         "seconds": 0.0,
     }
+
+
+def circumstances(device):
+    """What a run's numbers depend on beside its config: {"versions", "device", "commit", "dirty"}; `device` in words."""
+    head, dirty = commit()
+    return {"versions": versions(), "device": device, "commit": head, "dirty": dirty}
+
+
+def continued(state, here):
+    """`state` of a run that goes on now: under other circumstances, it says so in `continued`, and since when."""
+    parts = state.get("continued", [])
+    before = {key: (parts[-1] if parts else state).get(key) for key in here}
+    return state if before == here else state | {"continued": [*parts, {"start": now(), **here}]}
 
 
 def versions():

@@ -70,7 +70,9 @@ def test_a_lost_run_json_is_written_anew(config, reference, tmp_path):
     )
     assert compare_runs(reference, directory) == []
     after = json.loads((directory / "run.json").read_text())
-    assert all(after[key] == before[key] for key in before if key not in ("state", "result", "end", "seconds"))
+    assert all(
+        after[key] == before[key] for key in before if key not in ("state", "result", "end", "seconds", "continued")
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b'{"state": "runn', b"{}"])

@@ -14,7 +14,9 @@ import lcm.run
 from lcm.config import config_hash
 from lcm.errors import UserError
 from lcm.run import (
+    circumstances,
     commit,
+    continued,
     new_state,
     read_state,
     recorded,
@@ -53,7 +55,7 @@ def test_run_json_says_what_others_read():
     for key in (
         "state", "message", "run", "data", "model", "attention", "seed", "schedule", "precision", "compile", "deviations",
         "config", "config_hash", "params", "gfloat", "macs", "epochs", "result", "versions", "commit", "dirty", "device", "host",
-        "data_fingerprint", "start", "end", "seconds",
+        "data_fingerprint", "start", "end", "seconds", "continued",
     ):  # fmt: skip
         assert key in state
     assert state["deviations"] == {"schedule.epochs": 2} and state["epochs"] == 2 and state["result"] is None
@@ -110,10 +112,12 @@ def test_read_state(tmp_path):
 
 
 WHOLE = {"state": "running", "config": {}, "config_hash": "c0ffee", "data_fingerprint": "f00d", "epochs": 3}
+RESULT = {"test_top1": 97.0, "test_top5": 100.0, "best_test_top1": 97.5, "best_epoch": 2}
 DAMAGES = {
     "empty": "", "zeros": "\0" * 100, "cut": '{"state": "running", "conf', "a list": "[]", "a number": "3", "no keys": "{}",
     "no UTF-8": b"\xff\xfe\x00", "no config": json.dumps(WHOLE | {"config": None}),
     "finished without a result": json.dumps(WHOLE | {"state": "finished"}),
+    "finished with half of one": json.dumps(WHOLE | {"state": "finished", "result": RESULT | {"test_top1": None}}),
 }  # fmt: skip
 
 
@@ -127,6 +131,21 @@ def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path, damage):
     assert "delete this one file; the same command writes it anew from the checkpoint and continues" in str(
         caught.value
     )
+
+
+def test_going_on_with_other_code_or_on_another_machine_is_recorded(monkeypatch):
+    monkeypatch.setattr(lcm.run, "commit", lambda: ("a" * 40, False))
+    here = circumstances("cpu (A, 2 threads)")
+    state = state_of(config(), **here)
+    assert state["continued"] == [] and continued(state, here) == state
+    gpu = continued(state, here | {"device": "NVIDIA H200"})
+    assert [{key: value for key, value in part.items() if key != "start"} for part in gpu["continued"]] == [
+        here | {"device": "NVIDIA H200"}
+    ]
+    assert continued(gpu, here | {"device": "NVIDIA H200"}) == gpu  # once
+    back = continued(gpu, here)
+    assert [part["device"] for part in back["continued"]] == ["NVIDIA H200", "cpu (A, 2 threads)"]
+    assert (back["device"], back["commit"]) == ("cpu (A, 2 threads)", "a" * 40)  # those of its beginning
 
 
 def test_a_file_where_a_directory_should_be(tmp_path):
@@ -169,14 +188,14 @@ def test_run_json_says_how_it_ended(tmp_path, fault, state, message):
     try:
         with recorded(tmp_path, begun):
             during = read_state(tmp_path)
-            begun["result"] = {"epoch": 1}
+            begun["result"] = RESULT
             if fault:
                 raise fault
     except BaseException as caught:
         assert caught is fault
     assert (during["state"], during["message"]) == ("running", None)
     after = read_state(tmp_path)
-    assert (after["state"], after["message"], after["result"]) == (state, message, {"epoch": 1})
+    assert (after["state"], after["message"], after["result"]) == (state, message, RESULT)
     assert (after["end"] is not None) == (state == "finished")
 
 
