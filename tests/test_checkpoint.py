@@ -5,9 +5,11 @@ import io
 import os
 import pickle
 import random
+import re
 
 import pytest
 import torch
+from tiny_setting import ROOT
 
 from lcm.errors import UserError
 from lcm.training import checkpoint
@@ -119,6 +121,24 @@ def test_a_malicious_pickle_is_refused_and_not_run(directory, tmp_path_factory, 
     assert not trace.exists()
     pickle.loads(pickle.dumps(Malice(trace)))  # the pickle is what it is said to be
     assert trace.exists()
+
+
+def test_nothing_in_this_repository_unpickles():
+    """torch.load with weights_only=True alone; data files and results are read by readers that can run nothing."""
+    loads = re.compile(r"torch\.load\((?:[^()]|\([^()]*\))*\)")
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("lcm/**/*.py"), *ROOT.glob("scripts/**/*.py")):
+        text = file.read_text()
+        assert all("weights_only=True" in call for call in loads.findall(text)), file
+        assert text.count("torch.load(") == len(loads.findall(text)), file
+        for unsafe in (
+            "pickle.load(",
+            "pickle.loads(",
+            "pickle.Unpickler(",
+            "allow_pickle=True",
+            "read_pickle",
+            "weights_only=False",
+        ):
+            assert unsafe not in text, (file, unsafe)
 
 
 def test_none_usable_is_said_and_nothing_deleted(directory):

@@ -60,6 +60,33 @@ def test_the_kill_itself(config, reference, tmp_path):
     assert compare_runs(reference, directory_of(config)) == []
 
 
+def test_a_loader_worker_that_dies_is_named(tiny, reference, tmp_path):
+    """As the kernel kills one when memory runs out."""
+    config = tiny(f"runs={tmp_path}", "data.workers=2")
+
+    def kill_a_worker():
+        import multiprocessing
+
+        from lcm.training import step
+
+        original, calls = step.TrainStep.__call__, []
+
+        def called(self, *args):
+            calls.append(original(self, *args))
+            if len(calls) == 7:
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, signal.SIGKILL)
+
+        step.TrainStep.__call__ = called
+
+    ended = run(tmp_path, config, kill_a_worker)
+    assert ended.code == 2 and ended.err.startswith("error: a loader worker died, most often because memory ran out"), (
+        ended.err
+    )
+    assert run(tmp_path, config | {"data": config["data"] | {"workers": 0}}).code == 0
+    assert compare_runs(reference, directory_of(config)) == []
+
+
 def test_a_lost_run_json_is_written_anew(config, reference, tmp_path):
     directory = directory_of(config)
     before = json.loads((directory / "run.json").read_text())

@@ -210,3 +210,30 @@ def test_on_a_gpu_deterministic_gives_the_same_bits(tiny, tmp_path, attention):
         ended = run(tmp_path, config)
         assert ended.code == 0, ended.err
     assert compare_runs(*map(directory_of, configs)) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["cbam", "nonlocal", "lcm2"])
+def test_on_a_gpu_a_continuation_inside_an_epoch_changes_nothing(tiny, tmp_path, attention):
+    """The captured graph starts in the middle of an epoch's plan."""
+    both = [f"attention={attention}", "device=cuda", "deterministic=true"]
+    whole, parts = (
+        tiny(f"runs={tmp_path}/whole", *both),
+        tiny(f"runs={tmp_path}/parts", "checkpoint.every=4 steps", *both),
+    )
+    assert run(tmp_path, whole).code == 0
+
+    def die():
+        saves, original = [], checkpoint.save
+
+        def save(*args):
+            saves.append(original(*args))
+            if len(saves) == 3:  # after step 8, inside epoch 2
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.save = save
+
+    assert run(tmp_path, parts, die).code == -signal.SIGKILL
+    ended = run(tmp_path, parts)
+    assert ended.code == 0 and "continuing  from epoch 2, step 2" in ended.out, ended.err
+    assert compare_runs(directory_of(whole), directory_of(parts)) == []

@@ -243,6 +243,11 @@ def memory_explained(device):
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.cuda.OutOfMemoryError is a RuntimeError
+        if "DataLoader worker" in str(error):
+            raise UserError(
+                f"a loader worker died, most often because memory ran out ({str(error).splitlines()[0]}): lower data.workers, "
+                "0 needs none; what was saved is intact, the same command continues"
+            ) from error
         known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
         if not known and not any(
             words in str(error) for words in ("DefaultCPUAllocator", "could not create a memory object")
