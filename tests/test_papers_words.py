@@ -7,8 +7,9 @@ import pytest
 import torch
 from torchvision.models import DenseNet
 
-from lcm.build import build_network
+from lcm.build import build_network, load_config
 from lcm.complexity import as_printed
+from lcm.data import Digits
 
 EXTRA_HEAD = 8_081_356 - 7_056_356  # the head that DenseNet-121's printed counts hold besides the trained one
 
@@ -90,3 +91,40 @@ def test_on_a_1x1_map_only_the_centre_of_a_3x3_convolution_acts():
 def test_cifar100_rows_count_ten_classes(model, cell):
     assert printed(parameters(model, num_classes=10), cell) == cell
     assert printed(parameters(model, num_classes=100), cell) != cell
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_lcm1_hardly_trains_from_kaiming_normal_weights():
+    """The paper names no initialisation. Six epochs on digits: PyTorch's default and He's normal weights in W1 and W2."""
+    assert _digits_accuracy(kaiming=False) > 95  # 98.3 when this was written
+    assert _digits_accuracy(kaiming=True) < 85  # 69.3
+
+
+def _digits_accuracy(kaiming, epochs=6):
+    """Test top-1 (%) of ResNet-20+LCM1 after the CIFAR protocol's shape in a few epochs."""
+    network = build_network("resnet20", "lcm1", num_classes=10, seed=0)
+    torch.manual_seed(0)
+    for name, layer in network.named_modules():
+        if kaiming and name.endswith((".site.w1", ".site.w2")):
+            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    network.to(memory_format=torch.channels_last)
+    facts = load_config("data", "digits")
+    data = Digits(**{key: value for key, value in facts.items() if key != "_target_"})
+    batches, test = data.train(64, 0), data.test(100)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3 * len(batches), int(4.5 * len(batches))])
+    for epoch in range(epochs):
+        network.train()
+        for raw in batches.iterate(epoch):
+            images, labels = batches.prepare(raw, "cpu")
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+    with torch.inference_mode():
+        shown = [test.prepare(raw, "cpu") for raw in test.iterate(0)]
+        right = sum((network(images).argmax(1) == labels).sum().item() for images, labels in shown)
+    return 100 * right / sum(len(labels) for _, labels in shown)
