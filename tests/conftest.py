@@ -1,10 +1,15 @@
 """Shared by all tests: few threads, no bars, and the `gpu` marker skipped where there is no GPU."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs beside other work
 
 import pytest
+
+# A suite started with nohup, or in the background of a script, ignores these; its processes are to obey them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):
