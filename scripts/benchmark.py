@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("step", "epoch", "attention", "assembly", "loop", "evaluation", "startup", "memory")
 BATCH = 64
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
+LARGE = "densenet100"  # the network of the part `memory`
 PLAIN_BATCHES = (64, 128, 256, 512)  # of the plain evaluation loop
 DISTURBED = 0.1  # processors that others keep busy
 LOADERS = 2  # loader processes of the reference
@@ -494,6 +495,7 @@ def take_turns(sides, count, stay=True):
                 first[each.variant] = each.first
                 if not stay:
                     each.stop()
+            reports = {each.variant: reports[each.variant] for each in sides if each.variant in reports}
             (calm if others <= DISTURBED else disturbed).append(reports)
             print(
                 f"  round {len(calm) + len(disturbed)}: others kept {max(others, 0):.2f} processors busy",
@@ -570,7 +572,7 @@ class Benchmark:
         return rounds
 
     def note(self, *lines):
-        self.notes += [line for line in lines if line not in self.notes]
+        self.notes = list(dict.fromkeys([*self.notes, *lines]))
 
     def side(self, what, variant="fp32", **spec):
         return Side(self.options, what, variant, **spec)
@@ -631,16 +633,14 @@ class Benchmark:
             self.rows += summarise(rounds, network, "evaluation", best)
 
     def memory(self):
-        spec = {"network": "densenet100"}
+        spec = {"network": LARGE}
         sides = [self.side("step", "reference", side="reference", **spec)]
         sides += [self.side("step", f"memory={m}", overrides={"memory": m}, **spec) for m in ("fast", "linear")]
         for each in sides:
             each.spec["seconds"] = 1e-9  # a single step: it takes several seconds
-        rounds = self.measure("densenet100, memory", sides, stay=False)
-        self.rows += summarise(rounds, "densenet100", "step", "reference")
-        self.rows += summarise(
-            rounds, "densenet100", "memory", "reference", lambda r, base: r["peak_mb"] / base["peak_mb"]
-        )
+        rounds = self.measure(f"{LARGE}, memory", sides, stay=False)
+        self.rows += summarise(rounds, LARGE, "step", "reference")
+        self.rows += summarise(rounds, LARGE, "memory", "reference", lambda r, base: r["peak_mb"] / base["peak_mb"])
 
     def startup(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -698,18 +698,16 @@ class Benchmark:
                     self.rows += packed(self.options, network, environment, "MPS")
             except (OSError, subprocess.CalledProcessError, SystemExit) as error:
                 self.note(f"no packed runs with MPS ({str(error).splitlines()[0]})")
-        spec = {"network": "densenet100"}
+        spec = {"network": LARGE}
         sides = [self.side("epoch", "reference", side="reference", **spec)]
         sides += [
             self.side("epoch", f"{precision} captured, memory={m}", overrides={"memory": m}, **spec)
             for precision in ("fp32", "bf16")
             for m in ("fast", "linear")
         ]
-        rounds = self.measure("densenet100, memory", sides, stay=False)
-        self.rows += summarise(rounds, "densenet100", "epoch", "reference")
-        self.rows += summarise(
-            rounds, "densenet100", "memory", "reference", lambda r, base: r["peak_mb"] / base["peak_mb"]
-        )
+        rounds = self.measure(f"{LARGE}, memory", sides, stay=False)
+        self.rows += summarise(rounds, LARGE, "epoch", "reference")
+        self.rows += summarise(rounds, LARGE, "memory", "reference", lambda r, base: r["peak_mb"] / base["peak_mb"])
 
     def run(self):
         """Measure what the options ask for."""
