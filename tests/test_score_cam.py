@@ -462,7 +462,8 @@ def make_run(runs, attention, *, seed=0, layers=8, end="2026-01-01T00:00:00+00:0
     network = build_network(config["model"], config["attention"], num_classes=10, seed=seed)
     checkpoint.save(directory, {"model": network.state_dict()})
     facts = {"data_fingerprint": fingerprint(data)}
-    result = {"epoch": 8, "test_top1": 10.0} if state == "finished" else None
+    result = {"epoch": 8, "test_top1": 10.0, "test_top5": 50.0, "best_test_top1": 10.0, "best_epoch": 8}
+    result = result if state == "finished" else None
     write_state(directory, new_state(config, directory, **facts) | {"state": state, "end": end, "result": result})
     return directory
 

@@ -15,6 +15,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from lcm.training.signals import SIGNALS
+
 
 def keyed_generator(*key) -> torch.Generator:
     """A CPU generator of its own for `key`, e.g. (seed, epoch, "crop"); neighbouring keys give unrelated streams."""
@@ -183,17 +185,20 @@ def iterate(epoch, start: int = 0, workers: int = 0):
         return (epoch[i] for i in range(start, len(epoch)))
     from torch.utils.data import DataLoader
 
-    return iter(
-        DataLoader(
-            epoch,
-            batch_size=None,
-            sampler=range(start, len(epoch)),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_owner,
-            generator=torch.Generator(),  # a loader draws a number for its workers: not from the global generator
-        )
+    loader = DataLoader(
+        epoch,
+        batch_size=None,
+        sampler=range(start, len(epoch)),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_owner,
+        generator=torch.Generator(),  # a loader draws a number for its workers: not from the global generator
     )
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a worker inherits it: no signal before it ignores them
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _as_it_is(item):
@@ -202,6 +207,6 @@ def _as_it_is(item):
 
 def _leave_signals_to_the_owner(worker: int) -> None:
     """A cluster signals the whole process group: workers go on, so that the owner can finish its step and save."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
