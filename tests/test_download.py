@@ -342,7 +342,7 @@ def test_an_archive_is_unpacked_whole(tmp_path):
         special("set/pipe", tarfile.FIFOTYPE),
         special("set/device", tarfile.CHRTYPE),
     ],
-    ids=str,
+    ids=lambda member: getattr(member, "name", member),
 )
 def test_members_outside_are_refused(tmp_path, member):
     inner = tmp_path / "inner"

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,21 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launch
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def slurm():
     """A SLURM of one node while the tests of this file run; its environment variables."""
-    folder = tmp_path_factory.mktemp("slurm")
-    for parent in [folder, *folder.parents[:2]]:
-        parent.chmod(0o755)  # munged works as its own user
-    environment = {"LOCAL_SLURM": str(folder / "local"), "SLURM_CONF": str(folder / "local" / "slurm.conf")}
-    script, everything = str(ROOT / "scripts" / "dev" / "local_slurm.sh"), {**os.environ, **environment}
-    try:
-        subprocess.run([script, "start"], env=everything, check=True)
-        yield environment
-    finally:
-        subprocess.run(["scancel", "--user", "root"], env=everything)  # those of a test that failed
-        subprocess.run([script, "stop"], env=everything, check=True)
+    with tempfile.TemporaryDirectory(
+        prefix="lcm-slurm-"
+    ) as name:  # not below pytest's folders, which only root may enter
+        folder = Path(name)
+        folder.chmod(0o755)  # munged works as its own user
+        environment = {"LOCAL_SLURM": str(folder / "local"), "SLURM_CONF": str(folder / "local" / "slurm.conf")}
+        script, everything = str(ROOT / "scripts" / "dev" / "local_slurm.sh"), {**os.environ, **environment}
+        try:
+            subprocess.run([script, "start"], env=everything, check=True)
+            yield environment
+        finally:
+            subprocess.run(["scancel", "--user", "root"], env=everything)  # those of a test that failed
+            subprocess.run([script, "stop"], env=everything, check=True)
 
 
 def command(*arguments, slurm):
