@@ -876,12 +876,13 @@ def main(arguments=None):
         raise UserError(f"--csv {options.csv}: there is no folder {Path(options.csv).resolve().parent}; make it first")
     options.threads = options.threads or available_processors()
     options.loaders = min(8, available_processors()) if options.gpu else LOADERS
-    benchmark = Benchmark(options)
+    benchmark, load = Benchmark(options), Load()
     benchmark.run()
     kept = f"{benchmark.kept} undisturbed rounds in all, {benchmark.thrown_away} disturbed ones thrown away"
     if any("disturbed" in row.remark for row in benchmark.rows):
         kept += "; where no round was undisturbed, disturbed ones are shown and marked: only their CPU seconds mean something"
     table = markdown(benchmark.rows)
+    kept += f"; a virtual machine's host withheld {load.withheld():.2f} processors on average" * (load.withheld() > 0)
     text = f"{describe(options)}; {kept}.\n\n{table}\n" + "".join(f"\n- {note}" for note in benchmark.notes)
     print(text)
     if options.gpu:
