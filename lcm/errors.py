@@ -1,8 +1,11 @@
-"""The one kind of error a user sees: what was wrong, where, and what to do."""
+"""What ends a program early: an error that a user can mend (what was wrong, where, what to do), and the signals to stop."""
 
 import functools
 import os
+import signal
 import sys
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 class UserError(Exception):

@@ -24,13 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lcm import launch
 from lcm.config import check
-from lcm.errors import UserError
+from lcm.errors import SIGNALS, UserError
 from lcm.job import Outcome
 from lcm.overrides import composition_fault
 from lcm.run import FAILED, FINISHED, OWNED_ELSEWHERE, run_directory
 from lcm.status import Speed, count, look, table
 from lcm.training.failures import Stopped
-from lcm.training.signals import SIGNALS
 
 
 class Job(NamedTuple):

@@ -202,7 +202,7 @@ main()
 
 
 def project_trainer(spec, train_images=BATCH, test_images=BATCH):
-    """The project's Trainer as train.py makes it, on random images in CIFAR's shape."""
+    """The project's Trainer as train.py makes it, on random images of the network's size."""
     from functools import partial
 
     import torch
@@ -215,6 +215,7 @@ def project_trainer(spec, train_images=BATCH, test_images=BATCH):
     from lcm.training.progress import Progress
 
     device = machine.choose_device(spec["device"])
+    size = load_config("model", spec["network"])["image_size"]
     machine.set_deterministic(False, device)
     autocast = machine.set_precision(spec["precision"], device)
     network = build_network(spec["network"], spec["attention"], seed=0, **spec["overrides"])
@@ -222,30 +223,29 @@ def project_trainer(spec, train_images=BATCH, test_images=BATCH):
 
     def batches(count, batch, **augmentation):
         generator = torch.Generator().manual_seed(count)
-        images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
+        images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, 10, (count,), generator=generator)
-        return Batches(
-            Resident(images, labels, [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], **augmentation), batch
-        )
+        mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+        return Batches(Resident(images, labels, mean, std, **augmentation), batch)
 
     schedule = load_config("schedule", "cifar")
     return Trainer(
         network,
-        batches(train_images, BATCH, pad=4, mirror=True, seed=0),
+        batches(train_images, spec["batch"], pad=4, mirror=True, seed=0),
         batches(test_images, schedule["test_batch_size"]),
         schedule,
         device=device,
         autocast=autocast,
         compiled=torch.compile(network) if spec["compile"] else None,
-        for_evaluation=partial(fold, image_size=32),
+        for_evaluation=partial(fold, image_size=size),
         capture=spec["capture"],
-        progress=Progress("lines", schedule["epochs"], BATCH),
+        progress=Progress("lines", schedule["epochs"], spec["batch"]),
         warn=lambda line: print(line, file=sys.stderr),
     )
 
 
 def project_step(spec):
-    trainer = project_trainer(spec)
+    trainer = project_trainer(spec, spec["batch"])
     trainer.network.train()
     batches = trainer.train_feed.batches
     images, labels = batches.prepare(next(iter(batches.iterate(0))), trainer.device)
@@ -253,7 +253,7 @@ def project_step(spec):
     def unit():
         trainer.step(images, labels)
         trainer.step.totals.tolist()
-        return BATCH
+        return len(labels)
 
     return unit
 

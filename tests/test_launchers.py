@@ -119,8 +119,8 @@ def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(tm
     from omegaconf import OmegaConf
 
     from lcm.config import CONFIGS
+    from lcm.errors import SIGNALS
     from lcm.sweep import prepare_environment
-    from lcm.training.signals import SIGNALS
 
     for name in ("SUBMITIT_PREEMPT_SIGNAL", "PYTHONPATH"):
         monkeypatch.setenv(name, "")

@@ -15,7 +15,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from lcm.training.signals import SIGNALS
+from lcm.errors import SIGNALS
 
 
 def keyed_generator(*key) -> torch.Generator:

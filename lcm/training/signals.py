@@ -3,9 +3,8 @@
 import contextlib
 import signal
 
+from lcm.errors import SIGNALS
 from lcm.training.failures import Stopped
-
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:

@@ -1,0 +1,78 @@
+"""What the paper's tables cost in time: a measured training step of each network, times images, epochs and runs."""
+
+from pathlib import Path
+
+from lcm.config import load
+from lcm.reporting.render import DASH, Table, markdown_rows
+from lcm.reporting.selection import PAPER_SCHEDULE
+from lcm.reporting.tables import read_complexity, read_csv, read_paper
+
+TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10, CIFAR-100 and mini-ImageNet alike
+EVALUATION = 1 / 3  # an image costs a forward pass in evaluation, and about three in training
+H200 = 67e12  # float32 operations a second outside of tensor cores: NVIDIA's figure for the H200 SXM
+SEEDS = (1, 6)
+
+
+def cells(results):
+    """{table: {(data, model, attention), ...}} of the paper: the runs of one seed. Tables 1, 3 and 4 share some."""
+    found = {}
+    for row in read_paper(results):
+        found.setdefault(row["table"], set()).add((row["data"], row["model"], row["attention"]))
+    return found
+
+
+def images(data):
+    """Training images that a run on `data` costs: its epochs, and the evaluation after each of them."""
+    return load("schedule", PAPER_SCHEDULE[data])["epochs"] * (TRAINING_IMAGES + EVALUATION * TEST_IMAGES)
+
+
+def hours(cells, seconds):
+    """Hours of the runs `cells`, with {(model, attention): seconds an image}; None where one was not measured."""
+    if any((model, attention) not in seconds for _, model, attention in cells):
+        return None
+    return sum(images(data) * seconds[model, attention] for data, model, attention in cells) / 3600
+
+
+def read_steps(results):
+    """({(model, attention): seconds an image}, the devices) of cost.csv."""
+    rows = read_csv(Path(results) / "cost.csv", optional=True)
+    seconds = {(row["model"], row["attention"]): float(row["seconds_per_image"]) for row in rows}
+    return seconds, sorted({row["device"] for row in rows})
+
+
+def floor(results):
+    """{(model, attention): seconds an image} on an H200 that does nothing but multiply and add, at its float32 peak."""
+    return {
+        (model, attention): 3 * 2 * macs / H200
+        for (_, model, attention), (_, _, macs) in read_complexity(results).items()
+    }
+
+
+def cost_block(results):
+    """The table of the README: runs and time of each table of the paper and of all of them, for 1 and 6 seeds."""
+    measured, devices = read_steps(results)
+    if not measured:
+        return "Not measured yet: `python scripts/cost.py`."
+    tables = {f"Table {number}": runs for number, runs in sorted(cells(results).items())}
+    tables["all"] = set().union(*tables.values())
+    header = ["", "runs a seed", *(f"measured, {n} seed{'s' * (n > 1)}" for n in SEEDS)]
+    header += [f"H200, at least, {n} seed{'s' * (n > 1)}" for n in SEEDS]
+    rows = [
+        [name, str(len(runs)), *(_time(hours(runs, s), n) for s in (measured, floor(results)) for n in SEEDS)]
+        for name, runs in tables.items()
+    ]
+    legend = (
+        f"Measured: seconds of a training step in float32 on {' and '.join(devices)} (`python scripts/cost.py` -> "
+        "`results/cost.csv`) times images and epochs, with a third of it for an evaluated image. H200: computed, not measured; "
+        f"six operations for each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s, and no time for memory or launches: a run "
+        "cannot be faster in float32, and small networks are several times slower. `all` counts a run that two tables share once."
+    )
+    return f"{markdown_rows(Table('cost', '', [], header, rows, [], [], [], labels=1))}\n\n{legend}"
+
+
+def _time(hours, seeds):
+    """`3.4 h` or `12 days`; a dash for None."""
+    if hours is None:
+        return DASH
+    hours *= seeds
+    return f"{hours:.2g} h" if hours < 10 else f"{hours:.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"

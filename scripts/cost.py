@@ -1,0 +1,64 @@
+"""Measure a training step of every network of the paper's tables; writes results/cost.csv (minutes).
+
+    python scripts/cost.py
+    python scripts/tables.py --all --readme README.md    # the table of what each table costs
+
+Three steps each, after one that is not counted, with few images where they are large: the time of an image hardly depends on it.
+"""
+
+import argparse
+import csv
+import io
+import statistics
+import time
+from pathlib import Path
+
+from benchmark import project_step
+
+from lcm.errors import exit_on_user_error
+from lcm.reporting.cost import cells
+from lcm.reporting.files import write
+
+STEPS = 3
+BATCHES = {"resnet20": 64, "resnet32": 64, "resnet50_cifar": 32, "densenet40": 32}  # the others: 8
+
+
+def seconds_per_image(model, attention, device, threads):
+    """(the median over STEPS steps, batch size)."""
+    batch = BATCHES.get(model, 8) if device == "cpu" else 64
+    spec = {"network": model, "attention": attention, "overrides": {}, "precision": "fp32", "compile": False}
+    unit = project_step(spec | {"capture": True, "device": device, "threads": threads, "batch": batch})
+    unit()
+    times = []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        unit()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) / batch, batch
+
+
+@exit_on_user_error
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", default="results", help="where the results lie (default: results)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    options = parser.parse_args(arguments)
+    from lcm.training import device as machine
+
+    machine.keep_pages()
+    device = machine.choose_device(options.device)
+    threads = machine.set_threads("auto")
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(["model", "attention", "seconds_per_image", "batch", "device"])
+    pairs = {(model, attention) for runs in cells(options.results).values() for _, model, attention in runs}
+    for index, (model, attention) in enumerate(sorted(pairs), 1):
+        seconds, batch = seconds_per_image(model, attention, device.type, threads)
+        print(f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms an image", flush=True)
+        table.writerow([model, attention, f"{seconds:.4g}", batch, machine.describe_device(device)])
+    write(Path(options.results) / "cost.csv", lines.getvalue())
+    print(f"{options.results}/cost.csv written")
+
+
+if __name__ == "__main__":
+    main()
