@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lcm.reporting.cost import cells, cost_block, floor, hours, images
+from lcm.config import load
+from lcm.reporting.cost import EPOCHS, cells, cost_block, floor, hours, images
+from lcm.reporting.selection import PAPER_SCHEDULE
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 CELLS = {1: 18, 2: 12, 3: 12, 4: 12, 5: 18}
@@ -14,6 +16,10 @@ CELLS = {1: 18, 2: 12, 3: 12, 4: 12, 5: 18}
 def test_the_papers_runs_of_one_seed():
     assert {table: len(runs) for table, runs in cells(RESULTS).items()} == CELLS
     assert len(set().union(*cells(RESULTS).values())) == 68  # DenseNet-100, none and LCM2, stands in 1, and in 3 or 4
+
+
+def test_epochs_are_those_of_the_schedules():
+    assert {data: load("schedule", PAPER_SCHEDULE[data])["epochs"] for data in EPOCHS} == EPOCHS
 
 
 def test_time_is_steps_times_images_times_epochs(tmp_path):
