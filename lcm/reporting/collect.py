@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -112,23 +113,78 @@ def _rows(lines, kind, what):
     raise Damaged(f"{what}: lines are broken apart")
 
 
+_NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+
+
+class Epochs:
+    """The epochs of a run as they stand in its record: `columns`, and in `rows` each epoch's values as a JSON array in text.
+
+    Lines of numbers, as training writes them, are cut apart as text: to parse and print the numbers of 1,000 runs would take most
+    of a collection's time. `numbers` says that all values are such.
+    """
+
+    def __init__(self, columns, rows, numbers):
+        self.columns, self.rows, self.numbers = columns, rows, numbers
+
+    @classmethod
+    def of_objects(cls, lines, what):
+        """From the lines of metrics.jsonl, each a JSON object; its columns are the first one's. Raises Damaged."""
+        columns = list(_rows(lines[:1], dict, what)[0]) if lines else []
+        pattern = re.compile(r"\{" + ", ".join(f"{re.escape(json.dumps(c))}: ({_NUMBER})" for c in columns) + r"\}")
+        found = [pattern.fullmatch(line) for line in lines]
+        if all(found):
+            return cls(columns, [f"[{','.join(match.groups())}]" for match in found], True)
+        values = [[row.get(column) for column in columns] for row in _rows(lines, dict, what)]
+        return cls(columns, [json.dumps(row, separators=(",", ":")) for row in values], False)
+
+    @classmethod
+    def of_arrays(cls, columns, lines, what):
+        """From the lines of a record, each a JSON array of `columns`. Raises Damaged."""
+        pattern = re.compile(r"\[" + ",".join([_NUMBER] * len(columns)) + r"\]")
+        if all(map(pattern.fullmatch, lines)):
+            return cls(columns, lines, True)
+        for number, row in enumerate(_rows(lines, list, what), 1):
+            if len(row) != len(columns):
+                raise Damaged(f"{what}: epoch {number} has {len(row)} values, not {len(columns)}")
+        return cls(columns, lines, False)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __eq__(self, other):
+        return (self.columns, self.rows) == (other.columns, other.rows)
+
+    def column(self, name):
+        """A column's values, one an epoch; None where there are none."""
+        if name not in self.columns:
+            return [None] * len(self)
+        place = self.columns.index(name)
+        if self.numbers:
+            return json.loads(f"[{','.join(row[1:-1].split(',')[place] for row in self.rows)}]")
+        return [values[place] for values in _rows(self.rows, list, "the record")]
+
+    def last(self):
+        """The last epoch as a dict."""
+        return dict(zip(self.columns, _rows(self.rows[-1:], list, "the record")[0], strict=True)) if self.rows else {}
+
+
 def _is(value, kind):
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def check(run, metrics):
-    """Raise Damaged unless run.json (`run`) and the epochs (`metrics`, a list of dicts) are whole and agree."""
+def check(run, epochs):
+    """Raise Damaged unless run.json (`run`) and the epochs are whole and agree."""
     for key in IDENTITY:
         if not _is(run.get(key), FIELDS[key]):
             raise Damaged(f"run.json: {key} is {json.dumps(run.get(key))}, not {FIELDS[key].__name__}")
     name = f"{run['data']}/{run['model']}/{run['attention']}/seed{run['seed']}-{run['config_hash'][:8]}"
     if run["run"] != name:
         raise Damaged(f"run.json: the run is called {run['run']}, but its own facts say {name}")
-    for number, row in enumerate(metrics, 1):
-        if row.get("epoch") != number:
-            raise Damaged(f"metrics.jsonl: line {number} is epoch {json.dumps(row.get('epoch'))}")
+    for number, epoch in enumerate(epochs.column("epoch"), 1):
+        if epoch != number:
+            raise Damaged(f"metrics.jsonl: line {number} is epoch {json.dumps(epoch)}")
     if run["state"] != "finished":
         return
     result = run.get("result")
@@ -140,15 +196,16 @@ def check(run, metrics):
     for key in ("test_top1", "test_top5", "train_top1", "best_test_top1"):
         if not 0 <= result[key] <= 100:
             raise Damaged(f"run.json: result.{key} is {result[key]}, not a percentage")
-    if len(metrics) != run["epochs"] or result["epoch"] != run["epochs"]:
-        raise Damaged(f"metrics.jsonl: {len(metrics)} epochs of {run['epochs']}, though the run is finished")
+    if len(epochs) != run["epochs"] or result["epoch"] != run["epochs"]:
+        raise Damaged(f"metrics.jsonl: {len(epochs)} epochs of {run['epochs']}, though the run is finished")
+    last = epochs.last()
     for key in ("train_loss", "train_top1", "test_loss", "test_top1", "test_top5"):
-        if metrics[-1].get(key) != result[key]:
-            raise Damaged(f"run.json says {key} {result[key]}, the last line of metrics.jsonl {metrics[-1].get(key)}")
+        if last.get(key) != result[key]:
+            raise Damaged(f"run.json says {key} {result[key]}, the last line of metrics.jsonl {last.get(key)}")
 
 
 def read_run(directory):
-    """(run.json, epochs) of a run directory: a dict and a list of dicts. Raises Damaged."""
+    """(run.json as a dict, Epochs) of a run directory. Raises Damaged."""
     directory = Path(directory)
     try:
         run = _object((directory / "run.json").read_text(encoding="utf-8"), "run.json")
@@ -160,10 +217,10 @@ def read_run(directory):
     except (OSError, UnicodeDecodeError) as error:
         raise Damaged(f"cannot be read ({error})") from None
     if run.get("state") in ("running", "stopped"):
-        return run, []  # its last line may be in the middle of being written
-    metrics = _rows(lines, dict, "metrics.jsonl")
-    check(run, metrics)
-    return run, metrics
+        return run, Epochs([], [], True)  # its last line may be in the middle of being written
+    epochs = Epochs.of_objects(lines, "metrics.jsonl")
+    check(run, epochs)
+    return run, epochs
 
 
 def find_runs(folder):
@@ -188,12 +245,10 @@ def without_machine(run):
     return run | {"config": config}
 
 
-def record(run, metrics):
+def record(run, epochs):
     """The text of a run's record; see the top of this file."""
-    columns = list(metrics[0]) if metrics else []
-    head = json.dumps({"run": without_machine(run), "columns": columns}, sort_keys=True, separators=(",", ":"))
-    rows = json.dumps([[row.get(column) for column in columns] for row in metrics], separators=(",", ":"))
-    return "\n".join([head, *rows[1:-1].replace("],[", "]\n[").splitlines()]) + "\n"  # the values are numbers
+    head = {"run": without_machine(run), "columns": epochs.columns}
+    return "\n".join([json.dumps(head, sort_keys=True, separators=(",", ":")), *epochs.rows]) + "\n"
 
 
 def record_name(run):
@@ -202,27 +257,19 @@ def record_name(run):
 
 
 def read_record(file):
-    """(run, epochs) of a record, as `read_run` gives them. Raises Damaged."""
+    """(run, Epochs) of a record, as `read_run` gives them. Raises Damaged."""
     try:
         first, *lines = Path(file).read_text(encoding="utf-8").splitlines()
         head = _object(first, "line 1")
-        run, columns = head["run"], head["columns"]
-        metrics = [dict(zip(columns, values, strict=True)) for values in _rows(lines, list, "the record")]
-        check(run, metrics)
+        run, epochs = head["run"], Epochs.of_arrays(head["columns"], lines, "the record")
+        check(run, epochs)
     except Damaged:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"cannot be read ({type(error).__name__}: {error})") from None
     if Path(file).name != record_name(run):
         raise Damaged(f"is the record of {run['run']}")
-    return run, metrics
-
-
-def record_metrics(text, column):
-    """One column of a record's text, a value an epoch."""
-    head, *lines = text.splitlines()
-    place = json.loads(head)["columns"].index(column)
-    return [values[place] for values in _rows(lines, list, "the record")]
+    return run, epochs
 
 
 def row(run):
@@ -291,14 +338,15 @@ class Summary(NamedTuple):
         return "\n".join(lines)
 
 
-def read_records(folder):
-    """({file name: (run.json, text)}, damaged) of a folder of records."""
+def read_records(folder, skip=()):
+    """({file name: (run, Epochs)}, damaged) of a folder of records but those that `skip` names."""
     records, damaged = {}, []
     for file in sorted(Path(folder).glob("*.jsonl")):
-        try:
-            records[file.name] = read_record(file)[0], file.read_text(encoding="utf-8")
-        except Damaged as fault:
-            damaged.append(f"{file}: {fault}")
+        if file.name not in skip:
+            try:
+                records[file.name] = read_record(file)
+            except Damaged as fault:
+                damaged.append(f"{file}: {fault}")
     return records, damaged
 
 
@@ -313,37 +361,45 @@ def collect(runs, results):
         raise UserError(
             f"no folder {runs}: train something first (python train.py), or name the folder that holds the runs"
         )
-    records, damaged = read_records(results / "metrics")
-    new, replaced, unfinished, seen = [], [], [], {}
+    rows, damaged, new, replaced, unfinished, seen = [], [], [], [], [], {}
     for directory in find_runs(runs):
         try:
-            run, metrics = read_run(directory)
+            run, epochs = read_run(directory)
         except Damaged as fault:
             damaged.append(f"{directory}: {fault}")
             continue
         if run["state"] not in RECORDED:
             unfinished.append(f"{directory}: {run['state']}")
             continue
-        name, text = record_name(run), record(run, metrics)
+        name, text = record_name(run), record(run, epochs)
         if name in seen:
             damaged.append(f"{directory}: a second copy of {seen[name]}")
             continue
-        seen[name] = directory
-        before, text_before = records.get(name, (None, None))
-        if text == text_before or (before and before["state"] == "finished" and run["state"] == "failed"):
-            continue
-        if before is None:
+        seen[name], file = directory, results / "metrics" / name
+        if not file.is_file():
             new.append(run["run"])
-        else:
+        elif file.read_bytes() != text.encode():
+            try:
+                before, _ = read_record(file)
+            except Damaged as fault:
+                before = None
+                damaged.append(f"{file}: {fault}")
+            if before and before["state"] == "finished" and run["state"] == "failed":
+                rows.append(row(before))
+                continue
             replaced.append(f"{run['run']}: {_outcome(before)} before, {_outcome(run)} now")
-        records[name] = run, text
-        write(results / "metrics" / name, text)
-    rows = [row(run) for run, _ in records.values()]
+        rows.append(row(run))
+        write(file, text)
+    others, damaged_records = read_records(results / "metrics", skip=seen)
+    rows += [row(run) for run, _ in others.values()]
+    damaged += damaged_records
     write(results / "runs.csv", runs_csv(rows))
     return Summary(rows, new, replaced, unfinished, damaged)
 
 
 def _outcome(run):
+    if run is None:
+        return "damaged"
     return f"{run['result']['test_top1']} %" if run["state"] == "finished" else run["state"]
 
 

@@ -20,7 +20,7 @@ from lcm.reporting.claims import (
     judge_contests,
     read_claims,
 )
-from lcm.reporting.collect import read_records, read_runs, record_metrics, record_name
+from lcm.reporting.collect import read_records, read_runs, record_name
 from lcm.reporting.files import write
 from lcm.reporting.render import DASH, Table, accuracy, missing_words, rounded
 from lcm.reporting.selection import DATA_TITLE, NETWORK_TITLE, Protocol, network_place, protocols, select
@@ -280,11 +280,11 @@ def make_report(results):
     claims = read_claims(results / "claims.yaml")
     curves, configs = {}, {}
     wanted = {record_name({"run": run.run}) for run in runs}
-    for name, (run, text) in read_records(results / "metrics")[0].items():
+    for name, (run, epochs) in read_records(results / "metrics")[0].items():
         if name in wanted:
             configs[run["run"]] = run.get("config")
             if run["state"] == "finished":
-                curves[run["run"]] = record_metrics(text, "test_top1")
+                curves[run["run"]] = epochs.column("test_top1")
 
     table_parts, claim_parts, missing, told = [], [], [], set()
     galleries = {"claims": [], "against": [], "curves": [], "cost": []}
