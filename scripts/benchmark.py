@@ -1,6 +1,6 @@
 """This project's speed beside a plain training loop, measured in turn, in one run, on this machine.
 
-python scripts/benchmark.py                                      # everything; about an hour on two CPU cores
+python scripts/benchmark.py --out results/benchmark.md --csv results/benchmark.csv  # everything; about an hour on two cores
 python scripts/benchmark.py --quick --parts step,loop            # a first look, in minutes
 python scripts/benchmark.py --networks resnet32,densenet64 --csv FILE
 python scripts/benchmark.py --gpu                                # the CUDA rows, into results/benchmark-gpu.md
@@ -843,7 +843,8 @@ def parse(arguments):
     parser.add_argument("--threads", type=int, help="CPU threads (default: the processors that this process may use)")
     parser.add_argument("--quick", action="store_true", help="one round of half a second: a look, no measurement")
     parser.add_argument("--csv", metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--gpu", action="store_true", help="the CUDA rows, into results/benchmark-gpu.md")
+    parser.add_argument("--out", metavar="FILE", help="write the table there too, as results/benchmark.md is")
+    parser.add_argument("--gpu", action="store_true", help="the CUDA rows; --out is results/benchmark-gpu.md then")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.parts, options.networks = options.parts.split(","), options.networks.split(",")
@@ -872,8 +873,11 @@ def main(arguments=None):
 
     if options.gpu and not torch.cuda.is_available():
         raise UserError("--gpu: torch finds no usable NVIDIA GPU or driver; leave it out for the CPU rows")
-    if options.csv and not Path(options.csv).resolve().parent.is_dir():
-        raise UserError(f"--csv {options.csv}: there is no folder {Path(options.csv).resolve().parent}; make it first")
+    options.out = options.out or (str(ROOT / "results" / "benchmark-gpu.md") if options.gpu else None)
+    for name in ("csv", "out"):
+        file = getattr(options, name)
+        if file and not Path(file).resolve().parent.is_dir():
+            raise UserError(f"--{name} {file}: there is no folder {Path(file).resolve().parent}; make it first")
     options.threads = options.threads or available_processors()
     options.loaders = min(8, available_processors()) if options.gpu else LOADERS
     benchmark, load = Benchmark(options), Load()
@@ -885,10 +889,10 @@ def main(arguments=None):
     kept += f"; a virtual machine's host withheld {load.withheld():.2f} processors on average" * (load.withheld() > 0)
     text = f"{describe(options)}; {kept}.\n\n{table}\n" + "".join(f"\n- {note}" for note in benchmark.notes)
     print(text)
-    if options.gpu:
-        (ROOT / "results" / "benchmark-gpu.md").write_text(
-            f"# Speed on a GPU\n\n`python scripts/benchmark.py --gpu`\n\n{text}\n"
-        )
+    if options.out:
+        title = "Speed on a GPU" if options.gpu else "Speed on a CPU"
+        command = " ".join(["python", "scripts/benchmark.py", *(sys.argv[1:] if arguments is None else arguments)])
+        Path(options.out).write_text(f"# {title}\n\n`{command}`\n\n{text}\n")
     if options.csv:
         write_csv(options.csv, benchmark.rows)
 
