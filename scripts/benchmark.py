@@ -1,6 +1,6 @@
 """This project's speed beside a plain training loop, measured in turn, in one run, on this machine.
 
-python scripts/benchmark.py --out results/benchmark.md --csv results/benchmark.csv  # everything; about an hour on two cores
+python scripts/benchmark.py --out results/benchmark.md            # everything; about an hour on two cores
 python scripts/benchmark.py --quick --parts step,loop            # a first look, in minutes
 python scripts/benchmark.py --networks resnet32,densenet64 --csv FILE
 python scripts/benchmark.py --gpu                                # the CUDA rows, into results/benchmark-gpu.md

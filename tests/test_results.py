@@ -19,7 +19,7 @@ from lcm.reporting.report import make_report, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-GIVEN = ("paper.csv", "claims.yaml", "complexity.csv", "cost.csv")
+GIVEN = ("paper.csv", "claims.yaml", "complexity.csv", "cost.csv", "benchmark.md")
 TABLES = re.compile(r"(table[1-5]|comparison|quickstart|claims)[a-z0-9_-]*\.(md|csv|tex)")
 FIGURES = re.compile(r"(curves|cost|claims|against-none)[a-z0-9_-]*\.(svg|png)")
 

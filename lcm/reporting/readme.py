@@ -8,6 +8,7 @@ from lcm.reporting.claims import claims_in_short, judge, judge_contests, read_cl
 from lcm.reporting.cost import cost_block
 from lcm.reporting.render import DASH, Table, accuracy, markdown_rows, signed
 from lcm.reporting.selection import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, protocols, select
+from lcm.reporting.speed import speed_block
 from lcm.reporting.statistics import CONTRADICTED, SUPPORTED
 from lcm.reporting.tables import build, comparison_table, counts, read_complexity
 
@@ -65,11 +66,12 @@ def fill_readme(text, blocks):
 
 
 def readme_blocks(runs, results):
-    """What a README may show, by name: `summary`, `counts`, `cost`, and the rows of every table that is written for these runs."""
+    """What a README may show, by name: `summary`, `counts`, `cost`, `speed`, and the rows of every table of these runs."""
     blocks = {
         "counts": markdown_rows(counts(runs)) if runs else "Nothing was run yet.",
         "summary": summary(runs, results),
         "cost": cost_block(results),
+        "speed": speed_block(results),
     }
     for protocol in [*protocols(runs), Protocol("digits")]:
         for table in build(runs, protocol, results):

@@ -1,0 +1,50 @@
+"""What the README shows of results/benchmark.md, the table that scripts/benchmark.py wrote."""
+
+from pathlib import Path
+
+from lcm.reporting.render import DASH, Table, markdown_rows
+from lcm.reporting.selection import ATTENTIONS
+
+ROWS = {  # what the README calls it: (network, what, variant)
+    "whole epochs of ResNet-20, images/s": ("resnet20", "epoch", "fp32"),
+    "the same with `compile=true`": ("resnet20", "epoch", "fp32 compiled"),
+    "whole epochs of DenseNet-40, images/s": ("densenet40", "epoch", "fp32"),
+    "batches of 64, images/s, against DataLoader with PIL": ("-", "assembly", "project"),
+    "evaluation of ResNet-20, images/s": ("resnet20", "evaluation", "fp32"),
+    "evaluation of DenseNet-40, images/s": ("densenet40", "evaluation", "fp32"),
+    "time from the command to the first step, against a plain Hydra application": ("resnet20", "startup", "train.py"),
+    "DenseNet-100 with `model.memory=linear`: peak memory": ("densenet100", "memory", "memory=linear"),
+    "DenseNet-100 with `model.memory=linear`: images/s of the step": ("densenet100", "step", "memory=linear"),
+}
+MODULES = {
+    "ResNet-20": ("resnet20", "fp32"),
+    "ResNet-20, `compile=true`": ("resnet20", "fp32 compiled"),
+    "DenseNet-40": ("densenet40", "fp32"),
+}
+
+
+def read_benchmark(results):
+    """({(network, attention, what, variant): "1.520 (1.366-1.890)"}, the line on the machine) of benchmark.md; ({}, "") without."""
+    file = Path(results) / "benchmark.md"
+    if not file.exists():
+        return {}, ""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    machine = next(line for line in lines if "undisturbed rounds" in line)
+    return {tuple(row[:4]): row[7] for row in cells[2:]}, machine
+
+
+def speed_block(results):
+    """Ratios to a plain PyTorch loop, and each module's cost over no attention."""
+    ratios, machine = read_benchmark(results)
+    if not ratios:
+        return "Not measured yet: `python scripts/benchmark.py --out results/benchmark.md`."
+    rows = [[name, ratios.get((key[0], "none", *key[1:]), DASH)] for name, key in ROWS.items()]
+    speed = Table("speed", "", [], ["", "ratio (lowest-highest round)"], rows, [], [], [])
+    others = [attention for attention in ATTENTIONS if attention != "none"]
+    rows = [
+        [name, *(ratios.get((network, other, "attention", variant), DASH).split(" ")[0] for other in others)]
+        for name, (network, variant) in MODULES.items()
+    ]
+    modules = Table("modules", "", [], ["step time over none", *others], rows, [], [], [])
+    return f"{machine}\n\n{markdown_rows(speed)}\n\n{markdown_rows(modules)}"
