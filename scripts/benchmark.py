@@ -833,7 +833,9 @@ def describe(options):
 
 def parse(arguments):
     """The command line as options. Raises UserError for what it cannot mean."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--parts", default=",".join(PARTS), help="which of them, with commas (default: all)")
     parser.add_argument(
         "--networks", default="resnet20,densenet40", help="networks for 32x32 images (default: %(default)s)"

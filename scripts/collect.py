@@ -15,7 +15,9 @@ from lcm.reporting.collect import collect, rebuild
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="?", default="runs", help="the folder of runs (default: runs)")
     parser.add_argument(
         "--from", dest="records", metavar="DIR", help="rebuild runs.csv from a folder of records instead"

@@ -26,7 +26,9 @@ PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("network", nargs="*", metavar="key=value", help="model=..., and other keys of one network")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write table,label,model,attention,params,gfloat,macs")
     options = parser.parse_args(arguments)

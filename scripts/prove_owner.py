@@ -87,7 +87,9 @@ def left_by_the_dead(folder, config):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--races", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--jobs", type=int, default=1, help="races at a time (default: 1, two processes)")
     options = parser.parse_args(arguments)

@@ -307,7 +307,9 @@ def prove(folder, kills, seed, jobs):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--kills", type=int, default=200, help="how many processes to kill (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the runs and of the moments (default: 0)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")

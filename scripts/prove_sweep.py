@@ -148,7 +148,9 @@ def compare_parallel(folder, jobs):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--kills", type=int, default=5, help="of the sweep of 12 runs (default: 5)")
     parser.add_argument("--processes", type=int, default=4, help="that share 40 runs (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")

@@ -12,7 +12,9 @@ from lcm.reporting.report import write_report
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--results", default="results", help="where the results lie (default: results)")
     options = parser.parse_args(arguments)
     pictures = write_report(options.results)

@@ -66,7 +66,9 @@ def main(arguments=None):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, or their checkpoint.pt")
     found = parser.add_argument_group("runs by name, where no RUN is given")
     found.add_argument("--runs-root", type=Path, default=Path("runs"), metavar="FOLDER", help="default: runs")

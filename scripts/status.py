@@ -41,7 +41,9 @@ def jobs_of(arguments):
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("what", nargs="*", default=["runs"], help="a folder of runs, or train.py's arguments")
     parser.add_argument("-m", "--multirun", action="store_true", help="taken and ignored: a grid is a grid")
     what = parser.parse_args(arguments).what

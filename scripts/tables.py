@@ -24,7 +24,9 @@ from lcm.reporting.tables import build, read_complexity
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--schedule", help="take runs of this schedule (default: the paper's of each data set)")
     parser.add_argument(
         "--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="take runs of this precision"
