@@ -663,8 +663,8 @@ class Benchmark:
                 for variant, command in commands.items():
                     runs = folder / f"runs{len(calm) + len(disturbed)}"
                     load = Load()
-                    report = reports[variant] = first_step([sys.executable, *command], runs, self.options.threads)
-                    others = max(others, load.others() - report["cpu"] / report["wall"])
+                    reports[variant] = first_step([sys.executable, *command], runs, self.options.threads)
+                    others = max(others, load.others())  # the command has ended: its work is not that of others
                 (calm if others <= DISTURBED else disturbed).append(reports)
         self.kept, self.thrown_away = self.kept + len(calm), self.thrown_away + len(disturbed)
         rounds = calm or disturbed
