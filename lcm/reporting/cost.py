@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lcm.reporting.render import DASH, Table, markdown_rows
+from lcm.reporting.render import DASH, pipes
 from lcm.reporting.tables import read_complexity, read_csv, read_paper
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10, CIFAR-100 and mini-ImageNet alike
@@ -66,7 +66,7 @@ def cost_block(results):
         f"six operations for each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s, and no time for memory or launches: a run "
         "cannot be faster in float32, and small networks are several times slower. `all` counts a run that two tables share once."
     )
-    return f"{markdown_rows(Table('cost', '', [], header, rows, [], [], [], labels=1))}\n\n{legend}"
+    return f"{pipes(header, rows)}\n\n{legend}"
 
 
 def _time(hours, seeds):

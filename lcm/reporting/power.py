@@ -6,6 +6,7 @@ that a test set of 10,000 images allows, and independent: paired runs that share
 
 import numpy as np
 
+from lcm.reporting.render import pipes
 from lcm.reporting.statistics import ALPHA, SUPPORTED, Comparison, bca_interval, compare, holm, sign_flip_p, verdict
 
 DIFFERENCES, DEVIATION, PAIRS, FAMILY = (0, 0.2, 0.5, 1), 0.25, (3, 6, 10, 15), 6
@@ -45,9 +46,7 @@ def power_page(repetitions=2000):
     """results/power.md as text."""
 
     def table(first, rows):
-        head = [first, *(f"{n} seeds" for n in PAIRS)]
-        lines = [head, ["---"] + ["---:"] * len(PAIRS), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return pipes([first, *(f"{n} seeds" for n in PAIRS)], rows)
 
     def share(value):
         return f"{100 * value:.1f} %"

@@ -6,7 +6,7 @@ from pathlib import Path
 from lcm.errors import UserError
 from lcm.reporting.claims import claims_in_short, judge, judge_contests, read_claims
 from lcm.reporting.cost import cost_block
-from lcm.reporting.render import DASH, Table, accuracy, markdown_rows, signed
+from lcm.reporting.render import DASH, accuracy, markdown_rows, pipes, signed
 from lcm.reporting.selection import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, protocols, select
 from lcm.reporting.speed import speed_block
 from lcm.reporting.statistics import CONTRADICTED, SUPPORTED
@@ -48,7 +48,7 @@ def summary(runs, results):
         "and exact test, corrected for the comparisons of the row, agree that it is not zero; with fewer than 6 seeds"
         " nothing can be bold."
     )
-    return f"{markdown_rows(Table('summary', '', [], header, rows, [], [], [], labels=4))}\n\n{legend}\n\n{verdicts}"
+    return f"{pipes(header, rows, labels=4)}\n\n{legend}\n\n{verdicts}"
 
 
 def fill_readme(text, blocks):

@@ -70,10 +70,15 @@ def p_value(p):
     return DASH if p is None else "<0.001" if p < 0.0005 else rounded(p, 3)
 
 
+def pipes(header, rows, labels=1):
+    """Rows of text as a Markdown table whose first `labels` columns stand left, the others right."""
+    lines = [header, ["---"] * labels + ["---:"] * (len(header) - labels), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def markdown_rows(table):
     """The table proper in Markdown."""
-    lines = [table.header, ["---"] * table.labels + ["---:"] * (len(table.header) - table.labels), *table.rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return pipes(table.header, table.rows, table.labels)
 
 
 def missing_words(table):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lcm.reporting.render import DASH, Table, markdown_rows
+from lcm.reporting.render import DASH, pipes
 from lcm.reporting.selection import ATTENTIONS
 
 ROWS = {  # what the README calls it: (network, what, variant)
@@ -40,11 +40,11 @@ def speed_block(results):
     if not ratios:
         return "Not measured yet: `python scripts/benchmark.py --out results/benchmark.md`."
     rows = [[name, ratios.get((key[0], "none", *key[1:]), DASH)] for name, key in ROWS.items()]
-    speed = Table("speed", "", [], ["", "ratio (lowest-highest round)"], rows, [], [], [])
+    speed = pipes(["", "ratio (lowest-highest round)"], rows)
     others = [attention for attention in ATTENTIONS if attention != "none"]
     rows = [
         [name, *(ratios.get((network, other, "attention", variant), DASH).split(" ")[0] for other in others)]
         for name, (network, variant) in MODULES.items()
     ]
-    modules = Table("modules", "", [], ["step time over none", *others], rows, [], [], [])
-    return f"{machine}\n\n{markdown_rows(speed)}\n\n{markdown_rows(modules)}"
+    modules = pipes(["step time over none", *others], rows)
+    return f"{machine}\n\n{speed}\n\n{modules}"
