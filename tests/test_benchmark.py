@@ -1,7 +1,7 @@
 """The benchmark: what it counts, throws away and prints, and that both sides do the work they are timed for."""
 
 import csv
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("benchmark")  # of scripts/, where pytest looks for modules too
 
 
 def options(**changes):

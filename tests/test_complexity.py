@@ -1,7 +1,7 @@
 """The paper's 114 cells, exact totals, and the true count against torch's own counter."""
 
 import csv
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("complexity_script", ROOT / "scripts" / "complexity.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("complexity")  # of scripts/, where pytest looks for modules too
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Score-CAM against plain loops and the libraries it names, and the script that draws Figure 4."""
 
 import functools
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
@@ -433,10 +433,7 @@ def test_is_faster_than_one_channel_at_a_time():
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("score_cam_script", ROOT / "scripts" / "score_cam.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("score_cam")  # of scripts/, where pytest looks for modules too
 
 
 @functools.cache
