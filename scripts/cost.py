@@ -9,7 +9,6 @@ Two steps each, after one that is not counted, with few images where they are la
 import argparse
 import csv
 import io
-import statistics
 import time
 from pathlib import Path
 
@@ -23,18 +22,16 @@ STEPS = 2
 BATCHES = {"resnet20": 64, "resnet32": 64, "resnet50_cifar": 32, "densenet40": 32}  # the others: 8
 
 
-def seconds_per_image(model, attention, device, threads):
-    """(the mean of STEPS steps, batch size)."""
+def seconds_per_image(model, attention, device):
+    """(the mean over STEPS steps, batch size)."""
     batch = BATCHES.get(model, 8) if device == "cpu" else 64
     spec = {"network": model, "attention": attention, "overrides": {}, "precision": "fp32", "compile": False}
-    unit = project_step(spec | {"capture": True, "device": device, "threads": threads, "batch": batch})
+    unit = project_step(spec | {"capture": True, "device": device, "batch": batch})
     unit()
-    times = []
+    started = time.perf_counter()
     for _ in range(STEPS):
-        started = time.perf_counter()
         unit()
-        times.append(time.perf_counter() - started)
-    return statistics.mean(times) / batch, batch
+    return (time.perf_counter() - started) / STEPS / batch, batch
 
 
 @exit_on_user_error
@@ -49,13 +46,13 @@ def main(arguments=None):
 
     machine.keep_pages()
     device = machine.choose_device(options.device)
-    threads = machine.set_threads("auto")
+    machine.set_threads("auto")
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(["model", "attention", "seconds_per_image", "batch", "device"])
     pairs = {(model, attention) for runs in cells(options.results).values() for _, model, attention in runs}
     for index, (model, attention) in enumerate(sorted(pairs), 1):
-        seconds, batch = seconds_per_image(model, attention, device.type, threads)
+        seconds, batch = seconds_per_image(model, attention, device.type)
         print(f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms an image", flush=True)
         table.writerow([model, attention, f"{seconds:.4g}", batch, machine.describe_device(device)])
     write(Path(options.results) / "cost.csv", lines.getvalue())
