@@ -247,6 +247,9 @@ def _notes(used, selection, arms):
     dirty = sum(bool(run.dirty) for run in used)
     if dirty:
         notes.append(f"{dirty} of them from a checkout with uncommitted changes.")
+    compiled = sum(bool(run.compile) for run in used)
+    if compiled:
+        notes.append(f"{compiled} of them with `compile=true`: the same arithmetic, rounded in another order.")
     for data in sorted({run.data for run in used}):
         files = {run.data_fingerprint for run in used if run.data == data}
         if len(files) > 1:
