@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py --out results/benchmark.md            # everything; about an hour on two cores
 python scripts/benchmark.py --quick --parts step,loop            # a first look, in minutes
+python scripts/benchmark.py --parts evaluation --out results/benchmark.md  # that part anew; the file keeps the others
 python scripts/benchmark.py --networks resnet32,densenet64 --csv FILE
 python scripts/benchmark.py --gpu                                # the CUDA rows, into results/benchmark-gpu.md
 
@@ -709,14 +710,6 @@ class Benchmark:
         self.rows += summarise(rounds, LARGE, "epoch", "reference")
         self.rows += summarise(rounds, LARGE, "memory", "reference", lambda r, base: r["peak_mb"] / base["peak_mb"])
 
-    def run(self):
-        """Measure what the options ask for."""
-        if self.options.gpu:
-            self.gpu()
-        else:
-            for part in self.options.parts:
-                getattr(self, part)()
-
 
 def packed(options, network, environment, how, counts=(1, 2, 4)):
     """Rows for several runs at once on one card: images/s of all together over those of one alone."""
@@ -828,7 +821,28 @@ def describe(options):
     machine = f"{processor()}, {threads}, {options.loaders} loader processes for the reference"
     if options.gpu:
         machine = f"{torch.cuda.get_device_name()}, {machine}"
-    return f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    return f"{machine}, torch {torch.__version__}"
+
+
+def section(benchmark, command, withheld):
+    """What one part has measured, as Markdown: the command, the machine, the table, the notes."""
+    words = f"{describe(benchmark.options)}; {time.strftime('%Y-%m-%d')}; {benchmark.kept} undisturbed rounds, "
+    words += f"{benchmark.thrown_away} disturbed ones thrown away"
+    if any("disturbed" in row.remark for row in benchmark.rows):
+        words += "; where no round was undisturbed, disturbed ones are shown and marked: only their CPU seconds mean something"
+    words += f"; a virtual machine's host withheld {withheld:.2f} processors on average" * (withheld > 0)
+    notes = "".join(f"\n- {note}" for note in benchmark.notes)
+    return f"`{command}`\n\n{words}.\n\n{markdown(benchmark.rows)}\n{notes}".rstrip()
+
+
+def write_sections(file, title, sections):
+    """A page with a section for each part; parts that were not measured now keep the section that the page has."""
+    before = Path(file).read_text(encoding="utf-8").split("\n## ")[1:] if Path(file).exists() else []
+    kept = {part: text.strip() for part, _, text in (section.partition("\n") for section in before)}
+    both = kept | sections
+    order = [part for part in ("gpu", *PARTS) if part in both]
+    page = [f"# {title}\n", *(f"## {part}\n\n{both[part]}\n" for part in order)]
+    Path(file).write_text("\n".join(page), encoding="utf-8")
 
 
 def parse(arguments):
@@ -845,7 +859,7 @@ def parse(arguments):
     parser.add_argument("--threads", type=int, help="CPU threads (default: the processors that this process may use)")
     parser.add_argument("--quick", action="store_true", help="one round of half a second: a look, no measurement")
     parser.add_argument("--csv", metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--out", metavar="FILE", help="write the table there too, as results/benchmark.md is")
+    parser.add_argument("--out", metavar="FILE", help="write the tables there too, part by part")
     parser.add_argument("--gpu", action="store_true", help="the CUDA rows; --out is results/benchmark-gpu.md then")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -882,21 +896,18 @@ def main(arguments=None):
             raise UserError(f"--{name} {file}: there is no folder {Path(file).resolve().parent}; make it first")
     options.threads = options.threads or available_processors()
     options.loaders = min(8, available_processors()) if options.gpu else LOADERS
-    benchmark, load = Benchmark(options), Load()
-    benchmark.run()
-    kept = f"{benchmark.kept} undisturbed rounds in all, {benchmark.thrown_away} disturbed ones thrown away"
-    if any("disturbed" in row.remark for row in benchmark.rows):
-        kept += "; where no round was undisturbed, disturbed ones are shown and marked: only their CPU seconds mean something"
-    table = markdown(benchmark.rows)
-    kept += f"; a virtual machine's host withheld {load.withheld():.2f} processors on average" * (load.withheld() > 0)
-    text = f"{describe(options)}; {kept}.\n\n{table}\n" + "".join(f"\n- {note}" for note in benchmark.notes)
-    print(text)
-    if options.out:
-        title = "Speed on a GPU" if options.gpu else "Speed on a CPU"
-        command = " ".join(["python", "scripts/benchmark.py", *(sys.argv[1:] if arguments is None else arguments)])
-        Path(options.out).write_text(f"# {title}\n\n`{command}`\n\n{text}\n")
+    command = " ".join(["python", "scripts/benchmark.py", *(sys.argv[1:] if arguments is None else arguments)])
+    title, sections, rows = "Speed on a GPU" if options.gpu else "Speed on a CPU", {}, []
+    for part in ("gpu",) if options.gpu else options.parts:
+        benchmark, load = Benchmark(options), Load()
+        getattr(benchmark, part)()
+        sections[part] = section(benchmark, command, load.withheld())
+        print(f"## {part}\n\n{sections[part]}\n")
+        rows += benchmark.rows
+        if options.out:
+            write_sections(options.out, title, sections)
     if options.csv:
-        write_csv(options.csv, benchmark.rows)
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

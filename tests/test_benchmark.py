@@ -144,6 +144,32 @@ def test_bad_options_end_in_one_message(benchmark, arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_a_part_measured_anew_replaces_its_section_alone(benchmark, tmp_path):
+    page = tmp_path / "b.md"
+    benchmark.write_sections(page, "Speed", {"loop": "old loop\n\n| a |", "step": "step"})
+    assert page.read_text() == "# Speed\n\n## step\n\nstep\n\n## loop\n\nold loop\n\n| a |\n"
+    benchmark.write_sections(page, "Speed", {"loop": "new loop", "epoch": "epoch"})
+    assert page.read_text() == "# Speed\n\n## step\n\nstep\n\n## epoch\n\nepoch\n\n## loop\n\nnew loop\n"
+
+
+def test_a_section_says_what_the_readme_reads(benchmark, tmp_path):
+    from lcm.reporting.speed import read_benchmark, speed_block
+
+    measured = benchmark.Benchmark(benchmark.parse(["--threads", "2"]))
+    measured.options.loaders = 2
+    measured.rows, measured.kept, measured.thrown_away = rows_of_three_rounds(benchmark), 3, 1
+    measured.note("a note")
+    text = benchmark.section(measured, "python scripts/benchmark.py", withheld=0.25)
+    assert "1 disturbed ones thrown away; a virtual machine's host withheld 0.25 processors" in text
+    assert text.startswith("`python scripts/benchmark.py`\n") and text.endswith("\n\n- a note")
+    benchmark.write_sections(tmp_path / "benchmark.md", "Speed", {"step": text})
+    ratios, (line,) = read_benchmark(tmp_path)
+    assert ratios["resnet20", "none", "step", "fp32"].startswith("1.600 (")
+    assert f"{line.split('; 20')[0]}; " in speed_block(tmp_path) and "3 undisturbed rounds in all." in speed_block(
+        tmp_path
+    )
+
+
 def test_every_part_exists(benchmark):
     assert all(callable(getattr(benchmark.Benchmark, part)) for part in benchmark.PARTS)
 

@@ -119,14 +119,32 @@ def test_what_cannot_be_folded_is_shared():
         assert torch.equal(folded(images(32, torch.float32)), torch.full((3, 10), 3.0))
 
 
-def test_pre_activation_networks_are_returned_as_they_are():
-    network = build_network("densenet40", "none", layers=10)
-    assert fold(network, 32) is network
-    with_lcm = lived_in(build_network("densenet40", "lcm2", layers=10).double())
-    folded = fold(with_lcm, 32)
-    assert norms(folded) == norms(network)  # LCM's own are gone, the dense layers' are not
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("memory", ["fast", "linear"])
+@pytest.mark.parametrize("attention", ["none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2"])
+def test_densenets_are_evaluated_in_one_buffer(attention, memory, layout):
+    network = lived_in(build_network("densenet40", attention, layers=10, memory=memory).double())
+    folded = fold(network, 32)
+    assert norms(folded) == 3  # those of the transitions and of the head
     with torch.no_grad():
-        torch.testing.assert_close(folded(images(32)), with_lcm(images(32)), rtol=1e-11, atol=1e-11)
+        x = images(32).contiguous(memory_format=layout)
+        torch.testing.assert_close(folded(x), network(x), rtol=1e-11, atol=1e-11)
+
+
+def test_a_dense_block_under_autocast_is_as_near_to_the_truth():
+    network = lived_in(build_network("densenet40", "lcm2", layers=16))
+    x = images(32, torch.float32, n=16)
+    with torch.no_grad():
+        truth = copy.deepcopy(network).double()(x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, plain = fold(network, 32)(x), network(x)
+    assert ours.dtype == plain.dtype == torch.bfloat16
+    assert (ours - truth).abs().mean() <= 1.5 * (plain - truth).abs().mean()
+
+
+def test_a_network_without_anything_to_gain_is_returned_as_it_is():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten())
+    assert fold(network, 8) is network
 
 
 class Odd(nn.Module):

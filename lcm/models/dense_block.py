@@ -1,4 +1,5 @@
-"""The forward pass of a dense block, in two ways that compute the same: quick, or in memory linear in its depth.
+"""The forward pass of a dense block, in three ways that compute the same: plain, in memory linear in its depth, and for
+evaluation alone.
 
 G. Pleiss et al., "Memory-Efficient Implementation of DenseNets", 2017, https://arxiv.org/abs/1707.06990, keeps one copy of
 each map and recomputes what batch norm makes of it; here the batch statistics of a map are computed once, too, and not
@@ -50,10 +51,56 @@ def one_buffer(layers, x):
     return _OneBuffer.apply(layers, x, *(parameter for group in parameters for parameter in group))
 
 
+def _buffer(x, channels):
+    """Room for `channels` maps in the layout of x, (N, C, H, W); and the type that convolutions compute in."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    shape, kept = (x.shape[0], channels, *x.shape[2:]), torch.promote_types(x.dtype, dtype)
+    return torch.empty(shape, dtype=kept, device=x.device, memory_format=layout), dtype
+
+
+def factor_and_summand(norm):
+    """What a batch norm does in evaluation, x factor + summand: two float64 tensors, one number a channel."""
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight
+    summand = -norm.running_mean * factor
+    return factor, summand if norm.bias is None else summand + norm.bias
+
+
 def _normalised(buffer, scale, shift, dtype):
     """ReLU of batch norm, given as one factor and one summand a channel: the input of a convolution, densely in memory."""
     result = torch.empty_like(buffer, dtype=dtype)
     return torch.addcmul(shift[:, None, None], buffer, scale[:, None, None], out=result).relu_()
+
+
+class EvaluatedBlock(nn.Module):
+    """What `concatenate` computes in evaluation and without gradients: all maps lie in one buffer, nothing is copied twice.
+
+    It shares its convolutions and sites with the layers that it is made of, and has the statistics of the moment.
+
+    Args:
+        layers: as `one_buffer` takes them.
+    """
+
+    def __init__(self, layers):
+        super().__init__()
+        self.convs = nn.ModuleList(layer.conv for layer in layers)
+        self.sites = nn.ModuleList(layer.site for layer in layers)
+        norms = [layer.bn for layer in layers]
+        self.norms = [[part.to(bn.running_mean.dtype) for part in factor_and_summand(bn)] for bn in norms]
+
+    @torch.no_grad()
+    def forward(self, x):
+        channels = x.shape[1]
+        buffer, dtype = _buffer(x, channels + sum(conv.out_channels for conv in self.convs))
+        buffer[:, :channels] = x
+        for conv, site, (factor, summand) in zip(self.convs, self.sites, self.norms, strict=True):
+            maps = site(conv(_normalised(buffer[:, :channels], factor, summand, dtype)))
+            buffer[:, channels : channels + conv.out_channels] = maps
+            channels += conv.out_channels
+        return buffer
 
 
 class _OneBuffer(torch.autograd.Function):
@@ -69,12 +116,8 @@ class _OneBuffer(torch.autograd.Function):
         n, channels, h, w = x.shape
         k, count = layers[0].conv.out_channels, n * h * w
         width = channels + len(layers) * k
-        kind, autocast = x.device.type, torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype  # of the convolutions
-        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        buffer = torch.empty(
-            (n, width, h, w), dtype=torch.promote_types(x.dtype, dtype), device=x.device, memory_format=layout
-        )
+        kind = x.device.type
+        buffer, dtype = _buffer(x, width)
         precision = layers[0].bn.weight.dtype  # of the statistics
         mean, var = torch.empty(2, width, dtype=precision, device=x.device)
 

@@ -24,19 +24,30 @@ MODULES = {
 
 
 def read_benchmark(results):
-    """({(network, attention, what, variant): "1.520 (1.366-1.890)"}, the line on the machine) of benchmark.md; ({}, "") without."""
+    """({(network, attention, what, variant): "1.520 (1.366-1.890)"}, what its sections say of their machine) of benchmark.md.
+
+    ({}, []) without that file.
+    """
     file = Path(results) / "benchmark.md"
     if not file.exists():
-        return {}, ""
+        return {}, []
     lines = file.read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
-    machine = next(line for line in lines if "undisturbed rounds" in line)
-    return {tuple(row[:4]): row[7] for row in cells[2:]}, machine
+    return {tuple(row[:4]): row[7] for row in cells}, [line for line in lines if "undisturbed rounds" in line]
+
+
+def machine_words(sections):
+    """The machines, dates and undisturbed rounds of all sections, in one sentence."""
+    machines, dates, rounds = zip(*(line.split("; ")[:3] for line in sections), strict=True)
+    days = sorted(set(dates))
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    total = sum(int(words.split()[0]) for words in rounds)
+    return f"{' / '.join(dict.fromkeys(machines))}; {when}; {total} undisturbed rounds in all."
 
 
 def speed_block(results):
     """Ratios to a plain PyTorch loop, and each module's cost over no attention."""
-    ratios, machine = read_benchmark(results)
+    ratios, sections = read_benchmark(results)
     if not ratios:
         return "Not measured yet: `python scripts/benchmark.py --out results/benchmark.md`."
     rows = [[name, ratios.get((key[0], "none", *key[1:]), DASH)] for name, key in ROWS.items()]
@@ -47,4 +58,4 @@ def speed_block(results):
         for name, (network, variant) in MODULES.items()
     ]
     modules = pipes(["step time over none", *others], rows)
-    return f"{machine}\n\n{speed}\n\n{modules}"
+    return f"{machine_words(sections)}\n\n{speed}\n\n{modules}"
