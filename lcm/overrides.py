@@ -57,7 +57,23 @@ def override_faults(arguments, multirun=False):
             name = override.value()
             if name in ("parallel", "slurm") and not importlib.util.find_spec(EXTRAS[name]):
                 faults.append(f"{text}: it is an extra that is not installed; pip install -e '.[{name}]'")
+    if faults:  # there will be no composed config to find these in
+        faults += [fault for text, override in overrides for fault in _out_of_range(text, override)]
     return faults
+
+
+def _out_of_range(text, override):
+    """The fault of a number, a word or a list that no config takes for this key; interpolations and sweeps are not judged."""
+    from hydra.core.override_parser.types import QuotedString
+
+    value = override.value()
+    value = value.text if isinstance(value, QuotedString) else value
+    rule = RULES.get(override.key_or_group)
+    judged = not (override.is_sweep_override() or override.is_delete() or isinstance(value, dict) or "${" in str(value))
+    if rule is None or not judged:
+        return []
+    fault = rule(value)
+    return [f"{text}: must be {fault}"] if fault else []
 
 
 def _faults(text, override, chosen, in_sweep):

@@ -113,6 +113,7 @@ CASES = [
     Case("+seed=1", "seed has a value already; write seed=1"),
     Case("~seed", "no key can be left out; give seed a value"),
     Case("lr=0.1 batch=32 sede=1", "lr=0.1: no such key"),
+    Case("model=resnet21 schedule.epochs=-1 device=gpu", "schedule.epochs=-1: must be a whole number >= 1"),
     Case("attention=none attention.reduction=4", "attention=none has no reduction"),
     Case("model.memory=linear", "model=resnet20 has no memory"),
     Case("checkpoint=3", "it holds other keys; set checkpoint.every"),
