@@ -224,7 +224,8 @@ def flatten(config, prefix=""):
     return flat
 
 
-def _under(key, names):
+def is_under(key, names):
+    """Whether a flat key is one of `names` or lies below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
@@ -233,7 +234,7 @@ def identity(config):
     return {
         key: value
         for key, value in sorted(flatten(config).items())
-        if not _under(key, (*NOT_IDENTITY, "attention.paper")) and not key.endswith(("_target_", "_convert_"))
+        if not is_under(key, (*NOT_IDENTITY, "attention.paper")) and not key.endswith(("_target_", "_convert_"))
     }
 
 
@@ -248,7 +249,7 @@ def deviations(config):
     return {
         key: value
         for key, value in identity(config).items()
-        if not _under(key, ROUNDING_ONLY) and (key not in expected or expected[key] != value)
+        if not is_under(key, ROUNDING_ONLY) and (key not in expected or expected[key] != value)
     }
 
 

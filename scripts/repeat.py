@@ -1,0 +1,76 @@
+"""Train a recorded run again and compare every number of every epoch with the record.
+
+    python scripts/repeat.py results/metrics/digits-resnet20-lcm2-seed0-XXXXXXXX.jsonl
+    python scripts/repeat.py runs/cifar10/resnet20/se/seed0-XXXXXXXX data.root=FOLDER
+    python scripts/repeat.py RUN --show                        # only train.py's command line
+
+The repetition is trained by train.py with the threads of the record, in a folder of its own; stopped, the same command
+continues it. On the same processor with the same versions the numbers must be the same, bit for bit; elsewhere they differ by
+rounding, which training magnifies, and the circumstances that differ are named. Further arguments go to train.py: where its
+data lie, for example. Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from lcm.errors import UserError, exit_on_user_error
+from lcm.reporting.collect import Damaged, read_record, read_run
+from lcm.reporting.repeat import arguments, compared, differences, other_circumstances, word
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def read(place):
+    """(run, Epochs) of a record or a run directory. Raises UserError unless it is one of a finished run."""
+    place = Path(place)
+    if not place.exists():
+        raise UserError(f"{place}: no such file or folder; name a record in results/metrics or a run directory")
+    try:
+        run, epochs = read_run(place) if place.is_dir() else read_record(place)
+    except Damaged as error:
+        raise UserError(f"{place}: {error}") from error
+    if run["state"] != "finished":
+        raise UserError(f"{place}: the run is {run['state']}; only a finished one can be compared")
+    return run, epochs
+
+
+@exit_on_user_error
+def main(command_line=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", help="a record (results/metrics/*.jsonl) or a run directory")
+    parser.add_argument("further", nargs="*", metavar="key=value", help="further arguments of train.py")
+    parser.add_argument("--runs", default="repeats", help="where the repetition is trained (default: repeats)")
+    parser.add_argument("--show", action="store_true", help="print the command line and train nothing")
+    options = parser.parse_intermixed_args(command_line)
+    run, epochs = read(options.run)
+    words = [*arguments(run, options.further), f"runs={word(options.runs)}"]
+    print(f"python train.py {shlex.join(words)}", flush=True)
+    if options.show:
+        return
+    if code := subprocess.run([sys.executable, str(ROOT / "train.py"), *words]).returncode:
+        sys.exit(code)
+    repeated = Path(options.runs) / run["run"]
+    if not repeated.is_dir():
+        raise UserError(
+            f"{repeated} is not there: the further arguments make it another run ({' '.join(options.further)})"
+        )
+    again, epochs_again = read(repeated)
+    apart = differences(epochs, epochs_again)
+    if not apart:
+        print(f"the same numbers, bit for bit: {len(epochs)} epochs of {', '.join(compared(epochs))}")
+    for column, epoch, largest, (before, now) in apart:
+        print(
+            f"{column}: differs from epoch {epoch} on, by {largest:.3g} at most; at the end {before:.6g} then, {now:.6g} now"
+        )
+    for line in other_circumstances(run, again):
+        print(line)
+    sys.exit(1 if apart else 0)
+
+
+if __name__ == "__main__":
+    main()
