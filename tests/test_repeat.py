@@ -10,8 +10,8 @@ import pytest
 
 from lcm.config import identity
 from lcm.errors import UserError
+from lcm.repeat import arguments, differences, other_circumstances, word
 from lcm.reporting.collect import Epochs, read_record
-from lcm.reporting.repeat import arguments, differences, other_circumstances, word
 
 ROOT = Path(__file__).resolve().parents[1]
 
