@@ -7,6 +7,7 @@ from typing import NamedTuple
 from lcm.config import GROUPS, NOT_IDENTITY, choices, flatten, identity, is_under, plain
 from lcm.errors import UserError
 
+FREE = tuple(key for key in NOT_IDENTITY if key not in ("runs", "run_directory"))  # where it lies is repeat.py's --runs
 TIMES = ("images_per_second", "seconds")  # of an epoch; nobody expects them twice
 
 
@@ -28,8 +29,8 @@ def arguments(run, further=()):
     it another.
     """
     for text in further:
-        if not is_under(text.partition("=")[0].strip("+~"), NOT_IDENTITY):
-            raise UserError(f"{text}: it would make this another run; only {', '.join(NOT_IDENTITY)} can be chosen")
+        if not is_under(text.partition("=")[0].strip("+~"), FREE):
+            raise UserError(f"{text}: it would make this another run; only {', '.join(FREE)} can be chosen")
     config, names = run.get("config") or {}, []
     for group in GROUPS:
         name = (config.get(group) or {}).get("name")

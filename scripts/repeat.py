@@ -54,12 +54,7 @@ def main(command_line=None):
         return
     if code := subprocess.run([sys.executable, str(ROOT / "train.py"), *words]).returncode:
         sys.exit(code)
-    repeated = Path(options.runs) / run["run"]
-    if not repeated.is_dir():
-        raise UserError(
-            f"{repeated} is not there: the further arguments make it another run ({' '.join(options.further)})"
-        )
-    again, epochs_again = read(repeated)
+    again, epochs_again = read(Path(options.runs) / run["run"])
     apart = differences(epochs, epochs_again)
     if not apart:
         print(f"the same numbers, bit for bit: {len(epochs)} epochs of {', '.join(compared(epochs))}")

@@ -68,6 +68,10 @@ def test_what_this_version_does_not_know_is_refused():
         arguments({"run": "r", "config": config | {"attention": {"name": "mine"}}})
     with pytest.raises(UserError, match=r"other keys \(dropout\): git checkout abc first"):
         arguments({"run": "r", "commit": "abc", "config": config | {"dropout": 0.1}})
+    for text in ("schedule.epochs=1", "+seed=1", "run_directory=here", "runs=there"):
+        with pytest.raises(UserError, match="it would make this another run"):
+            arguments({"run": "r", "config": config}, [text])
+    assert arguments({"run": "r", "config": config}, ["data.root=here"])[-1] == "data.root=here"
 
 
 def epochs(*losses):
