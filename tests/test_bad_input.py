@@ -35,14 +35,12 @@ class Case(NamedTuple):
 
 def finished_run(folder, changes=None, **damage):
     """A run directory {folder}/run of the config that `changes` (overrides) compose; files of it replaced by `damage`."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    from composing import composed
     from test_run import state_of
 
     from lcm.run import write_state
 
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        config = OmegaConf.to_container(compose("train", overrides=changes or []), resolve=True)
+    config = composed(*(changes or []))
     (folder / "run").mkdir()
     write_state(folder / "run", state_of(config, state="stopped"))
     for name, content in damage.items():

@@ -4,7 +4,7 @@ import itertools
 import time
 
 import pytest
-from tiny_setting import ROOT
+from composing import composed
 
 from lcm.config import check, choices, config_hash, deviations, flatten, identity, load, plain
 
@@ -52,16 +52,12 @@ def test_every_combination_composes_and_only_those_that_fit_pass():
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in ("model", "attention", "data") for n in choices(g)])
 def test_hydra_composes_what_the_check_expects(group, name):
     """`plain` is this project's own reading of the YAML files: it has to agree with Hydra's."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
     data = name if group == "data" else "mini_imagenet" if group == "model" and name not in SMALL else "digits"
     model = name if group == "model" else "resnet50" if data == "mini_imagenet" else "resnet20"
     overrides = list(dict.fromkeys([f"data={data}", f"model={model}", f"{group}={name}"]))
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        composed = OmegaConf.to_container(compose("train", overrides=overrides), resolve=True)
-    assert check(composed) == []
-    assert flatten({key: composed[key] for key in plain(composed)}) == flatten(plain(composed))
+    config = composed(*overrides)
+    assert check(config) == []
+    assert flatten({key: config[key] for key in plain(config)}) == flatten(plain(config))
 
 
 NOT_IDENTITY = {

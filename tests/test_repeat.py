@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from composing import composed
 
 from lcm.config import identity
 from lcm.errors import UserError
@@ -14,14 +15,6 @@ from lcm.repeat import arguments, differences, other_circumstances, word
 from lcm.reporting.collect import Epochs, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def composed(*overrides):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        return OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
 
 
 @pytest.mark.parametrize(

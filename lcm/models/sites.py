@@ -73,8 +73,7 @@ def fill_sites(network, factory, where="every", seed=None):
         module = factory(site.channels)
         if seed is not None:
             draw_weights(module, seed, prefix=name)
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, module)
+        network.set_submodule(name, module)
     return network
 
 

@@ -24,6 +24,7 @@ def fold(network, image_size):
 
     The result shares all other tensors with `network`, which stays as it is, its mode and its gradients included; fold
     again when weights have changed. Where there is nothing to gain, the result is `network` itself, in its own mode.
+    It is made for use without gradients: dense blocks have none.
 
     Args:
         network: images (N, 3, image_size, image_size) -> logits. It runs once, on a black image.
@@ -36,12 +37,10 @@ def fold(network, image_size):
     pairs = _foldable(folded, next(network.parameters()).new_zeros(1, 3, image_size, image_size))
     for layer, name in pairs:
         _absorb(layer, folded.get_submodule(name))
-        parent, _, child = name.rpartition(".")
-        setattr(folded.get_submodule(parent), child, nn.Identity().eval())
+        folded.set_submodule(name, nn.Identity().eval())
     quicker = [(name, module) for name, module in folded.named_modules() if hasattr(module, "for_evaluation")]
     for name, module in quicker:
-        parent, _, child = name.rpartition(".")
-        setattr(folded.get_submodule(parent), child, module.for_evaluation().eval())
+        folded.set_submodule(name, module.for_evaluation().eval())
     return folded if pairs or quicker else network
 
 
