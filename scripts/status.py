@@ -2,7 +2,7 @@
 
 python scripts/status.py                                    # every run below runs/
 python scripts/status.py other/runs
-python scripts/status.py experiment=table2 seed=range(6)    # a grid, with what is still to do: train.py's own arguments
+python scripts/status.py experiment=table2 seed=range(10)   # a grid, with what is still to do: train.py's own arguments
 python scripts/status.py -m model=resnet20 attention=none,lcm2
 """
 

@@ -2,18 +2,21 @@
 
 import csv
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from lcm.config import load
 from lcm.errors import UserError
 from lcm.reporting.claims import claims_page, contest_table, cost_rows, judge, judge_contests, read_claims
 from lcm.reporting.collect import FIELDS, Run
 from lcm.reporting.selection import Protocol
 from lcm.reporting.tables import read_paper
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
 PAPER = read_paper(RESULTS)
 PRINTED = {(p["table"], p["model"], p["data"], p["metric"], p["attention"]): p["value"] for p in PAPER}
 COMPLEXITY = {  # Table 2 and the two networks with the largest and smallest additions, exact counts
@@ -129,6 +132,21 @@ def test_holm_is_over_one_table(claims):
     smallest = min(j.comparison.p for j in family)
     assert min(j.adjusted_p for j in family) == pytest.approx(13 * smallest)
     assert all(j.adjusted_p is None for c, j in judged.items() if c.table == 1)
+
+
+def test_the_seeds_that_are_recommended_can_decide(claims):
+    """A family of k comparisons needs 2 k / 2**n <= 0.05: fewer seeds than that would be trained for nothing."""
+    judged = judge_contests(claims, [], Protocol())
+    for table in range(1, 6):
+        family = [c for c in judged if c.table == table]
+        yaml = (ROOT / f"configs/experiment/table{table}.yaml").read_text()
+        seeds = int(re.search(r"can decide: seed='range\((\d+)\)'", yaml)[1])
+        assert 2 * len(family) / 2**seeds <= 0.05, table
+    assert f"experiment=table2 seed='range({seeds})'  # table1 ... table5" in (ROOT / "README.md").read_text()
+    yaml = (ROOT / "configs/experiment/quickstart.yaml").read_text()
+    others = len(load("experiment", "quickstart")["hydra"]["sweeper"]["params"]["attention"].split(",")) - 1
+    fewest = int(re.search(r"can decide: seed='range\((\d+)\)'", yaml)[1])
+    assert 2 * others / 2**fewest <= 0.05 < 2 * others / 2 ** (fewest - 1)
 
 
 def test_seeds_needed_for_the_papers_difference(claims):

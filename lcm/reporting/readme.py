@@ -9,7 +9,7 @@ from lcm.reporting.cost import cost_block
 from lcm.reporting.render import DASH, accuracy, markdown_rows, pipes, signed
 from lcm.reporting.selection import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, protocols, select
 from lcm.reporting.speed import speed_block
-from lcm.reporting.statistics import CONTRADICTED, SUPPORTED
+from lcm.reporting.statistics import CONTRADICTED, SUPPORTED, pairs_to_reach
 from lcm.reporting.tables import build, comparison_table, counts, read_complexity
 
 _BLOCK = re.compile(r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -45,8 +45,8 @@ def summary(runs, results):
     legend = (
         "Test top-1 (%) of the last epoch for `none`, mean ± standard deviation (seeds); for the others the paired "
         "difference from it, mean and 95 % interval over the seeds (too narrow where they are few). Bold: interval "
-        "and exact test, corrected for the comparisons of the row, agree that it is not zero; with fewer than 6 seeds"
-        " nothing can be bold."
+        "and exact test, corrected for the comparisons of the row, agree that it is not zero; with fewer than "
+        f"{pairs_to_reach(len(others))} seeds a row of {len(others)} comparisons can have nothing bold."
     )
     return f"{pipes(header, rows, labels=4)}\n\n{legend}\n\n{verdicts}"
 

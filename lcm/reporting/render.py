@@ -85,7 +85,7 @@ def missing_words(table):
     """What stands above the commands that fill a table's dashes."""
     named = any("seed=" in command for command in table.missing)
     return f"Not run yet: {len(table.missing)}, each with its command" + (
-        "" if named else " (`seed='range(6)'` at its end for six seeds)"
+        "" if named else " (`seed='range(10)'` at its end for ten seeds)"
     )
 
 
