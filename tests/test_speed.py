@@ -30,9 +30,9 @@ def test_rows_are_taken_over_and_others_are_dashes(tmp_path):
     (tmp_path / "benchmark.md").write_text(TABLE)
     lines = speed_block(tmp_path).splitlines()
     assert lines[0] == "X, 2 threads; 2026-11-21 to 2026-11-22; 25 undisturbed rounds in all."
-    assert "| whole epochs of ResNet-20, images/s | 1.520 (1.366-1.890) |" in lines
+    assert "| whole epochs of ResNet-20, images/s | 1.52 (1.37-1.89) |" in lines
     assert "| whole epochs of DenseNet-40, images/s | – |" in lines
-    assert "| ResNet-20 | – | – | – | – | – | 1.213 |" in lines
+    assert "| ResNet-20 | – | – | – | – | – | 1.21 |" in lines
 
 
 def test_every_row_of_the_readme_is_measured():

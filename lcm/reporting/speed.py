@@ -1,8 +1,9 @@
 """What the README shows of results/benchmark.md, the table that scripts/benchmark.py wrote."""
 
+import re
 from pathlib import Path
 
-from lcm.reporting.render import DASH, pipes
+from lcm.reporting.render import DASH, pipes, rounded
 from lcm.reporting.selection import ATTENTIONS
 
 ROWS = {  # what the README calls it: (network, what, variant)
@@ -24,16 +25,17 @@ MODULES = {
 
 
 def read_benchmark(results):
-    """({(network, attention, what, variant): "1.520 (1.366-1.890)"}, what its sections say of their machine) of benchmark.md.
+    """({(network, attention, what, variant): "1.52 (1.37-1.89)"}, what its sections say of their machine) of benchmark.md.
 
-    ({}, []) without that file.
+    Two decimals: the rounds scatter far more than the third one says. ({}, []) without that file.
     """
     file = Path(results) / "benchmark.md"
     if not file.exists():
         return {}, []
     lines = file.read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
-    return {tuple(row[:4]): row[7] for row in cells}, [line for line in lines if "undisturbed rounds" in line]
+    ratios = {tuple(row[:4]): re.sub(r"\d+\.\d+", lambda n: rounded(float(n[0]), 2), row[7]) for row in cells}
+    return ratios, [line for line in lines if "undisturbed rounds" in line]
 
 
 def machine_words(sections):
