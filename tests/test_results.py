@@ -3,6 +3,7 @@
 Passes while nothing is committed yet, and fails as soon as a number stands in results/ or in the README without its run.
 """
 
+import json
 import re
 import runpy
 import shutil
@@ -90,6 +91,12 @@ def test_each_row_has_its_record_and_each_record_its_epochs():
         assert run["state"] == "failed" or metrics
         names.add(run["run"])
     assert names == {run.run for run in read_runs(RESULTS / "runs.csv")}
+
+
+def test_figure4_shows_recorded_runs():
+    recorded = {run.run: run.config_hash for run in read_runs(RESULTS / "runs.csv") if run.state == "finished"}
+    shown = json.loads((RESULTS / "figure4.json").read_text())["networks"]
+    assert len(shown) >= 3 and all(recorded[network["run"]] == network["config_hash"] for network in shown)
 
 
 @pytest.mark.parametrize("file", ["README.md", "REPRODUCTION.md", "results/README.md"])
