@@ -1,0 +1,80 @@
+"""compile=true: compiled training computes what plain training does, and a killed run ends with the same bits."""
+
+import contextlib
+import copy
+import os
+import shutil
+import signal
+from functools import partial
+
+import pytest
+import torch
+from prove_resume import compare_runs
+from tiny_setting import Process, directory_of, run
+
+from lcm.attention import LCM2
+from lcm.models import CifarResNet, fill_sites
+from lcm.training.sgd import SGD
+from lcm.training.step import TrainStep
+
+pytestmark = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny, tmp_path_factory):
+    """(a function from a folder's name to the config of a compiled run in it, the folder in which `whole` is finished)."""
+    folder = tmp_path_factory.mktemp("compiled")
+
+    def config(name, *overrides):
+        words = ["attention=none", "schedule.epochs=2", "checkpoint.every=2 steps", "compile=true", *overrides]
+        return tiny(f"runs={folder / name}", *words)
+
+    ended = run(folder, config("whole"))
+    assert ended.code == 0 and "fp32, compiled" in ended.out and "compiled in" in ended.out, ended.err
+    return config, folder
+
+
+def compare_with_plain():
+    plain = fill_sites(CifarResNet(8, 10), partial(LCM2, reduction=4), seed=0)
+    plain = plain.to(torch.float64, memory_format=torch.channels_last)
+    network = copy.deepcopy(plain)
+    images, labels = torch.randn(8, 3, 32, 32, dtype=torch.float64), torch.arange(8)
+    for trained, called in ((plain, plain), (network, torch.compile(network))):
+        optimizer = SGD(trained.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        step = TrainStep(called, optimizer, contextlib.nullcontext(), torch.device("cpu"))
+        for _ in range(3):
+            step(images, labels)
+    for (name, there), here in zip(plain.state_dict().items(), network.state_dict().values(), strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9, msg=name)
+    print("compared after", step.totals[2].item(), "images")
+
+
+@pytest.mark.slow
+def test_it_is_the_same_training(tmp_path):
+    """In float64: in float32 a rounding that carries one value over a ReLU's corner changes a gradient by a thousandth.
+
+    In a process of its own: none may be forked from one that has compiled, and other tests do that.
+    """
+    ended = Process(tmp_path, compare_with_plain).wait()
+    assert ended.code == 0 and ended.out == "compared after 24.0 images\n", ended.err
+
+
+def test_a_killed_run_is_continued_exactly(compiled):
+    config, folder = compiled
+
+    def die():
+        from lcm.training import step
+
+        original, calls = step.TrainStep.__call__, []
+
+        def called(self, *args):
+            calls.append(original(self, *args))
+            if len(calls) == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        step.TrainStep.__call__ = called
+
+    assert run(folder, config("killed"), die).code == -signal.SIGKILL
+    ended = run(folder, config("killed"))
+    assert ended.code == 0 and "continuing  from epoch 2, step 2" in ended.out
+    assert compare_runs(*(directory_of(config(name)) for name in ("whole", "killed"))) == []
