@@ -22,20 +22,10 @@ import torch
 
 from lcm.build import build_network, load_config
 from lcm.errors import UserError, exit_on_user_error
+from lcm.reporting.selection import NETWORK_TITLE
 from lcm.run import read_state, write_atomically
 from lcm.score_cam import VARIANTS, score_cam
 
-MODEL_TITLE = {
-    "resnet20": "ResNet-20",
-    "resnet32": "ResNet-32",
-    "resnet50_cifar": "ResNet-50",
-    "densenet40": "DenseNet-40",
-    "densenet64": "DenseNet-64",
-    "densenet100": "DenseNet-100",
-    "densenet121": "DenseNet-121",
-    "resnet50": "ResNet-50",
-    "resnext50": "ResNeXt-50",
-}
 ATTENTION_TITLE = {"se": "SE", "cbam": "CBAM", "nonlocal": "Non-local", "gc": "GC", "lcm1": "LCM1", "lcm2": "LCM2"}
 
 
@@ -111,7 +101,7 @@ def name_runs(states):
     """(directory, run.json) of several runs -> `Run`s; the title tells the seed where it tells runs apart."""
     titles = []
     for _, state in states:
-        titles.append(MODEL_TITLE.get(state["model"], state["model"]))
+        titles.append(NETWORK_TITLE.get(state["model"], state["model"]).split(" ")[0])
         if state["attention"] != "none":
             titles[-1] += f" + {ATTENTION_TITLE.get(state['attention'], state['attention'])}"
     if len(set(titles)) < len(titles):
