@@ -191,10 +191,10 @@ def test_summary(results, runs):
     text = summary(runs, results)
     assert "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | **+0.50 [+0.39, +0.61]** | – |" in text
     assert (
-        "| CIFAR-10 | ResNet-20 | cifar | fp32 | 92.18 ± 0.19 (3) | – | – | – | – | +0.67 | +0.34 [-0.05, +0.57] |"
+        "| CIFAR-10 | ResNet-20 | cifar | fp32 | 92.18 ± 0.19 (3) | – | – | – | – | +0.67 (1 pair) | +0.34 [-0.05, +0.57] |"
         in text
     )
-    assert "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 |" in text
+    assert "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 (2 pairs) |" in text
     assert "21 comparative claims" in text and summary([], results).startswith("Nothing was run yet. 21 comparative")
 
 

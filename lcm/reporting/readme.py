@@ -16,12 +16,13 @@ _BLOCK = re.compile(r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)"
 
 
 def _difference(record):
-    """`+0.12 [-0.10, +0.34]`, bold where the verdict is not open; a dash without pairs."""
+    """`+0.12 [-0.10, +0.34]`, bold where the verdict is not open; `+0.12 (2 pairs)` where so few have no interval; a dash."""
     if not record or not record["pairs"]:
         return DASH
-    text = signed(record["difference"])
-    if record["low"] is not None:
-        text += f" [{signed(record['low'])}, {signed(record['high'])}]"
+    text, pairs = signed(record["difference"]), record["pairs"]
+    if record["low"] is None:
+        return f"{text} ({pairs} pair{'s' * (pairs > 1)})"
+    text += f" [{signed(record['low'])}, {signed(record['high'])}]"
     return f"**{text}**" if record["verdict"] in (SUPPORTED, CONTRADICTED) else text
 
 
