@@ -2,10 +2,13 @@
 
 import contextlib
 import copy
+import json
 import os
 import shutil
 import signal
+import sysconfig
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +20,8 @@ from lcm.models import CifarResNet, fill_sites
 from lcm.training.sgd import SGD
 from lcm.training.step import TrainStep
 
-pytestmark = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+can_compile = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
+needs_compiler = pytest.mark.skipif(not can_compile, reason="needs a C++ compiler and Python's header files")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,7 @@ def compare_with_plain():
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_it_is_the_same_training(tmp_path):
     """In float64: in float32 a rounding that carries one value over a ReLU's corner changes a gradient by a thousandth.
 
@@ -59,6 +64,7 @@ def test_it_is_the_same_training(tmp_path):
     assert ended.code == 0 and ended.out == "compared after 24.0 images\n", ended.err
 
 
+@needs_compiler
 def test_a_killed_run_is_continued_exactly(compiled):
     config, folder = compiled
 
@@ -78,3 +84,18 @@ def test_a_killed_run_is_continued_exactly(compiled):
     ended = run(folder, config("killed"))
     assert ended.code == 0 and "continuing  from epoch 2, step 2" in ended.out
     assert compare_runs(*(directory_of(config(name)) for name in ("whole", "killed"))) == []
+
+
+def test_a_machine_without_compiler_is_told_so(tiny, tmp_path):
+    def no_compiler():
+        import torch._inductor.config
+
+        torch._inductor.config.cpp.cxx = (None, "/nowhere/g++")
+
+    config = tiny(f"runs={tmp_path}", "attention=none", "compile=true")
+    ended = run(tmp_path, config, no_compiler)
+    assert ended.code == 2 and "Traceback" not in ended.err
+    message = ended.err.splitlines()[-1]
+    assert message.startswith("error: compile=true: torch.compile cannot compile here") and "/nowhere/g++" in message
+    assert message.endswith("install them, or take compile=false")
+    assert json.loads((directory_of(config) / "run.json").read_text())["state"] == "stopped"

@@ -171,7 +171,8 @@ class Trainer:
         waits = self.device.type == "cpu"  # reading a number costs nothing there
         started, before = time.monotonic(), self.seconds
         for index in range(self.index, self.train_feed.steps):
-            step(index)
+            with compilation_explained() if self.compiling else contextlib.nullcontext():
+                step(index)
             self.index = index + 1
             if self.compiling:
                 self.warn(f"compiled in {time.monotonic() - started:.0f} s (the first step, its compilation included)")
@@ -235,6 +236,22 @@ class Trainer:
             if not saved:
                 self.save()
             raise Stopped(f"{self.stop.requested}: saved after step {self.index} of epoch {self.epoch}")
+
+
+@contextlib.contextmanager
+def compilation_explained():
+    """Turn what torch.compile raises where it cannot compile, a machine without a compiler for example, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
+        reason = next((line for line in lines if "error: " in line), lines[0] if lines else type(error).__name__)
+        raise UserError(
+            f"compile=true: torch.compile cannot compile here ({reason}): it needs a C++ compiler (g++, or what the "
+            "environment names as CXX) and Python's header files; install them, or take compile=false"
+        ) from error
 
 
 @contextlib.contextmanager
