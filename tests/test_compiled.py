@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sysconfig
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tiny_setting import Process, directory_of, run
 
 from lcm.attention import LCM2
 from lcm.models import CifarResNet, fill_sites
+from lcm.training import checkpoint
 from lcm.training.sgd import SGD
 from lcm.training.step import TrainStep
 
@@ -62,6 +64,26 @@ def test_it_is_the_same_training(tmp_path):
     """
     ended = Process(tmp_path, compare_with_plain).wait()
     assert ended.code == 0 and ended.out == "compared after 24.0 images\n", ended.err
+
+
+def test_a_signal_does_not_wait_for_the_compiler(tiny, tmp_path):
+    """Nothing is lost by it: there was no step yet."""
+
+    def signal_in_the_first_step():
+        from torch._dynamo import convert_frame
+
+        def compiles_for_minutes(*args, **keys):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(100)
+
+        convert_frame._compile = compiles_for_minutes
+
+    config = tiny(f"runs={tmp_path}", "attention=none", "compile=true")
+    started = time.monotonic()
+    ended = run(tmp_path, config, signal_in_the_first_step)
+    assert ended.code == 75 and "SIGTERM: nothing was in progress that is not saved" in ended.err
+    assert time.monotonic() - started < 60 and not (directory_of(config) / checkpoint.NAME).exists()
+    assert json.loads((directory_of(config) / "run.json").read_text())["state"] == "stopped"
 
 
 @needs_compiler

@@ -171,7 +171,7 @@ class Trainer:
         waits = self.device.type == "cpu"  # reading a number costs nothing there
         started, before = time.monotonic(), self.seconds
         for index in range(self.index, self.train_feed.steps):
-            with compilation_explained() if self.compiling else contextlib.nullcontext():
+            with self._compilation() if self.compiling else contextlib.nullcontext():
                 step(index)
             self.index = index + 1
             if self.compiling:
@@ -189,6 +189,12 @@ class Trainer:
         self._refuse_not_finite()
         loss, hits, images = self.step.totals.tolist()
         return loss / images, 100 * hits / images
+
+    @contextlib.contextmanager
+    def _compilation(self):
+        """The first step with torch.compile, which may take minutes: a signal that ends it loses nothing."""
+        with self.stop.impatient(), compilation_explained():
+            yield
 
     def evaluate(self):
         """The test set once. Returns {"test_loss", "test_top1", "test_top5"}, accuracies in percent."""

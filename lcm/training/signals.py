@@ -61,3 +61,14 @@ class StopRequest:
             yield
         finally:
             self._patient = False
+
+    @contextlib.contextmanager
+    def impatient(self):
+        """Inside `patient`: for a block before which everything is saved, and which may take minutes. Stops at once again."""
+        if self.requested:
+            self._stop_now()
+        before, self._patient = self._patient, False
+        try:
+            yield
+        finally:
+            self._patient = before
