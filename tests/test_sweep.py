@@ -107,7 +107,8 @@ def test_one_failure_stops_nothing_and_the_next_time_only_it_is_trained(tmp_path
     before = trained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # no multirun.yaml, no outputs
 
-    code, output = sweep(FAKE, *GRID, cwd=tmp_path)
+    multirun, *overrides = GRID  # -m may stand anywhere
+    code, output = sweep(FAKE, overrides[0], multirun, *overrides[1:], cwd=tmp_path)
     assert code == 0, output
     assert "6 runs: 5 finished, 1 failed" in output and "6 runs: 6 finished" in output
     after = trained(tmp_path)
