@@ -123,9 +123,8 @@ def main(task):
     from omegaconf.errors import OmegaConfBaseException
 
     sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
-    sys.argv[1:] = sorted(
-        sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
-    )  # Hydra takes no -m amid overrides
+    multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not amid them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in multirun)
     _tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not CONFIGS.is_dir():
         sys.exit(f"error: no configs folder at {CONFIGS}: run train.py from a checkout")
