@@ -164,7 +164,7 @@ def test_a_section_says_what_the_readme_reads(benchmark, tmp_path):
     assert text.startswith("`python scripts/benchmark.py`\n") and text.endswith("\n\n- a note")
     benchmark.write_sections(tmp_path / "benchmark.md", "Speed", {"step": text})
     ratios, (line,) = read_benchmark(tmp_path)
-    assert ratios["resnet20", "none", "step", "fp32"].startswith("1.600 (")
+    assert ratios["resnet20", "none", "step", "fp32"].startswith("1.60 (")
     assert f"{line.split('; 20')[0]}; " in speed_block(tmp_path) and "3 undisturbed rounds in all." in speed_block(
         tmp_path
     )
