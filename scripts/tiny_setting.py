@@ -174,6 +174,30 @@ def run(folder, config, prepare=None):
     return Process(folder, train_as_main, config, prepare).wait()
 
 
+def after_step(number, act, kind="TrainStep"):
+    """A `prepare`: the process calls act() behind its step `number` of a kind (TrainStep, TestStep), counted from 1."""
+
+    def prepare():
+        from lcm.training import step
+
+        counted, calls = getattr(step, kind), []
+        original = counted.__call__
+
+        def called(self, *args):
+            calls.append(original(self, *args))
+            if len(calls) == number:
+                act()
+
+        counted.__call__ = called
+
+    return prepare
+
+
+def die():
+    """End this process as `kill -9` does; its loader workers live on."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def command(folder, *arguments, script="train.py", prepare=None, environment=()):
     """`python SCRIPT ARGUMENTS`, forked: Hydra, the checks and all. Returns Ended."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from prove_resume import compare_runs
-from tiny_setting import Process, directory_of, run
+from tiny_setting import Process, after_step, die, directory_of, run
 
 from lcm.attention import LCM2
 from lcm.models import CifarResNet, fill_sites
@@ -90,19 +90,7 @@ def test_a_signal_does_not_wait_for_the_compiler(tiny, tmp_path):
 def test_a_killed_run_is_continued_exactly(compiled):
     config, folder = compiled
 
-    def die():
-        from lcm.training import step
-
-        original, calls = step.TrainStep.__call__, []
-
-        def called(self, *args):
-            calls.append(original(self, *args))
-            if len(calls) == 9:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        step.TrainStep.__call__ = called
-
-    assert run(folder, config("killed"), die).code == -signal.SIGKILL
+    assert run(folder, config("killed"), after_step(9, die)).code == -signal.SIGKILL
     ended = run(folder, config("killed"))
     assert ended.code == 0 and "continuing  from epoch 2, step 2" in ended.out
     assert compare_runs(*(directory_of(config(name)) for name in ("whole", "killed"))) == []

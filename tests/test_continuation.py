@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from prove_resume import compare_runs
-from tiny_setting import directory_of, run
+from tiny_setting import after_step, die, directory_of, run
 
 from lcm.training import checkpoint
 from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS
@@ -28,19 +28,7 @@ def killed(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     config = tiny(f"runs={folder}", "checkpoint.every=2 steps")
 
-    def die():
-        from lcm.training import step
-
-        original, calls = step.TrainStep.__call__, []
-
-        def called(self, *args):
-            calls.append(original(self, *args))
-            if len(calls) == 15:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        step.TrainStep.__call__ = called
-
-    assert run(folder, config, die).code == -signal.SIGKILL
+    assert run(folder, config, after_step(15, die)).code == -signal.SIGKILL
     return directory_of(config)
 
 
@@ -67,19 +55,10 @@ def test_a_loader_worker_that_dies_is_named(tiny, reference, tmp_path):
     def kill_a_worker():
         import multiprocessing
 
-        from lcm.training import step
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
 
-        original, calls = step.TrainStep.__call__, []
-
-        def called(self, *args):
-            calls.append(original(self, *args))
-            if len(calls) == 7:
-                for worker in multiprocessing.active_children():
-                    os.kill(worker.pid, signal.SIGKILL)
-
-        step.TrainStep.__call__ = called
-
-    ended = run(tmp_path, config, kill_a_worker)
+    ended = run(tmp_path, config, after_step(7, kill_a_worker))
     assert ended.code == 2 and ended.err.startswith("error: a loader worker died, most often because memory ran out"), (
         ended.err
     )

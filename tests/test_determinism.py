@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from prove_resume import compare_runs
-from tiny_setting import ATTENTIONS, FewDigits, directory_of, run
+from tiny_setting import ATTENTIONS, FewDigits, after_step, die, directory_of, run
 
 from lcm.build import build_network
 from lcm.config import load
@@ -93,20 +93,8 @@ def test_workers_and_a_continuation_inside_an_epoch_change_nothing(tiny, tmp_pat
     for config in configs[1:]:
         assert compare_runs(directory_of(configs[0]), directory_of(config)) == []
 
-    def die():
-        from lcm.training import step
-
-        original, calls = step.TrainStep.__call__, []
-
-        def called(self, *args):
-            calls.append(original(self, *args))
-            if len(calls) == 10:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        step.TrainStep.__call__ = called
-
     parts = [tiny(f"runs={tmp_path}/parts", f"data.workers={w}", "checkpoint.every=3 steps") for w in (4, 0)]
-    assert run(tmp_path, parts[0], die).code == -signal.SIGKILL
+    assert run(tmp_path, parts[0], after_step(10, die)).code == -signal.SIGKILL
     saved = checkpoint.read(directory_of(parts[0]) / checkpoint.NAME)
     assert (saved["epoch"], saved["index"]) == (2, 3)
     assert run(tmp_path, parts[1]).code == 0

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from prove_resume import compare_runs
-from tiny_setting import Process, directory_of, run, train_as_main
+from tiny_setting import Process, after_step, die, directory_of, run, train_as_main
 
 from lcm import run as runs
 from lcm.errors import UserError
@@ -96,19 +96,7 @@ def test_a_killed_owner_is_replaced_while_its_loader_workers_linger(tiny, tmp_pa
     reference, config = tiny(f"runs={tmp_path}/reference"), tiny(f"runs={tmp_path}/runs", "data.workers=2")
     assert run(tmp_path, reference).code == 0
 
-    def die():
-        from lcm.training import step
-
-        original, calls = step.TrainStep.__call__, []
-
-        def called(self, *args):
-            calls.append(original(self, *args))
-            if len(calls) == 8:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        step.TrainStep.__call__ = called
-
-    process = Process(tmp_path, train_as_main, config, die)
+    process = Process(tmp_path, train_as_main, config, after_step(8, die))
     assert process.wait().code == -signal.SIGKILL
     os.killpg(process.pid, 0)  # raises where nobody of its group is left: the workers are
     ended = run(tmp_path, config)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from prove_resume import compare_runs
-from tiny_setting import ROOT, Process, directory_of, run, train_as_main
+from tiny_setting import ROOT, Process, after_step, directory_of, run, train_as_main
 
 from lcm.training import checkpoint
 
@@ -31,22 +31,11 @@ def reference(tiny, tmp_path_factory):
 def signal_in(step, call, *numbers, group=True):
     """Arrange that the process's whole group gets signals while `step` (TrainStep, TestStep) is called for the `call`-th time."""
 
-    def prepare():
-        from lcm.training import step as steps
+    def send():
+        for number in numbers:
+            os.killpg(0, number) if group else os.kill(os.getpid(), number)
 
-        kind, calls = getattr(steps, step), []
-        original = kind.__call__
-
-        def called(self, *args):
-            calls.append(1)
-            original(self, *args)
-            if len(calls) == call:
-                for number in numbers:
-                    os.killpg(0, number) if group else os.kill(os.getpid(), number)
-
-        kind.__call__ = called
-
-    return prepare
+    return after_step(call, send, step)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
