@@ -15,13 +15,19 @@ class UserError(Exception):
 def exit_on_user_error(main):
     """Decorate a script's main: a `UserError` becomes one message on stderr and exit code 2, without a traceback.
 
-    `HYDRA_FULL_ERROR=1` in the environment brings the traceback back.
+    `HYDRA_FULL_ERROR=1` in the environment brings the traceback back. A reader of the output that is gone (`| head`) ends the
+    script as SIGPIPE would: silently, with the exit code 141.
     """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            sys.exit(128 + signal.SIGPIPE)
         except UserError as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise

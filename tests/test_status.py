@@ -1,6 +1,10 @@
 """Where runs stand, read from their directories."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -116,6 +120,17 @@ def test_the_script_shows_a_folder_and_a_grid(tmp_path):
 def test_the_script_refuses_what_it_cannot_show(tmp_path, argument, message):
     code, output = sweep(STATUS, argument, cwd=tmp_path)
     assert code == 2 and message in output and "Traceback" not in output
+
+
+def test_a_reader_that_is_gone_ends_the_script_silently(tmp_path):
+    simulated_run(tmp_path / "runs", top1=90.0)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, STATUS, tmp_path / "runs"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_a_thousand_runs_are_shown_in_a_moment_and_in_proportion(tmp_path):
