@@ -8,6 +8,7 @@ from lcm.config import GROUPS, NOT_IDENTITY, choices, flatten, identity, is_unde
 from lcm.errors import UserError
 
 FREE = tuple(key for key in NOT_IDENTITY if key not in ("runs", "run_directory"))  # where it lies is repeat.py's --runs
+UNQUOTED = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE)  # strings that stay themselves
 TIMES = ("images_per_second", "seconds")  # of an epoch; nobody expects them twice
 
 
@@ -17,7 +18,7 @@ def word(value):
         return f"{{{','.join(f'{key}:{word(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{','.join(map(word, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][\w.-]*", value):
+    if isinstance(value, str) and not UNQUOTED.fullmatch(value):
         return "'" + value.replace("'", r"\'") + "'"
     return value if isinstance(value, str) else json.dumps(value)
 

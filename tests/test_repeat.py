@@ -45,7 +45,7 @@ def test_every_committed_run_can_be_repeated():
 
 
 @pytest.mark.parametrize(
-    "value", ["10 minutes", "it's", "a\\b", "", "1", "true-ish", "every", 1e-5, None, True, [1, "a b"]]
+    "value", ["10 minutes", "it's", "a\\b", "", "1", "true-ish", "Nan", "/a/b-c", 1e-5, None, True, [1, "a b"]]
 )
 def test_words_are_read_back_by_hydra(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
