@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from simulated_runs import simulated_run
 
-from lcm.reporting.collect import collect
+from lcm.reporting import plots
+from lcm.reporting.collect import collect, read_runs
 from lcm.reporting.report import make_report, write_report
+from lcm.reporting.selection import Protocol
+from lcm.reporting.tables import comparison_table
 
 ROOT = Path(__file__).resolve().parents[1]
 GIVEN = ("paper.csv", "claims.yaml")
@@ -129,6 +132,18 @@ def test_pictures(made):
             and f"figures/{picture.name}" in page
         )
         assert b"<dc:date>" not in picture.svg
+
+
+def test_every_pair_is_in_the_forest(tmp_path):
+    points = {"se": [90.5, 91.25], "lcm2": [91.0, 89.75, 90.0], "none": [90.0, 90.5, 91.0]}
+    runs = [{"attention": a, "seed": s, "top1": top1} for a, found in points.items() for s, top1 in enumerate(found)]
+    results = results_of(tmp_path, runs)
+    table = comparison_table(read_runs(results / "runs.csv"), Protocol())
+    rows = [(r["attention"], r["difference"], r["low"], r["high"], r["differences"], None, r["verdict"])
+            for r in table.records if r["pairs"]]  # fmt: skip
+    circles = plots.forest(rows, "").axes[0].collections[1].get_offsets().tolist()
+    assert [row[0] for row in rows] == ["se", "lcm2"]
+    assert circles == [[0.5, 0], [0.75, 0], [1.0, 1], [-0.75, 1], [-1.0, 1]]
 
 
 def test_more_seeds_make_no_more_pictures(made, tmp_path):

@@ -170,11 +170,14 @@ def accuracy_against(costs, title):
 
 @_styled
 def forest(rows, title):
-    """Differences with their 95 % intervals, one a line; `rows`: (label, mean, low, high, the paper's or None, verdict)."""
+    """Mean differences with their 95 % intervals, one a line, behind them each pair's own as a hollow circle.
+
+    `rows`: (label, mean, low, high, differences, the paper's or None, verdict).
+    """
     figure = Figure(figsize=(WIDTH, 1.3 + 0.2 * len(rows)), layout="constrained")
     axis = figure.subplots()
     axis.axvline(0, color="#555555", linewidth=0.8)
-    _, means, lows, highs, papers, verdicts = zip(*rows, strict=True)
+    _, means, lows, highs, pairs, papers, verdicts = zip(*rows, strict=True)
     colours = [VERDICT_COLOURS.get(word, "#0550ae") for word in verdicts]
     ranged = [place for place, low in enumerate(lows) if low is not None]
     axis.hlines(
@@ -184,6 +187,12 @@ def forest(rows, title):
         colors=[colours[i] for i in ranged],
         linewidth=1.4,
     )
+    single = [(difference, i) for i, differences in enumerate(pairs) for difference in differences]
+    if single:
+        axis.scatter(
+            *zip(*single, strict=True), s=11, facecolors="none", edgecolors=[colours[i] for _, i in single],
+            linewidths=0.6, zorder=2,
+        )  # fmt: skip
     ours = [place for place, mean in enumerate(means) if mean is not None]
     axis.scatter([means[i] for i in ours], ours, s=16, c=[colours[i] for i in ours], zorder=3, linewidths=0)
     printed = [place for place, paper in enumerate(papers) if paper is not None]
@@ -196,16 +205,15 @@ def forest(rows, title):
     axis.set_xlabel("difference in test top-1 (points)")
     figure.suptitle(title, fontsize=10)
     axis.grid(axis="x", alpha=0.25, linewidth=0.5)
-    words = [word for word in (SUPPORTED, CONTRADICTED, "inconclusive", UNTESTABLE) if word in {row[5] for row in rows}]
+    words = [word for word in (SUPPORTED, CONTRADICTED, "inconclusive", UNTESTABLE) if word in verdicts]
     handles = [
         Line2D([], [], color=VERDICT_COLOURS.get(word, "#0550ae"), marker="o", markersize=4, label=word)
         for word in words
     ]
-    if any(row[4] is not None for row in rows):
-        handles.append(
-            Line2D(
-                [], [], color="#000000", marker="D", fillstyle="none", markersize=4.5, linestyle="", label="the paper"
-            )
-        )
+    hollow = {"fillstyle": "none", "linestyle": ""}
+    if single:
+        handles.append(Line2D([], [], color="#555555", marker="o", markersize=3.5, label="a pair of runs", **hollow))
+    if printed:
+        handles.append(Line2D([], [], color="#000000", marker="D", markersize=4.5, label="the paper", **hollow))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

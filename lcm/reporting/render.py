@@ -132,14 +132,18 @@ def latex(table):
 
 
 def csv_text(table):
-    """One line a cell of the table, numbers with four decimals."""
+    """One line a cell of the table, numbers with four decimals, several in one field with spaces between them."""
+
+    def field(key, value):
+        if isinstance(value, tuple):
+            return " ".join(field(key, item) for item in value)
+        return f"{value:.4f}" if isinstance(value, float) and key != "gfloat" else value
+
     out = io.StringIO()
     writer = csv.DictWriter(out, list(table.records[0]), lineterminator="\n")
     writer.writeheader()
     for record in table.records:
-        writer.writerow(
-            {key: f"{v:.4f}" if isinstance(v, float) and key != "gfloat" else v for key, v in record.items()}
-        )
+        writer.writerow({key: field(key, value) for key, value in record.items()})
     return out.getvalue()
 
 

@@ -162,6 +162,7 @@ def claim_pictures(judged, protocol):
                 j.comparison.mean,
                 j.comparison.low,
                 j.comparison.high,
+                j.comparison.differences,
                 j.contest.paper,
                 j.verdict if j.comparison.n else None,
             )
@@ -178,13 +179,13 @@ def comparison_pictures(table, protocol):
     for r in table.records:
         if r["pairs"]:
             label = f"{NETWORK_TITLE.get(r['model'], r['model'])}: {r['attention']}"
-            by_data[r["data"]].append((label, r["difference"], r["low"], r["high"], None, r["verdict"]))
+            by_data[r["data"]].append(
+                (label, r["difference"], r["low"], r["high"], r["differences"], None, r["verdict"])
+            )
     for data, rows in by_data.items():
         title = DATA_TITLE.get(data, data)
-        figure = plots.forest(rows, f"{title}: minus none\n{protocol.words}")
-        words = (
-            f"Each attention minus none on {title}, {protocol.words}: mean of the paired differences, 95 % intervals"
-        )
+        figure = plots.forest(rows, f"{title}: attention minus none\n{protocol.words}")
+        words = f"Each attention minus none on {title}, {protocol.words}: each pair, their mean, 95 % intervals"
         yield Picture(f"against-none{protocol.suffix}-{data}", words, plots.svg(figure), plots.png(figure))
 
 

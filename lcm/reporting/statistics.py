@@ -31,9 +31,11 @@ SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = "supported", "contradicted",
 
 
 class Comparison(NamedTuple):
-    """A minus B over n pairs. `deviation` is the sample standard deviation of the differences, `low` and `high` the ends of
-    the 95 % interval of their mean, `p` the two-sided p-value, `wins` the share of pairs in which A is above B (a tie counts
-    half). None where the pairs do not define it: everything without pairs, the deviation below two, the interval below three.
+    """A minus B over n pairs; `differences` are the pairs' own, in the order given.
+
+    `deviation` is the sample standard deviation of the differences, `low` and `high` the ends of the 95 % interval of their
+    mean, `p` the two-sided p-value, `wins` the share of pairs in which A is above B (a tie counts half). None where the pairs
+    do not define it: everything without pairs, the deviation below two, the interval below three.
     """
 
     n: int
@@ -43,6 +45,7 @@ class Comparison(NamedTuple):
     high: float | None = None
     p: float | None = None
     wins: float | None = None
+    differences: tuple = ()
 
 
 def compare(differences, null=0.0):
@@ -61,6 +64,7 @@ def compare(differences, null=0.0):
         high=high,
         p=sign_flip_p(d - null),
         wins=float(((d > 0) + (d == 0) / 2).mean()),
+        differences=tuple(d.tolist()),
     )
 
 

@@ -201,6 +201,7 @@ def comparison_table(runs, protocol):
                 command = _command(*overrides, *protocol.overrides, seeds=seeds)
             missing += [command] if command else []
             paired_facts = {"pairs": comparison.n, "difference": comparison.mean, "wins": comparison.wins}
+            paired_facts["differences"] = comparison.differences
             paired_facts |= {
                 "difference_deviation": comparison.deviation,
                 "low": comparison.low,
