@@ -56,6 +56,16 @@ def test_rows_say_what_the_runs_said(runs, tmp_path):
     assert (rows[0].torch, rows[0].python, rows[0].message) == ("2.6.0", "3.11.2", None)
 
 
+def test_a_row_says_whether_the_images_were_verified(tmp_path):
+    for seed, verify in enumerate((True, False, None)):  # None: as of the digits, which have no such key
+        state = simulated_run(tmp_path / "runs", seed=seed) / "run.json"
+        run = json.loads(state.read_text())
+        run["config"]["data"] |= {} if verify is None else {"verify": verify}
+        state.write_text(json.dumps(run))
+    collect(tmp_path / "runs", tmp_path / "results")
+    assert [row.data_verified for row in read_runs(tmp_path / "results" / "runs.csv")] == [True, False, None]
+
+
 def test_records_keep_every_epoch_and_no_machine(runs, tmp_path):
     collect(runs, tmp_path / "results")
     files = sorted((tmp_path / "results" / "metrics").iterdir())

@@ -141,9 +141,11 @@ def test_what_a_reader_must_know_is_said(results, runs):
     text = markdown(tables(mixed, Protocol(), results)["table2"])
     assert "**The runs on cifar10 have different lengths**: 3, 300 epochs." in text
     assert "1 of them from a checkout with uncommitted changes." in text
-    assert "compile=true" not in text
+    assert "compile=true" not in text and "verify" not in text
     compiled = [r._replace(compile=True) if r in lcm2 else r for r in runs]
     assert f"{len(lcm2)} of them with `compile=true`" in markdown(tables(compiled, Protocol(), results)["table2"])
+    copies = [r._replace(data_verified=r not in lcm2) for r in runs]
+    assert f"{len(lcm2)} of them with `data.verify=false`" in markdown(tables(copies, Protocol(), results)["table2"])
     assert "different" not in markdown(tables(runs, Protocol(), results)["table2"])
 
 

@@ -23,6 +23,7 @@ RECORDED = ("finished", "failed")  # the states that enter results; running and 
 
 class Run(NamedTuple):
     """One row of runs.csv. Accuracies in percent, of the last epoch unless named `best`; `seconds` of training and evaluation.
+    `data_verified` is the config's data.verify: the images were compared with the official ones; None where data has no such key.
 
     `best_test_top1` is chosen on the test set: shown as what it is, never used as a result.
     """
@@ -57,6 +58,7 @@ class Run(NamedTuple):
     dirty: bool
     config_hash: str
     data_fingerprint: str
+    data_verified: bool
     start: str
     end: str
     message: str
@@ -275,7 +277,9 @@ def read_record(file):
 def row(run):
     """A run.json as a row of runs.csv; None where it says nothing."""
     result, versions = run.get("result") or {}, run.get("versions") or {}
-    facts = {**versions, **{key: result[key] for key in RESULT if key in result}, **run}
+    data = (run.get("config") or {}).get("data")
+    verified = data.get("verify") if isinstance(data, dict) else None
+    facts = {**versions, **{key: result[key] for key in RESULT if key in result}, "data_verified": verified, **run}
     return Run(**{key: facts.get(key) for key in FIELDS})
 
 

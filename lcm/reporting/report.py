@@ -242,7 +242,8 @@ def _facts(run):
         "torch": run.torch,
         "python": run.python,
         "commit": run.commit and run.commit[:10] + (" + changes" if run.dirty else ""),
-        "data files": run.data_fingerprint and run.data_fingerprint[:10],
+        "data files": run.data_fingerprint
+        and run.data_fingerprint[:10] + (" not verified" if run.data_verified is False else ""),
         "start": run.start,
         "message": run.message,
     }

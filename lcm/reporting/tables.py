@@ -251,6 +251,11 @@ def _notes(used, selection, arms):
     compiled = sum(bool(run.compile) for run in used)
     if compiled:
         notes.append(f"{compiled} of them with `compile=true`: the same arithmetic, rounded in another order.")
+    unverified = sum(run.data_verified is False for run in used)
+    if unverified:
+        notes.append(
+            f"{unverified} of them with `data.verify=false`: their images were not compared with the official ones."
+        )
     for data in sorted({run.data for run in used}):
         files = {run.data_fingerprint for run in used if run.data == data}
         if len(files) > 1:
