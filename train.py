@@ -159,7 +159,7 @@ def print_plan(config, data, complexity, device, directory, saved):
     print(f"data        {config['data']['name']}: {train.images} training and {test.images} test images")
     for note in getattr(data, "notes", []):
         print(f"            {note}")
-    print(f"schedule    {schedule['name']}: {schedule['epochs']} epochs, batch {schedule['batch_size']}, learning rate "
+    print(f"schedule    {schedule['name']}: {in_epochs(schedule['epochs'])}, batch {schedule['batch_size']}, learning rate "
           f"{schedule['learning_rate']:g} divided by {schedule['divide_by']:g} at {schedule['divide_at']}")  # fmt: skip
     print(f"device      {describe_device(device)}, {config['precision']}{', compiled' if config['compile'] else ''}")
     print(f"run         {directory}, seed {config['seed']}")
@@ -168,13 +168,17 @@ def print_plan(config, data, complexity, device, directory, saved):
     sys.stdout.flush()
 
 
+def in_epochs(number):
+    return "1 epoch" if number == 1 else f"{number} epochs"
+
+
 def result_line(state):
     """The result of a finished run, with the paper's number beside it where the paper has this row."""
     from lcm.reporting.paper import paper_accuracy
 
     result, epochs = state["result"], state["epochs"]
     line = (
-        f"test top-1 {result['test_top1']:.2f} %, top-5 {result['test_top5']:.2f} % after the last of {epochs} epochs "
+        f"test top-1 {result['test_top1']:.2f} %, top-5 {result['test_top5']:.2f} % after the last of {in_epochs(epochs)} "
         f"(best epoch {result['best_epoch']}: {result['best_test_top1']:.2f} %)"
     )
     paper = paper_accuracy(state["data"], state["model"], state["attention"])
