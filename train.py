@@ -11,10 +11,10 @@ from functools import partial
 
 import hydra
 
-from lcm import launch
-from lcm.config import check, config_hash
+from lcm import cli as launch
+from lcm.config.check import check, config_hash
 from lcm.errors import UserError
-from lcm.run import (
+from lcm.runs.state import (
     circumstances,
     continued,
     new_state,
@@ -55,13 +55,13 @@ def train_owned(config, directory, state):
     import torch
     from hydra.utils import instantiate
 
-    from lcm.build import build_network
     from lcm.complexity import count
+    from lcm.models.build import build_network
     from lcm.training import checkpoint
     from lcm.training import device as machine
-    from lcm.training.fold import fold
+    from lcm.training.epochs import Trainer, memory_explained
+    from lcm.training.folding import fold
     from lcm.training.log import RunLog
-    from lcm.training.loop import Trainer, memory_explained
     from lcm.training.progress import Progress
 
     with launch.STOP.listening() as stop, memory_explained(config["device"]):

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 # Reading results needs no torch: the names below are imported when they are first used.
 _HOME = {
-    "build_network": "lcm.build",
+    "build_network": "lcm.models.build",
     "fill_sites": "lcm.models.sites",
     "draw_weights": "lcm.models.sites",
     "count": "lcm.complexity",

@@ -8,8 +8,27 @@ import sys
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
+# Exit codes of train.py; the README documents them.
+FINISHED, FAILED, BAD_INPUT, OWNED_ELSEWHERE, STOPPED = 0, 1, 2, 3, 75
+
+
 class UserError(Exception):
     """A fault that a user can mend. Its text says what was wrong, where, and what to do; it ends in exit code 2."""
+
+
+class OwnedElsewhere(Exception):
+    """Another live process trains this run."""
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop; everything up to the last step is saved.
+
+    Like KeyboardInterrupt no Exception: a sweep ends with it, and no `except Exception` on the way takes it for a fault.
+    """
+
+
+class NotFinite(Exception):
+    """The training loss is not a finite number; the weights are those before the step that gave it."""
 
 
 def exit_on_user_error(main):

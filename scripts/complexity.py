@@ -16,10 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from lcm.build import build_network, load_config, paper_complexity
 from lcm.complexity import as_printed, count
 from lcm.errors import UserError, exit_on_user_error
-from lcm.reporting.files import write
+from lcm.files import write
+from lcm.models.build import build_network, load_config, paper_complexity
 
 PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 

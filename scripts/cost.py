@@ -12,11 +12,11 @@ import io
 import time
 from pathlib import Path
 
-from benchmark import project_step
+from benchmark.__main__ import project_step
 
 from lcm.errors import exit_on_user_error
+from lcm.files import write
 from lcm.reporting.cost import cells
-from lcm.reporting.files import write
 
 STEPS = 2
 BATCHES = {"resnet20": 64, "resnet32": 64, "resnet50_cifar": 32, "densenet40": 32}  # the others: 8

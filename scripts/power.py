@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from lcm.errors import exit_on_user_error
-from lcm.reporting.files import write
+from lcm.files import write
 from lcm.reporting.power import power_page
 
 

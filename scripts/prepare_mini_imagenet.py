@@ -10,7 +10,7 @@ The same command goes on where a stopped one was. Exit code 2 and one list of ev
 import argparse
 import sys
 
-from lcm.data.prepare_mini_imagenet import prepare
+from lcm.data.mini_imagenet.prepare import prepare
 from lcm.errors import exit_on_user_error
 
 

@@ -20,10 +20,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lcm.build import build_network, load_config
 from lcm.errors import UserError, exit_on_user_error
+from lcm.files import write_atomically
+from lcm.models.build import build_network, load_config
 from lcm.reporting.selection import NETWORK_TITLE
-from lcm.run import read_state, write_atomically
+from lcm.runs.state import read_state
 from lcm.score_cam import VARIANTS, score_cam
 
 ATTENTION_TITLE = {"se": "SE", "cbam": "CBAM", "nonlocal": "Non-local", "gc": "GC", "lcm1": "LCM1", "lcm2": "LCM2"}
@@ -201,7 +202,7 @@ def from_test_set(data, places):
 
 def normalisation(data):
     """(mean, std) of the pixels in [0, 1], a value for each colour, with which a data set normalises."""
-    from lcm.data import mini_imagenet
+    from lcm.data.mini_imagenet import dataset as mini_imagenet
 
     if isinstance(data, mini_imagenet.MiniImageNet):
         return mini_imagenet.MEAN, mini_imagenet.STD
@@ -260,7 +261,7 @@ def read_picture(file, size):
 def explain(run, data, images, labels, options):
     """The `ScoreCAM` of one run's network for the true class of each image, on the CPU."""
     from lcm.training.checkpoint import load_model_weights
-    from lcm.training.fold import fold
+    from lcm.training.folding import fold
 
     config = run.state["config"]
     network = build_network(config["model"], config["attention"], num_classes=data.num_classes)

@@ -9,10 +9,10 @@ python scripts/status.py -m model=resnet20 attention=none,lcm2
 import argparse
 from pathlib import Path
 
-from lcm.config import CONFIGS
+from lcm.config.check import CONFIGS
 from lcm.errors import UserError, exit_on_user_error
 from lcm.reporting.collect import find_runs
-from lcm.status import Speed, count, look, table
+from lcm.runs.standing import Speed, count, look, table
 
 
 def jobs_of(arguments):
@@ -22,8 +22,8 @@ def jobs_of(arguments):
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    from lcm.overrides import override_faults
-    from lcm.sweep import grid, refuse_faults
+    from lcm.config.command_line import override_faults
+    from lcm.runs.sweep import grid, refuse_faults
 
     faults = override_faults(arguments, multirun=True)
     if faults:

@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 from lcm.errors import UserError, exit_on_user_error
+from lcm.files import write
 from lcm.reporting.claims import claims_page, read_claims
 from lcm.reporting.collect import read_runs
-from lcm.reporting.files import write
 from lcm.reporting.readme import fill_readme, readme_blocks
 from lcm.reporting.render import write_tables
 from lcm.reporting.selection import Protocol, protocols

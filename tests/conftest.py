@@ -24,14 +24,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The tiny setting (scripts/tiny_setting.py) for a module: a function from overrides to a config."""
-    import tiny_setting
+    """The tiny setting (scripts/tiny.py) for a module: a function from overrides to a config."""
+    import tiny
 
-    import lcm.config
+    import lcm.config.check
 
-    before = lcm.config.CONFIGS
+    before = lcm.config.check.CONFIGS
     folder = tmp_path_factory.mktemp("tiny")
-    tiny_setting.use(folder)
-    tiny_setting.warm_up(folder)
-    yield tiny_setting.compose
-    lcm.config.use_configs(before)
+    tiny.use(folder)
+    tiny.warm_up(folder)
+    yield tiny.compose
+    lcm.config.check.use_configs(before)

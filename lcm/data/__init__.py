@@ -6,7 +6,7 @@ import importlib
 _HOME = {
     "Digits": "lcm.data.sources",
     "Cifar": "lcm.data.sources",
-    "MiniImageNet": "lcm.data.mini_imagenet",
+    "MiniImageNet": "lcm.data.mini_imagenet.dataset",
 }
 __all__ = ["Cifar", "Digits", "MiniImageNet"]
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lcm.data.batches import Batches, Resident
 from lcm.data.cifar_pickle import read_cifar_pickle
 from lcm.data.download import fetch, md5_of, unpack
+from lcm.data.in_memory import Batches, Resident
 from lcm.errors import UserError
 
 

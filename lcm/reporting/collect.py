@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 from lcm.errors import UserError
-from lcm.reporting.files import write
+from lcm.files import write
 
 RECORDED = ("finished", "failed")  # the states that enter results; running and stopped runs will change
 

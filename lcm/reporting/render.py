@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-from lcm.reporting.files import write
+from lcm.files import write
 
 DASH = "–"
 

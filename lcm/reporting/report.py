@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from lcm.files import write
 from lcm.reporting import plots
 from lcm.reporting.claims import (
     WORDS,
@@ -21,7 +22,6 @@ from lcm.reporting.claims import (
     read_claims,
 )
 from lcm.reporting.collect import read_records, read_runs, record_name
-from lcm.reporting.files import write
 from lcm.reporting.render import DASH, Table, accuracy, missing_words, rounded
 from lcm.reporting.selection import DATA_TITLE, NETWORK_TITLE, Protocol, network_place, protocols, select
 from lcm.reporting.tables import build, counts, read_complexity, read_paper

@@ -1,4 +1,4 @@
-"""What the README shows of results/benchmark.md, the table that scripts/benchmark.py wrote."""
+"""What the README shows of results/benchmark.md, the table that scripts/benchmark wrote."""
 
 import re
 from pathlib import Path
@@ -51,7 +51,7 @@ def speed_block(results):
     """Ratios to a plain PyTorch loop, and each module's cost over no attention."""
     ratios, sections = read_benchmark(results)
     if not ratios:
-        return "Not measured yet: `python scripts/benchmark.py --out results/benchmark.md`."
+        return "Not measured yet: `python scripts/benchmark --out results/benchmark.md`."
     rows = [[name, ratios.get((key[0], "none", *key[1:]), DASH)] for name, key in ROWS.items()]
     speed = pipes(["", "ratio (lowest-highest round)"], rows)
     others = [attention for attention in ATTENTIONS if attention != "none"]

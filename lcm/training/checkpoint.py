@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lcm.errors import UserError
-from lcm.run import sync_directory, unwritable
+from lcm.files import sync_directory, unwritable
 
 NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 _SEAL = b"\nsha256 "  # + 64 hex digits + "\n"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from lcm.errors import UserError
-from lcm.run import unreadable, unwritable, write_atomically
+from lcm.files import unreadable, unwritable, write_atomically
 
 
 class RunLog:

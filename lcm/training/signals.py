@@ -3,8 +3,7 @@
 import contextlib
 import signal
 
-from lcm.errors import SIGNALS
-from lcm.training.failures import Stopped
+from lcm.errors import SIGNALS, Stopped
 
 
 class StopRequest:

@@ -1,0 +1,125 @@
+"""What a command line asks for, checked before Hydra composes it: Hydra would stop at the first fault, and advise `+typo=1`."""
+
+import difflib
+import functools
+import importlib.util
+
+from lcm.config.check import GROUPS, RULES, choices, defaults, flatten, load, plain
+
+EXTRAS = {"parallel": "hydra_plugins.hydra_joblib_launcher", "slurm": "hydra_plugins.hydra_submitit_launcher"}
+
+
+@functools.lru_cache(maxsize=1)
+def known_keys():
+    """Every key that some combination of the groups has, flat: {"schedule.epochs", ...}."""
+    keys = set(RULES)
+    names = {group: choices(group)[0] for group in GROUPS}
+    base = plain({group: {"name": "cifar" if group == "schedule" else name} for group, name in names.items()})
+    keys |= {key for key in flatten(base) if "." not in key or key.startswith("checkpoint.")}
+    for group in GROUPS:
+        for name in choices(group):
+            keys |= {f"{group}.{key}" for key in flatten(load(group, name)) if key != "defaults"}
+    return frozenset(keys)
+
+
+def nearest(word, words):
+    """`; nearest: ...`, or nothing where no word is near."""
+    near = difflib.get_close_matches(word, sorted(words), 1, cutoff=0.5)
+    return f"; nearest: {near[0]}" if near else ""
+
+
+def override_faults(arguments, multirun=False):
+    """Every fault in a command line's overrides that is clear without composing, each as one line."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    overrides, faults = [], []
+    for text in arguments:
+        try:
+            overrides.append((text, OverridesParser.create().parse_override(text)))
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            faults.append(
+                f"{text}: not an override of the form key=value ({reason}); a value with special characters takes two pairs of "
+                "quotes: key=\"'value'\""
+            )
+    chosen = defaults()
+    for _, override in overrides:
+        if isinstance(override.value(), str):
+            chosen[override.key_or_group] = override.value()
+        elif override.is_sweep_override():
+            chosen.pop(override.key_or_group, None)
+    in_sweep = multirun or any(override.key_or_group == "experiment" for _, override in overrides)
+    for text, override in overrides:
+        if not override.key_or_group.startswith("hydra"):
+            faults += _faults(text, override, chosen, in_sweep)
+        elif override.key_or_group == "hydra/launcher":
+            name = override.value()
+            if name in ("parallel", "slurm") and not importlib.util.find_spec(EXTRAS[name]):
+                faults.append(f"{text}: it is an extra that is not installed; pip install -e '.[{name}]'")
+    if faults:  # there will be no composed config to find these in
+        faults += [fault for text, override in overrides for fault in _out_of_range(text, override)]
+    return faults
+
+
+def _out_of_range(text, override):
+    """The fault of a number, a word or a list that no config takes for this key; interpolations and sweeps are not judged."""
+    from hydra.core.override_parser.types import QuotedString
+
+    value = override.value()
+    value = value.text if isinstance(value, QuotedString) else value
+    rule = RULES.get(override.key_or_group)
+    judged = not (override.is_sweep_override() or override.is_delete() or isinstance(value, dict) or "${" in str(value))
+    if rule is None or not judged:
+        return []
+    fault = rule(value)
+    return [f"{text}: must be {fault}"] if fault else []
+
+
+def _faults(text, override, chosen, in_sweep):
+    """The faults of one override; `chosen` has the names of the groups, as far as they are the same for a whole sweep."""
+    from hydra.core.override_parser.types import ChoiceSweep
+
+    key, value, groups = override.key_or_group, override.value(), {*GROUPS, "experiment"}
+    if override.package is not None:
+        return [f"{text}: a group has one place; write {key}={value}"]
+    if override.is_delete():
+        return [f"{text}: no key can be left out; give {key} a value"]
+    if override.is_add() and (key in groups or key in known_keys()):
+        return [f"{text}: {key} has a value already; write {text.lstrip('+')}"]
+    if override.is_sweep_override() and not in_sweep:
+        return [f"{text}: several values are a sweep, one run each; add -m"]
+    if key == "experiment" and override.is_sweep_override():
+        return [f"{text}: each experiment has a grid of its own; run them one after another"]
+    if key in groups:
+        names = value.list if isinstance(value, ChoiceSweep) else [] if override.is_sweep_override() else [value]
+        offered = choices(key)
+        wrong = [name for name in names if name not in offered and (key, name) != ("experiment", None)]
+        return [
+            f"{key}={'null' if name is None else name}: no such {key}; choose from {', '.join(offered)}"
+            f"{nearest(str(name), offered)}"
+            for name in wrong
+        ]
+    group, _, rest = key.partition(".")
+    if group in GROUPS and rest == "name":
+        return [f"{text}: it belongs to the option; write {group}={value}"]
+    if key not in known_keys() and not any(known.startswith(f"{key}.") for known in known_keys()):
+        return [f"{text}: no such key{nearest(key, known_keys() | groups)}"]
+    if group in ("model", "attention", "data") and chosen.get(group) in choices(group):
+        own = flatten(load(group, chosen[group]))
+        if key.count(".") == 1 and rest not in own and not any(known.startswith(f"{rest}.") for known in own):
+            return [f"{text}: {group}={chosen[group]} has no {rest}"]
+    return []
+
+
+def composition_fault(error):
+    """What kept Hydra from composing a config, as one line."""
+    lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
+    missing = [line for line in lines if line.endswith("is not in struct")]
+    if missing and lines[0].startswith("Could not override"):
+        return f"{lines[0].split(chr(39))[1]}: this combination has no such key"
+    if "Available options in" in str(error):  # hydra/launcher=nope
+        options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
+        return f"{lines[0]}; choose from {', '.join(options)}"
+    told = [line.rstrip(".") for line in lines if line and not line.startswith(("To append", "Config search path"))]
+    return ": ".join(dict.fromkeys(told[:2]))

@@ -1,0 +1,82 @@
+"""Writing files so that a reader sees the old one or the new one, and what to tell a user where that fails."""
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from lcm.errors import UserError
+
+
+def write_atomically(file, data: bytes):
+    """Write `data` so that a reader, or a restart after a kill, sees the old file or the new one, never a part.
+
+    For one writer at a time, as in a directory that has an owner: the temporary name is always the same, kills leave no litter.
+    Raises UserError where the disk is full or the place cannot be written; the old file is intact then.
+    """
+    file = Path(file)
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise unwritable(file, error) from error
+    sync_directory(file.parent)
+
+
+def sync_directory(directory):
+    """Make renames in a directory last through a power cut; file systems that cannot are let be."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def unwritable(file, error):
+    """The UserError for a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"no space left while writing {file}: what was saved before is intact; make room and run the same command again"
+        )
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        return UserError(
+            f"cannot write {file}: it is a file, or lies below one; set runs= or run_directory= to a folder"
+        )
+    return UserError(
+        f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or set runs=ANOTHER_FOLDER"
+    )
+
+
+def unreadable(file, error):
+    """The UserError for a file that is there and cannot be read."""
+    return UserError(
+        f"cannot read {file} ({error.strerror}): check the owner and permissions of the folder and the file"
+    )
+
+
+def write(file, content):
+    """Write text (UTF-8, \\n line ends) or bytes to `file` through a temporary name; returns whether the file changed."""
+    file = Path(file)
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        if file.is_file() and file.read_bytes() == content:
+            return False
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file} ({error.strerror}): make room or choose another folder with --results"
+        ) from error
+    return True

@@ -1,0 +1,94 @@
+"""A recorded run once more: the command line that trains it, and what differs between two records of it."""
+
+import json
+import re
+from typing import NamedTuple
+
+from lcm.config.check import GROUPS, NOT_IDENTITY, choices, flatten, identity, is_under, plain
+from lcm.errors import UserError
+
+FREE = tuple(key for key in NOT_IDENTITY if key not in ("runs", "run_directory"))  # where it lies is repeat.py's --runs
+UNQUOTED = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE)  # strings that stay themselves
+TIMES = ("images_per_second", "seconds")  # of an epoch; nobody expects them twice
+
+
+def word(value):
+    """A value as Hydra's grammar reads it back: `true`, `[0.5,0.75]`, `{stages:[2,3]}`, `'10 minutes'`."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{word(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(word, value))}]"
+    if isinstance(value, str) and not UNQUOTED.fullmatch(value):
+        return "'" + value.replace("'", r"\'") + "'"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def arguments(run, further=()):
+    """train.py's arguments for the run of a record, as a list: its names, all that differs from what they stand for, threads.
+
+    Raises UserError where this version of the program has no such run, and where one of the `further` arguments would make
+    it another.
+    """
+    for text in further:
+        if not is_under(text.partition("=")[0].strip("+~"), FREE):
+            raise UserError(f"{text}: it would make this another run; only {', '.join(FREE)} can be chosen")
+    config, names = run.get("config") or {}, []
+    for group in GROUPS:
+        name = (config.get(group) or {}).get("name")
+        if name not in choices(group):
+            raise UserError(f"{run['run']}: this checkout has no {group}={name}; take the one that has trained it")
+        names.append(f"{group}={name}")
+    recorded, standard = identity(config), flatten(plain(config))
+    if strangers := sorted(recorded.keys() ^ identity(plain(config)).keys()):
+        raise UserError(
+            f"{run['run']} was trained by a version with other keys ({', '.join(strangers)}): "
+            f"git checkout {run.get('commit')} first"
+        )
+    changed = [f"{key}={word(value)}" for key, value in recorded.items() if value != standard[key]]
+    device = ["device=cpu"] if str(run.get("device")).startswith("cpu") else []
+    threads = [f"threads={run['threads']}"] if run.get("threads") else []
+    return [*names, *changed, *device, *threads, *further]
+
+
+class Difference(NamedTuple):
+    """A column of which two records differ: from which epoch on, by how much at most, and its last values."""
+
+    column: str
+    epoch: int
+    largest: float
+    last: tuple
+
+
+def compared(epochs):
+    """The columns that are compared."""
+    return [column for column in epochs.columns if column not in TIMES]
+
+
+def differences(before, now):
+    """The `Difference`s of two `Epochs` of one length, in the order of the columns; without times, and without tolerance."""
+    found = []
+    for column in compared(before):
+        pairs = list(zip(before.column(column), now.column(column), strict=True))
+        apart = [epoch for epoch, (a, b) in enumerate(pairs, 1) if a != b]
+        if apart:
+            largest = max(abs(a - b) for a, b in pairs)
+            found.append(Difference(column, apart[0], largest, pairs[-1]))
+    return found
+
+
+def other_circumstances(before, now):
+    """In what two run.json differ that can change rounding, or the images: a line each."""
+    facts = {
+        "images": lambda run: (run.get("data_fingerprint") or "?")[:12],
+        "device": lambda run: run.get("device"),
+        "threads": lambda run: run.get("threads"),
+        "commit": lambda run: f"{run.get('commit')}{' with changes' if run.get('dirty') else ''}",
+        "python": lambda run: (run.get("versions") or {}).get("python"),
+        "torch": lambda run: (run.get("versions") or {}).get("torch"),
+    }
+    lines = [
+        f"{what}: {fact(before)} then, {fact(now)} now" for what, fact in facts.items() if fact(before) != fact(now)
+    ]
+    if before.get("continued"):
+        lines.append("then: continued under other circumstances, which its record names (`continued`)")
+    return lines

@@ -1,0 +1,151 @@
+"""Where runs stand, read from their directories: no torch, no Hydra, a thousand runs in a moment."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from lcm.errors import UserError
+from lcm.runs.state import is_owned, read_state
+from lcm.training.progress import clock
+
+LOG_PART, LOG_ERROR = "\n== ", "\nerror: "  # how log.txt marks the beginning of each part of a run, and what ended it
+STATES = ("finished", "live", "stopped", "failed", "to do")
+
+
+class Standing(NamedTuple):
+    """How far a run is. `top1` in percent, of its last epoch; `left` in seconds; None where not known.
+
+    state: finished; live (a process trains it now); stopped (it has a checkpoint or a start, and nobody trains it: the same
+    command continues); failed; to do (never started).
+    """
+
+    directory: Path
+    state: str
+    epoch: int = 0
+    epochs: int | None = None
+    top1: float | None = None
+    left: float | None = None
+    message: str | None = None
+
+
+def look(directory):
+    """The Standing of one run directory, which need not exist."""
+    directory = Path(directory)
+    try:
+        state = read_state(directory)
+    except UserError as damage:
+        return Standing(directory, "failed", message=str(damage))
+    epochs = state.get("epochs")
+    if state.get("state") == "finished":
+        return Standing(directory, "finished", epochs, epochs, (state.get("result") or {}).get("test_top1"))
+    if is_owned(directory):
+        row = last_row(directory)
+        epoch = row.get("epoch", 0)
+        left = None
+        if epoch and epochs:
+            begun = time.time() - (directory / "metrics.jsonl").stat().st_mtime  # the epoch in progress
+            left = max(0.0, row["seconds"] / epoch * (epochs - epoch) - begun)
+        return Standing(directory, "live", epoch, epochs, row.get("test_top1"), left)
+    if read_state(directory) != state:
+        return look(directory)  # it ended between the two looks
+    if not state:
+        message = last_error(directory)
+        return Standing(directory, "failed" if message else "to do", message=message)
+    row = last_row(directory)
+    kept = "failed" if state.get("state") == "failed" else "stopped"
+    message = state.get("message") or ("killed, or its machine went down" if kept == "stopped" else None)
+    return Standing(directory, kept, row.get("epoch", 0), epochs, row.get("test_top1"), message=message)
+
+
+def last_row(directory):
+    """The last whole line of metrics.jsonl, {} where there is none."""
+    try:
+        with open(Path(directory) / "metrics.jsonl", "rb") as stream:
+            stream.seek(max(0, stream.seek(0, 2) - 4096))
+            lines = stream.read().split(b"\n")
+        return (
+            json.loads(lines[-2]) if len(lines) > 1 else {}
+        )  # after the last newline there is a part of a line or nothing
+    except (OSError, ValueError):
+        return {}
+
+
+def last_error(directory):
+    """Why a run ended before it had a run.json, from the last part of its log.txt; None where it does not say."""
+    try:
+        text = (Path(directory) / "log.txt").read_text(errors="replace")
+    except OSError:
+        return None
+    _, found, message = text.rpartition(LOG_PART)[2].partition(LOG_ERROR)
+    return message.strip() if found else None
+
+
+class Speed:
+    """Seconds an epoch takes, from the finished runs of the same data, network and precision in the same folder."""
+
+    def __init__(self):
+        self.folders = {}
+
+    def _finished(self, folder):
+        """(attention, precision, compile, seconds an epoch) of the finished runs of one data set and network."""
+        if folder not in self.folders:
+            found = self.folders[folder] = []
+            for file in folder.glob("*/seed*/run.json"):
+                try:
+                    run = json.loads(file.read_text())
+                    if run["state"] == "finished":
+                        kind = run["attention"], run["precision"], run["compile"]
+                        found.append((*kind, run["seconds"] / run["epochs"]))
+                except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+                    continue  # a damaged run says nothing about speed
+        return self.folders[folder]
+
+    def expected(self, config, epochs):
+        """Seconds for so many epochs of a config's run: the median of those with its attention, or else of all; or None."""
+        name, kind = config["attention"]["name"], (config["precision"], config["compile"])
+        runs = self._finished(Path(config["runs"]) / config["data"]["name"] / config["model"]["name"])
+        runs = [run for run in runs if run[1:3] == kind]
+        runs = [run for run in runs if run[0] == name] or runs
+        return epochs * median(run[3] for run in runs) if runs else None
+
+    def left(self, configs, standings):
+        """What is left of some runs, one after another, in words: "about 12 min 5 s", "not known yet"."""
+        seconds, unknown = 0.0, 0
+        for config, standing in zip(configs, standings, strict=True):
+            if standing.state != "finished":
+                expected = self.expected(config, config["schedule"]["epochs"] - standing.epoch)
+                seconds, unknown = seconds + (expected or 0.0), unknown + (expected is None)
+        if not unknown:
+            return f"about {clock(seconds)}"
+        rest = f"{unknown} run{'s' * (unknown > 1)} of unknown length"
+        return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
+
+
+def count(standings):
+    """ "42 runs: 30 finished, 1 live, 11 to do" """
+    numbers = Counter(standing.state for standing in standings)
+    parts = [f"{numbers[state]} {state}" for state in STATES if numbers[state]]
+    return f"{len(standings)} run{'s' * (len(standings) != 1)}: {', '.join(parts) or 'none'}"
+
+
+def table(standings, runs=None):
+    """One line a run: its path (below the folder `runs`), state, epochs, test top-1, and what is left or what went wrong."""
+    lines = []
+    for standing in standings:
+        name = standing.directory
+        if runs is not None and name.is_relative_to(runs):
+            name = name.relative_to(runs)
+        epochs = f"{standing.epoch}/{standing.epochs}" if standing.epochs else ""
+        top1 = "" if standing.top1 is None else f"{standing.top1:.2f} %"
+        remark = standing.message or ("" if standing.left is None else f"{clock(standing.left)} left")
+        lines.append((str(name), standing.state, epochs, top1, " ".join(remark.split())))
+    header = ("run", "state", "epochs", "test top-1", "")
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(4)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), line[1].ljust(widths[1]), line[2].rjust(widths[2]), line[3].rjust(widths[3]),
+                   line[4]]).rstrip()
+        for line in [header, *lines]
+    )  # fmt: skip

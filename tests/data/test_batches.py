@@ -1,0 +1,243 @@
+"""Batches: which windows are cut, what is drawn from what, and that nothing else changes a byte."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+from multiprocessing.reduction import ForkingPickler
+
+import numpy as np
+import pytest
+import torch
+
+from lcm.data.in_memory import Batches, Resident, iterate, keyed_generator, normalise
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+
+
+def resident(n=150, size=32, pad=4, mirror=True, seed=0):
+    values = np.random.default_rng(1).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    return Resident(values, np.arange(n) % 10, MEAN, STD, pad=pad, mirror=mirror, seed=seed)
+
+
+def window(image, pad, down, right, mirror):
+    """The crop by its definition: pad, cut, mirror."""
+    height, width, _ = image.shape
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    cut = padded[down : down + height, right : right + width]
+    return cut[:, ::-1] if mirror else cut
+
+
+def same(raw, other):
+    return all(torch.equal(a, b) for a, b in zip(raw, other, strict=True))
+
+
+@pytest.mark.parametrize("pad", [0, 1, 4])
+def test_both_paths_cut_the_windows_of_the_plan(pad):
+    data = resident(pad=pad)
+    order, offsets, mirror = data.plan(3)
+    expected = torch.from_numpy(
+        np.stack([window(data.images[i].numpy(), pad, *o, m) for i, o, m in zip(order, offsets, mirror, strict=True)])
+    )
+    assert torch.equal(data.gather(order, offsets, mirror), expected)
+    assert torch.equal(data.crop(data.images, order, offsets, mirror), expected)
+    if pad:
+        assert (expected == 0).all(-1).any()  # the padding is zero, in uint8
+
+
+def test_every_window_of_every_image_on_both_paths():
+    data = resident(n=2)
+    offsets = torch.cartesian_prod(torch.arange(9), torch.arange(9)).repeat(4, 1)  # 81 windows x 2 images x 2 sides
+    index = torch.arange(2).repeat_interleave(81).repeat(2)
+    mirror = torch.arange(2).bool().repeat_interleave(162)
+    expected = np.stack(
+        [window(data.images[i].numpy(), 4, *o, m) for i, o, m in zip(index, offsets.tolist(), mirror, strict=True)]
+    )
+    assert np.array_equal(data.gather(index, offsets, mirror).numpy(), expected)
+    assert np.array_equal(data.crop(data.images, index, offsets, mirror).numpy(), expected)
+
+
+def test_all_162_windows_come_equally_often():
+    """Chi-square over what the batches really hold, not over the numbers drawn."""
+    from scipy.stats import chisquare
+
+    probe = np.arange(1, 12 * 12 * 3 + 1).astype(np.uint8).reshape(12, 12, 3)
+    cells = {
+        window(probe, 4, down, right, mirror).tobytes(): 0
+        for down in range(9)
+        for right in range(9)
+        for mirror in (0, 1)
+    }
+    assert len(cells) == 162
+    n = 162 * 100
+    batches = Batches(
+        Resident(np.tile(probe, (n, 1, 1, 1)), np.zeros(n, np.int64), MEAN, STD, pad=4, mirror=True, seed=5), 90
+    )
+    for images, _ in batches.iterate(0):
+        for image in images.numpy():
+            cells[image.tobytes()] += 1
+    counts = list(cells.values())
+    assert sum(counts) == n and min(counts) > 0
+    assert chisquare(counts).pvalue > 0.001
+
+
+def test_prepare_normalises_after_padding_in_channels_last_memory():
+    batches = Batches(resident(), 16)
+    raw = batches.epoch(0)[0]
+    assert raw[0].dtype == torch.uint8 and raw[0].shape == (16, 32, 32, 3)
+    images, labels = batches.prepare(raw, "cpu")
+    assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, STD))
+    expected = (raw[0].permute(0, 3, 1, 2).double() / 255 - mean) / std
+    assert (images - expected).abs().max() < 1e-6
+    black = (raw[0] == 0).all(-1)  # padding: black pixels, so -mean / std and not 0 after normalising
+    assert black.any()
+    assert (images.permute(0, 2, 3, 1)[black] + (mean / std).flatten()).abs().max() < 1e-6
+
+
+def test_an_epoch_shows_every_image_once_with_its_label():
+    batches = Batches(resident(pad=0, mirror=False), 40)
+    raws = list(batches.iterate(2))
+    images, labels = (torch.cat(part) for part in zip(*raws, strict=True))
+    order, _, _ = batches.resident.plan(2)
+    assert sorted(order.tolist()) == list(range(150)) and order.tolist() != list(range(150))
+    assert torch.equal(images, batches.resident.images[order]) and torch.equal(labels, batches.resident.labels[order])
+
+
+def test_epochs_are_functions_of_seed_and_epoch_alone():
+    def draws(seed, epoch):
+        return [drawn.tolist() for drawn in resident(seed=seed).plan(epoch)]
+
+    once = resident(seed=7)
+    for epoch in (0, 1, 2):
+        once.plan(epoch)
+    assert [drawn.tolist() for drawn in once.plan(3)] == draws(7, 3)
+    several = [draws(seed, epoch) for seed in range(3) for epoch in range(3)]
+    for part in zip(
+        *several, strict=True
+    ):  # orders, windows and mirrors: no two epochs share any, (0, 1) and (1, 0) included
+        assert len({str(p) for p in part}) == 9
+
+
+def test_a_switched_off_augmentation_leaves_the_other_draws():
+    both, no_mirror, no_crop = resident().plan(0), resident(mirror=False).plan(0), resident(pad=0).plan(0)
+    assert torch.equal(both[0], no_mirror[0]) and torch.equal(both[0], no_crop[0])
+    assert torch.equal(both[1], no_mirror[1]) and not no_mirror[2].any()
+    assert torch.equal(both[2], no_crop[2]) and not no_crop[1].any()
+
+
+def test_keyed_generators_of_neighbours_are_unrelated():
+    first = [torch.rand(4, generator=keyed_generator(seed, 0, "crop")).tolist() for seed in range(50)]
+    assert len({tuple(f) for f in first}) == 50
+    assert abs(np.corrcoef(np.array(first)[:-1, 0], np.array(first)[1:, 0])[0, 1]) < 0.3
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2, 4])
+@pytest.mark.parametrize("start", [0, 3])
+def test_workers_and_start_change_nothing(workers, start):
+    data = resident(n=145)
+    whole = list(Batches(data, 16).iterate(1))
+    state = torch.get_rng_state()
+    part = list(Batches(data, 16, workers=workers).iterate(1, start))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(part) == len(whole) - start
+    assert all(same(a, b) and isinstance(a, tuple) for a, b in zip(part, whole[start:], strict=True))
+
+
+@pytest.mark.slow  # a spawned worker imports torch again
+def test_spawned_workers_give_the_same_bytes():
+    data = resident(n=40)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        spawned = list(Batches(data, 16, workers=1).iterate(0))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert all(same(a, b) for a, b in zip(spawned, Batches(data, 16).iterate(0), strict=True))
+
+
+def test_an_epoch_can_be_sent_to_another_process():
+    epoch = Batches(resident(n=40), 16).epoch(0)
+    received = pickle.loads(pickle.dumps(epoch))
+    assert all(same(a, b) for a, b in zip(received, epoch, strict=True))
+
+
+def test_a_worker_shares_the_set_instead_of_copying_it():
+    epoch = Batches(resident(n=3000), 64).epoch(0)
+    assert epoch.resident.images.numel() > 9_000_000
+    assert len(ForkingPickler.dumps(epoch)) < 20_000
+    assert epoch.resident.images.is_shared()
+
+
+def test_workers_leave_signals_to_their_owner():
+    batches = Batches(resident(n=160), 4, workers=2)
+    running = batches.iterate(0)
+    received = [next(running)]
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        for worker in running._workers:
+            os.kill(worker.pid, getattr(signal, name))
+        received.append(next(running))
+    received += list(running)
+    assert len(received) == 40
+    assert all(same(a, b) for a, b in zip(received, Batches(batches.resident, 4).iterate(0), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "steps", "images"),
+    [(65, 64, 1, 64), (66, 64, 2, 66), (64, 64, 1, 64), (3, 1, 3, 3), (5, 8, 1, 5)],
+)
+def test_training_drops_a_last_batch_of_one_image(n, batch_size, steps, images):
+    batches = Batches(resident(n=n), batch_size)
+    assert (len(batches), batches.images) == (steps, images)
+    assert sum(len(labels) for _, labels in batches.iterate(0)) == images
+    test = Batches(Resident(batches.resident.images, batches.resident.labels, MEAN, STD), batch_size)
+    seen = torch.cat([raw for raw, _ in test.iterate(0)])
+    assert test.images == n and torch.equal(seen, batches.resident.images)
+
+
+def test_an_epoch_ends():
+    epoch = Batches(resident(n=10), 4).epoch(0)
+    assert len(list(epoch)) == 3
+    for i in (3, -1):
+        with pytest.raises(IndexError):
+            epoch[i]
+
+
+def test_iterate_serves_any_sequence_of_tuples():
+    items = [(torch.tensor([i]), torch.tensor(i)) for i in range(5)]
+    for workers in (0, 2):
+        assert [int(label) for _, label in iterate(items, 2, workers)] == [2, 3, 4]
+
+
+def test_impossible_requests_are_refused():
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Batches(resident(), 0)
+    with pytest.raises(ValueError, match="seed"):
+        resident(seed=None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_cuts_the_same_windows():
+    data = resident()
+    order, offsets, mirror = (drawn.cuda() for drawn in data.plan(0))
+    there = data.to("cuda")
+    index, offset, flip = order[:64].clone(), offsets[:64].clone(), mirror[:64].clone()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # warm up, as capture demands
+        there.crop(there.images, index, offset, flip)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        windows = there.crop(there.images, index, offset, flip)
+        values = normalise(windows, there.scale, there.shift)
+    for start in (0, 64):
+        part = slice(start, start + 64)
+        for static, drawn in ((index, order), (offset, offsets), (flip, mirror)):
+            static.copy_(drawn[part])
+        graph.replay()
+        expected = data.gather(*(drawn[part].cpu() for drawn in (order, offsets, mirror)))
+        assert torch.equal(windows.cpu(), expected)
+        assert torch.allclose(values.cpu(), normalise(expected, data.scale, data.shift), atol=1e-6)

@@ -1,0 +1,428 @@
+"""mini-ImageNet's batches: torchvision's crops and pixels, from a cache or from the files, whoever assembles them."""
+
+import itertools
+import math
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop, v2
+
+from lcm.data import MiniImageNet
+from lcm.data.in_memory import keyed_generator
+from lcm.data.mini_imagenet.copies import WNIDS
+from lcm.data.mini_imagenet.crops import central_views, random_views, show, show_batch
+from lcm.data.mini_imagenet.dataset import MEAN, STD
+from lcm.data.mini_imagenet.prepare import prepare
+from lcm.errors import UserError
+
+CPU = torch.device("cpu")
+SIZES = [(84, 90), (500, 375), (300, 420), (256, 256), (640, 120), (257, 258)]  # width, height
+
+
+def scene(seed, width, height):
+    """A picture with edges and noise, so that a shifted or differently filtered copy differs."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
+    noise = rng.integers(0, 60, (height, width, 3), np.uint8)
+    return Image.fromarray(np.minimum(np.asarray(coarse), 195) + noise)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Three classes of 5 + 2 images in all sizes, one of them grey, one CMYK, one PNG."""
+    root = tmp_path_factory.mktemp("mini") / "mini-imagenet"
+    for (c, wnid), (split, count) in itertools.product(enumerate(WNIDS[:3]), (("train", 5), ("test", 2))):
+        folder = root / split / wnid
+        folder.mkdir(parents=True)
+        for i in range(count):
+            image = scene(100 * c + 10 * count + i, *SIZES[(3 * c + i + count) % len(SIZES)])
+            if split == "test" and i == 0 and c < 2:
+                image = image.convert(("L", "CMYK")[c])
+            image.save(folder / f"{wnid}{10 * count + i:08}.{'png' if c == 2 and i == 0 else 'jpg'}")
+    return root
+
+
+@pytest.fixture
+def data_set(root, tmp_path):
+    return MiniImageNet(num_classes=3, root=root, cache_dir=tmp_path / "cache")
+
+
+def level(values):
+    """Normalised (B, 3, H, W) -> grey levels 0 to 255, (B, H, W, 3)."""
+    scale, shift = (torch.tensor(v)[:, None, None] for v in (STD, MEAN))
+    return ((values * scale + shift) * 255).permute(0, 2, 3, 1).numpy()
+
+
+def by_torchvision(image, view, mirror, side=224):
+    """What torchvision shows of a Pillow image in a training view, uint8 (side, side, 3)."""
+    top, left, height, width = view[:4]
+    shown = np.asarray(v2.functional.resized_crop(image, top, left, height, width, [side, side], antialias=True))
+    return shown[:, ::-1] if mirror else shown
+
+
+# -------------------------------------------------------------------------------------------------------------- crops
+
+
+def torchvision_boxes(width, height, draws):
+    """(draws, 4) of torchvision's own top, left, height, width."""
+    image = torch.empty(1, height, width)
+    return np.array([RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(draws)])
+
+
+def features(boxes, width, height):
+    """What is compared: share of the area, log aspect, and place as a share of what is left."""
+    top, left, h, w = np.asarray(boxes, float).T
+    return {
+        "area": h * w / (height * width),
+        "aspect": np.log(w / h),
+        "down": (top + 0.5) / (height - h + 1),
+        "right": (left + 0.5) / (width - w + 1),
+    }
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return features(torchvision_boxes(500, 375, 10_000), 500, 375)
+
+
+def ours(draws, width=500, height=375, **options):
+    sizes = torch.tensor([[height, width]]).expand(draws, 2)
+    return random_views(sizes, 224, keyed_generator("crop boxes"), **options)[:, :4]
+
+
+def test_crop_boxes_have_torchvisions_distribution(reference):
+    drawn = features(ours(100_000), 500, 375)
+    for name, values in reference.items():
+        assert ks_2samp(drawn[name], values).pvalue > 0.01, name
+
+
+@pytest.mark.parametrize(
+    "options, differs",
+    [({"scale": (0.1, 1)}, "area"), ({"scale": (0.08, 0.85)}, "area"), ({"ratio": (0.7, 4 / 3)}, "aspect")],
+)
+def test_the_comparison_of_crop_boxes_sees_small_differences(reference, options, differs):
+    drawn = features(ours(100_000, **options), 500, 375)
+    assert ks_2samp(drawn[differs], reference[differs]).pvalue < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width, height", [(500, 375), (341, 256), (84, 84), (120, 400)])
+def test_100_000_crop_boxes_of_each(width, height):
+    torch.manual_seed(1)
+    expected = features(torchvision_boxes(width, height, 100_000), width, height)
+    drawn = features(ours(100_000, width, height), width, height)
+    for name, values in expected.items():
+        assert ks_2samp(drawn[name], values).pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize("width, height", [(1000, 3), (3, 1000), (1001, 4), (4, 999), (1, 1), (2, 1)])
+def test_where_no_box_fits_the_central_one_is_torchvisions(width, height):
+    expected = torchvision_boxes(width, height, 30)
+    drawn = ours(300, width, height)
+    if min(width, height) > 2:
+        assert (
+            np.array_equal(drawn.unique(dim=0).numpy(), np.unique(expected, axis=0)) and len(drawn.unique(dim=0)) == 1
+        )
+    assert (drawn[:, 2:] >= 1).all() and (drawn >= 0).all()
+    assert (drawn[:, 0] + drawn[:, 2] <= height).all() and (drawn[:, 1] + drawn[:, 3] <= width).all()
+
+
+def test_every_box_lies_in_its_image():
+    sizes = torch.randint(1, 700, (50_000, 2), generator=keyed_generator("sizes"))
+    top, left, height, width, *rest = random_views(sizes, 224, keyed_generator("boxes")).unbind(1)
+    assert min(top.min(), left.min()) >= 0 and min(height.min(), width.min()) >= 1
+    assert ((top + height <= sizes[:, 0]) & (left + width <= sizes[:, 1])).all()
+    assert [int(r.unique()) for r in rest] == [224, 224, 0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_torchvisions_on_the_cpu_and_as_matrix_products(size):
+    image = scene(1, *size)
+    array = np.array(image)
+    views = random_views(torch.tensor([image.size[::-1]]).expand(6, 2), 224, keyed_generator("pixels"))
+    mirror = torch.arange(6) % 2 == 0
+    expected = np.stack([by_torchvision(image, v, m) for v, m in zip(views.tolist(), mirror, strict=True)]).astype(
+        float
+    )
+    shown = torch.stack([show(array, v, 224).permute(1, 2, 0) for v in views.tolist()])
+    shown = torch.where(mirror[:, None, None, None], shown.flip(2), shown).numpy()
+    assert show(array, views[0].tolist(), 224).permute(1, 2, 0).is_contiguous()
+    difference = abs(shown - expected)
+    assert difference.max() <= 1 and difference.mean() < 0.1
+    pixels, block = torch.from_numpy(array.reshape(-1, 3)), [n + 5 for n in views[:, 2:4].amax(0).tolist()]
+    for dtype, n in ((torch.float32, 6), (torch.float16, 2)):  # half precision is slow on a CPU
+        starts, widths = torch.zeros(n, dtype=torch.int64), torch.full((n,), size[0])
+        products = show_batch(pixels, starts, widths, views[:n], mirror[:n], 224, block, dtype).float().numpy()
+        difference = abs(products - expected[:n])
+        assert difference.mean() < 0.5 and difference.max() < 1.5, dtype  # the reference rounds to bytes twice
+
+
+@pytest.mark.parametrize("size", [*SIZES, (84, 84), (1000, 40), (255, 256), (333, 501)])
+def test_test_views_are_resize_256_and_centre_crop_224(size):
+    image = scene(2, *size)
+    expected = np.asarray(v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image))
+    (view,) = central_views(torch.tensor([image.size[::-1]]), 224, 256).tolist()
+    assert abs(show(np.array(image), view, 224).permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+def test_test_images_of_the_cache_are_those_of_the_files(root, data_set):
+    plain = MiniImageNet(num_classes=3, root=root, cache=False)
+    (cached,), (read,) = (
+        list(itertools.starmap(d.test(6).prepare, [(next(d.test(6).iterate(0)), CPU)])) for d in (data_set, plain)
+    )
+    assert torch.equal(cached[1], read[1]) and cached[1].tolist() == [0, 0, 1, 1, 2, 2]
+    assert cached[0].shape == (6, 3, 224, 224) and cached[0].is_contiguous(memory_format=torch.channels_last)
+    assert abs(level(cached[0]) - level(read[0])).max() < 1.01
+    path = sorted((root / "test" / WNIDS[0]).iterdir())[1]
+    by_hand = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+                          v2.Normalize(MEAN, STD)])(Image.open(path))  # fmt: skip
+    assert abs(read[0][1] - by_hand).max() < 1e-5 and abs(level(cached[0][1:2]) - level(by_hand[None])).max() < 1.01
+
+
+def test_training_batches_show_what_the_plan_says(data_set):
+    batches = data_set.train(8, seed=3)
+    raw = next(batches.iterate(5))
+    index, views, mirror, labels = raw
+    images, out_labels = batches.prepare(raw, CPU)
+    assert torch.equal(labels, out_labels) and set(mirror.tolist()) == {True, False}
+    cache = data_set._pictures.cache
+    for i, view, flip, shown in zip(index.tolist(), views.tolist(), mirror.tolist(), level(images), strict=True):
+        expected = by_torchvision(Image.fromarray(np.array(cache.image(i))), view, flip)
+        assert abs(shown - expected).max() < 1.01 and abs(shown - expected).mean() < 0.5
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_gpus_path_gives_the_cpus_pixels(data_set, resident):
+    """Run on the CPU: all pixels on the device, or only the regions of a batch sent there."""
+    batches = data_set.train(4, seed=0)
+    raw = batches.epoch(0)[0]
+    expected, labels = batches.prepare(raw, CPU)
+    pictures = data_set._pictures
+    pictures._pixels[CPU] = torch.from_numpy(pictures.cache.pixels) if resident else None
+    images, out_labels = pictures._on_gpu(*raw, CPU)
+    assert torch.equal(labels, out_labels) and images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    difference = abs(level(images) - level(expected))
+    assert difference.mean() < 0.5 and difference.max() < 2
+
+
+def test_threads_change_nothing(data_set):
+    batches, threads = data_set.train(15, seed=0), torch.get_num_threads()
+    raw = batches.epoch(1)[0]
+    one = batches.prepare(raw, CPU)[0]
+    try:
+        torch.set_num_threads(3)
+        several = batches.prepare(raw, CPU)[0]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, several)
+
+
+@pytest.mark.gpu
+def test_a_batch_costs_a_tenth_of_a_resnet_50_step_at_most(data_set):
+    from torchvision.models import resnet50
+
+    batches, device = data_set.train(15, seed=0), torch.device("cuda")
+    raw = [torch.cat([part] * 5)[:64] for part in batches.epoch(0)[0]]
+    on_gpu, on_cpu = batches.prepare(raw, device)[0], batches.prepare(raw, CPU)[0]
+    assert abs(level(on_gpu.cpu()) - level(on_cpu)).mean() < 0.5
+    network = resnet50().to(device, memory_format=torch.channels_last)
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            network(on_gpu).sum().backward()
+
+    def milliseconds(work, times=20):
+        for _ in range(5):
+            work()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(times):
+            work()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / times
+
+    assert milliseconds(lambda: batches.prepare(raw, device)) < 0.1 * milliseconds(step)
+
+
+# ------------------------------------------------------------------------------------------- what depends on what
+
+
+def bytes_of(batches, epoch, start=0):
+    return [
+        [part.numpy().tobytes() for part in (*raw, *batches.prepare(raw, CPU))] for raw in batches.iterate(epoch, start)
+    ]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_neither_workers_nor_the_start_nor_the_past_change_a_byte(root, tmp_path, cache):
+    def batches(workers):
+        options = {"cache": cache, "cache_dir": tmp_path, "workers": workers, "image_size": 64}
+        return MiniImageNet(num_classes=3, root=root, **options).train(4, seed=7)
+
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    whole = bytes_of(batches(0), 2)
+    assert len(whole) == len(batches(0)) == 4
+    with_workers = batches(2)
+    assert bytes_of(with_workers, 2) == whole
+    assert bytes_of(with_workers, 2, start=3) == whole[3:]
+    later = batches(0)
+    list(later.iterate(0))
+    epoch = pickle.loads(pickle.dumps(later.epoch(2)))
+    assert [[part.numpy().tobytes() for part in epoch[i]] for i in (3, 1)] == [
+        whole[3][: len(epoch[3])],
+        whole[1][: len(epoch[1])],
+    ]
+    assert torch.equal(state, torch.get_rng_state())
+    assert bytes_of(batches(0), 3) != whole
+    with pytest.raises(IndexError):
+        epoch[4]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_an_epoch_shows_every_training_image_once_in_a_new_order(root, tmp_path, cache):
+    data_set = MiniImageNet(num_classes=3, root=root, cache=cache, cache_dir=tmp_path, image_size=32)
+    batches = data_set.train(4, seed=0)
+    orders = [batches.epoch(e).plan[0].tolist() for e in range(3)]
+    assert all(sorted(order) == list(range(15)) for order in orders) and orders[0] != orders[1] != orders[2]
+    assert data_set.train(4, seed=1).epoch(0).plan[0].tolist() != orders[0]
+    assert (len(batches), batches.images) == (4, 15)
+    alone = data_set.train(7, seed=0)
+    assert (len(alone), alone.images) == (2, 14), "a last batch of one image is left out"
+    test = data_set.test(5)
+    assert (len(test), test.images) == (2, 6)
+    assert [raw[-1].tolist() for raw in test.iterate(0)] == [[0, 0, 1, 1, 2], [2]]
+
+
+def test_mirrors_and_crops_are_half_and_new_in_each_epoch(root, tmp_path):
+    pictures = MiniImageNet(num_classes=3, root=root, cache_dir=tmp_path)._pictures
+    index = torch.zeros(20_000, dtype=torch.int64)
+    views, mirror = pictures.draw(index, keyed_generator(0, 0, "crop"))
+    assert abs(mirror.float().mean() - 0.5) < 4 * 0.5 / math.sqrt(20_000)
+    correlation = np.corrcoef(mirror, views[:, 1])[0, 1]
+    assert abs(correlation) < 4 / math.sqrt(20_000)
+
+
+# ------------------------------------------------------------------------------------------------- folders and notes
+
+
+def test_classes_fingerprint_and_notes(root, tmp_path):
+    data_set = MiniImageNet(num_classes=3, root=root, cache_dir=tmp_path / "cache")
+    assert data_set.classes == list(WNIDS[:3]) and data_set.name == "mini_imagenet" and data_set.image_size == 224
+    (note,) = data_set.notes
+    assert note.startswith(
+        "a part of mini-ImageNet: 3 classes, 15 + 6 images, where the whole has 100 classes, 50,000 + 10,000"
+    )
+    copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert MiniImageNet(num_classes=3, root=copy, cache=False).fingerprint == data_set.fingerprint
+    prepare(copy, copy, allow_partial=True)
+    prepared = MiniImageNet(num_classes=3, root=copy, cache_dir=tmp_path / "cache")
+    assert len(prepared.fingerprint) == 64 and prepared.fingerprint != data_set.fingerprint
+    for path in copy.rglob("*.*g"):
+        scene(1, 84, 84).save(path)
+    (copy / "manifest.csv").unlink()
+    (note,) = MiniImageNet(num_classes=3, root=copy, cache=False).notes[1:]
+    assert "images of 84x84" in note and "enlarged" in note
+
+
+def prepared(root):
+    prepare(root, root, allow_partial=True)
+    return root / "manifest.csv"
+
+
+def flip_one_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+BAD = {
+    "no such folder": (lambda root: shutil.rmtree(root), {}, "train cannot be read"),
+    "no test half": (lambda root: shutil.rmtree(root / "test"), {}, "test cannot be read"),
+    "a class in one half": (lambda root: shutil.rmtree(root / "test" / WNIDS[1]), {}, f"{WNIDS[1]}: images only in train"),
+    "empty halves": (
+        lambda root: [shutil.rmtree(folder) for folder in root.glob("*/*")], {}, "of the same classes; there are none",
+    ),
+    "too many classes": (lambda root: None, {"num_classes": 2}, "holds 3 classes, and data.num_classes is 2"),
+    "a file beside classes": (lambda root: (root / "train" / "x.jpg").touch(), {}, "x.jpg cannot be read"),
+    "a strange file": (lambda root: (root / "train" / WNIDS[0] / "notes.txt").touch(), {}, "notes.txt. Remove them"),
+    "a broken link": (
+        lambda root: (root / "train" / WNIDS[0] / "a.jpg").symlink_to("gone"), {}, "a.jpg cannot be read",
+    ),
+    "unfinished": (lambda root: (root / "manifest.partial.csv").touch(), {}, "is not finished"),
+    "damaged manifest": (lambda root: prepared(root).write_text("path,size\nx"), {}, "manifest.csv is damaged"),
+    "a missing image": (
+        lambda root: (prepared(root), next(root.glob("train/*/*51.jpg")).unlink()), {}, "00000051.jpg: missing",
+    ),
+    "an extra image": (
+        lambda root: (prepared(root), (root / "train" / WNIDS[0] / "new.jpg").touch()), {}, "new.jpg: not in the manifest",
+    ),
+    "another size": (
+        lambda root: (prepared(root), next(root.glob("train/*/*51.jpg")).write_bytes(b"x")), {}, "1 bytes instead of",
+    ),
+    "a flipped bit": (
+        lambda root: (prepared(root), flip_one_byte(next(root.glob("train/*/*51.jpg")))), {}, "its SHA-256 is another",
+    ),
+    "images that cannot be decoded": (
+        lambda root: [p.write_bytes(p.read_bytes()[:300]) for p in root.glob(f"train/{WNIDS[0]}/*52.jpg")], {},
+        "1 images cannot be decoded",
+    ),
+    "a cache too small for the test": (lambda root: None, {"cache_size": 240}, "data.cache_size=240"),
+    "a cache where there is a file": (lambda root: (root / "cache").touch(), {}, "data.cache_dir=FOLDER"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_folders_are_named(name, root, tmp_path):
+    spoil, options, said = BAD[name]
+    copy = shutil.copytree(root, tmp_path / "copy")
+    spoil(copy)
+    with pytest.raises(UserError) as caught:
+        MiniImageNet(**{"num_classes": 3, "root": copy} | options)
+    assert said in str(caught.value)
+
+
+def test_the_plain_loader_names_a_file_that_it_cannot_decode(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    bad = next(copy.glob("test/*/*.jpg"))
+    bad.write_bytes(bad.read_bytes()[:200])
+    with pytest.raises(UserError, match=f"{bad.name} cannot be decoded"):
+        list(MiniImageNet(num_classes=3, root=copy, cache=False).test(4).iterate(0))
+
+
+# ------------------------------------------------------------------------------------------------- on the real slice
+
+
+@pytest.mark.skipif("LCM_TEST_DATA" not in os.environ, reason="set LCM_TEST_DATA to a folder with mini-imagenet/")
+def test_the_real_slice_prepared_from_both_forms(tmp_path):
+    source = Path(os.environ["LCM_TEST_DATA"]) / "mini-imagenet"
+    merged = tmp_path / "merged"
+    for half in ("train", "test"):
+        shutil.copytree(source / half, merged, dirs_exist_ok=True)
+    report = prepare(source, tmp_path / "c", allow_partial=True)
+    prepare(merged, tmp_path / "b", allow_partial=True)
+    made = [(tmp_path / form / "manifest.csv").read_text() for form in ("b", "c")]
+    assert made[0] == made[1] and "this copy is 84x84" in report
+    data_set = MiniImageNet(root=tmp_path / "c")
+    assert len(data_set.classes) == 100 and data_set.train(64, 0).images == 2000 and data_set.test(64).images == 500
+    plain = MiniImageNet(root=tmp_path / "c", cache=False)
+    for one, other in zip(data_set.test(50).iterate(0), plain.test(50).iterate(0), strict=True):
+        images, expected = data_set.test(50).prepare(one, CPU)[0], plain.test(50).prepare(other, CPU)[0]
+        assert abs(level(images) - level(expected)).max() < 1.01

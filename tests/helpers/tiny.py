@@ -1,0 +1,219 @@
+"""A setting in which a whole run takes about a second on one core: what prove_resume.py, prove_owner.py and the tests train.
+
+Configs of its own under the names of real ones (digits, resnet20), so that all else is the real thing: the checks, train.train,
+the run directories, the tables. 48 training and 24 test images, ResNet-8, 3 epochs of 6 steps.
+
+Runs are processes of their own, forked from this one, which has torch imported: they start in milliseconds.
+"""
+
+import contextlib
+import os
+import runpy
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import lcm.config.check
+from lcm import cli as launch
+from lcm.data.sources import Digits
+
+ROOT = Path(__file__).resolve().parents[2]
+ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
+sys.path.insert(0, str(ROOT))  # for `import train`
+
+
+class FewDigits(Digits):
+    """The first 48 training and 24 test images of the digits."""
+
+    def __init__(self, **keys):
+        super().__init__(**keys)
+        (images, labels), (test_images, test_labels) = self._train, self._test
+        few = (images[:48], labels[:48]), (test_images[:24], test_labels[:24])
+        self._hold(*few, self.classes, self.mean, self.std)
+
+
+def use(folder):
+    """Write the setting's configs to `folder`/configs and let this process, and what it forks, check against them."""
+    configs = Path(folder) / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    for file, changes in {
+        "data/digits": {"_target_: lcm.data.Digits": "_target_: tiny.FewDigits"},
+        "model/resnet20": {"layers: 20": "layers: 8"},
+        "schedule/digits": {
+            "epochs: 8": "epochs: 3", "batch_size: 64": "batch_size: 8", "test_batch_size: 100": "test_batch_size: 8",
+        },
+    }.items():  # fmt: skip
+        text = (configs / f"{file}.yaml").read_text()
+        for before, after in changes.items():
+            if f"\n{before}" not in text:
+                raise ValueError(f"{file}.yaml has no line {before!r}: bring this script up to it")
+            text = text.replace(f"\n{before}", f"\n{after}")
+        (configs / f"{file}.yaml").write_text(text)
+    lcm.config.check.use_configs(configs)
+    return configs
+
+
+def compose(*overrides):
+    """The config of a command line, resolved, as nested dicts; `use` comes first."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    always = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.check.CONFIGS)):
+        return OmegaConf.to_container(compose("train", overrides=[*always, *overrides]), resolve=True)
+
+
+_warm = False
+
+
+def warm_up(folder):
+    """Train one epoch here, once, so that processes forked from this one have everything imported and start in a moment."""
+    global _warm
+    if _warm:
+        return
+    _warm = True
+    from train import train
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        train(compose(f"runs={folder}/warm", "schedule.epochs=1"))
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code (negative: the signal that killed it) and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Process:
+    """A forked process, leader of its own group, that runs function(*args); what it prints goes to `folder`/`name`.out, .err."""
+
+    def __init__(self, folder, function, *args, name="process"):
+        self.out, self.err = (Path(folder) / f"{name}.{kind}" for kind in ("out", "err"))
+        self.ended = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 70
+        try:
+            os.setpgid(0, 0)
+            for stream, file in ((1, self.out), (2, self.err)):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+            function(*args)
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self, options=os.WNOHANG):
+        """Ended, or None while it runs."""
+        pid, status = os.waitpid(self.pid, options)
+        if not pid:
+            return None
+        texts = (file.read_text(errors="replace") if file.exists() else "" for file in (self.out, self.err))
+        self.ended = Ended(os.waitstatus_to_exitcode(status), *texts)
+        return self.ended
+
+    def kill(self, group):
+        """SIGKILL, to its loader workers too where `group`. Returns Ended."""
+        with contextlib.suppress(ProcessLookupError):  # not yet a leader
+            if group:
+                os.killpg(self.pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
+        return self.poll(0)
+
+    def wait(self, timeout=300):
+        """Ended, when it has. Raises TimeoutError."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if ended := self.poll():
+                return ended
+            time.sleep(0.002)
+        raise TimeoutError(f"not ended after {timeout} s: {self.kill(group=True)}")
+
+
+def train_as_main(config, prepare=None):
+    """Train as `python train.py` does once the config is composed: its signals, its messages, its exit codes.
+
+    `prepare` is called first; there a test can arrange what is to happen in this process.
+    """
+    from lcm.errors import Stopped
+    from train import train
+
+    if prepare:
+        prepare()
+    launch.composed()
+    try:
+        with launch.STOP.listening():
+            train(config)
+    except (Stopped, Exception) as error:
+        launch.end(error)
+
+
+def run(folder, config, prepare=None):
+    """Train in a process of its own, to whatever end. Returns Ended."""
+    return Process(folder, train_as_main, config, prepare).wait()
+
+
+def after_step(number, act, kind="TrainStep"):
+    """A `prepare`: the process calls act() behind its step `number` of a kind (TrainStep, TestStep), counted from 1."""
+
+    def prepare():
+        from lcm.training import step
+
+        counted, calls = getattr(step, kind), []
+        original = counted.__call__
+
+        def called(self, *args):
+            calls.append(original(self, *args))
+            if len(calls) == number:
+                act()
+
+        counted.__call__ = called
+
+    return prepare
+
+
+def die():
+    """End this process as `kill -9` does; its loader workers live on."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def command(folder, *arguments, script="train.py", prepare=None, environment=()):
+    """`python SCRIPT ARGUMENTS`, forked: Hydra, the checks and all. Returns Ended."""
+
+    def main():
+        if prepare:
+            prepare()
+        os.environ.update(dict(environment))
+        os.chdir(ROOT)
+        sys.argv = [script, *map(str, arguments)]
+        runpy.run_path(script, run_name="__main__")
+
+    return Process(folder, main).wait()
+
+
+def directory_of(config):
+    """The run directory of a config."""
+    from lcm.runs.state import run_directory
+
+    return run_directory(config)

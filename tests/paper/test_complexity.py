@@ -1,0 +1,240 @@
+"""The paper's 114 cells, exact totals, and the true count against torch's own counter."""
+
+import csv
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lcm import build_network, count
+from lcm.attention import NonLocal
+from lcm.complexity import Complexity, as_printed
+from lcm.models.build import paper_complexity
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script():
+    return importlib.import_module("complexity")  # of scripts/, where pytest looks for modules too
+
+
+@pytest.fixture(scope="module")
+def counts():
+    """Every network of the tables, counted once for all tests."""
+    with open(ROOT / "results" / "paper.csv", newline="") as file:
+        pairs = {(row["model"], row["attention"]) for row in csv.DictReader(file)}
+    return {pair: paper_complexity(*pair) for pair in pairs}
+
+
+def test_all_114_cells_are_the_papers(script, counts, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(script, "paper_complexity", lambda *pair: counts[pair])
+    assert script.main(["--csv", str(tmp_path / "complexity.csv")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "114 of 114 cells equal to the paper's" in printed
+    assert len(printed) == 1 + 57 + 2
+    with open(tmp_path / "complexity.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["table", "label", "model", "attention", "params", "gfloat", "macs"]
+    assert rows[2] == ["1", "DenseNet-40+LCM1", "densenet40", "lcm1", "1065418", "0.292517174", "282922584"]
+    assert len(rows) == 58
+
+
+def test_a_cell_that_differs_is_told_and_ends_in_1(script, counts, monkeypatch, capsys, tmp_path):
+    paper = (ROOT / "results" / "paper.csv").read_text()
+    assert paper.count("ResNet-20+LCM1,resnet20,lcm1,cifar10,0.278,0.041") == 1
+    (tmp_path / "paper.csv").write_text(
+        paper.replace("ResNet-20+LCM1,resnet20,lcm1,cifar10,0.278,0.041", "ResNet-20+LCM1,resnet20,lcm1,cifar10,0.279,0.041")
+        .replace("ResNet-20+LCM1,resnet20,lcm1,cifar100,0.278,0.041", "ResNet-20+LCM1,resnet20,lcm1,cifar100,0.279,0.041")
+    )  # fmt: skip
+    monkeypatch.setattr(script, "PAPER", tmp_path / "paper.csv")
+    monkeypatch.setattr(script, "paper_complexity", lambda *pair: counts[pair])
+    assert script.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "113 of 114 cells" in printed
+    (line,) = (line for line in printed.splitlines() if "differs" in line)
+    assert "ResNet-20+LCM1" in line
+
+
+@pytest.mark.parametrize(
+    ("model", "attention", "params", "gfloat"),
+    [
+        ("densenet40", "none", 1_059_298, 0.292511),
+        ("densenet40", "lcm1", 1_065_418, 0.292517),
+        ("densenet64", "none", 2_829_634, 0.760766),
+        ("densenet64", "lcm2", 2_839_834, 0.760776),
+        ("densenet100", "none", 7_083_538, 1.874550),
+        ("densenet100", "lcm2", 7_099_858, 1.874568),
+        ("densenet100", "se", 7_113_490, 1.874603),
+        ("densenet100", "nonlocal", 7_083_880, 1.874644),
+        ("densenet100", "cbam", 7_120_594, 1.878871),
+        ("densenet100", "gc", 7_117_042, 1.875268),
+        ("resnet20", "none", 269_722, 0.041306),
+        ("resnet20", "lcm1", 277_972, 0.041314),
+        ("resnet32", "none", 464_154, 0.070076),
+        ("resnet32", "lcm2", 477_904, 0.070090),
+        ("resnet50_cifar", "none", 755_802, 0.113232),
+        ("resnet50_cifar", "se", 778_426, 0.113274),
+        ("resnet50_cifar", "cbam", 780_778, 0.114369),
+        ("resnet50_cifar", "nonlocal", 757_994, 0.113809),
+        ("resnet50_cifar", "gc", 778_410, 0.113362),
+        ("resnet50_cifar", "lcm2", 777_802, 0.113254),
+        ("densenet121", "none", 8_081_356, 2.898381),
+        ("densenet121", "se", 8_113_372, 2.898438),
+        ("densenet121", "nonlocal", 8_083_548, 2.898824),
+        ("densenet121", "cbam", 8_119_056, 2.901799),
+        ("densenet121", "gc", 8_112_608, 2.898946),
+        ("densenet121", "lcm2", 8_112_096, 2.898413),
+        ("resnet50", "none", 23_712_932, 4.132104),
+        ("resnet50", "se", 26_243_924, 4.137118),
+        ("resnet50", "cbam", 26_245_492, 4.143491),
+        ("resnet50", "nonlocal", 25_814_692, 4.544450),
+        ("resnet50", "gc", 26_234_673, 4.137738),
+        ("resnet50", "lcm2", 24_971_380, 4.133363),
+        ("resnext50", "none", 23_184_804, 4.286546),
+        ("resnext50", "se", 25_715_796, 4.291560),
+        ("resnext50", "cbam", 25_717_364, 4.297932),
+        ("resnext50", "nonlocal", 25_286_564, 4.698892),
+        ("resnext50", "gc", 33_185_713, 4.299654),
+        ("resnext50", "lcm2", 23_814_044, 4.287176),
+    ],
+)
+def test_exact_totals(counts, model, attention, params, gfloat):
+    complexity = counts[model, attention]
+    assert complexity.params == params
+    assert round(complexity.gfloat, 6) == gfloat
+
+
+@pytest.mark.parametrize(
+    ("value", "cell", "printed"),
+    [
+        (23.184804, "23.19", "23.19"),  # 23.185 first
+        (25.814692, "25.82", "25.82"),
+        (26.234673, "26.24", "26.24"),
+        (1.059298, "1.059", "1.059"),
+        (4.1435, "4.143", "4.144"),
+        (4.143491, "4.143", "4.143"),
+    ],
+)
+def test_rounding_is_the_papers(value, cell, printed):
+    assert as_printed(value, cell) == printed
+
+
+@pytest.mark.parametrize(
+    ("model", "attention", "size"),
+    [
+        *(("resnet20", attention, 32) for attention in ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")),
+        ("densenet40", "lcm2", 32),
+        ("resnext50", "nonlocal", 64),  # grouped convolutions
+        ("densenet121", "cbam", 64),
+    ],
+)
+def test_macs_are_half_the_flops_of_torchs_counter(model, attention, size):
+    network = build_network(model, attention).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        network(torch.zeros(1, 3, size, size))
+    assert 2 * count(network, size).macs == flops.get_total_flops()
+
+
+class Embedding(nn.Module):
+    """Something whose operations are easily counted by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.block = NonLocal(4)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.fc = nn.Linear(16, 5)
+        self.softmax = nn.Softmax(dim=-1)
+
+    def forward(self, x):
+        x = self.block(self.up(self.conv(x)))
+        q = x.flatten(2).transpose(1, 2)  # (1, 64, 4)
+        x = x + F.scaled_dot_product_attention(q, q, q).transpose(1, 2).unflatten(2, (8, 8))
+        return self.softmax(self.fc(self.pool(x).flatten(1)))
+
+
+def test_counts_by_hand():
+    complexity = count(Embedding(), 4)
+    rows = {row.name: row for row in complexity.rows}
+    assert rows["conv"].macs == 16 * 8 * 27
+    assert rows["up"].macs == 16 * 8 * 4 * 4
+    assert rows["block.theta"].macs == 64 * 4 * 2
+    assert rows["block"].macs == 2 * 64 * 64 * 2  # theta^T phi, and its product with g
+    assert rows[""].macs == 2 * 64 * 64 * 4  # the scaled dot product
+    assert rows["fc"].macs == 16 * 5
+    paper = {name: round(row.gfloat * 1e9) for name, row in rows.items()}
+    assert paper["conv"] == 16 * 8 * 27
+    assert paper["block.theta"] == 64 * 2 * (4 + 1)  # and one for the bias
+    assert paper["block.bn"] == 4 * 64 * 4
+    assert paper["pool"] == 16 * (16 + 1)
+    assert paper["fc"] == 5 * (2 * 16 - 1)
+    assert paper["softmax"] == 3 * 5 - 1
+    assert paper["block"] == paper[""] == 0  # matrix products between tensors: nothing
+
+
+def test_rows_add_up(counts):
+    for complexity in counts.values():
+        assert sum(row.params for row in complexity.rows) == complexity.params
+        assert sum(row.macs for row in complexity.rows) == complexity.macs
+        assert sum(row.gfloat for row in complexity.rows) == pytest.approx(complexity.gfloat, rel=1e-12)
+
+
+def test_counting_leaves_the_network_as_it_was():
+    network = build_network("resnet20", "lcm2", seed=0)
+    network.stage1.eval()
+    modes = [module.training for module in network.modules()]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    attributes = [set(vars(module)) for module in network.modules()]
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert isinstance(count(network, 32), Complexity)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in network.modules()] == modes
+    assert [set(vars(module)) for module in network.modules()] == attributes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_network_that_fails_is_left_as_it_was_too():
+    network = build_network("resnet20")
+    with pytest.raises(RuntimeError):
+        count(network, 64)
+    assert all(module.training for module in network.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_one_network_module_by_module(script, capsys):
+    assert script.main(["model=resnet20", "attention=lcm2", "reduction=8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    site = next(line.split() for line in lines if line.startswith("stage3.0.site.w1"))
+    assert site[1:3] == ["VectorConv", "512"]
+    assert (
+        lines[-1].split()[1]
+        == f"{sum(p.numel() for p in build_network('resnet20', 'lcm2', reduction=8).parameters()):,}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet20"], "not of the form key=value"),
+        (["attention=se"], "Add model=..."),
+        (["model=resnet20", "attention=sse"], "did you mean 'se'?"),
+        (["model=resnet20", "depth=3"], "'depth' is no key"),
+        (["model=resnet20", "--csv", "x.csv"], "leave out the network"),
+    ],
+)
+def test_bad_arguments_end_in_one_message_and_2(script, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        script.main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""Let two processes start the same run at the same moment, many times: exactly one has to train it.
+
+    python tests/proofs/prove_owner.py --races 200
+
+The other one says who does and exits with 3, or comes so late that it finds the run finished and exits with 0. In every third
+race the directory has the lock of an owner that was killed. Exit code 1 if a race ends in any other way. See tiny.py.
+"""
+
+import argparse
+import concurrent.futures
+import mmap
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import tiny
+
+from lcm.errors import FINISHED, OWNED_ELSEWHERE
+from lcm.runs.state import run_directory
+
+
+def contend(config, shared, own):
+    """Wait for the start, then do what `python train.py` does; the byte `own` of `shared` counts the trainings begun here."""
+    import train
+
+    original = train.train_owned
+
+    def counted(*args):
+        shared[own] += 1
+        return original(*args)
+
+    train.train_owned = counted
+    while not shared[0]:
+        pass
+    tiny.train_as_main(config)
+
+
+def race(folder, config, number):
+    """One race. Returns (how it ended, in words; whether that is as it should be)."""
+    dice = random.Random(number)
+    folder = folder / str(number)
+    folder.mkdir()
+    config = config | {"runs": str(folder)}
+    if number % 3 == 0:
+        left_by_the_dead(folder, config)
+    shared = mmap.mmap(-1, 3)
+    processes = [tiny.Process(folder, contend, config, shared, own, name=f"process{own}") for own in (1, 2)]
+    shared[0] = 1
+    if number % 2:  # not quite at the same moment
+        os.kill(processes[1].pid, signal.SIGSTOP)
+        time.sleep(dice.expovariate(10))
+        os.kill(processes[1].pid, signal.SIGCONT)
+    ends = [process.wait() for process in processes]
+    trained = [shared[1], shared[2]]
+    shutil.rmtree(folder)
+    if sorted(trained) != [0, 1]:
+        return f"trained {trained} times: {ends}", False
+    winner = trained.index(1)
+    won, lost = ends[winner], ends[1 - winner]
+    owner = rf"is being trained by process {processes[winner].pid} on {re.escape(socket.gethostname())} since 20\d\d-"
+    if won.code == FINISHED and lost.code == OWNED_ELSEWHERE and re.search(owner, lost.err):
+        return "one trained, the other named its owner and left", True
+    if won.code == FINISHED and lost.code == FINISHED and "finished" in lost.out:
+        return "one trained, the other came when it was finished", True
+    return f"{won} {lost}", False
+
+
+def left_by_the_dead(folder, config):
+    """Train until the first step is done, and be killed."""
+
+    def die():
+        from lcm.training.epochs import Trainer
+
+        Trainer.evaluate = lambda trainer: os.kill(os.getpid(), signal.SIGKILL)
+
+    tiny.Process(folder, tiny.train_as_main, config, die, name="dead").wait()
+    if not (run_directory(config) / "owner.lock").read_text().startswith("process "):
+        raise RuntimeError("the killed owner left no lock")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--races", type=int, default=200, help="how many (default: 200)")
+    parser.add_argument("--jobs", type=int, default=1, help="races at a time (default: 1, two processes)")
+    options = parser.parse_args(arguments)
+    begun, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="prove-owner-"))
+    tiny.use(folder)
+    config = tiny.compose("attention=none", "schedule.epochs=1")
+    tiny.warm_up(folder)
+    with concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
+        results = list(pool.map(race, *zip(*((folder, config, n) for n in range(options.races)), strict=True)))
+    shutil.rmtree(folder)
+    for words, count in Counter(words for words, _ in results).most_common():
+        print(f"{count:6} {words}")
+    good = sum(fine for _, fine in results)
+    print(f"{good} of {options.races} races: exactly one trained; {time.monotonic() - begun:.0f} s")
+    return int(good < options.races)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The launchers: several processes on one machine, and jobs that are put back into the queue when their time is up."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from processes import FAKE, REAL, TINY, finish, record, start, states, sweep, trained, wait_until
+
+from lcm import job
+
+pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `parallel`")
+submitit = pytest.importorskip("submitit", reason="needs the extra `slurm`")
+
+PARALLEL = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "device=cpu"]
+GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=runs"]  # 6 runs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The records of two tiny real runs, trained one after another in one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, output = sweep(REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", cwd=folder)
+    assert code == 0, output
+    return record(folder / "runs")
+
+
+# hydra/launcher=parallel
+
+
+def test_in_parallel_the_same_bytes_as_one_after_another(tmp_path, undisturbed):
+    code, output = sweep(REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", *PARALLEL, cwd=tmp_path)
+    assert code == 0, output
+    assert record(tmp_path / "runs") == undisturbed
+    assert "epoch   1/2" not in output  # what a run prints is in its log
+    assert all("epoch   1/2" in log.read_text() for log in (tmp_path / "runs").rglob("log.txt"))
+
+
+def test_in_parallel_one_failure_stops_nothing(tmp_path):
+    code, output = sweep(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_FAULT="/se/seed0")
+    assert code == 1, output
+    assert states(tmp_path) == {"finished": 5, "failed": 1}
+    assert "failed: runs/digits/resnet20/se/seed0-" in output and "the loss of a test is not finite" in output
+    assert all(epochs == sorted(epochs) for epochs in trained(tmp_path).values())
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["SIGTERM to the sweep alone", "Ctrl-C, to all processes"])
+def test_in_parallel_a_signal_saves_every_run_in_progress(tmp_path, group):
+    process = start(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_SECONDS=0.5)
+    wait_until(lambda: len(trained(tmp_path)) == 4)
+    os.killpg(process.pid, signal.SIGINT) if group else process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75, output
+    assert "stopped by" in output and "Traceback" not in output
+    assert states(tmp_path)["stopped"] == 2 and states(tmp_path)["running"] == 0
+    code, output = sweep(FAKE, *GRID, cwd=tmp_path)
+    assert code == 0, output
+    assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in trained(tmp_path).values())
+
+
+def test_in_parallel_a_worker_that_is_killed_takes_no_run_with_it(tmp_path):
+    process = start(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_SECONDS=0.3)
+    worker = wait_until(lambda: {pid for epochs in trained(tmp_path).values() for _, pid in epochs} - {process.pid})
+    os.kill(worker.pop(), signal.SIGKILL)
+    code, output = finish(process)
+    assert code == 0, output
+    assert "JoblibLauncher gave up" in output
+    assert states(tmp_path) == {"finished": 6}
+
+
+def threads_of_a_worker():
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def test_the_processors_are_shared_out(monkeypatch):
+    """joblib bounds the threads of each worker; `threads: auto` keeps to the bound."""
+    from joblib import Parallel, cpu_count, delayed
+
+    from lcm.training.device import set_threads
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    bound = str(max(1, cpu_count() // 2))
+    assert Parallel(n_jobs=2)(delayed(threads_of_a_worker)() for _ in range(2)) == [bound, bound]
+    monkeypatch.setenv("OMP_NUM_THREADS", bound)
+    monkeypatch.setattr("lcm.training.device.available_processors", lambda: 64)
+    assert set_threads("auto") == int(bound)
+
+
+def test_each_worker_takes_the_next_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    devices = [job.share_gpus("auto", worker) for worker in range(5)]
+    assert devices == ["auto", "cuda:0", "cuda:1", "cuda:2", "cuda:0"]  # 0: no worker of the launcher
+    assert job.share_gpus("cuda:2", 1) == "cuda:2" and job.share_gpus("cpu", 1) == "cpu"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert job.share_gpus("auto", 4) == "auto"
+
+
+# submitit, which hydra/launcher=slurm uses; here with its executor for one machine
+
+
+def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_ends_with_the_same_bytes(tmp_path, undisturbed):
+    arguments = [*TINY, "runs=runs", "hydra/launcher=submitit_local", "checkpoint.every=1 steps"]
+    process = start(REAL, "-m", "attention=lcm2", "seed=0,1", *arguments, cwd=tmp_path)
+    state = wait_until(lambda: list((tmp_path / "runs").rglob("seed1*/checkpoint.pt")))[0].parent / "run.json"
+    owner = int((state.parent / "owner.lock").read_text().split()[1])
+    os.kill(owner, signal.SIGUSR1)
+    code, output = finish(process)
+    assert code == 0, output
+    assert "stopped by SIGUSR1" in (state.parent / "log.txt").read_text()
+    assert (state.parent / "log.txt").read_text().count("\n== ") == 2
+    assert int((state.parent / "owner.lock").read_text().split()[1]) != owner
+    assert record(tmp_path / "runs") == undisturbed
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(tmp_path, monkeypatch):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from lcm.config.check import CONFIGS
+    from lcm.errors import SIGNALS
+    from lcm.runs.sweep import prepare_environment
+
+    for name in ("SUBMITIT_PREEMPT_SIGNAL", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    prepare_environment()
+    assert getattr(signal, "SIG" + os.environ["SUBMITIT_PREEMPT_SIGNAL"]) in SIGNALS
+    assert Path(os.environ["PYTHONPATH"]) == CONFIGS.parent
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        config = compose("train", ["hydra/launcher=slurm", "runs=/shared/runs"], return_hydra_config=True)
+    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    assert launcher["submitit_folder"] == "/shared/runs/.submitit/%j"
+    assert launcher["additional_parameters"] == {"requeue": True}
+    assert launcher["max_num_timeout"] > 100 and launcher["signal_delay_s"] >= 60
+
+
+def test_without_slurm_the_slurm_launcher_says_so_once(tmp_path):
+    code, output = sweep(FAKE, *GRID, "hydra/launcher=slurm", cwd=tmp_path, PATH="")
+    assert code == 1, output
+    assert output.count("SlurmLauncher gave up") == 1 and "Could not detect" in output
+    assert "6 runs: 6 to do" in output.splitlines()[-1]

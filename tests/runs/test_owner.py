@@ -1,0 +1,163 @@
+"""One owner: the other process says who it is; a dead one holds nothing; asking changes nothing."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+
+import pytest
+from prove_resume import compare_runs
+from tiny import Process, after_step, die, directory_of, run, train_as_main
+
+from lcm import run as runs
+from lcm.errors import OwnedElsewhere, UserError
+from lcm.runs.state import is_owned, owner
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A directory that another process owns, and that process."""
+    directory = tmp_path / "run"
+
+    def hold():
+        with owner(directory):
+            print("has it", flush=True)
+            time.sleep(60)
+
+    process = Process(tmp_path, hold)
+    while not process.out.exists() or "has it" not in process.out.read_text():
+        time.sleep(0.002)
+    yield directory, process
+    if not process.ended:
+        process.kill(group=True)
+
+
+def test_the_second_one_is_told_who_since_when_and_where(held):
+    directory, process = held
+    started = time.monotonic()
+    with pytest.raises(OwnedElsewhere) as caught, owner(directory):
+        pass
+    assert time.monotonic() - started < 5
+    message = str(caught.value)
+    assert f"{directory} is being trained by process {process.pid} on {socket.gethostname()} since 20" in message
+    assert "wait for it, or stop it there first" in message
+
+
+def test_train_exits_with_3(tiny, tmp_path):
+    config = tiny(f"runs={tmp_path}")
+    with owner(directory_of(config)):
+        ended = run(tmp_path, config)
+    assert ended.code == 3
+    assert ended.err.startswith(f"error: {directory_of(config)} is being trained by process {os.getpid()} on ")
+    assert not (directory_of(config) / "run.json").exists()
+
+
+def test_asking_changes_nothing(held):
+    directory, _ = held
+    assert is_owned(directory) and is_owned(directory)
+    with pytest.raises(OwnedElsewhere), owner(directory):
+        pass
+
+
+def test_the_owner_itself_may_ask_and_keeps_it(tmp_path):
+    """A process that closes any descriptor of a locked file loses its lock: asking must not do that."""
+
+    def other():
+        with owner(tmp_path / "run"):
+            pass
+
+    with owner(tmp_path / "run"):
+        assert is_owned(tmp_path / "run")
+        with pytest.raises(OwnedElsewhere, match="this very process"), owner(tmp_path / "run"):
+            pass
+        ended = Process(tmp_path, other).wait()
+        assert "OwnedElsewhere" in ended.err
+    assert not is_owned(tmp_path / "run")
+    assert Process(tmp_path, other).wait().code == 0
+
+
+def test_a_dead_owners_lock_is_free_at_once(held):
+    directory, process = held
+    process.kill(group=False)
+    assert (directory / "owner.lock").read_text().startswith(f"process {process.pid} on ")
+    assert not is_owned(directory)
+    with owner(directory):
+        assert f"process {os.getpid()} on " in (directory / "owner.lock").read_text()
+
+
+def test_nobody_owns_what_is_not_there(tmp_path):
+    assert not is_owned(tmp_path / "nowhere") and not is_owned(tmp_path)
+
+
+def test_a_killed_owner_is_replaced_while_its_loader_workers_linger(tiny, tmp_path):
+    reference, config = tiny(f"runs={tmp_path}/reference"), tiny(f"runs={tmp_path}/runs", "data.workers=2")
+    assert run(tmp_path, reference).code == 0
+
+    process = Process(tmp_path, train_as_main, config, after_step(8, die))
+    assert process.wait().code == -signal.SIGKILL
+    os.killpg(process.pid, 0)  # raises where nobody of its group is left: the workers are
+    ended = run(tmp_path, config)
+    assert ended.code == 0 and "continuing  from epoch 2" in ended.out, ended.err
+    assert compare_runs(directory_of(reference), directory_of(config)) == []
+
+
+def test_a_directory_that_another_config_took_in_the_meantime_is_refused(tiny, tmp_path):
+    """Both looked when there was no run.json yet; then one trained, and the other got the lock."""
+    mine, theirs = (tiny(f"run_directory={tmp_path}/run", "schedule.epochs=1", f"seed={seed}") for seed in (0, 1))
+    assert run(tmp_path, theirs).code == 0
+
+    def looked_too_early():
+        import train
+
+        original, looks = train.read_state, []
+
+        def read_state(directory):
+            looks.append(directory)
+            return {} if len(looks) == 1 else original(directory)
+
+        train.read_state = read_state
+
+    ended = run(tmp_path, mine, looked_too_early)
+    assert ended.code == 2 and "seed: 1 there, 0 here" in ended.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 1
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with (
+        pytest.raises(UserError, match=r"cannot be locked .No locks available.*set runs= to a folder"),
+        owner(tmp_path),
+    ):
+        pass
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    real = open
+
+    class Full:
+        name = "owner.lock"
+
+        def __init__(self, *args, **kwargs):
+            self.file = real(*args, **kwargs)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "open", Full, raising=False)
+    with pytest.raises(UserError, match=r"no space left while writing .*owner\.lock"), owner(tmp_path):
+        pass

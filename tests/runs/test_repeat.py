@@ -1,0 +1,125 @@
+"""A recorded run trained again: its command line, the comparison, and both together."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra_config import composed
+
+from lcm.config.check import identity
+from lcm.errors import UserError
+from lcm.reporting.collect import Epochs, read_record
+from lcm.runs.repeat import arguments, differences, other_circumstances, word
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        [],
+        ["data=cifar10", "schedule=short", "seed=3", "compile=true", "attention=none"],
+        ["schedule.divide_at=[0.25,0.5]", "schedule.learning_rate=1e-05", "schedule.nesterov=false"],
+        ["attention=se", "attention.sites={stages:[2,3]}", "attention.reduction=8"],
+        ["attention.sites={last_of_stage:2}", "model.layers=32", "precision=bf16"],
+        ["model=densenet40", "attention=gc", "model.memory=linear", "data=cifar100", "data.pad=2"],
+        ["data=mini_imagenet", "model=resnet50", "attention=cbam", "deterministic=true"],
+    ],
+)
+def test_the_command_line_composes_the_same_config(line):
+    config = composed(*line)
+    words = arguments({"run": "r", "config": config, "device": "cpu (X, 2 threads)", "threads": 2})
+    again = composed(*words)
+    assert identity(again) == identity(config)
+    assert again["threads"] == 2 and again["device"] == "cpu"
+    assert len(words) <= 4 + len(line) + 2  # nothing that stands for itself
+
+
+def test_every_committed_run_can_be_repeated():
+    for file in sorted((ROOT / "results" / "metrics").glob("*.jsonl")):
+        run, _ = read_record(file)
+        assert f"seed={run['seed']}" in arguments(run) or run["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    "value", ["10 minutes", "it's", "a\\b", "", "1", "true-ish", "Nan", "/a/b-c", 1e-5, None, True, [1, "a b"]]
+)
+def test_words_are_read_back_by_hydra(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(f"key={word(value)}").value()
+    strip = lambda v: [strip(i) for i in v] if isinstance(v, list) else getattr(v, "text", v)  # noqa: E731
+    assert strip(parsed) == value
+
+
+def test_what_this_version_does_not_know_is_refused():
+    config = composed()
+    with pytest.raises(UserError, match="this checkout has no attention=mine"):
+        arguments({"run": "r", "config": config | {"attention": {"name": "mine"}}})
+    with pytest.raises(UserError, match=r"other keys \(dropout\): git checkout abc first"):
+        arguments({"run": "r", "commit": "abc", "config": config | {"dropout": 0.1}})
+    for text in ("schedule.epochs=1", "+seed=1", "run_directory=here", "runs=there"):
+        with pytest.raises(UserError, match="it would make this another run"):
+            arguments({"run": "r", "config": config}, [text])
+    assert arguments({"run": "r", "config": config}, ["data.root=here"])[-1] == "data.root=here"
+
+
+def epochs(*losses):
+    return Epochs.of_arrays(
+        ["epoch", "train_loss", "seconds"], [f"[{i},{x},{i}.5]" for i, x in enumerate(losses, 1)], ""
+    )
+
+
+def test_one_bit_is_a_difference_and_time_is_none():
+    before = epochs(2.0, 1.0, 0.5)
+    assert differences(before, Epochs(before.columns, [r.replace(".5]", ".7]") for r in before.rows], True)) == []
+    (found,) = differences(before, epochs(2.0, 1.0000000000000002, 0.25))
+    assert found == ("train_loss", 2, 0.25, (0.5, 0.25))
+
+
+def test_circumstances_are_named():
+    run = {"device": "cpu (X)", "threads": 1, "commit": "a", "dirty": False, "versions": {"python": "3", "torch": "2"}}
+    assert other_circumstances(run, run) == []
+    now = run | {"commit": "b", "threads": 2, "dirty": True}
+    assert other_circumstances(run, now) == ["threads: 1 then, 2 now", "commit: a then, b with changes now"]
+    assert "continued" in other_circumstances(run | {"continued": [{}]}, run)[0]
+
+
+def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
+    overrides = ["model.layers=8", "schedule.epochs=2", "threads=1", "device=cpu", "tensorboard=false", "seed=1"]
+
+    def command(*words):
+        return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    assert command("train.py", *overrides, f"runs={tmp_path}/runs").returncode == 0
+    (run,) = tmp_path.glob("runs/*/*/*/*")
+    shown = command("scripts/repeat.py", str(run), "--show", f"--runs={tmp_path}/again")
+    assert shown.returncode == 0 and "model.layers=8" in shown.stdout and not (tmp_path / "again").exists()
+    done = command("scripts/repeat.py", str(run), f"--runs={tmp_path}/again", "tensorboard=false", "progress=lines")
+    assert done.returncode == 0, done.stderr
+    assert "the same numbers, bit for bit: 2 epochs of epoch, step, train_loss" in done.stdout
+
+    changed = tmp_path / "changed"
+    shutil.copytree(run, changed)
+    first, last = (changed / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(first)
+    (changed / "metrics.jsonl").write_text(f"{json.dumps(row | {'test_loss': row['test_loss'] + 1e-9})}\n{last}\n")
+    other = command("scripts/repeat.py", str(changed), f"--runs={tmp_path}/again")  # trained already: compared alone
+    assert other.returncode == 1
+    assert "test_loss: differs from epoch 1 on, by 1e-09 at most" in other.stdout
+    strange = command("scripts/repeat.py", str(run), "schedule.epochs=1", f"--runs={tmp_path}/again")
+    assert strange.returncode == 2 and "schedule.epochs=1: it would make this another run" in strange.stderr
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
+    import repeat
+
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "seed0" / "run.json").write_text('{"state": "stopped"}')
+    for place, words in ((tmp_path / "none", "no such file or folder"), (tmp_path / "seed0", "the run is stopped")):
+        with pytest.raises(SystemExit) as ended:
+            repeat.main([str(place)])
+        assert ended.value.code == 2 and words in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""Sweeps, as real processes; most of them train in milliseconds (fake_training.py), so that what is tested is the sweep."""
+
+import csv
+import random
+import signal
+import sys
+import time
+
+import pytest
+from hydra_config import composed
+from processes import FAKE, REAL, ROOT, finish, kill, record, start, states, sweep, trained, wait_until
+
+from lcm.config.check import choices
+from lcm.errors import UserError
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from status import jobs_of
+
+PAPER = csv.DictReader((ROOT / "results" / "paper.csv").read_text().splitlines())
+ROWS = {(row["table"], row["data"], row["model"], row["attention"]) for row in PAPER}
+GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=runs"]  # 6 runs
+
+
+# The grids
+
+
+@pytest.mark.parametrize("table", "12345")
+def test_an_experiment_is_its_table_of_the_paper(table):
+    jobs = jobs_of([f"experiment=table{table}"])
+    named = {(table, *(job.config[group]["name"] for group in ("data", "model", "attention"))) for job in jobs}
+    assert named == {row for row in ROWS if row[0] == table}
+    assert len(jobs) == len(named)  # one seed
+    epochs = {job.config["schedule"]["epochs"] for job in jobs}
+    assert epochs == {100 if table == "5" else 300}
+
+
+def test_quickstart_has_every_attention_and_no_other_file_is_there():
+    jobs = jobs_of(["experiment=quickstart"])
+    assert {job.config["attention"]["name"] for job in jobs} == set(choices("attention"))
+    assert {(job.config["data"]["name"], job.config["model"]["name"]) for job in jobs} == {("digits", "resnet20")}
+    assert choices("experiment") == ["quickstart", *(f"table{n}" for n in range(1, 6))]
+
+
+def test_the_command_line_narrows_and_widens_an_experiment():
+    jobs = jobs_of(["experiment=table2", "attention=lcm2,se", "seed=range(6)", "model=resnet20", "schedule.epochs=5"])
+    assert len(jobs) == 2 * 6 * 2
+    assert {(j.config["attention"]["name"], j.config["seed"]) for j in jobs} == {
+        (attention, seed) for attention in ("lcm2", "se") for seed in range(6)
+    }
+    assert {job.config["schedule"]["epochs"] for job in jobs} == {5}
+    assert len({job.directory for job in jobs}) == len(jobs)
+
+
+def test_a_job_that_is_not_composed_again_for_its_seed_is_what_hydra_composes():
+    jobs = jobs_of(["model=resnet20,densenet40", "attention=gc", "seed=3,4"])
+    for job in jobs:
+        assert job.config == composed(*job.overrides)
+
+
+def test_a_run_that_the_grid_names_twice_is_in_it_once():
+    assert len(jobs_of(["seed=0,1,0", "device=auto,cpu"])) == 2
+
+
+def test_one_directory_for_many_runs_is_refused():
+    with pytest.raises(UserError, match="run_directory names one directory for 2 runs"):
+        jobs_of(["seed=0,1", "run_directory=here"])
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("experiment=table1,table2", "each experiment has a grid of its own"),
+        ("seed=interval(0, 5)", "cannot be expanded"),
+        ("attention=se,lmc2", "nearest: lcm2"),
+        ("hydra/launcher=parallel", r"pip install -e '.\[parallel\]'"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(argument, message, monkeypatch):
+    monkeypatch.setattr("lcm.overrides.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        jobs_of([argument])
+
+
+def test_every_fault_of_a_grid_is_listed_and_nothing_is_started(tmp_path):
+    grid = ["-m", "model=resnet20,densenet40", "attention=none,se,lcm2", "seed=0,1,2,3,4,5,6,7,8,-1"]  # 60 jobs
+    code, output = sweep(REAL, *grid, "model.layers=21", cwd=tmp_path)
+    assert code == 2, output
+    assert "model.layers=21: must be 6n + 2" in output and "in 27 of 60 runs" in output
+    assert "model.layers=21: must be 3n + 4" in output
+    assert "seed=-1: must be a whole number >= 0" in output and "in 6 of 60 runs" in output
+    assert "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []
+
+
+# One sweep
+
+
+def test_one_failure_stops_nothing_and_the_next_time_only_it_is_trained(tmp_path):
+    code, output = sweep(FAKE, *GRID, cwd=tmp_path, FAKE_FAULT="/se/seed0")
+    assert code == 1, output
+    assert states(tmp_path) == {"finished": 5, "failed": 1}
+    assert "6 runs: 5 finished, 1 failed" in output
+    assert "the loss of a test is not finite" in output.split("6 runs: 5 finished")[1]
+    (failed,) = [run for run in trained(tmp_path) if "/se/seed0" in str(run)]
+    assert f"log: {(failed / 'log.txt').relative_to(tmp_path)}" in output
+    assert "the loss of a test is not finite" in (failed / "log.txt").read_text()
+    before = trained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # no multirun.yaml, no outputs
+
+    multirun, *overrides = GRID  # -m may stand anywhere
+    code, output = sweep(FAKE, overrides[0], multirun, *overrides[1:], cwd=tmp_path)
+    assert code == 0, output
+    assert "6 runs: 5 finished, 1 failed" in output and "6 runs: 6 finished" in output
+    after = trained(tmp_path)
+    assert {run for run in after if after[run] != before[run]} == {failed}
+
+
+def test_a_finished_sweep_trains_nothing_and_does_not_even_import_torch(tmp_path):
+    sweep(FAKE, *GRID, cwd=tmp_path)
+    before = trained(tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    code, output = sweep(REAL, *GRID, cwd=tmp_path, PYTHONPATH=tmp_path)
+    assert code == 0, output
+    assert "all finished: nothing to train" in output
+    assert output.count("finished     3/3") == 6
+    assert trained(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_saves_the_run_and_ends_the_sweep(tmp_path, name):
+    process = start(FAKE, *GRID, cwd=tmp_path, FAKE_SECONDS=0.3)
+    wait_until(lambda: len(trained(tmp_path)) >= 2)
+    process.send_signal(getattr(signal, name))
+    code, output = finish(process)
+    assert code == 75, output
+    assert f"stopped by {name}" in output
+    assert states(tmp_path)["stopped"] == 1 and sum(states(tmp_path).values()) < 6
+    code, output = sweep(FAKE, *GRID, cwd=tmp_path)
+    assert code == 0, output
+    assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in trained(tmp_path).values())
+
+
+def test_killed_and_started_again_every_run_finishes_once(tmp_path):
+    chance = random.Random(0)
+    for _ in range(3):
+        epochs = sum(map(len, trained(tmp_path).values()))
+        process = start(FAKE, *GRID, cwd=tmp_path, FAKE_SECONDS=0.2)
+        wait_until(lambda: sum(map(len, trained(tmp_path).values())) > epochs)  # noqa: B023
+        time.sleep(chance.uniform(0, 0.6))
+        assert process.poll() is None
+        kill(process)
+    code, output = sweep(FAKE, *GRID, cwd=tmp_path)
+    assert code == 0, output
+    for epochs in trained(tmp_path).values():
+        numbers = [epoch for epoch, _ in epochs]
+        assert sorted(set(numbers)) == [1, 2, 3]
+        assert numbers == sorted(numbers) and len(numbers) <= 3 + 3  # an epoch that was cut short is done again
+    (tmp_path / "undisturbed").mkdir()
+    sweep(FAKE, *GRID, cwd=tmp_path / "undisturbed")
+    assert record(tmp_path / "runs") == record(tmp_path / "undisturbed" / "runs")
+
+
+# Several sweeps on one folder
+
+
+def test_four_processes_share_a_grid_and_train_each_run_once(tmp_path):
+    grid = ["-m", "attention=none,lcm2", "seed=range(10)", "schedule.epochs=2", "runs=runs"]
+    processes = [start(FAKE, *grid, cwd=tmp_path, FAKE_SECONDS=0.05) for _ in range(4)]
+    codes, outputs = zip(*[finish(process) for process in processes], strict=True)
+    assert set(codes) <= {0, 3} and 0 in codes, outputs
+    assert states(tmp_path) == {"finished": 20}
+    found = trained(tmp_path)
+    assert len(found) == 20
+    for epochs in found.values():
+        assert [epoch for epoch, _ in epochs] == [1, 2]
+        assert len({process for _, process in epochs}) == 1
+    assert len({process for epochs in found.values() for _, process in epochs}) > 1
+
+
+def test_a_run_of_a_live_owner_is_passed_over_and_one_of_a_dead_owner_taken_over(tmp_path):
+    other = start(FAKE, "attention=se", "seed=0", "schedule.epochs=3", "runs=runs", cwd=tmp_path, FAKE_SECONDS=60)
+    wait_until(lambda: trained(tmp_path))
+    code, output = sweep(FAKE, *GRID, cwd=tmp_path)
+    assert code == 3, output
+    assert states(tmp_path) == {"finished": 5, "running": 1}
+    assert (
+        f"being trained elsewhere: {next(iter((tmp_path / 'runs').rglob('se/seed0*'))).relative_to(tmp_path)}" in output
+    )
+    assert f"process {other.pid} on" in output
+    kill(other)
+    code, output = sweep(FAKE, *GRID, cwd=tmp_path)
+    assert code == 0, output
+    assert states(tmp_path) == {"finished": 6}
+
+
+def test_a_run_whose_owner_dies_meanwhile_is_taken_over_at_the_end(tmp_path):
+    other = start(FAKE, "attention=none", "seed=0", "schedule.epochs=3", "runs=runs", cwd=tmp_path, FAKE_SECONDS=60)
+    wait_until(lambda: trained(tmp_path))
+    process = start(FAKE, *GRID, cwd=tmp_path, FAKE_SECONDS=0.2)
+    wait_until(lambda: len(trained(tmp_path)) == 4)
+    kill(other)
+    code, output = finish(process)
+    assert code == 0, output
+    assert states(tmp_path) == {"finished": 6}
+    (taken,) = [epochs for run, epochs in trained(tmp_path).items() if "none/seed0" in str(run)]
+    assert [process for _, process in taken] == [other.pid, process.pid, process.pid, process.pid]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twelve_runs_killed_five_times_and_forty_shared_by_four_processes(tmp_path):
+    code, output = finish(start(ROOT / "tests" / "proofs" / "prove_sweep.py", cwd=tmp_path), timeout=1700)
+    assert code == 0 and "every run trained once, 0 differing bytes" in output, output

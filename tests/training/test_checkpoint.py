@@ -1,0 +1,249 @@
+"""Checkpoints: written whole or not at all, damage recognised, the one before used, nothing but weights read from them."""
+
+import hashlib
+import io
+import os
+import pickle
+import random
+import re
+
+import pytest
+import torch
+from tiny import ROOT
+
+from lcm.errors import UserError
+from lcm.training import checkpoint
+from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS, Damaged, newest, read, save
+
+
+def payload(step):
+    generator = torch.Generator().manual_seed(step)
+    return {"config_hash": "c0ffee", "step": step, "model": {"weight": torch.randn(64, generator=generator)}}
+
+
+def sealed(body):
+    """Bytes with the seal that a whole checkpoint has."""
+    return body + b"\nsha256 " + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
+def saved_by_torch(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A run directory with two checkpoints: step 1, and before it step 0."""
+    save(tmp_path, payload(0))
+    save(tmp_path, payload(1))
+    return tmp_path
+
+
+def test_the_newest_is_read_bit_for_bit(directory):
+    found = newest(directory, "c0ffee")
+    assert found["step"] == 1 and torch.equal(found["model"]["weight"], payload(1)["model"]["weight"])
+    assert read(directory / PREVIOUS)["step"] == 0
+    assert sorted(os.listdir(directory)) == [PREVIOUS, NAME]
+
+
+def test_there_may_be_none_yet(tmp_path):
+    assert newest(tmp_path, "c0ffee") is None
+
+
+def test_torch_reads_it_without_this_program(directory):
+    assert torch.load(directory / NAME, weights_only=True)["step"] == 1
+
+
+def test_500_damages_recognised_and_the_one_before_used(directory):
+    """Bits flipped anywhere, seal included, and files cut anywhere."""
+    whole, dice, used = (directory / NAME).read_bytes(), random.Random(0), 0
+    for number in range(500):
+        if number % 2:
+            place = dice.randrange(len(whole) * 8)
+            damaged = bytearray(whole)
+            damaged[place // 8] ^= 1 << place % 8
+        else:
+            damaged = whole[: dice.randrange(len(whole))]
+        (directory / NAME).write_bytes(damaged)
+        with pytest.raises(Damaged):
+            read(directory / NAME)
+        warnings = []
+        used += newest(directory, "c0ffee", warn=warnings.append)["step"] == 0
+        assert len(warnings) == 1 and str(directory / NAME) in warnings[0] and PREVIOUS in warnings[0]
+    assert used == 500
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"not a checkpoint", "cut short, or no checkpoint"),
+        (saved_by_torch(payload(7)), "cut short, or no checkpoint"),  # another program's, without a seal
+        (sealed(b"not a torch file"), "not readable as weights"),
+        (sealed(saved_by_torch(payload(7) | {"config_hash": "beef"})), "another run's"),
+        (sealed(saved_by_torch([1, 2, 3])), "another run's"),
+    ],
+)
+def test_what_is_not_ours_is_named(directory, content, reason):
+    (directory / NAME).write_bytes(content)
+    with pytest.raises(Damaged, match=reason):
+        read(directory / NAME, "c0ffee")
+    warnings = []
+    assert newest(directory, "c0ffee", warn=warnings.append)["step"] == 0
+    assert reason in warnings[0]
+
+
+class Malice:
+    """Unpickled by a reader that runs what it reads, it leaves a file behind."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
+def test_a_malicious_pickle_is_refused_and_not_run(directory, tmp_path_factory, form):
+    trace = tmp_path_factory.mktemp("trace") / "ran"
+    evil = payload(2) | {"extra": Malice(trace)}
+    if form == "bare pickle":
+        body = pickle.dumps(evil["extra"])
+    else:
+        buffer = io.BytesIO()
+        torch.save(evil, buffer, _use_new_zipfile_serialization=form == "zip")
+        body = buffer.getvalue()
+    (directory / NAME).write_bytes(sealed(body))
+    warnings = []
+    assert newest(directory, "c0ffee", warn=warnings.append)["step"] == 0
+    assert "not readable as weights" in warnings[0]
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Malice(trace)))  # the pickle is what it is said to be
+    assert trace.exists()
+
+
+def test_nothing_in_this_repository_unpickles():
+    """torch.load with weights_only=True alone; data files and results are read by readers that can run nothing."""
+    loads = re.compile(r"torch\.load\((?:[^()]|\([^()]*\))*\)")
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("lcm/**/*.py"), *ROOT.glob("scripts/**/*.py")):
+        text = file.read_text()
+        assert all("weights_only=True" in call for call in loads.findall(text)), file
+        assert text.count("torch.load(") == len(loads.findall(text)), file
+        for unsafe in (
+            "pickle.load(",
+            "pickle.loads(",
+            "pickle.Unpickler(",
+            "allow_pickle=True",
+            "read_pickle",
+            "weights_only=False",
+        ):
+            assert unsafe not in text, (file, unsafe)
+
+
+def test_none_usable_is_said_and_nothing_deleted(directory):
+    (directory / NAME).write_bytes(b"")
+    (directory / PREVIOUS).write_bytes(b"rubbish")
+    with pytest.raises(UserError) as caught:
+        newest(directory, "c0ffee")
+    message = str(caught.value)
+    for part in (str(directory / NAME), "empty", str(directory / PREVIOUS), "nothing was deleted", "move"):
+        assert part in message
+    assert (directory / PREVIOUS).read_bytes() == b"rubbish" and (directory / NAME).read_bytes() == b""
+
+
+def test_unreadable_is_not_overwritten(directory, monkeypatch):
+    monkeypatch.setattr(
+        checkpoint.Path, "read_bytes", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(UserError, match="Permission denied"):
+        newest(directory, "c0ffee")
+
+
+def test_without_hard_links(directory, monkeypatch):
+    """FAT, some network folders."""
+    monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    save(directory, payload(2))
+    assert read(directory / NAME)["step"] == 2 and read(directory / PREVIOUS)["step"] == 1
+
+
+def test_a_damaged_one_never_takes_the_place_of_the_good_one(directory, monkeypatch):
+    (directory / NAME).write_bytes(b"damaged")
+    assert newest(directory, "c0ffee", set_aside=True)["step"] == 0
+    assert (directory / DAMAGED).read_bytes() == b"damaged"
+    with monkeypatch.context() as patch:  # killed before the new one has its name
+        patch.setattr(os, "replace", Countdown(1, before=True).calling(os.replace))
+        with pytest.raises(Dead):
+            save(directory, payload(2))
+    assert newest(directory, "c0ffee")["step"] == 0
+    save(directory, payload(2))
+    save(directory, payload(3))
+    assert (read(directory / NAME)["step"], read(directory / PREVIOUS)["step"]) == (3, 2)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_death_between_any_two_system_calls_loses_nothing(directory, monkeypatch, links):
+    """After each call that changes the directory, as a kill would leave it: the old newest or the new one is found."""
+    calls = [(os, "link"), (os, "replace"), (os, "fsync"), (os, "unlink")]
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+        calls = calls[1:]
+    deaths = 0
+    for before in (True, False):
+        for number in range(1, 20):
+            save(directory, payload(1))
+            counted = Countdown(number, before)
+            with monkeypatch.context() as patch:
+                for module, name in calls:
+                    patch.setattr(module, name, counted.calling(getattr(module, name)))
+                try:
+                    save(directory, payload(2))
+                except Dead:
+                    deaths += 1
+                if counted.number > 0:  # there are no more calls
+                    break
+            warnings = []
+            assert newest(directory, "c0ffee", warn=warnings.append)["step"] in (1, 2) and warnings == []
+    assert deaths >= 8
+
+
+class Dead(BaseException):
+    """In place of SIGKILL: no `except OSError` sees it."""
+
+
+class Countdown:
+    """Lets the n-th call die, before or after it does its work."""
+
+    def __init__(self, number, before):
+        self.number, self.before = number, before
+
+    def calling(self, function):
+        def called(*args, **kwargs):
+            self.number -= 1
+            if self.number == 0 and self.before:
+                raise Dead
+            result = function(*args, **kwargs)
+            if self.number == 0:
+                raise Dead
+            return result
+
+        return called
+
+
+def test_a_failed_write_leaves_both_old_ones(directory, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        UserError, match=r"no space left while writing .*checkpoint\.pt: what was saved before is intact"
+    ):
+        save(directory, payload(2))
+    assert read(directory / NAME)["step"] == 1 and read(directory / PREVIOUS)["step"] == 0
+    assert sorted(os.listdir(directory)) == [PREVIOUS, NAME]
+
+
+def test_weights_alone(directory):
+    assert list(checkpoint.load_model_weights(directory)) == ["weight"]
+    with pytest.raises(UserError, match=r"has no checkpoint\.pt: train the run first"):
+        checkpoint.load_model_weights(directory.parent)
