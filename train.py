@@ -68,7 +68,7 @@ def train_owned(config, directory, state, stop):
         complexity = count(network, data.image_size)
         layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
         network.to(device, memory_format=layout)
-        optimizer = torch.optim.SGD(
+        optimizer = torch.optim.SGD(  # section 4.1.2 of the paper
             network.parameters(),
             lr=torch.tensor(schedule["learning_rate"], device=device),  # on the device, where a CUDA graph reads it
             momentum=schedule["momentum"],
@@ -79,17 +79,17 @@ def train_owned(config, directory, state, stop):
         state = begun(config, directory, state, data, complexity, threads, machine.describe_device(device))
         print_plan(config, data, complexity, state, directory, saved)
 
-    with recorded(directory, state), memory_explained(config["device"]):
-        forward, size = network, data.image_size
-        if config["compile"]:
-            forward = compiled(network, min(schedule["batch_size"], train_feed.images), size, autocast, layout)
-        step = TrainStep(network, optimizer, autocast, device, forward, layout)
-        test_step = TestStep(network, autocast, device, size if config["fold_batch_norm"] else None, layout)
-        step, test_step = bind(step, train_feed, config["capture"]), bind(test_step, test_feed, config["capture"])
-        if saved:
-            checkpoint.restore(directory, saved, step.step)
-        with stop.patient():
-            run_epochs(config, directory, state, step, test_step, saved, stop)
+        with recorded(directory, state), memory_explained(config["device"]):
+            forward, size = network, data.image_size
+            if config["compile"]:
+                forward = compiled(network, min(schedule["batch_size"], train_feed.images), size, autocast, layout)
+            step = TrainStep(network, optimizer, autocast, device, forward, layout)
+            test_step = TestStep(network, autocast, device, size if config["fold_batch_norm"] else None, layout)
+            step, test_step = bind(step, train_feed, config["capture"]), bind(test_step, test_feed, config["capture"])
+            if saved:
+                checkpoint.restore(directory, saved, step.step)
+            with stop.patient():
+                run_epochs(config, directory, state, step, test_step, saved, stop)
 
 
 def run_epochs(config, directory, state, step, test_step, saved, stop):
