@@ -50,9 +50,7 @@ def test_a_loader_worker_that_dies_is_named(tiny, reference, tmp_path):
             os.kill(worker.pid, signal.SIGKILL)
 
     ended = run(tmp_path, config, after_step(7, kill_a_worker))
-    assert ended.code == 2 and ended.err.startswith("error: a loader worker died, most often because memory ran out"), (
-        ended.err
-    )
+    assert ended.code == 2 and ended.err.startswith("error: a loader worker died, most often because memory"), ended.err
     assert run(tmp_path, config | {"data": config["data"] | {"workers": 0}}).code == 0
     assert compare_runs(reference, directory_of(config)) == []
 
@@ -62,14 +60,10 @@ def test_a_lost_run_json_is_written_anew(config, reference, tmp_path):
     before = json.loads((directory / "run.json").read_text())
     (directory / "run.json").unlink()
     ended = run(tmp_path, config)
-    assert (
-        ended.code == 0 and f"warning: {directory} has lost its run.json; written anew from the checkpoint" in ended.out
-    )
+    assert ended.code == 0 and f"{directory} has lost its run.json; written anew from the checkpoint" in ended.out
     assert compare_runs(reference, directory) == []
     after = json.loads((directory / "run.json").read_text())
-    assert all(
-        after[key] == before[key] for key in before if key not in ("state", "result", "end", "seconds", "continued")
-    )
+    assert {key for key in before if after[key] != before[key]} <= {"state", "result", "end", "seconds", "continued"}
 
 
 @pytest.mark.parametrize("content", [b"", b'{"state": "runn', b"{}"])
@@ -125,25 +119,25 @@ def test_a_damaged_checkpoint_costs_two_steps_and_no_byte(config, reference, tmp
     assert compare_runs(reference, directory) == []
 
 
-def test_no_usable_checkpoint_is_said_and_nothing_touched(config, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"rubbish", "no usable checkpoint:"),
+        (None, "has 2 epochs, but there is no checkpoint to continue from"),  # they would be overwritten
+    ],
+)
+def test_without_a_usable_checkpoint_nothing_is_touched(config, tmp_path, content, words):
     directory = directory_of(config)
     for name in (NAME, PREVIOUS):
-        (directory / name).write_bytes(b"rubbish")
-    before = {file.name: file.read_bytes() for file in directory.iterdir() if file.name != "owner.lock"}
-    ended = run(tmp_path, config)
-    assert ended.code == 2 and "no usable checkpoint" in ended.err and "nothing was deleted; move " in ended.err
-    assert {file.name: file.read_bytes() for file in directory.iterdir() if file.name != "owner.lock"} == before
+        (directory / name).unlink() if content is None else (directory / name).write_bytes(content)
 
+    def files():
+        return {f.name: f.read_bytes() for f in directory.iterdir() if f.name not in ("owner.lock", "run.json")}
 
-def test_lost_checkpoints_are_not_taken_for_a_new_run(config, tmp_path):
-    """Its two epochs on record would be overwritten."""
-    directory = directory_of(config)
-    for name in (NAME, PREVIOUS):
-        (directory / name).unlink()
-    metrics = (directory / "metrics.jsonl").read_bytes()
+    before = files()
     ended = run(tmp_path, config)
-    assert ended.code == 2 and "has 2 epochs, but there is no checkpoint to continue from" in ended.err
-    assert (directory / "metrics.jsonl").read_bytes() == metrics
+    assert ended.code == 2 and words in ended.err and f"move {directory} away to start this run anew" in ended.err
+    assert files() == before
 
 
 def test_killed_before_its_first_checkpoint_it_begins_anew(config, reference, tmp_path):
@@ -156,22 +150,16 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(config, reference, tm
     assert compare_runs(reference, directory) == []
 
 
-def test_killed_between_the_last_checkpoint_and_run_json(tiny, reference, tmp_path):
+@pytest.mark.parametrize(
+    "lost", [[], ["run.json", "metrics.jsonl"]], ids=["killed before its end was noted", "files lost"]
+)
+def test_a_run_whose_checkpoint_is_its_last_trains_no_more(tiny, reference, tmp_path, lost):
     config = tiny(f"runs={tmp_path}")
     directory = shutil.copytree(reference, directory_of(config))
     state = json.loads((directory / "run.json").read_text())
     (directory / "run.json").write_text(json.dumps(state | {"state": "running", "result": None, "end": None}))
-    ended = run(tmp_path, config)
-    assert ended.code == 0 and "epoch   3/3" not in ended.out
-    assert compare_runs(reference, directory) == []
-
-
-def test_a_finished_run_that_lost_its_metrics_gets_them_back(tiny, reference, tmp_path):
-    """collect names it; without its run.json the same command brings both back, and trains nothing."""
-    config = tiny(f"runs={tmp_path}")
-    directory = shutil.copytree(reference, directory_of(config))
-    (directory / "metrics.jsonl").unlink()
-    (directory / "run.json").unlink()
+    for name in lost:
+        (directory / name).unlink()
     ended = run(tmp_path, config)
     assert ended.code == 0 and "epoch   3/3" not in ended.out
     assert compare_runs(reference, directory) == []
@@ -204,31 +192,3 @@ def test_a_checkpoint_of_another_version_is_named(config, tmp_path):
     ended = run(tmp_path, config)
     assert ended.code == 2 and "checkpoint.pt was written by another version of this program" in ended.err
     assert json.loads((directory / "run.json").read_text())["state"] == "stopped"
-
-
-def test_collect_names_damaged_runs_and_goes_on(tiny, reference, killed, tmp_path):
-    from lcm.reporting.collect import collect
-
-    whole = tiny(f"runs={tmp_path}/runs")
-    shutil.copytree(reference, directory_of(whole))
-    for number, (file, content) in enumerate(
-        [
-            ("run.json", b""),
-            ("run.json", b"\xff\xfe"),
-            ("run.json", b"[]"),
-            ("metrics.jsonl", b"{"),
-            ("metrics.jsonl", None),
-        ],
-        1,
-    ):
-        directory = shutil.copytree(
-            reference, tmp_path / "runs" / "digits" / "resnet20" / "lcm2" / f"seed{number}-damaged"
-        )
-        if content is None:
-            (directory / file).unlink()
-        else:
-            (directory / file).write_bytes(content)
-    shutil.copytree(killed, tmp_path / "runs" / "digits" / "resnet20" / "se" / "seed0-killed")
-    summary = collect(tmp_path / "runs", tmp_path / "results")
-    assert (len(summary.rows), len(summary.damaged), len(summary.unfinished)) == (1, 5, 1)
-    assert all(f"seed{number}-damaged" in str(summary) for number in range(1, 6))

@@ -1,7 +1,6 @@
 """The same config and seed give the same bits; workers and the place of a continuation change nothing; arms are true pairs."""
 
 import json
-import os
 import signal
 
 import pytest
@@ -149,43 +148,3 @@ def test_shares_that_are_no_whole_epochs_round_up(epochs):
     for epoch in range(1, epochs + 1):
         passed = sum((epoch - 1) * 10 >= share * epochs for share in (1, 3, 5, 7))
         assert learning_rate(schedule, epoch) == 0.1 / 10**passed, epoch
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_on_a_gpu_deterministic_gives_the_same_bits(tiny, tmp_path, attention):
-    """In processes of their own: cuBLAS reads CUBLAS_WORKSPACE_CONFIG when CUDA starts."""
-    configs = [
-        tiny(f"runs={tmp_path}/{part}", f"attention={attention}", "device=cuda", "deterministic=true") for part in "ab"
-    ]
-    for config in configs:
-        ended = run(tmp_path, config)
-        assert ended.code == 0, ended.err
-    assert compare_runs(*map(directory_of, configs)) == []
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("attention", ["cbam", "nonlocal", "lcm2"])
-def test_on_a_gpu_a_continuation_inside_an_epoch_changes_nothing(tiny, tmp_path, attention):
-    """The captured graph starts in the middle of an epoch's plan."""
-    both = [f"attention={attention}", "device=cuda", "deterministic=true"]
-    whole, parts = (
-        tiny(f"runs={tmp_path}/whole", *both),
-        tiny(f"runs={tmp_path}/parts", "checkpoint.every=4 steps", *both),
-    )
-    assert run(tmp_path, whole).code == 0
-
-    def die():
-        saves, original = [], checkpoint.save
-
-        def save(*args):
-            saves.append(original(*args))
-            if len(saves) == 3:  # after step 8, inside epoch 2
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        checkpoint.save = save
-
-    assert run(tmp_path, parts, die).code == -signal.SIGKILL
-    ended = run(tmp_path, parts)
-    assert ended.code == 0 and "continuing  from epoch 2, step 2" in ended.out, ended.err
-    assert compare_runs(directory_of(whole), directory_of(parts)) == []

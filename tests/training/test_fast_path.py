@@ -18,7 +18,7 @@ from plain import (
 from tiny import run
 
 from lcm.models.build import build_network, load_config
-from lcm.training.device import keep_pages, set_deterministic, set_precision
+from lcm.training.device import keep_pages
 from lcm.training.epochs import evaluate, learning_rate, train_epoch
 from lcm.training.graphs import Eager, HostFeed, ResidentFeed
 from lcm.training.step import TestStep, TrainStep
@@ -147,38 +147,6 @@ def test_bf16_learns_the_digits_as_float32_does():
     half = torch.tensor([digits_top1(seed, bf16) for seed in range(4)])
     assert plain.mean() > 95
     assert (plain.mean() - half.mean()).abs() <= plain.std().clamp_min(0.5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("model, memory", [("resnet20", "fast"), ("densenet40", "linear")])
-def test_a_captured_step_is_the_eager_one(model, memory, precision):
-    """Two epochs whose last batch is smaller: two graphs. The same kernels in the same order: the same bits."""
-    cuda = torch.device("cuda:0")
-    set_deterministic(True, cuda)
-    try:
-        networks = []
-        for capture in (True, False):
-            network, autocast = small(model, memory=memory).to(cuda), set_precision(precision, cuda)
-            step = training_step(network, invented_batches(70, 16), 0.01, autocast, capture)
-            assert isinstance(step, Eager) != capture
-            for epoch in (1, 2):
-                train_epoch(step, epoch)
-                assert step.step.totals[2] == 70
-            networks.append(network.cpu())
-        captured, eager = (network.state_dict() for network in networks)
-        for name in eager:
-            assert torch.equal(captured[name], eager[name]), name
-    finally:
-        set_deterministic(False, cuda)
-
-
-@pytest.mark.gpu
-def test_the_gpu_learns_what_the_cpu_learns():
-    networks = [
-        trained_fast(small("resnet20").to(device), invented_batches(), 1e-3).cpu() for device in ("cuda:0", "cpu")
-    ]
-    assert distance(*networks) <= 1e-3
 
 
 def test_folded_evaluation_follows_the_weights():
