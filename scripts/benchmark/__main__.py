@@ -39,8 +39,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from lcm.errors import UserError, exit_on_user_error
 from lcm.training.other_load import Load
+
+from lcm.errors import UserError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("step", "epoch", "attention", "assembly", "loop", "evaluation", "startup", "memory")
