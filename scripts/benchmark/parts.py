@@ -1,0 +1,108 @@
+"""The parts. Each measures one group of sides after another and yields the rows of a group as soon as it has them.
+
+On a GPU, tf32 is compared with a reference that has TF32 as well, fp32 and bf16 with one that has not.
+"""
+
+import statistics
+
+from benchmark.gpu import packed
+from benchmark.sides import Side, take_turns
+from benchmark.table import faster, larger, remarked, slower, summarise
+from benchmark.worker import IMAGES, rate
+
+VARIANTS = ("fp32", "fp32 compiled", "bf16", "bf16 compiled")
+GPU_VARIANTS = [f"{p} {how}" for p in ("fp32", "tf32", "bf16") for how in ("eager", "captured", "captured compiled")]
+ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
+LARGE = "densenet100"  # the network of the part `memory`
+PLAIN_BATCHES = (64, 128, 256, 512)  # of the plain evaluation loop
+
+
+def compared(options, what, network):
+    """The sides of `step` and `epoch`: the reference and every way of this project."""
+    plain = Side(options, what, "reference", side="reference", network=network)
+    sides = [plain]
+    if options.gpu:
+        sides.append(Side(options, what, "reference tf32", side="reference", network=network))
+    for variant in GPU_VARIANTS if options.gpu else VARIANTS:
+        base = sides[1] if "tf32" in variant else plain
+        sides.append(Side(options, what, variant, base=base, network=network))
+    return sides
+
+
+def step(options):
+    for network in options.networks:
+        sides = compared(options, "steps" if options.gpu else "step", network)
+        rows = summarise(take_turns(f"{network}, step", sides, options), "step")
+        for i, side in enumerate(sides):
+            if "compiled" in side.variant and not side.refused:
+                rows[i] = remarked(rows[i], f"the first step takes {side.first:.0f} s")
+        yield rows
+
+
+def epoch(options):
+    for network in options.networks:
+        rows = summarise(take_turns(f"{network}, epoch", compared(options, "epoch", network), options), "epoch")
+        for i, row in enumerate(rows):
+            if "images_per_second" in row:
+                minutes = 300 * IMAGES / row["images_per_second"] / 60
+                rows[i] = remarked(row, f"300 epochs of CIFAR: {minutes:.3g} min of training")
+        yield rows
+
+
+def attention(options):
+    for network in options.networks:
+        for variant in ("fp32", "bf16") if network.startswith("densenet") else ("fp32", "fp32 compiled", "bf16"):
+            base, sides = None, []
+            for name in ATTENTIONS:
+                sides.append(Side(options, "step", variant, base=base, network=network, attention=name))
+                base = sides[0]
+            rounds = take_turns(f"{network}, attention", sides, options)
+            yield summarise(rounds, "attention", slower)
+
+
+def assembly(options):
+    reference = Side(options, "assembly", "reference", side="reference", threads=1)
+    sides = [reference, Side(options, "assembly", "project", base=reference, threads=1)]
+    rows = summarise(take_turns("assembly", sides, options), "assembly")
+    yield [row | {"network": "-"} for row in rows]
+
+
+def evaluation(options):
+    for network in options.networks:
+        plain = [
+            Side(options, "evaluation", f"reference, batch {batch}", side="reference", network=network, batch=batch)
+            for batch in PLAIN_BATCHES
+        ]
+        ours = [Side(options, "evaluation", precision, network=network) for precision in ("fp32", "bf16")]
+        rounds = take_turns(f"{network}, evaluation", plain + ours, options)
+        best = max(plain, key=lambda side: statistics.median(rate(reports[side]) for reports in rounds.reports))
+        for side in plain + ours:
+            side.base = best
+        yield summarise(rounds, "evaluation")
+
+
+def memory(options):
+    spec = {"network": LARGE, "seconds": 1e-9}  # a turn is a single unit of work, which takes several seconds
+    what, precisions = ("steps", ("fp32", "bf16")) if options.gpu else ("step", ("",))
+    plain = Side(options, what, "reference", side="reference", **spec)
+    sides = [plain]
+    for precision in precisions:
+        for kind in ("fast", "linear"):
+            variant = f"{precision} memory={kind}".strip()
+            sides.append(Side(options, what, variant, base=plain, overrides={"memory": kind}, **spec))
+    rounds = take_turns(f"{LARGE}, memory", sides, options, stay=False)
+    yield summarise(rounds, "step", faster) + summarise(rounds, "memory", larger)
+
+
+def startup(options):
+    plain = Side(options, "plain", "plain Hydra application", side="startup", seconds=1e-9)
+    sides = [plain, Side(options, "train", "train.py", side="startup", base=plain, seconds=1e-9)]
+    rows = summarise(take_turns("startup", sides, options), "startup", slower)
+    for i, row in enumerate(rows):  # of the commands alone: no images, and another process's memory
+        seconds, cpu = 1 / row.pop("images_per_second"), row.pop("cpu_seconds_per_image")
+        rows[i] = remarked(row | {"peak_mb": None}, f"{seconds:.2f} s, {cpu:.2f} CPU-s")
+    yield rows
+
+
+PARTS = {part.__name__: part for part in (step, epoch, attention, assembly, evaluation, startup, memory)}
+GPU_PARTS = {part.__name__: part for part in (step, epoch, packed, memory)}
