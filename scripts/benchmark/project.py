@@ -10,40 +10,24 @@ import torch
 
 from lcm.data.in_memory import Batches, Resident
 from lcm.models.build import build_network, load_config
-from lcm.training import device as machine
-from lcm.training.epochs import Trainer
-from lcm.training.folding import fold
-from lcm.training.progress import Progress
+from lcm.training.compilation import compiled
+from lcm.training.device import set_up
+from lcm.training.epochs import evaluate, train_epoch
+from lcm.training.graphs import bind, feed
+from lcm.training.step import TestStep, TrainStep
 
-GRAPH_STEPS = 50  # steps of a unit of `steps`
+say = partial(print, file=sys.stderr)
 
 
-def training(spec, train_images, test_images=64):
-    """The project's Trainer as train.py makes it, on random images of the network's size."""
-    machine.keep_pages()
-    device = machine.choose_device(spec.device)
-    size = load_config("model", spec.network)["image_size"]
-    machine.set_deterministic(False, device)
-    autocast = machine.set_precision(spec.precision, device)
+def network_of(spec):
+    """(network, height and width of its images, device, autocast context), as train.py makes them."""
+    device, autocast, _ = set_up(spec.threads, spec.device, spec.precision, deterministic=False, allocator=True)
     network = build_network(spec.network, spec.attention, seed=0, **spec.overrides)
-    network = network.to(device, memory_format=torch.channels_last)
-    schedule = load_config("schedule", "cifar")
-    return Trainer(
-        network,
-        random_batches(train_images, spec.batch, size, pad=4, mirror=True, seed=0),
-        random_batches(test_images, schedule["test_batch_size"], size),
-        schedule,
-        device=device,
-        autocast=autocast,
-        compiled=torch.compile(network) if spec.compile else None,
-        for_evaluation=partial(fold, image_size=size),
-        capture=spec.capture,
-        progress=Progress("lines", schedule["epochs"], spec.batch),
-        warn=lambda line: print(line, file=sys.stderr),
-    )
+    size = load_config("model", spec.network)["image_size"]
+    return network.to(device, memory_format=torch.channels_last), size, device, autocast
 
 
-def random_batches(count, batch, size, **augmentation):
+def random_batches(count, batch, size=32, **augmentation):
     """Batches of `count` random images with CIFAR's mean and standard deviation."""
     generator = torch.Generator().manual_seed(count)
     images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
@@ -52,44 +36,51 @@ def random_batches(count, batch, size, **augmentation):
     return Batches(Resident(images, labels, mean, std, **augmentation), batch)
 
 
+def training(spec, steps):
+    """The training step, bound to `steps` batches."""
+    network, size, device, autocast = network_of(spec)
+    schedule = load_config("schedule", "cifar")
+    rate = torch.tensor(schedule["learning_rate"], device=device)
+    settings = {key: schedule[key] for key in ("momentum", "nesterov", "weight_decay")}
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate, fused=True, **settings)
+    forward = compiled(network, spec.batch, size, autocast, say=say) if spec.compile else network
+    images = feed(random_batches(steps * spec.batch, spec.batch, size, pad=4, mirror=True, seed=0), device)
+    return bind(TrainStep(network, optimizer, autocast, device, forward), images, spec.capture, say)
+
+
 def step(spec):
     """A training step on a batch that is on the device already."""
-    trainer = training(spec, spec.batch)
-    trainer.network.train()
-    batches = trainer.train_feed.batches
-    images, labels = batches.prepare(next(iter(batches.iterate(0))), trainer.device)
+    bound = training(spec, 1)
+    bound.feed.start(0)
+    images, labels = bound.feed.take(spec.batch)
 
     def unit():
-        trainer.step(images, labels)
-        trainer.step.totals.tolist()
+        bound.step(images, labels)
+        bound.step.totals.tolist()
         return len(labels)
 
     return unit
 
 
 def steps(spec):
-    """Training steps bound to their batches, as graphs where `spec.capture` is set and the device is a GPU."""
-    return _passes(training(spec, GRAPH_STEPS * spec.batch))
+    """50 training steps on their batches, as graphs where `spec.capture` is set and the device is a GPU."""
+    return epoch(spec, 50)
 
 
-def epoch(spec):
+def epoch(spec, steps=None):
     """A pass over `spec.steps` batches, data and metrics included."""
-    return _passes(training(spec, spec.steps * spec.batch))
+    bound = training(spec, steps or spec.steps)
 
-
-def _passes(trainer):
     def unit():
-        trainer.index = 0
-        trainer.step.totals.zero_()
-        trainer.train_epoch()
-        return trainer.train_feed.images
+        train_epoch(bound, 1)
+        return bound.feed.images
 
     return unit
 
 
 def assembly(spec):
     """Batches alone, in this process."""
-    batches = training(spec, 20 * spec.batch).train_feed.batches
+    batches = random_batches(20 * spec.batch, spec.batch, pad=4, mirror=True, seed=0)
 
     def unit():
         for raw in batches.iterate(0):
@@ -101,10 +92,13 @@ def assembly(spec):
 
 def evaluation(spec):
     """A pass over a test set of `spec.steps` batches."""
-    trainer = training(spec, spec.batch, spec.steps * 100)
+    network, size, device, autocast = network_of(spec)
+    batch = load_config("schedule", "cifar")["test_batch_size"]
+    images = feed(random_batches(spec.steps * spec.batch, batch, size), device)
+    bound = bind(TestStep(network, autocast, device, size), images, spec.capture, say)
 
     def unit():
-        trainer.evaluate()
-        return trainer.test_feed.images
+        evaluate(bound, 1)
+        return bound.feed.images
 
     return unit
