@@ -98,9 +98,10 @@ def startup(options):
     plain = Side(options, "plain", "plain Hydra application", side="startup", seconds=1e-9)
     sides = [plain, Side(options, "train", "train.py", side="startup", base=plain, seconds=1e-9)]
     rows = summarise(take_turns("startup", sides, options), "startup", slower)
-    for i, row in enumerate(rows):  # of the commands alone: no images, and another process's memory
-        seconds, cpu = 1 / row.pop("images_per_second"), row.pop("cpu_seconds_per_image")
-        rows[i] = remarked(row | {"peak_mb": None}, f"{seconds:.2f} s, {cpu:.2f} CPU-s")
+    for i, row in enumerate(rows):
+        if not sides[i].refused:  # the memory is that of the process that waits for the command
+            seconds, cpu, _ = (row.pop(key) for key in ("images_per_second", "cpu_seconds_per_image", "peak_mb"))
+            rows[i] = remarked(row, f"{1 / seconds:.2f} s, {cpu:.2f} CPU-s")
     yield rows
 
 

@@ -16,6 +16,7 @@ from lcm.training.epochs import evaluate, train_epoch
 from lcm.training.graphs import bind, feed
 from lcm.training.step import TestStep, TrainStep
 
+GRAPH_STEPS = 50  # of a unit of `steps`
 say = partial(print, file=sys.stderr)
 
 
@@ -63,8 +64,8 @@ def step(spec):
 
 
 def steps(spec):
-    """50 training steps on their batches, as graphs where `spec.capture` is set and the device is a GPU."""
-    return epoch(spec, 50)
+    """Training steps on their batches, as graphs where `spec.capture` is set and the device is a GPU."""
+    return epoch(spec, GRAPH_STEPS)
 
 
 def epoch(spec, steps=None):

@@ -71,7 +71,7 @@ class Side:
         except Exception as error:  # this side's row says so; the others go on
             known = isinstance(error, UserError)
             self.refused = str(error) if known else f"failed: {error!r}"
-            print(f"  no {self.variant}: {self.refused}{'' if known else error.__cause__}", file=sys.stderr)
+            print(f"  no {self.variant}: {self.refused}{'' if known else error.__cause__ or ''}", file=sys.stderr)
             self.stop()
             return []
 

@@ -97,4 +97,4 @@ class Table:
         table.writeheader()
         table.writerows(sorted(kept + new, key=lambda row: order.index(row["part"])))
         write(self.file, lines.getvalue())
-        print(pd.DataFrame(new, columns=COLUMNS[5:]).fillna("").to_string(index=False), flush=True)
+        print(pd.DataFrame(new, columns=COLUMNS[5:], dtype=object).to_string(index=False, na_rep=""), flush=True)

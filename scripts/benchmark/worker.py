@@ -24,7 +24,7 @@ class Spec:
     compile: bool = False
     capture: bool = True  # whole steps as CUDA graphs, on a GPU
     device: str = "cpu"
-    threads: int = 1
+    threads: int | str = 1  # "auto": this project's choice
     seconds: float = 5.0  # of a turn
     loaders: int = 2  # loader processes of the reference
     batch: int = 64

@@ -1,25 +1,31 @@
-"""The benchmark: what it counts, throws away and prints, and that both sides do the work they are timed for."""
+"""The benchmark: what it counts, throws away and writes, and that both sides do the work they are timed for."""
 
 import csv
-import importlib
+import math
 import subprocess
 import sys
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmark import parts, project, reference, sides, startup, worker
+from benchmark.__main__ import main
+from benchmark.sides import Rounds, Side, take_turns
+from benchmark.table import Table, larger, slower, summarise
+from benchmark.worker import Spec, Worker
+
+from lcm.errors import UserError
+from lcm.training import device as machine
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    return importlib.import_module("benchmark")  # of scripts/, where pytest looks for modules too
-
-
 def options(**changes):
-    return SimpleNamespace(**{"gpu": False, "threads": 1, "seconds": 0.01, "loaders": 0, "rounds": 2} | changes)
+    usual = {"gpu": False, "device": "cpu", "threads": 1, "seconds": 0.01, "loaders": 0, "rounds": 2}
+    return SimpleNamespace(**usual | {"minutes": math.inf} | changes)
 
 
 def report(images=100, wall=1.0, cpu=1.5, peak_mb=500.0):
@@ -27,215 +33,310 @@ def report(images=100, wall=1.0, cpu=1.5, peak_mb=500.0):
 
 
 class FakeSide:
-    """Takes its turns from a list; the machine is as busy as `others` says, turn by turn."""
+    """A side whose every turn gives the same report."""
 
-    def __init__(self, variant, reports, refused=None):
-        self.variant, self.reports, self.refused, self.first = variant, iter(reports), refused, 0.5
-        self.running = False
+    def __init__(self, variant, base=None, refused=None, reports=None):
+        self.variant, self.base, self.refused, self.spec = variant, base or self, refused, Spec()
+        self.running, self.reports = False, reports
 
     def start(self):
-        self.running = not self.refused
+        self.running = self.refused is None
         return self.running
 
     def turn(self):
         assert self.running
-        return next(self.reports)
+        return report() if self.reports is None else next(self.reports)
 
     def stop(self):
         self.running = False
 
 
 @pytest.fixture
-def load(benchmark, monkeypatch):
+def load(monkeypatch):
     """Sets how many processors others keep busy in each turn."""
 
     def busy(turns):
         turns = iter(turns)
-
-        class FakeLoad:
-            def others(self):
-                return next(turns) + 1e9  # the side's own share is taken off again
-
-        monkeypatch.setattr(benchmark, "Load", FakeLoad)
-        monkeypatch.setattr(benchmark.time, "monotonic", iter(range(10_000)).__next__)  # a turn takes a second
-        return [report(cpu=1e9)] * 20
+        monkeypatch.setattr(
+            sides, "Load", lambda: SimpleNamespace(others=lambda children: next(turns) + children - 1.5)
+        )
 
     return busy
 
 
+@pytest.fixture(autouse=True)
+def settings_of_torch():
+    """A Worker sets them for its process."""
+    flags = [(torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32")]
+    before = [getattr(*flag) for flag in (*flags, (torch.backends.cudnn, "benchmark"))]
+    threads = torch.get_num_threads()
+    yield
+    for (module, name), value in zip((*flags, (torch.backends.cudnn, "benchmark")), before, strict=True):
+        setattr(module, name, value)
+    torch.set_num_threads(threads)
+
+
+# Rounds and rows
+
+
 @pytest.mark.parametrize("stay", [True, False])
-def test_disturbed_rounds_are_thrown_away_and_repeated(benchmark, load, stay):
-    reports = load([0.0, 0.0, 0.0, 0.3, 0.05, 0.09])  # two turns a round: the second round is disturbed
-    sides = [FakeSide("reference", reports), FakeSide("fp32", reports)]
-    rounds = benchmark.take_turns(sides, 2, stay)
-    assert (len(rounds.reports), rounds.thrown_away, rounds.calm) == (2, 1, True)
-    assert not any(side.running for side in sides)
+def test_disturbed_rounds_are_thrown_away_and_repeated(load, stay):
+    load([0.0, 0.0, 0.0, 0.3, 0.05, 0.09])  # two turns a round: the second round is disturbed
+    both = [FakeSide("reference"), FakeSide("fp32")]
+    rounds = take_turns("", both, options(), stay)
+    assert (len(rounds.reports), rounds.undisturbed, rounds.disturbed) == (2, 2, 1)
+    assert not any(side.running for side in both)
 
 
-def test_without_a_calm_round_the_figures_are_marked(benchmark, load):
-    reports = load([0.5] * 20)
-    rounds = benchmark.take_turns([FakeSide("reference", reports), FakeSide("fp32", reports)], 2)
-    assert (len(rounds.reports), rounds.calm) == (4, False)  # gives up after twice as many as were asked for
-    assert {row.remark for row in benchmark.summarise(rounds, "resnet20", "step", "reference")} == {"disturbed"}
+def test_without_an_undisturbed_round_the_figures_are_marked(load):
+    load([0.5] * 20)
+    rounds = take_turns("", [FakeSide("reference"), FakeSide("fp32")], options())
+    assert (len(rounds.reports), rounds.undisturbed, rounds.disturbed) == (4, 0, 4)  # twice as many as asked for
+    assert {(row["rounds"], row["disturbed"], row["remark"]) for row in summarise(rounds, "step")} == {
+        (0, 4, "disturbed")
+    }
 
 
-def test_what_is_refused_becomes_a_row(benchmark, load):
-    reports = load([0.0] * 20)
+def test_no_round_begins_after_the_deadline(load):
+    load([0.0] * 20)
+    assert take_turns("", [FakeSide("fp32")], options(rounds=9, minutes=0)).undisturbed == 1
+
+
+def test_what_a_machine_cannot_do_becomes_a_row(load):
+    load([0.0] * 20)
     why = "precision=bf16: this processor has neither avx512_bf16 nor amx_bf16"
-    sides = [FakeSide("reference", reports), FakeSide("bf16", [], refused=why)]
-    rounds = benchmark.take_turns(sides, 2)
-    rows = benchmark.summarise(rounds, "resnet20", "step", "reference")
-    assert [(row.variant, row.remark) for row in rows] == [("reference", ""), ("bf16", "not on this processor")]
-    nothing = benchmark.take_turns([FakeSide("bf16", [], refused=why)], 2)
-    assert [row.variant for row in benchmark.summarise(nothing, "resnet20", "step", "bf16")] == ["bf16"]
+    three = [FakeSide("reference"), FakeSide("bf16", refused=why), FakeSide("x", refused="failed: X\nmore")]
+    rows = summarise(take_turns("", three, options()), "step")
+    assert [row["remark"] for row in rows] == ["", "not on this processor", "failed: X"]
+    assert "ratio" not in rows[1]
+    (row,) = summarise(take_turns("", three[1:2], options()), "step")
+    assert row["remark"] == "not on this processor"
 
 
-def rows_of_three_rounds(benchmark):
+def rows_of_three_rounds():
+    plain = FakeSide("reference")
+    fp32, bf16 = FakeSide("fp32", base=plain), FakeSide("bf16", base=plain, refused="precision=bf16: no")
     reports = [
-        {"reference": report(100, 1.0), "fp32": report(150, 1.0, peak_mb=400.0)},
-        {"reference": report(50, 1.0), "fp32": report(100, 1.0, peak_mb=450.0)},  # a slow round: both are slow
-        {"reference": report(110, 1.0), "fp32": report(176, 1.0, peak_mb=425.0)},
+        {plain: report(100, 1.0), fp32: report(150, 1.0, peak_mb=400.0)},
+        {plain: report(50, 1.0), fp32: report(100, 1.0, peak_mb=450.0)},  # a slow round: both are slow
+        {plain: report(110, 1.0), fp32: report(176, 1.0, peak_mb=425.0)},
     ]
-    rounds = benchmark.Rounds(reports, 0, True, {"bf16": "precision=bf16: no"}, {})
-    return benchmark.summarise(rounds, "resnet20", "step", "reference")
+    return Rounds([plain, fp32, bf16], reports, 3, 1)
 
 
-def test_medians_and_ratios_within_rounds(benchmark):
-    _, fp32, bf16 = rows_of_three_rounds(benchmark)
-    assert fp32.images_per_second == 150
-    assert fp32.cpu_seconds_per_image == pytest.approx(1.5 / 150)
-    assert fp32.peak_mb == 450
-    assert fp32.ratios == pytest.approx((1.5, 2.0, 1.6))
-    assert fp32.ratio == pytest.approx(1.6)  # the median of the rounds' ratios, not the ratio of the medians
-    assert bf16.ratio is None
+def test_medians_and_ratios_within_rounds():
+    _, fp32, _ = summarise(rows_of_three_rounds(), "step")
+    assert fp32["images_per_second"] == 150
+    assert fp32["cpu_seconds_per_image"] == pytest.approx(1.5 / 150)
+    assert fp32["peak_mb"] == 450
+    assert (fp32["ratio"], fp32["low"], fp32["high"]) == pytest.approx((1.6, 1.5, 2.0))  # not the ratio of the medians
+    assert summarise(rows_of_three_rounds(), "step", slower)[1]["ratio"] == pytest.approx(1 / 1.6)
+    assert summarise(rows_of_three_rounds(), "step", larger)[1]["ratio"] == pytest.approx(0.85)
 
 
-def test_table_and_csv(benchmark, tmp_path):
-    rows = rows_of_three_rounds(benchmark)
-    table = benchmark.markdown(rows).splitlines()
-    assert table[3] == "| resnet20 | none | step | fp32 | 150.0 | 10.000 | 450 | 1.600 (1.500-2.000) |  |"
-    assert table[4] == "| resnet20 | none | step | bf16 |  |  |  |  | not on this processor |"
-    benchmark.write_csv(tmp_path / "b.csv", rows)
-    text = (tmp_path / "b.csv").read_text()
-    assert (
-        text.splitlines()[0] == "network,attention,what,variant,images_per_second,cpu_seconds_per_image,peak_mb,ratio"
+def test_the_file(tmp_path, capsys):
+    file = tmp_path / "b.csv"
+    table = Table(file, machine="X", torch="2.9", threads=2)
+    table.common["date"] = "2026-11-24"
+    table.add("step", summarise(rows_of_three_rounds(), "step"))
+    assert file.read_text().splitlines() == [
+        "date,machine,torch,threads,part,network,attention,what,variant,images_per_second,cpu_seconds_per_image,peak_mb,"
+        "ratio,low,high,rounds,disturbed,remark",
+        "2026-11-24,X,2.9,2,step,resnet20,none,step,reference,100,0.015,500,1,1,1,3,1,",
+        "2026-11-24,X,2.9,2,step,resnet20,none,step,fp32,150,0.01,450,1.6,1.5,2,3,1,",
+        "2026-11-24,X,2.9,2,step,resnet20,none,step,bf16,,,,,,,,,not on this processor",
+    ]
+    assert "1.6" in capsys.readouterr().out
+
+
+def test_rows_measured_anew_replace_those_of_their_part_and_network_alone(tmp_path):
+    file = tmp_path / "b.csv"
+    for name, groups in {
+        "old": ["step a x", "step a y", "step b x", "epoch a x"],
+        "new": ["step a x", "step a z"],
+    }.items():
+        table = Table(file, machine=name, torch="", threads=1)
+        for part, network, variant in map(str.split, groups):
+            table.add(part, [{"network": network, "variant": variant}])
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    found = [" ".join(row[key] for key in ("part", "network", "variant", "machine")) for row in rows]
+    assert found == ["step b x old", "step a x new", "step a z new", "epoch a x old"]
+
+
+# The sides
+
+
+def test_both_sides_train_the_same_network_by_the_same_rule():
+    spec = Spec(batch=16)
+    plain, train = reference.training(spec)
+    bound = project.training(spec, 1)
+    before = [parameter.detach().clone() for parameter in plain.parameters()]
+    images, labels = reference.batch_at_hand(spec)
+    for _ in range(2):  # the second has a momentum
+        train(images, labels)
+        bound.step(images, labels)
+    for start, ours, theirs in zip(before, bound.step.network.parameters(), plain.parameters(), strict=True):
+        assert (theirs - start).norm() > 0 and (ours - theirs).norm() < 0.05 * (theirs - start).norm()
+
+
+@pytest.mark.parametrize("precision, tf32", [("fp32", False), ("tf32", True), ("bf16", False)])
+@pytest.mark.parametrize("side", ["reference", "project"])
+def test_both_sides_have_the_same_tf32(side, precision, tf32, monkeypatch):
+    monkeypatch.setattr(project, "step", reference.step)  # as on a GPU, where tf32 is not refused
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not tf32
+    Worker(Spec(side, precision=precision, batch=2))
+    assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cudnn.benchmark
+
+
+def test_sides_of_a_gpu():
+    every = {side.variant: side for side in parts.compared(options(gpu=True), "epoch", "resnet20")}
+    assert list(every) == ["reference", "reference tf32", *parts.GPU_VARIANTS]
+    for variant, side in every.items():
+        assert side.base.variant == ("reference tf32" if "tf32" in variant else "reference")
+    how = {variant: (side.spec.precision, side.spec.capture, side.spec.compile) for variant, side in every.items()}
+    assert how["reference tf32"][0] == "tf32" and how["reference"][0] == "fp32"
+    assert how["fp32 eager"] == ("fp32", False, False)
+    assert how["tf32 captured"] == ("tf32", True, False)
+    assert how["bf16 captured compiled"] == ("bf16", True, True)
+
+
+def test_units_do_what_they_are_counted_for(monkeypatch):
+    bound, seen = [], []
+    monkeypatch.setattr(project, "bind", lambda *args, bind=project.bind: bound.append(bind(*args)) or bound[-1])
+    spec = Spec(overrides={"layers": 8}, batch=8, steps=3, loaders=0)
+    for make in (project.epoch, project.evaluation):
+        unit = make(spec)
+        assert unit() == unit() == bound[-1].step.totals[-1] == 24  # totals begin anew with each unit
+    unit = project.step(spec)
+    assert unit() + unit() == bound[-1].step.totals[-1] == 16
+    assert reference.assembly(spec)() == project.assembly(spec)() == 20 * 8
+    assert reference.evaluation(spec)() == reference.step(spec)() == 8
+
+    def step(images, labels):
+        seen.extend(images.tolist())
+        return torch.zeros(len(labels), 10), torch.zeros(())
+
+    monkeypatch.setattr(reference, "training", lambda spec: (None, step))
+    monkeypatch.setattr(reference.Images, "__getitem__", lambda self, i: (i, self.targets[i]))
+    assert reference.epoch(spec)() == 24
+    assert sorted(seen) == list(range(24)) and seen != sorted(seen)
+
+
+def test_bf16_is_refused_where_the_processor_lacks_it(monkeypatch):
+    monkeypatch.setattr(machine, "cpu_info", lambda key: "sse2 avx512f" if key == "flags" else "a processor")
+    with pytest.raises(UserError, match="precision=bf16: this processor"):
+        Worker(Side(options(), "step", "bf16").spec)
+
+
+def test_a_side_that_fails_in_its_process_becomes_a_row(capfd):
+    side = Side(options(rounds=1), "no_such_work")
+    rounds = take_turns("", [side], options(rounds=1))
+    assert summarise(rounds, "step")[0]["remark"].startswith("failed: AttributeError")
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_command_that_ends_before_its_first_step_is_an_error():
+    with pytest.raises(RuntimeError, match="-c ended before its first step"):
+        startup.first_step(Spec(), ["-c", "pass"], "never")
+
+
+# The whole of it
+
+
+class InProcess:
+    """What a side does in a process of its own, done in this one."""
+
+    def __init__(self, *_):
+        self.worker = None
+
+    def submit(self, function, *args):
+        task, worker.worker = Future(), self.worker
+        try:
+            task.set_result(function(*args))
+        except Exception as error:
+            task.set_exception(error)
+        self.worker = worker.worker
+        return task
+
+    def shutdown(self):
+        pass
+
+
+def test_the_parts_for_a_gpu_with_their_sides_on_the_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(sides, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(sides, "Spec", partial(Spec, batch=4))
+    monkeypatch.setattr(parts, "LARGE", "densenet40")
+    monkeypatch.setattr(project, "GRAPH_STEPS", 2)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no MPS
+    file = tmp_path / "b.csv"
+    main(
+        f"--gpu --device cpu --threads 1 --rounds 1 --seconds 0.01 --networks resnet20 --out {file}".split(),
     )
-    read = list(csv.DictReader(text.splitlines()))
-    assert read[1]["ratio"] == "1.6"
-    assert read[2]["images_per_second"] == ""
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    parts_of = {part: [row["variant"] for row in rows if row["part"] == part] for part in parts.GPU_PARTS}
+    assert parts_of["step"] == parts_of["epoch"] == ["reference", "reference tf32", *parts.GPU_VARIANTS]
+    assert len(parts_of["packed"]) == 4 and len(parts_of["memory"]) == 2 * 5
+    for row in rows:
+        if row["variant"].startswith("tf32"):
+            assert row["remark"] == "not on this processor"
+        elif row["variant"] == "MPS":
+            assert row["remark"].startswith("not on this machine: ")
+        else:
+            assert row["remark"] == "not on this processor" or float(row["ratio"]) > 0 < float(row["images_per_second"])
+        assert row["remark"] != "not on this processor" or row["variant"][:4] in ("tf32", "bf16")
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["--parts", "step,lop"], "no such part"),
+        (["--parts", "step,packed"], "no such part"),
         (["--networks", "resnet50"], "no network for 32x32 images"),
         (["--rounds", "0"], "at least 1"),
-        (["--csv", "/nowhere/b.csv"], "no folder /nowhere"),
-        pytest.param(
-            ["--gpu"], "no usable NVIDIA GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-        ),
+        (["--out", "/nowhere/b.csv"], "no folder /nowhere"),
+        pytest.param(["--gpu"], "no usable NVIDIA GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="")),
     ],
 )
-def test_bad_options_end_in_one_message(benchmark, arguments, words, capsys):
+def test_bad_options_end_in_one_message(arguments, words, capsys):
     with pytest.raises(SystemExit) as ended:
-        benchmark.main(arguments)
+        main(arguments)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_part_measured_anew_replaces_its_section_alone(benchmark, tmp_path):
-    page = tmp_path / "b.md"
-    benchmark.write_sections(page, "Speed", {"loop": "old loop\n\n| a |", "step": "step"})
-    assert page.read_text() == "# Speed\n\n## step\n\nstep\n\n## loop\n\nold loop\n\n| a |\n"
-    benchmark.write_sections(page, "Speed", {"loop": "new loop", "epoch": "epoch"})
-    assert page.read_text() == "# Speed\n\n## step\n\nstep\n\n## epoch\n\nepoch\n\n## loop\n\nnew loop\n"
+def run(tmp_path, *arguments):
+    """The command, from another folder; its rows by (what, variant)."""
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "benchmark",
+        "--quick",
+        "--threads",
+        "1",
+        "--out",
+        "b.csv",
+        *arguments,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nb.csv written\n")
+    return {(row["what"], row["variant"]): row for row in csv.DictReader((tmp_path / "b.csv").open())}
 
 
-def test_a_section_says_what_the_readme_reads(benchmark, tmp_path):
-    from lcm.reporting.speed import read_benchmark, speed_block
-
-    measured = benchmark.Benchmark(benchmark.parse(["--threads", "2"]))
-    measured.options.loaders = 2
-    measured.rows, measured.kept, measured.thrown_away = rows_of_three_rounds(benchmark), 3, 1
-    measured.note("a note")
-    text = benchmark.section(measured, "python scripts/benchmark", withheld=0.25)
-    assert "1 disturbed ones thrown away; a virtual machine's host withheld 0.25 processors" in text
-    assert text.startswith("`python scripts/benchmark`\n") and text.endswith("\n\n- a note")
-    benchmark.write_sections(tmp_path / "benchmark.md", "Speed", {"step": text})
-    ratios, (line,) = read_benchmark(tmp_path)
-    assert ratios["resnet20", "none", "step", "fp32"].startswith("1.60 (")
-    assert f"{line.split('; 20')[0]}; " in speed_block(tmp_path) and "3 undisturbed rounds in all." in speed_block(
-        tmp_path
-    )
-
-
-def test_every_part_exists(benchmark):
-    assert all(callable(getattr(benchmark.Benchmark, part)) for part in benchmark.PARTS)
-
-
-def test_both_sides_train_the_same_network(benchmark):
-    side = benchmark.Side(options(), "step", "fp32", network="resnet20")
-    plain, step = benchmark.plain_training(side.spec)
-    ours = benchmark.project_trainer(side.spec)
-    for (name, a), (_, b) in zip(plain.named_parameters(), ours.network.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
-    first = [p.detach().clone() for p in plain.parameters()]
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(32, 3, 32, 32, generator=generator), torch.arange(32) % 10
-    losses = [step(images, labels)[1].item() for _ in range(5)]
-    assert losses[-1] < losses[0]
-    assert all(not torch.equal(a, b) for a, b in zip(first, plain.parameters(), strict=True))
-
-
-def test_units_do_what_they_are_counted_for(benchmark):
-    spec = benchmark.Side(options(), "loop", "fp32", network="resnet20", overrides={"layers": 8}).spec | {"steps": 2}
-    unit = benchmark.project_loop(spec)
-    assert unit() == 2 * benchmark.BATCH
-    assert unit.spent["inside"] > 0
-    assert benchmark.project_evaluation(spec)() == 200
-    assert benchmark.plain_assembly(spec)() == benchmark.project_assembly(spec)() == 20 * benchmark.BATCH
-
-
-def test_the_reference_sees_every_image_once_an_epoch(benchmark):
-    spec = benchmark.Side(options(), "epoch", "reference", side="reference").spec | {"steps": 1, "loaders": 1}
-    assert benchmark.plain_epoch(spec)() == benchmark.BATCH
-
-
-def test_bf16_is_refused_where_the_processor_lacks_it(benchmark, monkeypatch):
-    from lcm.errors import UserError
-    from lcm.training import device
-
-    monkeypatch.setattr(device, "cpu_info", lambda key: "sse2 avx512f" if key == "flags" else "a processor")
-    with pytest.raises(UserError, match="precision=bf16: this processor"):
-        benchmark.project_step(benchmark.Side(options(), "step", "bf16 compiled").spec)
-    assert benchmark.Side(options(), "step", "bf16 compiled").spec["compile"] is True
+def test_a_part_from_the_command_line(tmp_path):
+    rows = run(tmp_path, "--parts", "assembly")
+    assert list(rows) == [("assembly", "reference"), ("assembly", "project")]
+    ours, plain = (float(rows["assembly", side]["cpu_seconds_per_image"]) for side in ("project", "reference"))
+    assert ours < 0.2 * plain
 
 
 @pytest.mark.slow
 def test_the_whole_of_it_quickly(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "benchmark"),
-        "--quick",
-        "--threads",
-        "1",
-        "--networks",
-        "resnet20",
-    ]
-    command += ["--parts", "step,epoch,assembly,loop,evaluation,startup", "--csv", str(tmp_path / "b.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stderr
-    rows = {(r["what"], r["variant"]): r for r in csv.DictReader((tmp_path / "b.csv").read_text().splitlines())}
-    assert {what for what, _ in rows} == {"step", "epoch", "assembly", "loop", "evaluation", "startup"}
+    rows = run(tmp_path, "--networks", "resnet20", "--parts", "step,epoch,attention,evaluation,startup")
     for what in ("step", "epoch"):
-        assert {v for w, v in rows if w == what} == {"reference", "fp32", "fp32 compiled", "bf16", "bf16 compiled"}
-
-    def cpu(what, variant):
-        return float(rows[what, variant]["cpu_seconds_per_image"])
-
-    assert cpu("assembly", "project") < 0.2 * cpu("assembly", "reference")
-    assert cpu("step", "fp32") < cpu("step", "reference")
-    assert float(rows["loop", "fp32"]["ratio"]) < 0.1
+        assert {v for w, v in rows if w == what} == {"reference", *parts.VARIANTS}
+    assert float(rows["step", "fp32"]["cpu_seconds_per_image"]) < float(
+        rows["step", "reference"]["cpu_seconds_per_image"]
+    )
     assert float(rows["startup", "train.py"]["ratio"]) < 1
-    assert "| resnet20 | none | step | fp32 |" in done.stdout
