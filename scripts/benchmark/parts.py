@@ -12,6 +12,7 @@ from benchmark.worker import IMAGES, rate
 
 VARIANTS = ("fp32", "fp32 compiled", "bf16", "bf16 compiled")
 GPU_VARIANTS = [f"{p} {how}" for p in ("fp32", "tf32", "bf16") for how in ("eager", "captured", "captured compiled")]
+GPU_STEPS = 50  # of a unit of work of the part `step`: a GPU is read after them, not after each
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
 LARGE = "densenet100"  # the network of the part `memory`
 PLAIN_BATCHES = (64, 128, 256, 512)  # of the plain evaluation loop
@@ -19,19 +20,18 @@ PLAIN_BATCHES = (64, 128, 256, 512)  # of the plain evaluation loop
 
 def compared(options, what, network):
     """The sides of `step` and `epoch`: the reference and every way of this project."""
-    plain = Side(options, what, "reference", side="reference", network=network)
-    sides = [plain]
+    spec = {"network": network, "steps": GPU_STEPS if options.gpu else 1}
+    sides = [Side(options, what, "reference", side="reference", **spec)]
     if options.gpu:
-        sides.append(Side(options, what, "reference tf32", side="reference", network=network))
+        sides.append(Side(options, what, "reference tf32", side="reference", **spec))
     for variant in GPU_VARIANTS if options.gpu else VARIANTS:
-        base = sides[1] if "tf32" in variant else plain
-        sides.append(Side(options, what, variant, base=base, network=network))
+        sides.append(Side(options, what, variant, base=sides["tf32" in variant], **spec))
     return sides
 
 
 def step(options):
     for network in options.networks:
-        sides = compared(options, "steps" if options.gpu else "step", network)
+        sides = compared(options, "step", network)
         rows = summarise(take_turns(f"{network}, step", sides, options), "step")
         for i, side in enumerate(sides):
             if "compiled" in side.variant and not side.refused:
@@ -82,14 +82,13 @@ def evaluation(options):
 
 
 def memory(options):
-    spec = {"network": LARGE, "seconds": 1e-9}  # a turn is a single unit of work, which takes several seconds
-    what, precisions = ("steps", ("fp32", "bf16")) if options.gpu else ("step", ("",))
-    plain = Side(options, what, "reference", side="reference", **spec)
+    spec = {"network": LARGE, "seconds": 1e-9, "steps": GPU_STEPS if options.gpu else 1}  # a turn is a single unit
+    plain = Side(options, "step", "reference", side="reference", **spec)
     sides = [plain]
-    for precision in precisions:
+    for precision in ("fp32 ", "bf16 ") if options.gpu else ("",):
         for kind in ("fast", "linear"):
-            variant = f"{precision} memory={kind}".strip()
-            sides.append(Side(options, what, variant, base=plain, overrides={"memory": kind}, **spec))
+            variant = f"{precision}memory={kind}"
+            sides.append(Side(options, "step", variant, base=plain, overrides={"memory": kind}, **spec))
     rounds = take_turns(f"{LARGE}, memory", sides, options, stay=False)
     yield summarise(rounds, "step", faster) + summarise(rounds, "memory", larger)
 

@@ -16,7 +16,6 @@ from lcm.training.epochs import evaluate, train_epoch
 from lcm.training.graphs import bind, feed
 from lcm.training.step import TestStep, TrainStep
 
-GRAPH_STEPS = 50  # of a unit of `steps`
 say = partial(print, file=sys.stderr)
 
 
@@ -37,46 +36,30 @@ def random_batches(count, batch, size=32, **augmentation):
     return Batches(Resident(images, labels, mean, std, **augmentation), batch)
 
 
-def training(spec, steps):
-    """The training step, bound to `steps` batches."""
+def training(spec):
+    """The training step, bound to `spec.steps` batches."""
     network, size, device, autocast = network_of(spec)
     schedule = load_config("schedule", "cifar")
     rate = torch.tensor(schedule["learning_rate"], device=device)
     settings = {key: schedule[key] for key in ("momentum", "nesterov", "weight_decay")}
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, fused=True, **settings)
     forward = compiled(network, spec.batch, size, autocast, say=say) if spec.compile else network
-    images = feed(random_batches(steps * spec.batch, spec.batch, size, pad=4, mirror=True, seed=0), device)
+    images = feed(random_batches(spec.steps * spec.batch, spec.batch, size, pad=4, mirror=True, seed=0), device)
     return bind(TrainStep(network, optimizer, autocast, device, forward), images, spec.capture, say)
 
 
-def step(spec):
-    """A training step on a batch that is on the device already."""
-    bound = training(spec, 1)
-    bound.feed.start(0)
-    images, labels = bound.feed.take(spec.batch)
-
-    def unit():
-        bound.step(images, labels)
-        bound.step.totals.tolist()
-        return len(labels)
-
-    return unit
-
-
-def steps(spec):
-    """Training steps on their batches, as graphs where `spec.capture` is set and the device is a GPU."""
-    return epoch(spec, GRAPH_STEPS)
-
-
-def epoch(spec, steps=None):
-    """A pass over `spec.steps` batches, data and metrics included."""
-    bound = training(spec, steps or spec.steps)
+def epoch(spec):
+    """A pass over `spec.steps` batches, data and metrics included; whole steps as graphs where the device is a GPU."""
+    bound = training(spec)
 
     def unit():
         train_epoch(bound, 1)
         return bound.feed.images
 
     return unit
+
+
+step = epoch  # of one batch, or of few
 
 
 def assembly(spec):

@@ -57,9 +57,6 @@ def step(spec):
     return unit
 
 
-steps = step  # what is compared with project.steps
-
-
 def epoch(spec):
     """A pass over `spec.steps` batches, data and metrics included."""
     _, train = training(spec)

@@ -43,17 +43,13 @@ def summarise(rounds, what, ratio=faster):
             "images_per_second": statistics.median(map(rate, reports)),
             "cpu_seconds_per_image": statistics.median(report["cpu"] / report["images"] for report in reports),
             "peak_mb": max(report["peak_mb"] for report in reports),
-            **spread(ratios),
             "rounds": rounds.undisturbed,
             "disturbed": rounds.disturbed,
             "remark": "" if rounds.undisturbed else "disturbed",
         }
+        if ratios:
+            row |= {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     return rows
-
-
-def spread(ratios):
-    """The median, lowest and highest of the rounds' ratios."""
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)} if ratios else {}
 
 
 def remarked(row, words):

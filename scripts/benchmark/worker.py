@@ -28,7 +28,7 @@ class Spec:
     seconds: float = 5.0  # of a turn
     loaders: int = 2  # loader processes of the reference
     batch: int = 64
-    steps: int = 4  # training steps of a pass over the data; a Worker chooses as many as fill a turn
+    steps: int = 1  # training steps of a unit; for epochs and evaluation as many as fill a turn
 
 
 class Worker:
@@ -42,22 +42,22 @@ class Worker:
         import torch
 
         self.spec = spec
+        self.functions = importlib.import_module(f"benchmark.{spec.side}")
         self.wait = torch.cuda.synchronize if spec.device == "cuda" else lambda: None
         torch.set_num_threads(spec.threads)
         # The same for both sides: cuDNN's default would give a float32 reference TF32 convolutions.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
         torch.backends.cudnn.benchmark = True
-        functions = importlib.import_module(f"benchmark.{spec.side}")
         if spec.what in ("epoch", "evaluation"):
-            spec.steps = self._steps_in_a_turn(functions.step)
+            spec.steps = self._steps_in_a_turn()
         started = time.perf_counter()
-        self.unit = getattr(functions, spec.what)(spec)
+        self.unit = getattr(self.functions, spec.what)(spec)
         self.unit()
         self.wait()
         self.first = time.perf_counter() - started
 
-    def _steps_in_a_turn(self, step):
-        unit = step(dataclasses.replace(self.spec, compile=False, capture=False))
+    def _steps_in_a_turn(self):
+        unit = self.functions.step(dataclasses.replace(self.spec, compile=False, capture=False))
         unit()
         started = time.perf_counter()
         unit()
@@ -69,7 +69,7 @@ class Worker:
     def turn(self):
         """Work for `spec.seconds`, one unit at least; what was done, as a dict."""
         before = cpu_seconds()
-        if self.spec.what in ("step", "steps"):
+        if self.spec.what == "step":
             self.unit()  # not counted: the caches hold another side's data
             self.wait()
         images, cpu, started = 0, cpu_seconds(), time.perf_counter()

