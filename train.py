@@ -20,8 +20,8 @@ from lcm.runs.summary import best_and_last, print_plan, result_line
 def train(config):
     """Train the run of one resolved config (nested plain dicts) to its end. Returns its run.json as a dict.
 
-    Raises UserError for what a user can mend, OwnedElsewhere where another process trains it, Stopped after a signal and
-    NotFinite where the loss became infinite or NaN; run.json has the last two, with their message.
+    Raises UserError (what a user can mend), OwnedElsewhere (another process trains it), Stopped (by a signal; saved) and
+    NotFinite (a loss or a weight became infinite or NaN).
     """
     problems = check(config)
     if problems:
@@ -61,14 +61,14 @@ def train_owned(config, directory, state, stop):
         settings = {key: config[key] for key in ("device", "precision", "deterministic", "allocator")}
         device, autocast, threads = machine.set_up(threads, **settings)
 
-        data, schedule, layout = build_data(config["data"]), config["schedule"], config["channels_last"]
+        data, schedule = build_data(config["data"]), config["schedule"]
         train_feed = feed(data.train(schedule["batch_size"], config["seed"]), device)
         test_feed = feed(data.test(schedule["test_batch_size"]), device)
-
         network = build_network(config["model"], config["attention"], data.num_classes, seed=config["seed"])
         complexity = count(network, data.image_size)
-        network.to(device, memory_format=torch.channels_last if layout else torch.contiguous_format)
-        optimizer = torch.optim.SGD(
+        layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
+        network.to(device, memory_format=layout)
+        optimizer = torch.optim.SGD(  # section 4.1.2 of the paper
             network.parameters(),
             lr=torch.tensor(schedule["learning_rate"], device=device),  # on the device, where a CUDA graph reads it
             momentum=schedule["momentum"],
@@ -79,17 +79,17 @@ def train_owned(config, directory, state, stop):
         state = begun(config, directory, state, data, complexity, threads, machine.describe_device(device))
         print_plan(config, data, complexity, state, directory, saved)
 
-    with recorded(directory, state), memory_explained(config["device"]):
-        forward, size = network, data.image_size
-        if config["compile"]:
-            forward = compiled(network, min(schedule["batch_size"], train_feed.images), size, autocast, layout)
-        step = bind(TrainStep(network, optimizer, autocast, device, forward), train_feed, config["capture"])
-        folded_at = size if config["fold_batch_norm"] else None
-        test_step = bind(TestStep(network, autocast, device, folded_at), test_feed, config["capture"])
-        if saved:
-            checkpoint.restore(directory, saved, step.step)
-        with stop.patient():
-            run_epochs(config, directory, state, step, test_step, saved, stop)
+        with recorded(directory, state), memory_explained(config["device"]):
+            forward, size = network, data.image_size
+            if config["compile"]:
+                forward = compiled(network, min(schedule["batch_size"], train_feed.images), size, autocast, layout)
+            step = TrainStep(network, optimizer, autocast, device, forward, layout)
+            test_step = TestStep(network, autocast, device, size if config["fold_batch_norm"] else None, layout)
+            step, test_step = bind(step, train_feed, config["capture"]), bind(test_step, test_feed, config["capture"])
+            if saved:
+                checkpoint.restore(directory, saved, step.step)
+            with stop.patient():
+                run_epochs(config, directory, state, step, test_step, saved, stop)
 
 
 def run_epochs(config, directory, state, step, test_step, saved, stop):
@@ -110,9 +110,8 @@ def run_epochs(config, directory, state, step, test_step, saved, stop):
 
     def save(epoch, done):
         """Save after `done` steps of an epoch; where a signal has come, stop there."""
-        state["seconds"] = seconds()
         run = {"config_hash": state["config_hash"], "run": json.dumps(state), "metrics": log.text}
-        run |= {"epoch": epoch, "index": done, "seconds": state["seconds"]}
+        run |= {"epoch": epoch, "index": done, "seconds": seconds()}
         checkpoint.save(directory, run | step.step.snapshot(epoch))
         if stop.requested:
             raise Stopped(f"{stop.requested}: saved after step {done} of epoch {epoch}")

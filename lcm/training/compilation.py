@@ -7,7 +7,7 @@ import torch
 from lcm.errors import UserError
 
 
-def compiled(network, batch_size, image_size, autocast, channels_last=True, say=print):
+def compiled(network, batch_size, image_size, autocast, layout=torch.channels_last, say=print):
     """The network's training pass as compiled by torch.compile, for batches of one size.
 
     A smaller batch, an epoch's last, goes through the network as it is: compiling a second time, with dynamic sizes, costs half
@@ -15,14 +15,13 @@ def compiled(network, batch_size, image_size, autocast, channels_last=True, say=
 
     Args:
         network: in training mode, where it will be trained.
-        batch_size, image_size, channels_last: of the batches to come, float32 (batch_size, 3, image_size, image_size).
+        batch_size, image_size, layout: of the batches to come, float32 (batch_size, 3, image_size, image_size).
         autocast: the context that the forward pass will run in.
 
     Raises:
         UserError: torch.compile cannot compile here, for example without a C++ compiler.
     """
     started, kept = time.monotonic(), [buffer.clone() for buffer in network.buffers()]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.zeros(batch_size, 3, image_size, image_size, device=next(network.parameters()).device)
     images = images.contiguous(memory_format=layout)
     fast = torch.compile(network, dynamic=False)

@@ -30,7 +30,6 @@ def train_epoch(step, epoch, start=0, after_step=lambda done: None):
         NotFinite: the loss became infinite or NaN; the weights are those before that step.
     """
     train, feed = step.step, step.feed
-    train.network.train()
     if start == 0:
         train.totals.zero_()
     feed.start(epoch - 1, start)
@@ -59,7 +58,6 @@ def evaluate(step, epoch, after_step=lambda: None):
         NotFinite: the loss is infinite or NaN.
     """
     test, feed = step.step, step.feed
-    test.network.eval()
     test.totals.zero_()
     if isinstance(step, Eager):
         test.fold()

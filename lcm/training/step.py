@@ -31,14 +31,15 @@ class TrainStep:
     (its `found_inf`), so that a GPU need not be asked after each step.
 
     Args:
-        network: what is trained; the constructor puts it into training mode.
+        network: what is trained; a step puts it into training mode.
         optimizer: torch.optim.SGD(fused=True) on the network's parameters, its learning rate a tensor on their device.
         autocast: the context that the forward pass runs in.
         compiled: called for the forward pass instead of `network`, for example `lcm.training.compilation.compiled`.
+        layout: memory layout of the images, as of the network's weights: torch.channels_last or torch.contiguous_format.
     """
 
-    def __init__(self, network, optimizer, autocast, device, compiled=None):
-        self.network, self.optimizer, self.autocast = network.train(), optimizer, autocast
+    def __init__(self, network, optimizer, autocast, device, compiled=None, layout=torch.channels_last):
+        self.network, self.optimizer, self.autocast, self.layout = network, optimizer, autocast, layout
         self.forward = network if compiled is None else compiled
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
         self.bad = optimizer.found_inf = torch.zeros(1, device=device)
@@ -50,9 +51,11 @@ class TrainStep:
                 self.momenta[name] = momentum
 
     def __call__(self, images, labels):
+        if not self.network.training:
+            self.network.train()
         self.optimizer.zero_grad()
         with self.autocast:
-            logits = self.forward(images)
+            logits = self.forward(images.contiguous(memory_format=self.layout))
         loss = F.cross_entropy(in_float32(logits), labels)
         self.bad.copy_(torch.maximum(self.bad, (~loss.isfinite()).float()))
         loss.backward()
@@ -89,14 +92,15 @@ class TestStep:
     """Forward in evaluation mode; adds loss, top-1 hits, top-5 hits and images to `totals` (float64, on the device).
 
     Args:
-        network: what is evaluated; the constructor puts it into evaluation mode.
+        network: what is evaluated; a step puts it into evaluation mode.
         image_size: height and width of the images, for `fold`; None: batch norms are never folded.
+        layout: as of a TrainStep.
     """
 
     __test__ = False  # not a pytest class
 
-    def __init__(self, network, autocast, device, image_size=None):
-        self.network, self.autocast, self.image_size = network.eval(), autocast, image_size
+    def __init__(self, network, autocast, device, image_size=None, layout=torch.channels_last):
+        self.network, self.autocast, self.image_size, self.layout = network, autocast, image_size, layout
         self.forward = network
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)
 
@@ -107,8 +111,10 @@ class TestStep:
 
     @torch.inference_mode()
     def __call__(self, images, labels):
+        if self.network.training:
+            self.network.eval()
         with self.autocast:
-            logits = in_float32(self.forward(images))
+            logits = in_float32(self.forward(images.contiguous(memory_format=self.layout)))
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         self.totals[0] += F.cross_entropy(logits, labels, reduction="sum").double()
         self.totals[1] += top5[:, 0].sum()

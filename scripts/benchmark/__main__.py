@@ -69,7 +69,7 @@ def parse(arguments):
     options.seconds = seconds if options.seconds is None else options.seconds
     if options.rounds < 1 or options.seconds <= 0 or (options.threads is not None and options.threads < 1):
         raise UserError("--rounds and --threads must be at least 1, --seconds above 0")
-    options.minutes = GPU_MINUTES / len(options.networks) if options.gpu else math.inf
+    options.minutes = GPU_MINUTES / (2 * len(options.networks)) if options.gpu else math.inf  # of a group of sides
     options.out = Path(options.out or ROOT / "results" / f"benchmark{'-gpu' * options.gpu}.csv")
     if not options.out.resolve().parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}; make it first")

@@ -30,7 +30,7 @@ def together(options, network, how):
         one = sides[0] if sides else None
         variant = f"fp32 captured, {runs} at once, {how}"
         sides.append(Side(options, "epoch", variant, base=one, runs=runs, network=network))
-    return summarise(take_turns(f"{network}, packed", sides, options), "packed")
+    return summarise(take_turns("packed", sides, options), "packed")
 
 
 @contextlib.contextmanager

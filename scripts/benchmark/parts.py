@@ -10,38 +10,39 @@ from benchmark.sides import Side, take_turns
 from benchmark.table import faster, larger, remarked, slower, summarise
 from benchmark.worker import IMAGES, rate
 
-VARIANTS = ("fp32", "fp32 compiled", "bf16", "bf16 compiled")
-GPU_VARIANTS = [f"{p} {how}" for p in ("fp32", "tf32", "bf16") for how in ("eager", "captured", "captured compiled")]
+VARIANTS = {"reference": ("fp32", "fp32 compiled", "bf16", "bf16 compiled")}  # what is measured beside each reference
+HOW = ("eager", "captured", "captured NCHW", "captured compiled")
+GPU_VARIANTS = {
+    "reference": [f"{precision} {how}" for precision in ("fp32", "bf16") for how in HOW],
+    "reference tf32": [f"tf32 {how}" for how in HOW],
+}
 GPU_STEPS = 50  # of a unit of work of the part `step`: a GPU is read after them, not after each
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
 LARGE = "densenet100"  # the network of the part `memory`
 PLAIN_BATCHES = (64, 128, 256, 512)  # of the plain evaluation loop
 
 
-def compared(options, what, network):
-    """The sides of `step` and `epoch`: the reference and every way of this project."""
-    spec = {"network": network, "steps": GPU_STEPS if options.gpu else 1}
-    sides = [Side(options, what, "reference", side="reference", **spec)]
-    if options.gpu:
-        sides.append(Side(options, what, "reference tf32", side="reference", **spec))
-    for variant in GPU_VARIANTS if options.gpu else VARIANTS:
-        sides.append(Side(options, what, variant, base=sides["tf32" in variant], **spec))
-    return sides
+def groups(options, what):
+    """The sides of `step` and `epoch`: for each network a reference and this project's variants beside it."""
+    for network in options.networks:
+        spec = {"network": network, "steps": GPU_STEPS if options.gpu else 1}
+        for name, variants in (GPU_VARIANTS if options.gpu else VARIANTS).items():
+            reference = Side(options, what, name, side="reference", **spec)
+            yield [reference, *(Side(options, what, variant, base=reference, **spec) for variant in variants)]
 
 
 def step(options):
-    for network in options.networks:
-        sides = compared(options, "step", network)
-        rows = summarise(take_turns(f"{network}, step", sides, options), "step")
+    for sides in groups(options, "step"):
+        rows = summarise(take_turns("step", sides, options), "step")
         for i, side in enumerate(sides):
-            if "compiled" in side.variant and not side.refused:
+            if side.spec.compile and not side.refused:
                 rows[i] = remarked(rows[i], f"the first step takes {side.first:.0f} s")
         yield rows
 
 
 def epoch(options):
-    for network in options.networks:
-        rows = summarise(take_turns(f"{network}, epoch", compared(options, "epoch", network), options), "epoch")
+    for sides in groups(options, "epoch"):
+        rows = summarise(take_turns("epoch", sides, options), "epoch")
         for i, row in enumerate(rows):
             if "images_per_second" in row:
                 minutes = 300 * IMAGES / row["images_per_second"] / 60
@@ -56,7 +57,7 @@ def attention(options):
             for name in ATTENTIONS:
                 sides.append(Side(options, "step", variant, base=base, network=network, attention=name))
                 base = sides[0]
-            rounds = take_turns(f"{network}, attention", sides, options)
+            rounds = take_turns("attention", sides, options)
             yield summarise(rounds, "attention", slower)
 
 
@@ -74,7 +75,7 @@ def evaluation(options):
             for batch in PLAIN_BATCHES
         ]
         ours = [Side(options, "evaluation", precision, network=network) for precision in ("fp32", "bf16")]
-        rounds = take_turns(f"{network}, evaluation", plain + ours, options)
+        rounds = take_turns("evaluation", plain + ours, options)
         best = max(plain, key=lambda side: statistics.median(rate(reports[side]) for reports in rounds.reports))
         for side in plain + ours:
             side.base = best
@@ -89,7 +90,7 @@ def memory(options):
         for kind in ("fast", "linear"):
             variant = f"{precision}memory={kind}"
             sides.append(Side(options, "step", variant, base=plain, overrides={"memory": kind}, **spec))
-    rounds = take_turns(f"{LARGE}, memory", sides, options, stay=False)
+    rounds = take_turns("memory", sides, options, stay=False)
     yield summarise(rounds, "step", faster) + summarise(rounds, "memory", larger)
 
 

@@ -20,11 +20,12 @@ say = partial(print, file=sys.stderr)
 
 
 def network_of(spec):
-    """(network, height and width of its images, device, autocast context), as train.py makes them."""
+    """(network, height and width of its images, device, autocast context, memory layout), as train.py makes them."""
     device, autocast, _ = set_up(spec.threads, spec.device, spec.precision, deterministic=False, allocator=True)
     network = build_network(spec.network, spec.attention, seed=0, **spec.overrides)
     size = load_config("model", spec.network)["image_size"]
-    return network.to(device, memory_format=torch.channels_last), size, device, autocast
+    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
+    return network.to(device, memory_format=layout), size, device, autocast, layout
 
 
 def random_batches(count, batch, size=32, **augmentation):
@@ -38,14 +39,14 @@ def random_batches(count, batch, size=32, **augmentation):
 
 def training(spec):
     """The training step, bound to `spec.steps` batches."""
-    network, size, device, autocast = network_of(spec)
+    network, size, device, autocast, layout = network_of(spec)
     schedule = load_config("schedule", "cifar")
     rate = torch.tensor(schedule["learning_rate"], device=device)
     settings = {key: schedule[key] for key in ("momentum", "nesterov", "weight_decay")}
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, fused=True, **settings)
-    forward = compiled(network, spec.batch, size, autocast, say=say) if spec.compile else network
+    forward = compiled(network, spec.batch, size, autocast, layout, say) if spec.compile else network
     images = feed(random_batches(spec.steps * spec.batch, spec.batch, size, pad=4, mirror=True, seed=0), device)
-    return bind(TrainStep(network, optimizer, autocast, device, forward), images, spec.capture, say)
+    return bind(TrainStep(network, optimizer, autocast, device, forward, layout), images, spec.capture, say)
 
 
 def epoch(spec):
@@ -76,10 +77,10 @@ def assembly(spec):
 
 def evaluation(spec):
     """A pass over a test set of `spec.steps` batches."""
-    network, size, device, autocast = network_of(spec)
+    network, size, device, autocast, layout = network_of(spec)
     batch = load_config("schedule", "cifar")["test_batch_size"]
     images = feed(random_batches(spec.steps * spec.batch, batch, size), device)
-    bound = bind(TestStep(network, autocast, device, size), images, spec.capture, say)
+    bound = bind(TestStep(network, autocast, device, size, layout), images, spec.capture, say)
 
     def unit():
         evaluate(bound, 1)

@@ -20,7 +20,7 @@ class Side:
 
     Args:
         what: the function that makes its unit of work, in the file `side`.
-        variant: its name in the table; words in it set the precision (tf32, bf16) and how a step runs (compiled, eager).
+        variant: its name in the table; words in it set the precision (tf32, bf16) and how a step runs (compiled, eager, NCHW).
         base: the side that this one's ratio refers to; by default itself.
         runs: processes that do the same work at once in its turn.
         fields: other fields of its Spec.
@@ -35,6 +35,7 @@ class Side:
             precision=next((word for word in words if word in ("tf32", "bf16")), "fp32"),
             compile="compiled" in words,
             capture="eager" not in words,
+            channels_last="NCHW" not in words,
             loaders=options.loaders,
             **fields,
         )
@@ -98,7 +99,7 @@ def take_turns(title, sides, options, stay=True):
     Args:
         stay: keep the processes between the rounds; otherwise only one is there at a time.
     """
-    print(f"{title}: {', '.join(side.variant for side in sides)}", file=sys.stderr)
+    print(f"{title}, {sides[0].spec.network}: {', '.join(side.variant for side in sides)}", file=sys.stderr)
     undisturbed, disturbed = [], []
     deadline = time.monotonic() + 60 * options.minutes
     with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ import time
 import pandas as pd
 from benchmark.worker import rate
 
+from lcm.errors import UserError
 from lcm.files import write
 
 COLUMNS = [
@@ -69,11 +70,16 @@ class Table:
 
     Args:
         machine: what the rows' columns `machine`, `torch` and `threads` say.
+
+    Raises:
+        UserError: the file is something else.
     """
 
     def __init__(self, file, **machine):
         self.file, self.measured = file, set()
         self.common = {"date": time.strftime("%Y-%m-%d"), **machine}
+        if file.exists() and not file.read_text(encoding="utf-8").startswith(",".join(COLUMNS) + "\n"):
+            raise UserError(f"--out {file}: this file is not a table of this script; name another, or move it away")
 
     def add(self, part, rows):
         """Write rows of a part to the file, now, and show them."""

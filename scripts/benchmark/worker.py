@@ -23,6 +23,7 @@ class Spec:
     precision: str = "fp32"
     compile: bool = False
     capture: bool = True  # whole steps as CUDA graphs, on a GPU
+    channels_last: bool = True
     device: str = "cpu"
     threads: int | str = 1  # "auto": this project's choice
     seconds: float = 5.0  # of a turn

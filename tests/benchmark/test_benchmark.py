@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def options(**changes):
     usual = {"gpu": False, "device": "cpu", "threads": 1, "seconds": 0.01, "loaders": 0, "rounds": 2}
+    usual["networks"] = ["resnet20"]
     return SimpleNamespace(**usual | {"minutes": math.inf} | changes)
 
 
@@ -58,19 +59,6 @@ def load(monkeypatch):
         monkeypatch.setattr(sides, "Load", lambda: fake)
 
     return busy
-
-
-@pytest.fixture(autouse=True)
-def settings_of_torch():
-    """A Worker sets them for its process."""
-    cudnn, matmul, threads = torch.backends.cudnn, torch.backends.cuda.matmul, torch.get_num_threads()
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
-    yield
-    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
-    torch.set_num_threads(threads)
-
-
-# Rounds and rows
 
 
 @pytest.mark.parametrize("stay", [True, False])
@@ -154,9 +142,6 @@ def test_rows_measured_anew_replace_those_of_their_part_and_network_alone(tmp_pa
     assert found == ["step b x old", "step a x new", "step a z new", "epoch a x old"]
 
 
-# The sides
-
-
 def test_both_sides_train_the_same_network_by_the_same_rule():
     spec = Spec(batch=16)
     plain, train = reference.training(spec)
@@ -176,22 +161,22 @@ def test_both_sides_train_the_same_network_by_the_same_rule():
 @pytest.mark.parametrize("side", ["reference", "project"])
 def test_both_sides_have_the_same_tf32(side, precision, tf32, monkeypatch):
     monkeypatch.setattr(project, "step", reference.step)  # as on a GPU, where tf32 is not refused
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not tf32
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32 = matmul.allow_tf32 = not tf32
     Worker(Spec(side, precision=precision, batch=2))
-    assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is tf32
-    assert torch.backends.cudnn.benchmark
+    after = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+    assert after == (tf32, tf32, True)
 
 
 def test_sides_of_a_gpu():
-    every = {side.variant: side for side in parts.compared(options(gpu=True), "epoch", "resnet20")}
-    assert list(every) == ["reference", "reference tf32", *parts.GPU_VARIANTS]
-    for variant, side in every.items():
-        assert side.base.variant == ("reference tf32" if "tf32" in variant else "reference")
-    how = {variant: (side.spec.precision, side.spec.capture, side.spec.compile) for variant, side in every.items()}
-    assert how["reference tf32"][0] == "tf32" and how["reference"][0] == "fp32"
-    assert how["fp32 eager"] == ("fp32", False, False)
-    assert how["tf32 captured"] == ("tf32", True, False)
-    assert how["bf16 captured compiled"] == ("bf16", True, True)
+    fp32_and_bf16, tf32 = parts.groups(options(gpu=True), "epoch")
+    assert all(side.base is group[0] for group in (fp32_and_bf16, tf32) for side in group)
+    assert {side.spec.precision for side in fp32_and_bf16} == {"fp32", "bf16"}
+    assert {side.spec.precision for side in tf32} == {"tf32"} and tf32[0].spec.side == "reference"
+    how = [(side.spec.capture, side.spec.channels_last, side.spec.compile) for side in tf32[1:]]
+    assert how == [(False, True, False), (True, True, False), (True, False, False), (True, True, True)]
 
 
 def test_units_do_what_they_are_counted_for(monkeypatch):
@@ -226,9 +211,6 @@ def test_a_command_that_ends_before_its_first_step_is_an_error():
         startup.first_step(Spec(), ["-c", "pass"], "never")
 
 
-# The whole of it
-
-
 class InProcess:
     """What a side does in a process of its own, done in this one."""
 
@@ -260,7 +242,8 @@ def test_the_parts_for_a_gpu_with_their_sides_on_the_cpu(monkeypatch, tmp_path):
     main([*words.split(), str(file)])
     rows = list(csv.DictReader(file.read_text().splitlines()))
     parts_of = {part: [row["variant"] for row in rows if row["part"] == part] for part in parts.GPU_PARTS}
-    assert parts_of["step"] == parts_of["epoch"] == ["reference", "reference tf32", *parts.GPU_VARIANTS]
+    both = [name for reference, ours in parts.GPU_VARIANTS.items() for name in (reference, *ours)]
+    assert parts_of["step"] == parts_of["epoch"] == both
     assert len(parts_of["packed"]) == 4 and len(parts_of["memory"]) == 2 * 5
     for row in rows:
         if row["variant"].startswith("tf32"):
@@ -290,6 +273,13 @@ def test_bad_options_end_in_one_message(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_another_file_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "b.csv").write_text("other,columns\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["--parts", "assembly", "--out", str(tmp_path / "b.csv")])
+    assert ended.value.code == 2 and "not a table of this script" in capsys.readouterr().err
+
+
 def run(tmp_path, *arguments):
     """The command, from another folder; its rows by (what, variant)."""
     words = "--quick --threads 1 --out b.csv"
@@ -311,6 +301,6 @@ def test_a_part_from_the_command_line(tmp_path):
 def test_all_parts_but_memory_quickly(tmp_path):
     rows = run(tmp_path, "--networks", "resnet20", "--parts", "step,epoch,attention,evaluation,startup")
     for what in ("step", "epoch"):
-        assert {v for w, v in rows if w == what} == {"reference", *parts.VARIANTS}
+        assert {v for w, v in rows if w == what} == {"reference", *parts.VARIANTS["reference"]}
     ours, plain = (float(rows["step", side]["cpu_seconds_per_image"]) for side in ("fp32", "reference"))
     assert ours < plain and float(rows["startup", "train.py"]["ratio"]) < 1

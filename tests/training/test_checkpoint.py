@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, damage recognised, the one before used, nothing but weights read from them."""
 
+import errno
 import hashlib
 import io
 import os
@@ -152,12 +153,51 @@ def test_none_usable_is_said_and_nothing_deleted(directory):
     assert (directory / PREVIOUS).read_bytes() == b"rubbish" and (directory / NAME).read_bytes() == b""
 
 
-def test_unreadable_is_not_overwritten(directory, monkeypatch):
-    monkeypatch.setattr(
-        checkpoint.Path, "read_bytes", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
-    )
-    with pytest.raises(UserError, match="Permission denied"):
-        newest(directory, "c0ffee")
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_read_error_that_passes_is_no_damage(directory, monkeypatch, number):
+    """A network folder that is away for a moment: the good checkpoint stays where it is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Path, "read_bytes", lambda path: (_ for _ in ()).throw(OSError(number, "away")))
+        with pytest.raises(UserError, match=rf"cannot read {directory}/checkpoint\.pt \(away\)"):
+            newest(directory, "c0ffee", set_aside=True)
+    assert sorted(os.listdir(directory)) == [PREVIOUS, NAME] and newest(directory, "c0ffee")["step"] == 1
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(directory, monkeypatch):
+    sizes, fsync = [], os.fsync
+
+    def measured(descriptor):
+        sizes.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", measured)
+    save(directory, payload(2))
+    assert sizes[0] == (directory / NAME).stat().st_size
+
+
+def test_the_reason_is_one_line_and_the_first(directory, monkeypatch):
+    for words, reason in (("the reason\nfifty lines of advice", "the reason"), ("", "ValueError()")):
+        error = ValueError(*[words] * bool(words))
+        monkeypatch.setattr(torch, "load", lambda *a, error=error, **k: (_ for _ in ()).throw(error))
+        with pytest.raises(Damaged) as caught:
+            read(directory / NAME)
+        assert str(caught.value) == f"not readable as weights ({reason})"
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [("epoch", []), ("1 step", [1, 2, 3, 4, 5, 6]), ("2 steps", [2, 4, 6]), ("500 steps", [])]
+)
+def test_every_few_steps(every, steps):
+    interval = checkpoint.SaveInterval(every)
+    assert [step for step in range(1, 7) if interval.due(step)] == steps
+
+
+def test_every_few_minutes(monkeypatch):
+    times = iter([0, 59, 60, 61, 119, 121])  # the first when it begins
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: next(times))
+    interval = checkpoint.SaveInterval("1 minutes")
+    assert not interval.due(1) and interval.due(2)  # 60: due, and the next minute begins at 61
+    assert not interval.due(3) and next(times) == 121
 
 
 def test_without_hard_links(directory, monkeypatch):

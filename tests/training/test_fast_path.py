@@ -15,6 +15,7 @@ from plain import (
     sgd,
     training_step,
 )
+from tiny import run
 
 from lcm.models.build import build_network, load_config
 from lcm.training.device import keep_pages, set_deterministic, set_precision
@@ -104,11 +105,11 @@ def test_resident_feed_trains_to_the_same_bits():
 
 def test_the_first_step_of_sgd_and_its_stop():
     """Momenta that start at zero are torch's own first step; `bad` keeps weights and momenta as they are."""
-    networks = [torch.nn.Linear(3, 10).double() for _ in range(2)]
+    networks = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 10)).double() for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
-    images, labels = torch.randn(4, 3, dtype=torch.float64), torch.arange(4)
+    images, labels = torch.randn(4, 3, 1, 1, dtype=torch.float64), torch.arange(4)
     step = TrainStep(networks[0], sgd(networks[0], fused=True), torch.autocast("cpu", enabled=False), CPU)
-    assert set(step.momenta) == {"weight", "bias"} and not any(m.any() for m in step.momenta.values())
+    assert set(step.momenta) == {"1.weight", "1.bias"} and not any(m.any() for m in step.momenta.values())
     plain = sgd(networks[1])
     for rate in (0.1, 0.01):
         step.optimizer.param_groups[0]["lr"].fill_(rate)
@@ -117,8 +118,8 @@ def test_the_first_step_of_sgd_and_its_stop():
         plain.zero_grad()
         F.cross_entropy(networks[1](images), labels).backward()
         plain.step()
-        torch.testing.assert_close(networks[0].weight, networks[1].weight, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(step.momenta["bias"], plain.state[networks[1].bias]["momentum_buffer"])
+        torch.testing.assert_close(networks[0][1].weight, networks[1][1].weight, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(step.momenta["1.bias"], plain.state[networks[1][1].bias]["momentum_buffer"])
     before = [tensor.clone() for tensor in (*networks[0].parameters(), *step.momenta.values())]
     step(images * float("nan"), labels)
     step(images, labels)
@@ -189,3 +190,23 @@ def test_folded_evaluation_follows_the_weights():
     after = evaluate(step, 1)
     assert after == pytest.approx(plain_evaluation(network, test), rel=1e-3) and after != before
     assert isinstance(step.step, TestStep) and step.step.forward is not network
+
+
+@pytest.mark.parametrize("switch, layout", [("true", torch.channels_last), ("false", torch.contiguous_format)])
+def test_channels_last_is_true_to_its_word(tiny, tmp_path, switch, layout):
+    """Weights and images, in training and evaluation: no convolution has to convert."""
+
+    def watch():
+        original = torch.nn.Conv2d.forward
+
+        def watched(self, x):
+            assert len(x) == 1 or all(t.is_contiguous(memory_format=layout) for t in (x, self.weight)), x.stride()
+            return original(self, x)
+
+        torch.nn.Conv2d.forward = watched
+
+    config = tiny(
+        f"runs={tmp_path}", f"channels_last={switch}", "schedule.epochs=1", "attention=none", "fold_batch_norm=false"
+    )
+    ended = run(tmp_path, config, watch)
+    assert ended.code == 0, ended.err

@@ -109,6 +109,15 @@ def test_the_network_itself_is_untouched():
     assert not any(module._forward_hooks for module in [*network.modules(), *folded.modules()])
 
 
+@pytest.mark.parametrize("model", [("resnet20", 8), ("densenet40", 7)])
+def test_under_inference_mode(model):
+    network = lived_in(build_network(model[0], "lcm2", layers=model[1]).double())
+    with torch.inference_mode():
+        folded = fold(network, 32)
+        torch.testing.assert_close(folded(images(32)), network(images(32)), rtol=1e-11, atol=1e-11)
+    assert norms(folded) < norms(network)
+
+
 def test_what_cannot_be_folded_is_shared():
     network = build_network("resnet20", "none", seed=0)
     folded = fold(network, 32)
