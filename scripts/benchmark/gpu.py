@@ -29,7 +29,7 @@ def together(options, network, how):
     for runs in RUNS:
         one = sides[0] if sides else None
         variant = f"fp32 captured, {runs} at once, {how}"
-        sides.append(Side(options, "epoch", variant, base=one, runs=runs, network=network))
+        sides.append(Side(options, "epoch", variant, base=one, runs=runs, network=network, steps=options.steps))
     return summarise(take_turns("packed", sides, options), "packed")
 
 

@@ -16,7 +16,6 @@ GPU_VARIANTS = {
     "reference": [f"{precision} {how}" for precision in ("fp32", "bf16") for how in HOW],
     "reference tf32": [f"tf32 {how}" for how in HOW],
 }
-GPU_STEPS = 50  # of a unit of work of the part `step`: a GPU is read after them, not after each
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
 LARGE = "densenet100"  # the network of the part `memory`
 PLAIN_BATCHES = (64, 128, 256, 512)  # of the plain evaluation loop
@@ -25,7 +24,8 @@ PLAIN_BATCHES = (64, 128, 256, 512)  # of the plain evaluation loop
 def groups(options, what):
     """The sides of `step` and `epoch`: for each network a reference and this project's variants beside it."""
     for network in options.networks:
-        spec = {"network": network, "steps": GPU_STEPS if options.gpu else 1}
+        steps = 1 if what == "step" and not options.gpu else options.steps
+        spec = {"network": network, "steps": steps}
         for name, variants in (GPU_VARIANTS if options.gpu else VARIANTS).items():
             reference = Side(options, what, name, side="reference", **spec)
             yield [reference, *(Side(options, what, variant, base=reference, **spec) for variant in variants)]
@@ -36,7 +36,7 @@ def step(options):
         rows = summarise(take_turns("step", sides, options), "step")
         for i, side in enumerate(sides):
             if side.spec.compile and not side.refused:
-                rows[i] = remarked(rows[i], f"the first step takes {side.first:.0f} s")
+                rows[i] = remarked(rows[i], f"ready after {side.first:.0f} s")
         yield rows
 
 
@@ -74,16 +74,25 @@ def evaluation(options):
             Side(options, "evaluation", f"reference, batch {batch}", side="reference", network=network, batch=batch)
             for batch in PLAIN_BATCHES
         ]
-        ours = [Side(options, "evaluation", precision, network=network) for precision in ("fp32", "bf16")]
+        spec = {"network": network, "steps": options.steps}
+        ours = [Side(options, "evaluation", precision, **spec) for precision in ("fp32", "bf16")]
         rounds = take_turns("evaluation", plain + ours, options)
-        best = max(plain, key=lambda side: statistics.median(rate(reports[side]) for reports in rounds.reports))
         for side in plain + ours:
-            side.base = best
+            side.base = max(plain, key=lambda side: median_rate(side, rounds))
         yield summarise(rounds, "evaluation")
 
 
+def median_rate(side, rounds):
+    """Images a second of a side; 0 where it failed."""
+    return 0.0 if side.refused else statistics.median(rate(reports[side]) for reports in rounds.reports)
+
+
 def memory(options):
-    spec = {"network": LARGE, "seconds": 1e-9, "steps": GPU_STEPS if options.gpu else 1}  # a turn is a single unit
+    spec = {
+        "network": LARGE,
+        "seconds": 1e-9,
+        "steps": min(options.steps, 20) or 1,
+    }  # a turn is one unit: it takes seconds
     plain = Side(options, "step", "reference", side="reference", **spec)
     sides = [plain]
     for precision in ("fp32 ", "bf16 ") if options.gpu else ("",):

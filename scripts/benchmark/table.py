@@ -60,7 +60,7 @@ def remarked(row, words):
 
 def short(refusal):
     """ "not on this processor" for a precision that the machine lacks, otherwise the first line of the reason."""
-    return "not on this processor" if refusal.startswith("precision=") else refusal.splitlines()[0]
+    return "not on this processor" if refusal.startswith("precision=") else refusal.splitlines()[0][:200]
 
 
 class Table:
@@ -83,12 +83,10 @@ class Table:
 
     def add(self, part, rows):
         """Write rows of a part to the file, now, and show them."""
-        new = [
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-            | {"part": part}
-            | self.common
-            for row in rows
-        ]
+        new = []
+        for row in rows:
+            cells = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+            new.append(self.common | {"part": part} | cells)
         old = list(csv.DictReader(io.StringIO(self.file.read_text(encoding="utf-8")))) if self.file.exists() else []
         anew = {(part, row["network"]) for row in new} - self.measured
         self.measured |= anew

@@ -29,7 +29,7 @@ class Spec:
     seconds: float = 5.0  # of a turn
     loaders: int = 2  # loader processes of the reference
     batch: int = 64
-    steps: int = 1  # training steps of a unit; for epochs and evaluation as many as fill a turn
+    steps: int = 1  # training steps of a unit of work; 0: as many as fill a turn
 
 
 class Worker:
@@ -49,8 +49,7 @@ class Worker:
         # The same for both sides: cuDNN's default would give a float32 reference TF32 convolutions.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
         torch.backends.cudnn.benchmark = True
-        if spec.what in ("epoch", "evaluation"):
-            spec.steps = self._steps_in_a_turn()
+        spec.steps = spec.steps or self._steps_in_a_turn()
         started = time.perf_counter()
         self.unit = getattr(self.functions, spec.what)(spec)
         self.unit()
@@ -58,7 +57,7 @@ class Worker:
         self.first = time.perf_counter() - started
 
     def _steps_in_a_turn(self):
-        unit = self.functions.step(dataclasses.replace(self.spec, compile=False, capture=False))
+        unit = self.functions.step(dataclasses.replace(self.spec, compile=False, steps=1))
         unit()
         started = time.perf_counter()
         unit()
