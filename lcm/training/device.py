@@ -1,6 +1,7 @@
 """The machine a run computes on: device, threads, precision, the C allocator. Set up once, before the first tensor."""
 
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -76,7 +77,7 @@ def set_precision(precision, device):
             f"precision=bf16: this processor ({processor()}) has neither avx512_bf16 nor amx_bf16, so bf16 would be slower "
             "than fp32; take precision=fp32"
         )
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; take precision=fp32")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -92,6 +93,17 @@ def set_deterministic(deterministic, device):
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
         torch.backends.cudnn.benchmark = not deterministic
+        # torch would fill each new tensor with NaN: no result depends on one, and it costs a kernel each
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def release_memory():
+    """Free what a finished run has left, in Python's reference cycles and in the GPU allocator's cache.
+
+    Between two runs of one process: otherwise the next run, and other processes, find less memory free than there is.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 def available_processors():

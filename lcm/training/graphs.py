@@ -1,27 +1,57 @@
 """Where a step's batches come from, and whole steps as CUDA graphs.
 
-`HostFeed` assembles batches on the CPU; `ResidentFeed` holds the data set and the epoch's plan on the device and does crop,
-mirror and normalisation inside the step. The same code runs on a CPU, where nothing is captured.
+`HostFeed` has batches that the CPU assembles or, for photographs, that the device crops by ordinary operations. `ResidentFeed`
+keeps the data set and the epoch's plan on the device and does crop, mirror and normalisation inside the step. On a CPU nothing
+is captured and the rest is the same code.
 """
 
 import torch
 
 from lcm.data.in_memory import normalise
+from lcm.training.memory import is_out_of_memory
+
+WARM_UPS = 3  # steps before a capture, as PyTorch's documentation of CUDA graphs asks for
+IN_FLIGHT = 3  # steps by which the CPU may be ahead of a GPU
 
 
 class HostFeed:
-    """Batches assembled on the CPU, in this process or by loader workers, and sent to the device."""
+    """Batches assembled on the CPU, in this process or by loader workers, and prepared on the device."""
 
     def __init__(self, batches, device):
         self.batches, self.device = batches, device
-        self.steps, self.images = len(batches), batches.images
+        self.steps, self.images, self.batch_size = len(batches), batches.images, batches.batch_size
 
     def start(self, epoch, step=0):
         self._iterator = self.batches.iterate(epoch, step)
 
+    def size(self, step):
+        """Images in the batch of a step: the last one may be smaller."""
+        return min(self.batch_size, self.images - step * self.batch_size)
+
     def take(self, size=None):
         """The next batch: images (B, 3, H, W) float32, labels (B,) int64."""
         return self.batches.prepare(next(self._iterator), self.device)
+
+
+class BufferFeed(HostFeed):
+    """A HostFeed whose batches are copied into two buffers, because a graph reads the same addresses at each replay."""
+
+    def __init__(self, batches, device):
+        super().__init__(batches, device)
+        first = batches.prepare(batches.epoch(0)[0], device)
+        self.buffers = [part.clone() for part in first]
+
+    def load(self, size):
+        """Copy the next batch into the buffers: before each replay, outside the graph."""
+        for buffer, part in zip(self.buffers, super().take(), strict=True):
+            buffer[:size].copy_(part)
+
+    def take(self, size):
+        """The batch that was loaded last."""
+        return tuple(buffer[:size] for buffer in self.buffers)
+
+    def state(self):
+        return []
 
 
 class ResidentFeed:
@@ -40,9 +70,10 @@ class ResidentFeed:
             buffer.copy_(drawn)
         self.cursor.fill_(step * self.batch_size)
 
-    def size(self, step):
-        """Images in the batch of a step: the last one may be smaller."""
-        return min(self.batch_size, self.images - step * self.batch_size)
+    size = HostFeed.size
+
+    def load(self, size):
+        """Nothing: a graph of the step takes the batch itself."""
 
     def take(self, size):
         """The next `size` images: (B, 3, H, W) float32 in channels-last memory, and their labels (B,) int64."""
@@ -52,6 +83,10 @@ class ResidentFeed:
         crops = self.resident.crop(self.resident.images, index, offsets, mirror)
         return normalise(crops, self.resident.scale, self.resident.shift), self.resident.labels[index]
 
+    def state(self):
+        """What `take` changes."""
+        return [self.cursor]
+
 
 def feed(batches, device):
     """The feed for a device: resident on a GPU where the set allows it, assembled on the CPU otherwise."""
@@ -59,76 +94,132 @@ def feed(batches, device):
     return (ResidentFeed if resident else HostFeed)(batches, device)
 
 
-class Captured:
-    """A step together with its feed as CUDA graphs, one for each batch size; each call replays one.
+class Pace:
+    """Keeps the CPU at most `IN_FLIGHT` steps ahead of a GPU, where it would otherwise queue a whole epoch at once.
 
-    Capturing runs the step a few times and then puts back every tensor that it changed.
+    So a signal is noticed within a few steps, and times that are measured are those of the work. Nothing on a CPU.
     """
 
-    def __init__(self, step, feed):
-        self.step, self.feed = step, feed
-        self.graphs, self.pool = {}, None
+    def __init__(self, device):
+        self.device, self.steps = device, 0
+        self.events = []  # one for each of the last steps
+        if device.type == "cuda":
+            self.events = [
+                torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT)
+            ]  # blocking: waits without spinning
 
-    def __call__(self, index):
-        size = self.feed.size(index)
-        if size not in self.graphs:
-            self._capture(size)
-        self.graphs[size].replay()
-
-    def _capture(self, size):
-        changed = [*self.step.state(), self.feed.cursor]
-        kept = [tensor.clone() for tensor in changed]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.feed.cursor.zero_()  # there may be no three batches left in this epoch
-                self.step(*self.feed.take(size))
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            self.step(*self.feed.take(size))
-        self.pool = self.pool or graph.pool()
-        self.graphs[size] = graph
-        with torch.no_grad():
-            for tensor, value in zip(changed, kept, strict=True):
-                tensor.copy_(value)
+    def step(self):
+        """Call after each step: waits for the one `IN_FLIGHT` steps back."""
+        if self.events:
+            event = self.events[self.steps % IN_FLIGHT]
+            event.synchronize()  # returns at once where it was never recorded
+            event.record(torch.cuda.current_stream(self.device))
+            self.steps += 1
 
 
 class Eager:
     """A step together with its feed, run operation by operation."""
 
     def __init__(self, step, feed):
-        self.step, self.feed = step, feed
-        self._size = getattr(feed, "size", lambda index: None)
+        self.step, self.feed, self.pace = step, feed, Pace(feed.device)
 
     def __call__(self, index):
-        self.step(*self.feed.take(self._size(index)))
+        self.step(*self.feed.take(self.feed.size(index)))
+        self.pace.step()
+
+
+class Captured:
+    """A step together with its feed as CUDA graphs, one for each batch size; each call replays one.
+
+    Args:
+        feed: a ResidentFeed or a BufferFeed.
+        graphs: number of images -> torch.cuda.CUDAGraph, as `capture` makes them.
+    """
+
+    def __init__(self, step, feed, graphs):
+        self.step, self.feed, self.graphs, self.pace = step, feed, graphs, Pace(feed.device)
+
+    def __call__(self, index):
+        size = self.feed.size(index)
+        self.feed.load(size)
+        self.graphs[size].replay()
+        self.pace.step()
 
 
 def can_capture(feed, capture):
-    """Whether a step from this feed can be captured at all."""
-    return capture and feed.device.type == "cuda" and isinstance(feed, ResidentFeed)
+    """Whether a step from this feed is to be captured."""
+    return capture and feed.device.type == "cuda"
 
 
 def bind(step, feed, capture, warn=print):
-    """The step bound to its feed: captured on a GPU where `capture` is true and the feed is resident, eager otherwise.
+    """The step bound to its feed: captured for every batch size on a GPU where `capture` is true, eager otherwise.
 
-    Where capturing fails, one line says why, and the step goes on eagerly.
+    Weights, statistics, momenta, totals and the position in the epoch are those before, whatever happens.
+
+    Args:
+        warn: called with one line where only capturing fails: the step then runs eagerly.
+
+    Raises:
+        What the step itself raises, captured or not: out of memory, an error of torch.compile.
     """
     if not can_capture(feed, capture):
         return Eager(step, feed)
-    captured = Captured(step, feed)
-    kept = [tensor.clone() for tensor in [*step.state(), feed.cursor]]
+    buffered = BufferFeed(feed.batches, feed.device) if isinstance(feed, HostFeed) else feed
+    changed = [*step.state(), *buffered.state()]
+    kept = [tensor.clone() for tensor in changed]
+    before, graphs, reason = torch.cuda.current_stream(feed.device), {}, None
     try:
-        captured._capture(feed.size(0))
-    except RuntimeError as error:
-        warn(
-            f"no CUDA graph ({str(error).splitlines()[0]}): every step runs operation by operation, several times slower"
-        )
-        torch.cuda.synchronize()
+        stream = warm_up(step, buffered)
+        try:
+            capture_all(step, buffered, stream, graphs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+    finally:
+        torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
+        torch.cuda.synchronize(feed.device)
         with torch.no_grad():
-            for tensor, value in zip([*step.state(), feed.cursor], kept, strict=True):
+            for tensor, value in zip(changed, kept, strict=True):
                 tensor.copy_(value)
-        return Eager(step, feed)
-    return captured
+    if reason is None:
+        return Captured(step, buffered, graphs)
+    warn(f"no CUDA graph ({reason}): every step runs operation by operation, several times slower")
+    graphs.clear()
+    step.network.zero_grad()  # gradients are in the graphs' memory
+    torch.cuda.empty_cache()
+    return Eager(step, feed)
+
+
+def batch_sizes(feed):
+    """The sizes of an epoch's batches, the larger first."""
+    return sorted({feed.size(0), feed.size(feed.steps - 1)}, reverse=True)
+
+
+def warm_up(step, feed):
+    """A few steps of every batch size on a stream of their own, which is returned: kernels are chosen, buffers allocated."""
+    stream = torch.cuda.Stream(feed.device)
+    stream.wait_stream(torch.cuda.current_stream(feed.device))
+    with torch.cuda.stream(stream):
+        for size in batch_sizes(feed) * WARM_UPS:
+            rewind(feed)
+            step(*feed.take(size))
+    torch.cuda.current_stream(feed.device).wait_stream(stream)
+    return stream
+
+
+def capture_all(step, feed, stream, graphs):
+    """Capture the step for every batch size, on `stream` (the default one may be another device's), into `graphs`."""
+    pool = torch.cuda.graph_pool_handle()
+    for size in batch_sizes(feed):
+        rewind(feed)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            step(*feed.take(size))
+        graphs[size] = graph
+
+
+def rewind(feed):
+    """Put a feed at the start of its epoch: there may be no batches left."""
+    for position in feed.state():
+        position.zero_()
