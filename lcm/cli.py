@@ -10,10 +10,8 @@ from lcm.config.command_line import composition_fault, override_faults
 from lcm.errors import BAD_INPUT, FAILED, OWNED_ELSEWHERE, STOPPED, NotFinite, OwnedElsewhere, Stopped, UserError
 from lcm.files import unwritable
 from lcm.runs.worker import run_one
-from lcm.training.other_load import Load
 from lcm.training.signals import StopRequest
 
-LOAD = Load()  # from here on: how busy others keep the machine
 STOP = StopRequest()  # one for the whole process
 EXIT_CODES = {UserError: BAD_INPUT, OwnedElsewhere: OWNED_ELSEWHERE, Stopped: STOPPED, NotFinite: FAILED}
 _composed = False
@@ -47,18 +45,6 @@ def composed():
     """Note that there is a config now: what goes wrong from here on is no bad input, unless it says so."""
     global _composed
     _composed = True
-
-
-@contextlib.contextmanager
-def unwrapped():
-    """Let a UserError out of Hydra's `instantiate`, which wraps every exception in its own."""
-    from hydra.errors import InstantiationException
-
-    try:
-        yield
-    except InstantiationException as error:
-        cause = error.__cause__
-        raise cause if isinstance(cause, (UserError, MemoryError)) else error from None
 
 
 def end(error, debug=False):

@@ -89,6 +89,19 @@ def refuse_another_config(directory, state, config):
     )
 
 
+def unfinished(directory, config):
+    """run.json of a config's run that is not finished, {} where it is new; None where it is finished, and says so.
+
+    Raises UserError where the directory holds another config's run, or run.json is damaged.
+    """
+    state = read_state(directory)
+    refuse_another_config(directory, state, config)
+    if state.get("state") == "finished":
+        print(f"already finished: {directory}")
+        return None
+    return state
+
+
 @contextlib.contextmanager
 def recorded(directory, state):
     """Keep run.json while the block trains: `running` from its start, then how it ended. The block may add to `state`.
@@ -247,6 +260,26 @@ def continued(state, here):
     parts = state.get("continued", [])
     before = {key: (parts[-1] if parts else state).get(key) for key in here}
     return state if before == here else state | {"continued": [*parts, {"start": now(), **here}]}
+
+
+def begun(config, directory, state, data, complexity, threads, device):
+    """run.json of a run that begins now, or goes on where `state` is that of its earlier part; `device` in words.
+
+    Raises UserError where it goes on with other images.
+    """
+    here = circumstances(device)
+    if state:
+        if state["data_fingerprint"] != data.fingerprint:
+            raise UserError(
+                f"{directory} was trained on other images of the same name (another copy, order or preparation of "
+                f"{config['data']['name']}): give data.root the copy it began with, or start anew with run_directory=..."
+            )
+        return continued(state, here)
+    counts = {"params": complexity.params, "gfloat": complexity.gfloat, "macs": complexity.macs}
+    state = new_state(config, directory, **counts, threads=threads, data_fingerprint=data.fingerprint, **here)
+    if notes := getattr(data, "notes", []):  # images that are not what the protocol asks for
+        state["deviations"]["data.notes"] = notes
+    return state
 
 
 def versions():

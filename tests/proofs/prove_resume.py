@@ -79,8 +79,8 @@ def train_one(config, phase):
     from lcm.training import checkpoint, log
     from lcm.training import epochs as loop
 
-    phase.mark(loop.Trainer, "train_epoch", "training")
-    phase.mark(loop.Trainer, "evaluate", "evaluation")
+    phase.mark(loop, "train_epoch", "training")
+    phase.mark(loop, "evaluate", "evaluation")
     phase.mark(log.RunLog, "append", "metrics")
     phase.mark(checkpoint, "save", "checkpoint")
     phase.mark(lcm.runs.state, "write_state", "run.json")

@@ -110,7 +110,7 @@ def test_a_directory_that_another_config_took_in_the_meantime_is_refused(tiny, t
     assert run(tmp_path, theirs).code == 0
 
     def looked_too_early():
-        import train
+        import lcm.runs.state as train
 
         original, looks = train.read_state, []
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lcm.training.sgd import SGD
 from prove_resume import compare_runs
 from tiny import Process, after_step, die, directory_of, run
 
 from lcm.attention import LCM2
 from lcm.models import CifarResNet, fill_sites
 from lcm.training import checkpoint
-from lcm.training.sgd import SGD
 from lcm.training.step import TrainStep
 
 can_compile = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()

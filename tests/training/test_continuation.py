@@ -14,15 +14,6 @@ from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS
 
 
 @pytest.fixture(scope="module")
-def reference(tiny, tmp_path_factory):
-    """The directory of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("reference")
-    config = tiny(f"runs={folder}")
-    assert run(folder, config).code == 0
-    return directory_of(config)
-
-
-@pytest.fixture(scope="module")
 def killed(tiny, tmp_path_factory):
     """The directory of a run that was killed in step 3 of its last epoch; checkpoints after every second step."""
     folder = tmp_path_factory.mktemp("killed")

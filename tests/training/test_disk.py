@@ -13,14 +13,6 @@ from tiny import directory_of, run
 from lcm.training import checkpoint
 
 
-@pytest.fixture(scope="module")
-def reference(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reference")
-    config = tiny(f"runs={folder}")
-    assert run(folder, config).code == 0
-    return directory_of(config)
-
-
 def mount(place, options):
     place.mkdir(exist_ok=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True, text=True)

@@ -1,0 +1,44 @@
+"""Out of memory, on the device or the host: recognised and explained."""
+
+import contextlib
+import errno
+
+import torch
+
+from lcm.errors import UserError
+
+# RuntimeErrors of the CPU's allocator, oneDNN, C++, CUDA where another process took the rest, cuBLAS
+WORDS = (
+    "DefaultCPUAllocator",
+    "could not create a memory object",
+    "std::bad_alloc",
+    "out of memory",
+    "_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error):
+    """Whether an exception means that memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS))
+
+
+@contextlib.contextmanager
+def memory_explained(device):
+    """Turn an exception that means that memory ran out into a UserError; `device` as the config names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise UserError(
+                f"a loader worker died, most often because memory ran out ({str(error).splitlines()[0]}): lower data.workers, "
+                "0 needs none; what was saved is intact, the same command continues"
+            ) from error
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory on device={device}: lower schedule.batch_size or schedule.test_batch_size, take model.memory=linear "
+            "(CIFAR DenseNets) or precision=bf16 (where the device has it), or run fewer runs at once; what was saved is intact"
+        ) from error
