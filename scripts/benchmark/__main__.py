@@ -39,8 +39,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from lcm.errors import UserError, exit_on_user_error
 from lcm.training.other_load import Load
+
+from lcm.errors import UserError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("step", "epoch", "attention", "assembly", "loop", "evaluation", "startup", "memory")
@@ -208,8 +209,9 @@ def project_trainer(spec, train_images=BATCH, test_images=BATCH):
 
     import torch
 
+    from lcm.config.options import load as load_config
     from lcm.data.in_memory import Batches, Resident
-    from lcm.models.build import build_network, load_config
+    from lcm.models.build import build_network
     from lcm.training import device as machine
     from lcm.training.epochs import Trainer
     from lcm.training.folding import fold
@@ -868,7 +870,7 @@ def parse(arguments):
         raise UserError(f"--parts {unknown[0]}: there is no such part; choose from {', '.join(PARTS)}")
     if options.rounds < 1 or options.seconds <= 0 or (options.threads is not None and options.threads < 1):
         raise UserError("--rounds and --threads must be at least 1, --seconds above 0")
-    from lcm.config.check import choices, load
+    from lcm.config.options import choices, load
 
     small = [name for name in choices("model") if load("model", name)["image_size"] == 32]
     if unknown := [name for name in options.networks if name not in small]:

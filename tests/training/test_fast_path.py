@@ -16,7 +16,8 @@ from plain import (
     training_step,
 )
 
-from lcm.models.build import build_network, load_config
+from lcm.config.options import load as load_config
+from lcm.models.build import build_network
 from lcm.training.device import keep_pages, set_deterministic, set_precision
 from lcm.training.epochs import evaluate, learning_rate, train_epoch
 from lcm.training.graphs import Eager, HostFeed, ResidentFeed
