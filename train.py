@@ -10,11 +10,15 @@ import time
 
 import hydra
 
-from lcm import cli as launch
-from lcm.config.check import check, config_hash
-from lcm.errors import Stopped, UserError
-from lcm.runs.state import begun, owner, read_state, recorded, run_directory, unfinished
+from lcm import cli
+from lcm.config.identity import config_hash
+from lcm.errors import Stopped, listed
+from lcm.runs.directory import run_directory
+from lcm.runs.grid import problems
+from lcm.runs.lock import owner
+from lcm.runs.state import begun, read_state, recorded, unfinished
 from lcm.runs.summary import best_and_last, print_plan, result_line
+from lcm.training.signals import STOP
 
 
 def train(config):
@@ -23,14 +27,11 @@ def train(config):
     Raises UserError (what a user can mend), OwnedElsewhere (another process trains it), Stopped (by a signal; saved) and
     NotFinite (a loss or a weight became infinite or NaN).
     """
-    problems = check(config)
-    if problems:
-        raise UserError(
-            "\n".join(["the config has problems, nothing was started:", *(f"  {line}" for line in problems)])
-        )
+    if found := problems(config):
+        raise listed("the config has problems, nothing was started:", found)
     directory = run_directory(config)
     if unfinished(directory, config) is not None:
-        with owner(directory), launch.STOP.listening() as stop:
+        with owner(directory), STOP.listening() as stop:
             if (state := unfinished(directory, config)) is not None:  # another process may have been here just now
                 train_owned(config, directory, state, stop)
     state = read_state(directory)
@@ -114,7 +115,7 @@ def run_epochs(config, directory, state, step, test_step, saved, stop):
         run |= {"epoch": epoch, "index": done, "seconds": seconds()}
         checkpoint.save(directory, run | step.step.snapshot(epoch))
         if stop.requested:
-            raise Stopped(f"{stop.requested}: saved after step {done} of epoch {epoch}")
+            raise Stopped(stop.requested, f"saved after step {done} of epoch {epoch}")
 
     def after_step(done):
         progress.step(epoch, done, step.step.totals if step.feed.device.type == "cpu" else None)
@@ -143,8 +144,8 @@ def run_epochs(config, directory, state, step, test_step, saved, stop):
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg):
-    return launch.run_job(train, cfg)
+    return cli.run_task(train, cfg)
 
 
 if __name__ == "__main__":
-    launch.main(main)
+    cli.main(main)

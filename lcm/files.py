@@ -46,7 +46,7 @@ def _give_second_name(file, name):
 
 
 def sync_directory(directory):
-    """Make renames in a directory last through a power cut; file systems that cannot are let be."""
+    """Make renames in a directory last through a power cut; on file systems that cannot, this does nothing."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -63,10 +63,10 @@ def unwritable(file, error):
         )
     if isinstance(error, (NotADirectoryError, FileExistsError)):
         return UserError(
-            f"cannot write {file}: it is a file, or lies below one; set runs= or run_directory= to a folder"
+            f"cannot write {file}: it is a file, or is below one; choose a folder (runs=, run_directory=, --results)"
         )
     return UserError(
-        f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or set runs=ANOTHER_FOLDER"
+        f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or choose another folder"
     )
 
 
@@ -78,21 +78,13 @@ def unreadable(file, error):
 
 
 def write(file, content):
-    """Write text (UTF-8, \\n line ends) or bytes to `file` through a temporary name; returns whether the file changed."""
+    """Write text (UTF-8, \\n line ends) or bytes of a result atomically; a file that has them already is not touched."""
     file = Path(file)
     content = content.encode() if isinstance(content, str) else content
     try:
         if file.is_file() and file.read_bytes() == content:
-            return False
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {file} ({error.strerror}): make room or choose another folder with --results"
-        ) from error
-    return True
+        raise unwritable(file, error) from error
+    write_atomically(file, content)

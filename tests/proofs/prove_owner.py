@@ -25,7 +25,7 @@ from pathlib import Path
 import tiny
 
 from lcm.errors import FINISHED, OWNED_ELSEWHERE
-from lcm.runs.state import run_directory
+from lcm.runs.directory import run_directory
 
 
 def contend(config, shared, own):

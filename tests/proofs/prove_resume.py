@@ -31,7 +31,7 @@ from pathlib import Path
 
 import tiny
 
-from lcm.runs.state import run_directory
+from lcm.runs.directory import run_directory
 
 PHASES = ("starting", "training", "evaluation", "metrics", "checkpoint", "run.json", "collecting", "tables")
 WALL_TIME = ("seconds", "images_per_second", "start", "end", "commit", "dirty")  # and a commit made while this runs

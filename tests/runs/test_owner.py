@@ -14,7 +14,7 @@ from tiny import Process, after_step, die, directory_of, run, train_as_main
 
 from lcm import run as runs
 from lcm.errors import OwnedElsewhere, UserError
-from lcm.runs.state import is_owned, owner
+from lcm.runs.lock import is_owned, owner
 
 
 @pytest.fixture

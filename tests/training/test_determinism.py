@@ -9,7 +9,7 @@ from plain import digest, evaluation_step, training_step
 from prove_resume import compare_runs
 from tiny import ATTENTIONS, FewDigits, after_step, die, directory_of, run
 
-from lcm.config.check import load
+from lcm.config.options import load
 from lcm.errors import NotFinite
 from lcm.models.build import build_network
 from lcm.training import checkpoint
