@@ -8,8 +8,9 @@ from functools import partial
 
 import torch
 
+from lcm.config.options import load as load_config
 from lcm.data.in_memory import Batches, Resident
-from lcm.models.build import build_network, load_config
+from lcm.models.build import build_network
 from lcm.training.compilation import compiled
 from lcm.training.device import set_up
 from lcm.training.epochs import evaluate, train_epoch

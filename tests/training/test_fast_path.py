@@ -17,7 +17,8 @@ from plain import (
 )
 from tiny import run
 
-from lcm.models.build import build_network, load_config
+from lcm.config.options import load as load_config
+from lcm.models.build import build_network
 from lcm.training.device import keep_pages
 from lcm.training.epochs import evaluate, learning_rate, train_epoch
 from lcm.training.graphs import Eager, HostFeed, ResidentFeed
