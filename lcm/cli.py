@@ -1,86 +1,72 @@
-"""From the command line to a run: the overrides checked, Hydra's errors and ours turned into one message and an exit code."""
+"""From the command line to a run: overrides checked, exceptions turned into one message and an exit code."""
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 
-from lcm.config.check import CONFIGS
-from lcm.config.command_line import composition_fault, override_faults
-from lcm.errors import BAD_INPUT, FAILED, OWNED_ELSEWHERE, STOPPED, NotFinite, OwnedElsewhere, Stopped, UserError
+from lcm.config import options
+from lcm.config.command_line import composition_problem, override_problems
+from lcm.errors import NotFinite, OwnedElsewhere, Stopped, SweepFailed, UserError, listed
 from lcm.files import unwritable
+from lcm.runs.grid import resolved
+from lcm.runs.state import commit
 from lcm.runs.worker import run_one
-from lcm.training.other_load import Load
-from lcm.training.signals import StopRequest
+from lcm.training.signals import STOP
 
-LOAD = Load()  # from here on: how busy others keep the machine
-STOP = StopRequest()  # one for the whole process
-EXIT_CODES = {UserError: BAD_INPUT, OwnedElsewhere: OWNED_ELSEWHERE, Stopped: STOPPED, NotFinite: FAILED}
-_composed = False
-_tracebacks = False  # what a user asks for with HYDRA_FULL_ERROR=1
+EXPECTED = (UserError, OwnedElsewhere, Stopped, NotFinite, SweepFailed)  # each with its exit code
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; Hydra gets it always (`main`)
 
 
-def run_job(train, cfg):
+def run_task(train, cfg):
     """Hydra's task: resolve the config and train. A single run's failure ends in its message and exit code here.
 
-    A run of a sweep returns an Outcome instead (lcm/job.py).
+    A run of a sweep returns an Outcome instead (lcm/runs/worker.py).
     """
-    composed()
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     try:
-        try:
-            config = OmegaConf.to_container(cfg, resolve=True)
-        except OmegaConfBaseException as error:
-            raise UserError(f"the config does not resolve: {error.full_key}: {str(error).splitlines()[0]}") from error
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            return run_one(train, config)
-        return train(config)
+        config = resolved(cfg)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            return train(config)
+        outcome = run_one(train, config)
+        if outcome.state == "stopped" and "SUBMITIT_EXECUTOR" in os.environ:
+            leave_cluster_job(outcome.signal)
+        return outcome
     except Exception as error:
         end(error, debug=cfg.get("debug") is True)
 
 
-def composed():
-    """Note that there is a config now: what goes wrong from here on is no bad input, unless it says so."""
-    global _composed
-    _composed = True
+def leave_cluster_job(name):
+    """End a job of the submitit launcher whose run was saved after the signal `name`; never returns.
 
-
-@contextlib.contextmanager
-def unwrapped():
-    """Let a UserError out of Hydra's `instantiate`, which wraps every exception in its own."""
-    from hydra.errors import InstantiationException
-
-    try:
-        yield
-    except InstantiationException as error:
-        cause = error.__cause__
-        raise cause if isinstance(cause, (UserError, MemoryError)) else error from None
+    SIGUSR1 means that its time is up: submitit's own handler, which has this signal whenever no run is in progress, puts the
+    job back into the queue. After any other signal it is SLURM that decides (scancel, scontrol requeue, pre-emption). The job
+    leaves no result either way: its sweep waits for the one that the continued job will leave.
+    """
+    if name == "SIGUSR1":
+        signal.raise_signal(signal.SIGUSR1)
+    sys.exit(Stopped.exit_code)
 
 
 def end(error, debug=False):
-    """Print an exception as one message and exit with its code; unknown ones, and all of them with `debug`, with traceback.
-
-    What goes wrong before a config is composed is bad input, whatever Hydra calls it.
-    """
-    if STOP.at_once and not isinstance(error, Stopped):  # code that a signal's exception left half done
-        error = Stopped(STOP.requested)
-    expected = isinstance(error, tuple(EXIT_CODES))
-    if debug or not expected or _tracebacks:
+    """Print an exception as one message and exit with its code; unknown ones, and all of them with `debug`, with traceback."""
+    if STOP.at_once and not isinstance(error, Stopped):  # from code that a signal's exception left half done
+        error = Stopped(STOP.requested, "nothing was in progress that is not saved")
+    expected = isinstance(error, EXPECTED)
+    if debug or not expected or TRACEBACKS:
         traceback.print_exception(error)
     if isinstance(error, Stopped):
         print(f"stopped by {error}; the same command continues", file=sys.stderr)
     else:
         print(f"error: {error if expected else f'{type(error).__name__}: {error}'}", file=sys.stderr)
-    unknown = FAILED if _composed else BAD_INPUT
-    sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), unknown))
+    sys.exit(error.exit_code if expected else 1)
 
 
-class Lasting:
-    """A stream to the user whose loss ends no run: `python train.py | head`, a terminal that was closed."""
+class SurvivingStream:
+    """A stream to the user that may disappear without ending the run: `python train.py | head`, a terminal that was closed."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -97,7 +83,7 @@ class Lasting:
     def _surviving(self):
         try:
             yield
-        except OSError:  # from here on to nowhere, for what the stream still holds too
+        except OSError:  # from here on to nowhere, what the stream still holds too
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -105,7 +91,7 @@ class Lasting:
         return getattr(self._stream, name)
 
 
-def make_sweep_known():
+def register_sweeper():
     """Let Hydra find this project's sweeper: it takes sweepers only from a package `hydra_plugins`, by their full name."""
     from hydra.core.plugins import Plugins
 
@@ -115,32 +101,30 @@ def make_sweep_known():
 
 
 def main(task):
-    """Run Hydra's `task` on this process's command line; never returns a traceback for what a user can mend."""
-    global _tracebacks
+    """Run Hydra's `task` on this process's command line; exits with 0, or as `end` says."""
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
-    multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not amid them
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in multirun)
-    _tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    if not CONFIGS.is_dir():
-        sys.exit(f"error: no configs folder at {CONFIGS}: run train.py from a checkout")
+    sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
+    multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
+    if options.CONFIGS is None:
+        sys.exit("error: there is no configs folder beside the package: run train.py from a checkout")
     try:
         with STOP.listening():
-            options = get_args_parser().parse_args()  # ends with a usage message for flags that Hydra has not
-            faults = override_faults(options.overrides, options.multirun)
-            if faults:
-                raise UserError("\n".join(["nothing was started:", *(f"  {fault}" for fault in faults)]))
-            make_sweep_known()
+            commit()  # read before somebody commits while a sweep goes on
+            arguments = get_args_parser().parse_args()  # ends with a usage message for unknown flags
+            if found := override_problems(arguments.overrides, arguments.multirun):
+                raise listed("nothing was started:", found)
+            register_sweeper()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
     except (HydraException, OmegaConfBaseException) as error:
-        if _tracebacks:
+        if TRACEBACKS:
             traceback.print_exception(error)
-        end(UserError(f"the config cannot be composed: {composition_fault(error)}"))
+        end(UserError(f"the config cannot be composed: {composition_problem(error)}"))
     except OSError as error:
-        end(error if _composed else unwritable(error.filename, error))  # hydra.run.dir
+        end(unwritable(error.filename, error) if error.filename else error)  # hydra.run.dir
     except (Stopped, Exception) as error:
         end(error)

@@ -1,41 +1,68 @@
-"""What ends a program early: an error that a user can mend (what was wrong, where, what to do), and the signals to stop."""
+"""Every exception that ends a program early, with its exit code, and the hint at the nearest name."""
 
+import difflib
 import functools
 import os
 import signal
 import sys
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-
-
-# Exit codes of train.py; the README documents them.
-FINISHED, FAILED, BAD_INPUT, OWNED_ELSEWHERE, STOPPED = 0, 1, 2, 3, 75
+FINISHED = 0
 
 
 class UserError(Exception):
-    """A fault that a user can mend. Its text says what was wrong, where, and what to do; it ends in exit code 2."""
+    """A problem that a user can solve. Its text says what was wrong, where, and what to do."""
+
+    exit_code = 2
 
 
 class OwnedElsewhere(Exception):
-    """Another live process trains this run."""
+    """Another live process trains this run, or what is left of this sweep."""
 
-
-class Stopped(BaseException):
-    """A signal asked the run to stop; everything up to the last step is saved.
-
-    Like KeyboardInterrupt no Exception: a sweep ends with it, and no `except Exception` on the way takes it for a fault.
-    """
+    exit_code = 3
 
 
 class NotFinite(Exception):
     """The training loss is not a finite number; the weights are those before the step that gave it."""
 
+    exit_code = 1
+
+
+class SweepFailed(Exception):
+    """A sweep has ended and some of its runs failed; its summary has said which."""
+
+    exit_code = 1
+
+
+class Stopped(BaseException):
+    """The signal `signal` (a name: "SIGTERM") asked the run to stop; `what` says what was saved.
+
+    Like KeyboardInterrupt no Exception: a sweep ends with it, and no `except Exception` on the way takes it for an error.
+    """
+
+    exit_code = 75
+
+    def __init__(self, signal, what):
+        super().__init__(f"{signal}: {what}")
+        self.signal = signal
+
+
+def nearest(name, names):
+    """`; nearest: NAME` for the one of `names` that is most like `name`, "" where none is."""
+    close = difflib.get_close_matches(str(name), sorted(names), 1, cutoff=0.5)
+    return f"; nearest: {close[0]}" if close else ""
+
+
+def listed(title, problems):
+    """The UserError for several problems, a line each."""
+    return UserError("\n".join([title, *(f"  {problem}" for problem in problems)]))
+
 
 def exit_on_user_error(main):
     """Decorate a script's main: a `UserError` becomes one message on stderr and exit code 2, without a traceback.
 
-    `HYDRA_FULL_ERROR=1` in the environment brings the traceback back. A reader of the output that is gone (`| head`) ends the
-    script as SIGPIPE would: silently, with the exit code 141.
+    `HYDRA_FULL_ERROR=1` in the environment brings the traceback back. Where the reader of the output has gone (`| head`), the
+    script ends silently with exit code 141, as SIGPIPE would end it.
     """
 
     @functools.wraps(main)
@@ -51,6 +78,6 @@ def exit_on_user_error(main):
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(error.exit_code)
 
     return wrapped

@@ -8,11 +8,12 @@ from pathlib import Path
 from lcm.errors import UserError
 
 
-def write_atomically(file, data: bytes):
-    """Write `data` so that a reader, or a restart after a kill, sees the old file or the new one, never a part.
+def write_atomically(file, data, keep=None):
+    """Write bytes so that a reader, or a restart after a kill, sees the old file or the new one, never a part.
 
     For one writer at a time, as in a directory that has an owner: the temporary name is always the same, kills leave no litter.
-    Raises UserError where the disk is full or the place cannot be written; the old file is intact then.
+    `keep` is a second name, in the same directory, that the old file gets in the same moment.
+    Raises UserError where the disk is full or the place cannot be written; the old files are intact then.
     """
     file = Path(file)
     temporary = file.with_name(f".{file.name}.tmp")
@@ -21,6 +22,8 @@ def write_atomically(file, data: bytes):
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        if keep is not None and file.exists():
+            _give_second_name(file, keep)
         os.replace(temporary, file)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -29,8 +32,21 @@ def write_atomically(file, data: bytes):
     sync_directory(file.parent)
 
 
+def _give_second_name(file, name):
+    """Let a file have a second name too: under its first there is a whole file at every moment."""
+    link = name.with_name(f".{name.name}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    try:
+        os.link(file, link)
+    except OSError:  # a file system without hard links
+        os.replace(file, name)
+    else:
+        os.replace(link, name)
+
+
 def sync_directory(directory):
-    """Make renames in a directory last through a power cut; file systems that cannot are let be."""
+    """Make renames in a directory last through a power cut; on file systems that cannot, this does nothing."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -47,10 +63,10 @@ def unwritable(file, error):
         )
     if isinstance(error, (NotADirectoryError, FileExistsError)):
         return UserError(
-            f"cannot write {file}: it is a file, or lies below one; set runs= or run_directory= to a folder"
+            f"cannot write {file}: it is a file, or is below one; choose a folder (runs=, run_directory=, --results)"
         )
     return UserError(
-        f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or set runs=ANOTHER_FOLDER"
+        f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or choose another folder"
     )
 
 
@@ -62,21 +78,13 @@ def unreadable(file, error):
 
 
 def write(file, content):
-    """Write text (UTF-8, \\n line ends) or bytes to `file` through a temporary name; returns whether the file changed."""
+    """Write text (UTF-8, \\n line ends) or bytes of a result atomically; a file that has them already is not touched."""
     file = Path(file)
     content = content.encode() if isinstance(content, str) else content
     try:
         if file.is_file() and file.read_bytes() == content:
-            return False
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {file} ({error.strerror}): make room or choose another folder with --results"
-        ) from error
-    return True
+        raise unwritable(file, error) from error
+    write_atomically(file, content)

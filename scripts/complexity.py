@@ -17,9 +17,10 @@ from pathlib import Path
 import yaml
 
 from lcm.complexity import as_printed, count
+from lcm.config.options import load as load_config
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
-from lcm.models.build import build_network, load_config, paper_complexity
+from lcm.models.build import build_network, paper_complexity
 
 PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 

@@ -3,7 +3,7 @@
     python scripts/cost.py
     python scripts/tables.py --all --readme README.md    # the table of what each table costs
 
-Two steps each, after one that is not counted, with few images where they are large: the time of an image hardly depends on it.
+Two steps each, after one that is not counted; where images are large, with few of them: the time of an image hardly depends on it.
 """
 
 import argparse
@@ -12,21 +12,21 @@ import io
 import time
 from pathlib import Path
 
-from benchmark.__main__ import project_step
-
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting.cost import cells
 
 STEPS = 2
-BATCHES = {"resnet20": 64, "resnet32": 64, "resnet50_cifar": 32, "densenet40": 32}  # the others: 8
+BATCHES = {"resnet20": 64, "resnet32": 64, "resnet50_cifar": 32, "densenet40": 32}  # of a CPU; the other networks: 8
 
 
 def seconds_per_image(model, attention, device):
     """(the mean over STEPS steps, batch size)."""
+    from benchmark.project import step
+    from benchmark.worker import Spec
+
     batch = BATCHES.get(model, 8) if device == "cpu" else 64
-    spec = {"network": model, "attention": attention, "overrides": {}, "precision": "fp32", "compile": False}
-    unit = project_step(spec | {"capture": True, "device": device, "batch": batch})
+    unit = step(Spec(network=model, attention=attention, device=device, batch=batch, threads="auto"))
     unit()
     started = time.perf_counter()
     for _ in range(STEPS):
@@ -39,22 +39,20 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--results", default="results", help="where the results lie (default: results)")
+    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     options = parser.parse_args(arguments)
-    from lcm.training import device as machine
+    pairs = {(model, attention) for runs in cells(options.results).values() for _, model, attention in runs}
+    from lcm.training.device import choose_device, describe_device
 
-    machine.keep_pages()
-    device = machine.choose_device(options.device)
-    machine.set_threads("auto")
+    device = choose_device(options.device)
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(["model", "attention", "seconds_per_image", "batch", "device"])
-    pairs = {(model, attention) for runs in cells(options.results).values() for _, model, attention in runs}
     for index, (model, attention) in enumerate(sorted(pairs), 1):
         seconds, batch = seconds_per_image(model, attention, device.type)
         print(f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms an image", flush=True)
-        table.writerow([model, attention, f"{seconds:.4g}", batch, machine.describe_device(device)])
+        table.writerow([model, attention, f"{seconds:.4g}", batch, describe_device(device)])
     write(Path(options.results) / "cost.csv", lines.getvalue())
     print(f"{options.results}/cost.csv written")
 

@@ -9,10 +9,10 @@ python scripts/status.py -m model=resnet20 attention=none,lcm2
 import argparse
 from pathlib import Path
 
-from lcm.config.check import CONFIGS
+from lcm.config.options import CONFIGS
 from lcm.errors import UserError, exit_on_user_error
 from lcm.reporting.collect import find_runs
-from lcm.runs.standing import Speed, count, look, table
+from lcm.runs.standing import Speed, count, standing_of, table
 
 
 def jobs_of(arguments):
@@ -22,10 +22,10 @@ def jobs_of(arguments):
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    from lcm.config.command_line import override_faults
-    from lcm.runs.sweep import grid, refuse_faults
+    from lcm.config.command_line import override_problems
+    from lcm.runs.grid import grid, refuse_problems
 
-    faults = override_faults(arguments, multirun=True)
+    faults = override_problems(arguments, multirun=True)
     if faults:
         raise UserError("\n".join(["the arguments have faults:", *(f"  {fault}" for fault in faults)]))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
@@ -35,7 +35,7 @@ def jobs_of(arguments):
         except HydraException as error:
             raise UserError(str(error).splitlines()[0]) from error
         jobs = grid(loader, master, arguments)
-    refuse_faults(jobs)
+    refuse_problems(jobs)
     return jobs
 
 
@@ -51,11 +51,11 @@ def main(arguments=None):
         runs, jobs = Path(what[0]), None
         if not runs.is_dir():
             raise UserError(f"no folder {runs}: name the folder that holds the runs, or train something first")
-        standings = [look(directory) for directory in find_runs(runs)]
+        standings = [standing_of(directory) for directory in find_runs(runs)]
     else:
         jobs = jobs_of(what)
         runs = Path(jobs[0].config["runs"])
-        standings = [look(job.directory) for job in jobs]
+        standings = [standing_of(job.directory) for job in jobs]
     print(f"{table(standings, runs)}\n\n{count(standings)}")
     if jobs and any(standing.state != "finished" for standing in standings):
         print(f"training left: {Speed().left([job.config for job in jobs], standings)}")

@@ -27,11 +27,11 @@ def tiny(tmp_path_factory):
     """The tiny setting (scripts/tiny.py) for a module: a function from overrides to a config."""
     import tiny
 
-    import lcm.config.check
+    import lcm.config.options
 
-    before = lcm.config.check.CONFIGS
+    before = lcm.config.options.CONFIGS
     folder = tmp_path_factory.mktemp("tiny")
     tiny.use(folder)
     tiny.warm_up(folder)
     yield tiny.compose
-    lcm.config.check.use_configs(before)
+    lcm.config.options.use_configs(before)

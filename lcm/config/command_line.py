@@ -1,45 +1,63 @@
-"""What a command line asks for, checked before Hydra composes it: Hydra would stop at the first fault, and advise `+typo=1`."""
+"""What a command line asks for, checked before Hydra composes it: Hydra would stop at the first problem, and advise `+typo=1`."""
 
-import difflib
 import functools
 import importlib.util
 
-from lcm.config.check import GROUPS, RULES, choices, defaults, flatten, load, plain
+from lcm.config.check import RULES
+from lcm.config.options import GROUPS, choices, defaults, flatten, load, settings
+from lcm.errors import nearest
 
+# What other programs call our keys.
+USUAL_NAMES = {
+    "lr": "schedule.learning_rate",
+    "bs": "schedule.batch_size",
+    "wd": "schedule.weight_decay",
+    "num_epochs": "schedule.epochs",
+    "dataset": "data",
+    "arch": "model",
+    "net": "model",
+    "network": "model",
+    "backbone": "model",
+    "attn": "attention",
+    "gpu": "device",
+    "num_workers": "data.workers",
+    "amp": "precision",
+    "output_dir": "runs",
+}
 EXTRAS = {"parallel": "hydra_plugins.hydra_joblib_launcher", "slurm": "hydra_plugins.hydra_submitit_launcher"}
 
 
 @functools.lru_cache(maxsize=1)
 def known_keys():
     """Every key that some combination of the groups has, flat: {"schedule.epochs", ...}."""
-    keys = set(RULES)
-    names = {group: choices(group)[0] for group in GROUPS}
-    base = plain({group: {"name": "cifar" if group == "schedule" else name} for group, name in names.items()})
-    keys |= {key for key in flatten(base) if "." not in key or key.startswith("checkpoint.")}
+    keys = {*RULES, *flatten(settings())}
     for group in GROUPS:
         for name in choices(group):
             keys |= {f"{group}.{key}" for key in flatten(load(group, name)) if key != "defaults"}
     return frozenset(keys)
 
 
-def nearest(word, words):
-    """`; nearest: ...`, or nothing where no word is near."""
-    near = difflib.get_close_matches(word, sorted(words), 1, cutoff=0.5)
-    return f"; nearest: {near[0]}" if near else ""
+def key_hint(key):
+    """`; nearest: KEY` for an unknown key: a usual name for it, the only key with that last part, or one that is like it."""
+    meant = USUAL_NAMES.get(key.rpartition(".")[2].lower())
+    same_end = [known for known in known_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    if meant or len(same_end) == 1:
+        return f"; nearest: {meant or same_end[0]}"
+    return nearest(key, known_keys() | {*GROUPS, "experiment"})
 
 
-def override_faults(arguments, multirun=False):
-    """Every fault in a command line's overrides that is clear without composing, each as one line."""
+def override_problems(arguments, multirun=False):
+    """Every problem in a command line's overrides that is clear without composing, each as one line."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    overrides, faults = [], []
+    overrides, problems = [], []
     for text in arguments:
         try:
             overrides.append((text, OverridesParser.create().parse_override(text)))
         except HydraException as error:
             reason = str(error).splitlines()[0]
-            faults.append(
+            problems.append(
                 f"{text}: not an override of the form key=value ({reason}); a value with special characters takes two pairs of "
                 "quotes: key=\"'value'\""
             )
@@ -52,18 +70,18 @@ def override_faults(arguments, multirun=False):
     in_sweep = multirun or any(override.key_or_group == "experiment" for _, override in overrides)
     for text, override in overrides:
         if not override.key_or_group.startswith("hydra"):
-            faults += _faults(text, override, chosen, in_sweep)
+            problems += _problems_of(text, override, chosen, in_sweep)
         elif override.key_or_group == "hydra/launcher":
             name = override.value()
             if name in ("parallel", "slurm") and not importlib.util.find_spec(EXTRAS[name]):
-                faults.append(f"{text}: it is an extra that is not installed; pip install -e '.[{name}]'")
-    if faults:  # there will be no composed config to find these in
-        faults += [fault for text, override in overrides for fault in _out_of_range(text, override)]
-    return faults
+                problems.append(f"{text}: it is an extra that is not installed; pip install -e '.[{name}]'")
+    if problems:  # there will be no composed config to find these in
+        problems += [problem for text, override in overrides for problem in _out_of_range(text, override)]
+    return problems
 
 
 def _out_of_range(text, override):
-    """The fault of a number, a word or a list that no config takes for this key; interpolations and sweeps are not judged."""
+    """The problem of a number, a word or a list that no config takes for this key; interpolations and sweeps are not judged."""
     from hydra.core.override_parser.types import QuotedString
 
     value = override.value()
@@ -72,12 +90,12 @@ def _out_of_range(text, override):
     judged = not (override.is_sweep_override() or override.is_delete() or isinstance(value, dict) or "${" in str(value))
     if rule is None or not judged:
         return []
-    fault = rule(value)
-    return [f"{text}: must be {fault}"] if fault else []
+    problem = rule(value)
+    return [f"{text}: must be {problem}"] if problem else []
 
 
-def _faults(text, override, chosen, in_sweep):
-    """The faults of one override; `chosen` has the names of the groups, as far as they are the same for a whole sweep."""
+def _problems_of(text, override, chosen, in_sweep):
+    """The problems of one override; `chosen` has the names of the groups, as far as they are the same for a whole sweep."""
     from hydra.core.override_parser.types import ChoiceSweep
 
     key, value, groups = override.key_or_group, override.value(), {*GROUPS, "experiment"}
@@ -97,14 +115,14 @@ def _faults(text, override, chosen, in_sweep):
         wrong = [name for name in names if name not in offered and (key, name) != ("experiment", None)]
         return [
             f"{key}={'null' if name is None else name}: no such {key}; choose from {', '.join(offered)}"
-            f"{nearest(str(name), offered)}"
+            f"{nearest(name, offered)}"
             for name in wrong
         ]
     group, _, rest = key.partition(".")
     if group in GROUPS and rest == "name":
         return [f"{text}: it belongs to the option; write {group}={value}"]
     if key not in known_keys() and not any(known.startswith(f"{key}.") for known in known_keys()):
-        return [f"{text}: no such key{nearest(key, known_keys() | groups)}"]
+        return [f"{text}: no such key{key_hint(key)}"]
     if group in ("model", "attention", "data") and chosen.get(group) in choices(group):
         own = flatten(load(group, chosen[group]))
         if key.count(".") == 1 and rest not in own and not any(known.startswith(f"{rest}.") for known in own):
@@ -112,7 +130,7 @@ def _faults(text, override, chosen, in_sweep):
     return []
 
 
-def composition_fault(error):
+def composition_problem(error):
     """What kept Hydra from composing a config, as one line."""
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
     missing = [line for line in lines if line.endswith("is not in struct")]

@@ -8,10 +8,20 @@ _HOME = {
     "Cifar": "lcm.data.sources",
     "MiniImageNet": "lcm.data.mini_imagenet.dataset",
 }
-__all__ = ["Cifar", "Digits", "MiniImageNet"]
+__all__ = ["Cifar", "Digits", "MiniImageNet", "build_data"]
 
 
 def __getattr__(name):
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'lcm.data' has no attribute {name!r}")
+
+
+def build_data(config):
+    """The data set of a config group `data` (a plain dict): its `_target_`, called with the other keys.
+
+    What goes wrong in the data set's own code arrives as it was raised.
+    """
+    module, _, name = config["_target_"].rpartition(".")
+    data_set = getattr(importlib.import_module(module), name)
+    return data_set(**{key: value for key, value in config.items() if not key.startswith("_")})

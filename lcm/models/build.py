@@ -5,29 +5,20 @@ A model and an attention are files of `configs/`, or the same as mappings. A mod
 `_target_`, its arguments and `sites` (where it stands, see `lcm.models.fill_sites`).
 """
 
-import difflib
 from collections.abc import Mapping
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from lcm.complexity import count
-from lcm.config import check
-from lcm.errors import UserError
-from lcm.models import draw_weights, fill_sites
+from lcm.config.options import load
+from lcm.errors import UserError, nearest
+from lcm.models import draw_weights, fill_sites, sites
 
 FACTS = {"name", "family", "image_size", "paper"}  # keys that say something about a mapping and build nothing
-
-
-def load_config(group, name):
-    """The file configs/<group>/<name>.yaml as a dict, its interpolations unresolved. UserError if there is none."""
-    file = check.CONFIGS / group / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in (check.CONFIGS / group).glob("*.yaml"))
-        raise UserError(f"there is no {group} {name!r}{_nearest(name, known)} The choices are: {', '.join(known)}.")
-    return OmegaConf.to_container(OmegaConf.load(file))
 
 
 def build_network(model, attention="none", num_classes=10, seed=None, **overrides):
@@ -59,13 +50,35 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
     return network
 
 
+def site_problems(model, attention, num_classes):
+    """Why an attention does not fit the sites of a network, a line each; [] where it does. Both are resolved mappings.
+
+    The network is built on the meta device, without memory and without arithmetic: its `Site`s are the only source of their widths.
+    """
+    with torch.device("meta"):
+        free = [site for _, site in sites(_partial(model)(num_classes=num_classes))]
+    stages = sorted({site.stage for site in free})
+    where = attention.get("sites", "every")
+    wanted = stages if where == "every" else where["stages"] if "stages" in where else [where["last_of_stage"]]
+    if missing := [stage for stage in wanted if stage not in stages]:
+        return [f"attention.sites: model={model['name']} has stages 1 to {len(stages)}, not {missing[0]}"]
+    narrowest = min(site.channels for site in free if site.stage in wanted)
+    reduction = attention.get("reduction")
+    if reduction and reduction > narrowest:
+        return [
+            f"attention.reduction={reduction}: larger than the {narrowest} channels of the narrowest site of "
+            f"model={model['name']}; take at most {narrowest}"
+        ]
+    return []
+
+
 def paper_complexity(model, attention):
     """What the paper's tables count for one of their rows, a `Complexity`: networks by name, with the paper's heads.
 
     The CIFAR rows are 10-class networks, those of Table 5 have 100 classes, except that DenseNet-121 is counted with a
     1000-class head that runs and the parameters of a 100-class head that does not.
     """
-    config = load_config("model", model)
+    config = load("model", model)
     if config["family"] == "densenet121":
         network = build_network(model, attention, num_classes=1000)
         network.fc = nn.Linear(network.classifier.in_features, 100)  # never called
@@ -78,12 +91,12 @@ def _compose(model, attention, overrides):
     """Both mappings with their overrides, interpolations resolved, as plain dicts."""
     pair = {"model": model, "attention": attention}
     for group, value in pair.items():
-        pair[group] = dict(value) if isinstance(value, Mapping) else load_config(group, value)
+        pair[group] = dict(value) if isinstance(value, Mapping) else load(group, value)
     known = [key for mapping in pair.values() for key in mapping if key not in FACTS | {"_target_"}]
     for key, value in overrides.items():
         if key not in known:
             names = f"{pair['model']['name']} and attention {pair['attention']['name']}"
-            raise UserError(f"{key!r} is no key of {names}{_nearest(key, known)} The keys are: {', '.join(known)}.")
+            raise UserError(f"{key!r} is no key of {names}{nearest(key, known)}; the keys are: {', '.join(known)}.")
         mapping = pair["model" if key in pair["model"] else "attention"]
         if isinstance(mapping[key], int) and type(value) is not type(mapping[key]):
             raise UserError(f"{key}={value}: of the kind of {mapping[key]}, which {mapping['name']} has")
@@ -103,8 +116,3 @@ def _partial(mapping):
     """The target of a mapping, with its arguments."""
     arguments = {key: value for key, value in mapping.items() if key not in FACTS | {"sites"}}
     return instantiate(arguments, _partial_=True, _convert_="all")
-
-
-def _nearest(name, known):
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."

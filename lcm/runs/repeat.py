@@ -4,7 +4,8 @@ import json
 import re
 from typing import NamedTuple
 
-from lcm.config.check import GROUPS, NOT_IDENTITY, choices, flatten, identity, is_under, plain
+from lcm.config.identity import NOT_IDENTITY, identity, is_under
+from lcm.config.options import GROUPS, choices, flatten, plain
 from lcm.errors import UserError
 
 FREE = tuple(key for key in NOT_IDENTITY if key not in ("runs", "run_directory"))  # where it lies is repeat.py's --runs

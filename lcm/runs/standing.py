@@ -8,7 +8,8 @@ from statistics import median
 from typing import NamedTuple
 
 from lcm.errors import UserError
-from lcm.runs.state import is_owned, read_state
+from lcm.runs.lock import is_owned
+from lcm.runs.state import read_state
 from lcm.training.progress import clock
 
 LOG_PART, LOG_ERROR = "\n== ", "\nerror: "  # how log.txt marks the beginning of each part of a run, and what ended it
@@ -31,7 +32,7 @@ class Standing(NamedTuple):
     message: str | None = None
 
 
-def look(directory):
+def standing_of(directory):
     """The Standing of one run directory, which need not exist."""
     directory = Path(directory)
     try:
@@ -46,11 +47,12 @@ def look(directory):
         epoch = row.get("epoch", 0)
         left = None
         if epoch and epochs:
-            begun = time.time() - (directory / "metrics.jsonl").stat().st_mtime  # the epoch in progress
-            left = max(0.0, row["seconds"] / epoch * (epochs - epoch) - begun)
+            files = (directory / "metrics.jsonl", directory / "run.json")  # run.json is written when a run goes on
+            in_progress = time.time() - max(file.stat().st_mtime for file in files)
+            left = max(0.0, row["seconds"] / epoch * (epochs - epoch) - in_progress)
         return Standing(directory, "live", epoch, epochs, row.get("test_top1"), left)
     if read_state(directory) != state:
-        return look(directory)  # it ended between the two looks
+        return standing_of(directory)  # it ended between the two looks
     if not state:
         message = last_error(directory)
         return Standing(directory, "failed" if message else "to do", message=message)
@@ -66,9 +68,7 @@ def last_row(directory):
         with open(Path(directory) / "metrics.jsonl", "rb") as stream:
             stream.seek(max(0, stream.seek(0, 2) - 4096))
             lines = stream.read().split(b"\n")
-        return (
-            json.loads(lines[-2]) if len(lines) > 1 else {}
-        )  # after the last newline there is a part of a line or nothing
+        return json.loads(lines[-2]) if len(lines) > 1 else {}  # behind the last newline: part of a line, or nothing
     except (OSError, ValueError):
         return {}
 
@@ -144,8 +144,14 @@ def table(standings, runs=None):
         lines.append((str(name), standing.state, epochs, top1, " ".join(remark.split())))
     header = ("run", "state", "epochs", "test top-1", "")
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(4)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), line[1].ljust(widths[1]), line[2].rjust(widths[2]), line[3].rjust(widths[3]),
-                   line[4]]).rstrip()
-        for line in [header, *lines]
-    )  # fmt: skip
+    shown = []
+    for name, state, epochs, top1, remark in [header, *lines]:
+        columns = (
+            name.ljust(widths[0]),
+            state.ljust(widths[1]),
+            epochs.rjust(widths[2]),
+            top1.rjust(widths[3]),
+            remark,
+        )
+        shown.append("  ".join(columns).rstrip())
+    return "\n".join(shown)

@@ -1,64 +1,70 @@
 """One run of a sweep, in whatever process a launcher starts it: its log, its signals, its GPU, and how it ended.
 
-A run of a sweep never raises: what went wrong with it is its own affair, told by its Outcome and its log.txt.
+A run of a sweep never raises: what went wrong with it is told by its Outcome and its log.txt.
 """
 
 import contextlib
 import gc
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import traceback
 from typing import NamedTuple
 
-from lcm.errors import STOPPED, NotFinite, OwnedElsewhere, Stopped, UserError
+from lcm.errors import NotFinite, OwnedElsewhere, Stopped, UserError
 from lcm.files import unwritable
-from lcm.runs.standing import LOG_ERROR, LOG_PART, look
-from lcm.runs.state import now, run_directory
-from lcm.training.signals import StopRequest
+from lcm.runs.directory import now, run_directory
+from lcm.runs.standing import LOG_ERROR, LOG_PART, standing_of
+from lcm.training.signals import STOP
 
 
 class Outcome(NamedTuple):
-    """How a run of a sweep ended: finished, failed, owned (by another process) or stopped (by a signal)."""
+    """How a run of a sweep ended. state: finished, failed, owned (by another process), stopped (by `signal`), lost (unknown)."""
 
-    end: str
+    state: str
     message: str | None = None
+    signal: str | None = None
 
 
 def run_one(train, config):
     """Train the run of a resolved config with `train(config)`; returns an Outcome, whatever happens."""
-    from lcm import cli as launch
-
     directory = run_directory(config)
     worker = worker_number()
     try:
-        state = look(directory).state  # asked again by train, with the lock; here to leave the log of others alone
+        state = standing_of(
+            directory
+        ).state  # asked again by train, with the lock; here to leave the log of others alone
         if state in ("live", "finished"):
             return Outcome("owned" if state == "live" else "finished")
-        with stopping_worker() if worker else contextlib.nullcontext(), logged(directory, quiet=bool(worker)):
+        with stoppable(worker), logged(directory, quiet=bool(worker)):
             train(config | {"device": share_gpus(config["device"], worker)})
         return Outcome("finished")
     except OwnedElsewhere as error:
         return Outcome("owned", str(error))
-    except Stopped as request:
-        if "SUBMITIT_EXECUTOR" in os.environ:
-            leave_cluster_job(str(request))
-        return Outcome("stopped", str(request))
+    except Stopped as stopped:
+        return Outcome("stopped", str(stopped), stopped.signal)
     except Exception as error:
-        if launch.STOP.at_once:  # code that a signal's exception left half done
-            return Outcome("stopped", launch.STOP.requested)
-        return Outcome("failed", words(error))
+        if STOP.at_once:  # the signal's exception was swallowed by code that it left half done
+            return Outcome("stopped", STOP.requested, STOP.requested)
+        return Outcome("failed", described(error))
     finally:
-        gc.collect()  # the network, before the next one is built
-        if config["compile"]:
-            import torch
-
-            torch.compiler.reset()  # or the next networks run into the limit of recompilations, and run uncompiled
+        release_memory(config)
 
 
-def words(error):
+def release_memory(config):
+    """Free what the run has left: the network, compiled code, the GPU's memory."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    if config["compile"]:
+        torch.compiler.reset()  # or the next networks run into the limit of recompilations, and run uncompiled
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def described(error):
     """An exception as the message that a user reads."""
     return str(error) if isinstance(error, (UserError, NotFinite)) else f"{type(error).__name__}: {error}"
 
@@ -77,17 +83,17 @@ def logged(directory, quiet):
             except OwnedElsewhere:
                 end = "elsewhere"
                 raise
-            except Stopped as request:
+            except Stopped as stopped:
                 end = "stopped"
-                log.write(f"\nstopped by {request}\n")
+                log.write(f"\nstopped by {stopped}\n")
                 raise
             except BaseException as error:
                 end = "failed"
                 if not isinstance(error, (UserError, NotFinite)):
                     log.write(traceback.format_exc())
-                log.write(f"{LOG_ERROR}{words(error)}\n")
+                log.write(f"{LOG_ERROR}{described(error)}\n")
                 if not quiet:
-                    print(f"error: {words(error)}", file=sys.stderr, flush=True)
+                    print(f"error: {described(error)}", file=sys.stderr, flush=True)
                 raise
     finally:
         if quiet:
@@ -168,37 +174,17 @@ def share_gpus(device, worker):
     return f"cuda:{(worker - 1) % gpus}" if gpus > 1 else device
 
 
-_between_runs = None  # a worker's StopRequest: what arrives while it has no run
+_for_life = contextlib.ExitStack()  # of a worker process
 
 
-@contextlib.contextmanager
-def stopping_worker():
-    """A worker's run under signals: once one has come, this worker's runs end with Stopped, later ones at once.
+def stoppable(worker):
+    """A run under signals. In a worker of the parallel launcher: once one has come, this run and later ones end with Stopped.
 
     From its first run on a worker remembers signals for the rest of its life: one that died would take the others with it.
     """
-    global _between_runs
-    if _between_runs is None:
-        _between_runs, stack = StopRequest(), contextlib.ExitStack()
-        stack.enter_context(_between_runs.listening())
-        stack.enter_context(_between_runs.patient())
-    with StopRequest().listening():
-        if _between_runs.requested:
-            raise Stopped(f"{_between_runs.requested}: before its first step")
-        try:
-            yield
-        except Stopped as request:
-            _between_runs.requested = str(request).partition(":")[0]
-            raise
-
-
-def leave_cluster_job(request):
-    """End a job of the submitit launcher whose run was saved after a signal; never returns.
-
-    SIGUSR1 means that its time is up: submitit's own handler, which has this signal whenever no run is in progress, puts the
-    job back into the queue. After any other signal it is SLURM that decides (scancel, scontrol requeue, pre-emption). The job
-    leaves no result either way: its sweep waits for the one that the continued job will leave.
-    """
-    if request.startswith("SIGUSR1"):
-        signal.raise_signal(signal.SIGUSR1)
-    sys.exit(STOPPED)
+    if not worker:
+        return contextlib.nullcontext()
+    if not STOP.is_listening:
+        _for_life.enter_context(STOP.listening())
+        _for_life.enter_context(STOP.patient())
+    return STOP.impatient()

@@ -4,20 +4,38 @@
 Only `weights_only=True` ever reads it.
 """
 
-import contextlib
 import hashlib
 import io
 import os
+import time
 from pathlib import Path
 
 import torch
 
 from lcm.errors import UserError
-from lcm.files import sync_directory, unwritable
+from lcm.files import unreadable, unwritable, write_atomically
+from lcm.training.memory import is_out_of_memory
 
 NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 _SEAL = b"\nsha256 "  # + 64 hex digits + "\n"
 _SEAL_LENGTH = len(_SEAL) + 64 + 1
+
+
+class SaveInterval:
+    """When a checkpoint is due inside an epoch: "epoch" (never), "500 steps" or "10 minutes"."""
+
+    def __init__(self, every):
+        count, _, unit = every.partition(" ")
+        self.steps = int(count) if unit.startswith("step") else None
+        self.seconds = float(count) * 60 if unit.startswith("minute") else None
+        self.last = time.monotonic()
+
+    def due(self, step):
+        """Whether to save after a step of the run, counted from 1."""
+        if self.seconds and time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            return True
+        return bool(self.steps and step % self.steps == 0)
 
 
 class Damaged(Exception):
@@ -29,46 +47,26 @@ def save(directory, payload):
 
     Raises UserError where the disk is full or cannot be written; both old checkpoints are intact then.
     """
-    directory = Path(directory)
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    data = buffer.getbuffer()
-    temporary = directory / f".{NAME}.tmp"
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.write(_SEAL + hashlib.sha256(data).hexdigest().encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        if (directory / NAME).exists():
-            _keep(directory / NAME, directory / PREVIOUS)
-        os.replace(temporary, directory / NAME)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise unwritable(directory / NAME, error) from error
-    sync_directory(directory)
-
-
-def _keep(newest, previous):
-    """Give the newest checkpoint a second name, so that there is a whole one under its first name at every moment."""
-    link = previous.with_name(f".{previous.name}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        link.unlink()
-    try:
-        os.link(newest, link)
-    except OSError:  # a file system without hard links
-        os.replace(newest, previous)
-    else:
-        os.replace(link, previous)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(_SEAL + digest.encode() + b"\n")
+    write_atomically(Path(directory) / NAME, buffer.getbuffer(), keep=Path(directory) / PREVIOUS)
 
 
 def read(file, config_hash=None):
-    """The payload of one checkpoint file. Raises Damaged, with the reason, where it is not whole or another run's."""
+    """The payload of one checkpoint file.
+
+    Raises Damaged, with the reason, where it is not whole or another run's; FileNotFoundError; UserError where it
+    cannot be read at the moment, on a network folder for example.
+    """
     try:
         data = Path(file).read_bytes()
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        raise Damaged(error.strerror) from error
+        raise unreadable(file, error) from error
     body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
     if not data:
         raise Damaged("empty")
@@ -78,7 +76,9 @@ def read(file, config_hash=None):
         raise Damaged("its checksum does not match")
     try:
         payload = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # whole, so of another program: what its pickle raises is anybody's guess
+    except Exception as error:  # what a pickle of another program raises cannot be known
+        if is_out_of_memory(error):
+            raise
         raise Damaged(f"not readable as weights ({(str(error) or repr(error)).splitlines()[0]})") from error
     if config_hash is not None and (not isinstance(payload, dict) or payload.get("config_hash") != config_hash):
         raise Damaged("another run's")
@@ -92,31 +92,42 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
     so that the next `save` does not keep it in the place of the good one. Raises UserError where there are some but none is
     usable; nothing is deleted.
     """
-    faults = []
+    problems = []
     for name in (NAME, PREVIOUS):
         file = Path(directory) / name
-        if not file.exists():
-            continue
         try:
             payload = read(file, config_hash)
-        except Damaged as damage:
-            faults.append(f"{file}: {damage}")
+        except FileNotFoundError:
             continue
-        for fault in faults:
-            warn(f"warning: damaged checkpoint ({fault}); continuing from {file.name}")
-        if faults and set_aside:
+        except Damaged as damage:
+            problems.append(f"{file}: {damage}")
+            continue
+        for problem in problems:
+            warn(f"warning: damaged checkpoint ({problem}); continuing from {file.name}")
+        if problems and set_aside:
             try:
                 os.replace(Path(directory) / NAME, Path(directory) / DAMAGED)
             except OSError as error:
                 raise unwritable(Path(directory) / DAMAGED, error) from error
         return payload
-    if faults:
+    if problems:
         raise UserError(
             "no usable checkpoint:\n  "
-            + "\n  ".join(faults)
+            + "\n  ".join(problems)
             + f"\nnothing was deleted; move {directory} away to start this run anew"
         )
     return None
+
+
+def restore(directory, saved, step):
+    """Let a TrainStep continue from a checkpoint's payload. Raises UserError where its tensors are not this network's."""
+    try:
+        step.restore(saved)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"{directory}/{NAME} was written by another version of this program ({str(error).splitlines()[0]}): continue with "
+            "that version, or start anew in another directory"
+        ) from error
 
 
 def load_model_weights(directory):

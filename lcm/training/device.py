@@ -11,6 +11,16 @@ import torch
 from lcm.errors import UserError
 
 
+def set_up(threads, device, precision, deterministic, allocator):
+    """Everything below, once, before the first tensor. Returns (torch.device, autocast context, number of CPU threads)."""
+    if allocator:
+        keep_pages()
+    threads = set_threads(threads)
+    device = choose_device(device)
+    set_deterministic(deterministic, device)
+    return device, set_precision(precision, device), threads
+
+
 def choose_device(name):
     """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. Raises UserError where that GPU is not there."""
     if name == "auto":
@@ -109,19 +119,35 @@ def available_processors():
     return count
 
 
-def set_threads(threads, load=None):
-    """Set torch's CPU threads: a number, or `auto`: the processors this process may use less those that others keep busy.
+def set_threads(threads, say=print):
+    """Set torch's CPU threads and return their number.
 
-    With more threads than free processors, each operation waits for the thread that got none: far slower than fewer threads.
-    An OMP_NUM_THREADS in the environment is an upper bound for `auto`. Returns the number.
+    `auto`: all processors that this process may use, at most OMP_NUM_THREADS where the environment has it (the parallel
+    launcher gives each of its processes a share). The number decides in which order sums are formed, so that it does not
+    depend on what other programs do at the moment; where they slow this process down, a warning says so.
     """
     if threads == "auto":
         threads = available_processors()
-        threads = max(1, threads - math.floor((load.others() if load else 0.0) + 0.5))
         if os.environ.get("OMP_NUM_THREADS", "").isdigit():
             threads = min(threads, max(1, int(os.environ["OMP_NUM_THREADS"])))
+    waited = share_waited()
+    if waited > 0.2 and threads > 1:
+        say(
+            f"warning: other programs keep the processors busy (this one waited {waited:.0%} of its time so far): "
+            f"{threads} threads may be slower than fewer; set threads=1, or wait"
+        )
     torch.set_num_threads(threads)
     return threads
+
+
+def share_waited(schedstat="/proc/self/schedstat"):
+    """Of the time in which this process could have run, the share it waited for a processor; 0 where Linux does not tell."""
+    try:
+        with open(schedstat) as file:
+            ran, waited = map(int, file.read().split()[:2])  # ns
+    except (OSError, ValueError):
+        return 0.0
+    return waited / max(ran + waited, 1)
 
 
 def keep_pages():

@@ -19,6 +19,7 @@ from lcm.models.dense_block import factor_and_summand
 LINEAR = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Linear.forward, VectorConv.forward}
 
 
+@torch.inference_mode(False)  # the graph of a forward pass is read, whatever mode the caller is in
 def fold(network, image_size):
     """A network that computes what `network` computes in evaluation mode, with its batch norms folded where that is exact.
 
@@ -31,9 +32,7 @@ def fold(network, image_size):
         image_size: height and width in pixels.
     """
     tensors = (*network.parameters(), *network.buffers())
-    folded = copy.deepcopy(
-        network, {id(tensor): tensor for tensor in tensors}
-    ).eval()  # its modules new, its tensors not
+    folded = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors}).eval()  # new modules, the same tensors
     pairs = _foldable(folded, next(network.parameters()).new_zeros(1, 3, image_size, image_size))
     for layer, name in pairs:
         _absorb(layer, folded.get_submodule(name))

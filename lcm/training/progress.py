@@ -14,37 +14,38 @@ def clock(seconds):
 
 
 class Progress:
-    """Shows steps and epochs of a run of `epochs` epochs, `images` images each, from epoch `first` on.
+    """Shows steps and epochs of a run of `epochs` epochs of `steps` steps.
+
+    Estimates come from the steps of this process, so that they hold for a run that is continued anywhere.
 
     `style`: "bar", "lines", or "auto" (a bar where stderr is a terminal).
     """
 
-    def __init__(self, style, epochs, batch_size, first=1):
+    def __init__(self, style, epochs, steps, batch_size):
         self.bar_wanted = style == "bar" or (style == "auto" and sys.stderr.isatty())
-        self.epochs, self.batch_size = epochs, batch_size
-        self.first, self.started = first, time.monotonic()
-        self.bar = None
-        self._steps = 0
-        self._estimated = False
-        self._shown = 0.0
+        self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
+        self.started, self.bar = time.monotonic(), None
+        self._made = 0  # steps made by this process
+        self._estimated, self._shown = False, 0.0
 
-    def step(self, epoch, done, steps, totals):
-        """After a step; `totals` (loss, hits, images) where reading them costs nothing, else None."""
-        self._steps += 1
+    def step(self, epoch, done, totals):
+        """After step `done` of an epoch; `totals` (loss, hits, images) where reading them costs nothing, else None."""
+        self._made += 1
         now = time.monotonic()
-        if self._steps == 1:  # the first step warms up, and may compile
+        if self._made == 1:  # the first step warms up
             self._warm = now
-        elif not self._estimated and (now - self._warm > 10 or self._steps > steps // 2):
+        elif not self._estimated and (now - self._warm > 10 or self._made > self.steps // 2):
             self._estimated = True
-            left = (now - self._warm) / (self._steps - 1) * ((self.epochs - epoch + 1) * steps - done)
+            left = (now - self._warm) / (self._made - 1) * ((self.epochs - epoch + 1) * self.steps - done)
             self.say(f"estimated time: {clock(left)} for training, and evaluation on top")
-        if not self.bar_wanted or (now - self._shown < 0.1 and done < steps):
+        if not self.bar_wanted or (now - self._shown < 0.1 and done < self.steps):
             return
         self._shown = now
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=steps, initial=done, desc=f"epoch {epoch}/{self.epochs}", unit="step", leave=False)
+            title = f"epoch {epoch}/{self.epochs}"
+            self.bar = tqdm(total=self.steps, initial=done, desc=title, unit="step", leave=False)
             self._from = (now, done)
         self.bar.n = done
         speed = (done - self._from[1]) * self.batch_size / (now - self._from[0]) if now > self._from[0] else 0
@@ -56,13 +57,12 @@ class Progress:
     def epoch(self, row):
         """After an epoch: one line."""
         self.clear()
-        done = row["epoch"] - self.first + 1
-        left = (time.monotonic() - self.started) / done * (self.epochs - row["epoch"])
+        left = (time.monotonic() - self.started) / max(self._made, 1) * (self.epochs - row["epoch"]) * self.steps
         self.say(
             f"epoch {row['epoch']:>3}/{self.epochs}  lr {row['lr']:.4g}  train loss {row['train_loss']:.4f}  "
             f"top-1 {row['train_top1']:.2f}  test loss {row['test_loss']:.4f}  top-1 {row['test_top1']:.2f}  "
             f"top-5 {row['test_top5']:.2f}  {row['images_per_second']:.0f} images/s"
-            + (f"  {clock(left)} left" if left >= 1 else "")
+            + (f"  {clock(left)} left" if self._made and left >= 1 else "")
         )
 
     def say(self, line):

@@ -7,27 +7,31 @@ from lcm.errors import SIGNALS, Stopped
 
 
 class StopRequest:
-    """What the first of SIGNALS does.
+    """What the signals do.
 
-    While a network trains (`patient`) it is remembered, and the loops ask `requested` after every step. At any other time
-    there is nothing to save, and it raises Stopped there and then: a download of an hour ends at once. So does a second SIGINT.
+    While a network trains (`patient`) the first of them is remembered, and the loop over steps asks `requested` after each one;
+    later ones change nothing, so that SIGUSR1 before a time limit stays a SIGUSR1. A second SIGINT, from somebody who does not want
+    to wait, raises Stopped at once. At any other time there is nothing to save and the first signal raises Stopped at once: a
+    download of an hour ends there and then.
     """
 
     def __init__(self):
-        self.requested = None
+        self.requested = None  # the first signal's name
         self.at_once = False  # Stopped was raised wherever the program was
-        self._listening = self._patient = False
+        self._listening = self._patient = self._interrupted = False
 
     def _handle(self, number, frame):
-        again, self.requested = self.requested, signal.Signals(number).name
+        name = signal.Signals(number).name
+        self.requested = self.requested or name
         if not self._patient:
             self._stop_now()
-        if again and number == signal.SIGINT:
-            raise Stopped("a second SIGINT: at once, what was done since the last checkpoint will be done again")
+        if name == "SIGINT" and self._interrupted:
+            raise Stopped(name, "a second one: at once, what was done since the last checkpoint will be done again")
+        self._interrupted |= name == "SIGINT"
 
     def _stop_now(self):
         self.at_once = True
-        raise Stopped(f"{self.requested}: nothing was in progress that is not saved")
+        raise Stopped(self.requested, "nothing was in progress that is not saved")
 
     @contextlib.contextmanager
     def listening(self):
@@ -38,7 +42,7 @@ class StopRequest:
         if self._listening:
             yield self
             return
-        self.requested, self.at_once, self._listening, before = None, False, True, {}
+        self.requested, self.at_once, self._interrupted, self._listening, before = None, False, False, True, {}
         try:
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -50,24 +54,27 @@ class StopRequest:
                 signal.signal(number, handler)
             self._listening = False
 
-    @contextlib.contextmanager
+    @property
+    def is_listening(self):
+        return self._listening
+
     def patient(self):
-        """Only remember the first signal while the block runs: it saves when it is ready."""
-        if self.requested:  # it came at a moment at which Python swallows exceptions
-            self._stop_now()
-        self._patient = True
-        try:
-            yield
-        finally:
-            self._patient = False
+        """A block in which signals are only remembered: it saves when it is ready."""
+        return self._with_patience(True)
+
+    def impatient(self):
+        """A block within `patient` in which signals raise Stopped at once again."""
+        return self._with_patience(False)
 
     @contextlib.contextmanager
-    def impatient(self):
-        """Inside `patient`: for a block before which everything is saved, and which may take minutes. Stops at once again."""
-        if self.requested:
+    def _with_patience(self, patient):
+        if self.requested:  # it came before, or at a moment at which Python swallows exceptions
             self._stop_now()
-        before, self._patient = self._patient, False
+        before, self._patient = self._patient, patient
         try:
             yield
         finally:
             self._patient = before
+
+
+STOP = StopRequest()  # the one of this process

@@ -1,37 +1,62 @@
-"""One training step and one evaluation step, eager or captured whole in a CUDA graph.
+"""One training step and one evaluation step.
 
-A step takes its batch from a feed. `HostFeed` assembles batches on the CPU; `ResidentFeed` holds the data set and the epoch's
-plan on the device and does crop, mirror and normalisation inside the step. Learning rate and metrics are device tensors: on a
-GPU nothing waits for the device but once an epoch. The same code runs on a CPU, where nothing is captured.
+Learning rate, metrics and the check for finite losses are tensors on the device: a GPU waits for the CPU once an epoch only, and
+a whole step can be captured as a CUDA graph (lcm/training/graphs.py). On a CPU the same code runs operation by operation.
 """
 
 import torch
 import torch.nn.functional as F
 
+from lcm.errors import NotFinite
+from lcm.training.folding import fold
 
-def widened(logits):
+
+def in_float32(logits):
     """Logits in float32 at least, in which the loss is computed."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def not_finite(what, epoch):
+    """The NotFinite for a loss or weight that became infinite or NaN in an epoch."""
+    return NotFinite(
+        f"{what} stopped being a finite number in epoch {epoch}; the last checkpoint is from before it. "
+        "Lower schedule.learning_rate, or take precision=fp32"
+    )
 
 
 class TrainStep:
     """Forward, loss, backward, SGD; adds loss, hits and images to `totals` (float64, on the device).
 
-    `bad` rises to 1 with the first loss that is not finite and from then on keeps the optimiser from touching the weights
-    (its `found_inf`), so that a GPU need not be asked each step.
+    `bad` becomes 1 with the first loss that is not finite and from then on keeps the optimizer from changing the weights
+    (its `found_inf`), so that a GPU need not be asked after each step.
+
+    Args:
+        network: what is trained; a step puts it into training mode.
+        optimizer: torch.optim.SGD(fused=True) on the network's parameters, its learning rate a tensor on their device.
+        autocast: the context that the forward pass runs in.
+        compiled: called for the forward pass instead of `network`, for example `lcm.training.compilation.compiled`.
+        layout: memory layout of the images, as of the network's weights: torch.channels_last or torch.contiguous_format.
     """
 
-    def __init__(self, network, optimizer, autocast, device):
-        self.network, self.optimizer, self.autocast = network, optimizer, autocast
+    def __init__(self, network, optimizer, autocast, device, compiled=None, layout=torch.channels_last):
+        self.network, self.optimizer, self.autocast, self.layout = network, optimizer, autocast, layout
+        self.forward = network if compiled is None else compiled
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
-        self.bad = torch.zeros(1, device=device)
-        optimizer.found_inf = self.bad
+        self.bad = optimizer.found_inf = torch.zeros(1, device=device)
+        self.momenta = {}  # parameter's name -> momentum; zeros from now on, because a captured step can allocate none
+        (group,) = optimizer.param_groups
+        if group["momentum"]:
+            for name, parameter in network.named_parameters():
+                momentum = optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                self.momenta[name] = momentum
 
     def __call__(self, images, labels):
+        if not self.network.training:
+            self.network.train()
         self.optimizer.zero_grad()
         with self.autocast:
-            logits = self.network(images)
-        loss = F.cross_entropy(widened(logits), labels)
+            logits = self.forward(images.contiguous(memory_format=self.layout))
+        loss = F.cross_entropy(in_float32(logits), labels)
         self.bad.copy_(torch.maximum(self.bad, (~loss.isfinite()).float()))
         loss.backward()
         self.optimizer.step()
@@ -42,23 +67,54 @@ class TrainStep:
 
     def state(self):
         """Every tensor that a step changes."""
-        return [*self.network.state_dict().values(), *self.optimizer.momenta, self.totals, self.bad]
+        return [*self.network.state_dict().values(), *self.momenta.values(), self.totals, self.bad]
+
+    def snapshot(self, epoch):
+        """What a checkpoint keeps: weights, momenta and totals on the CPU. Raises NotFinite where one is not worth keeping."""
+        if self.bad:
+            raise not_finite("the training loss", epoch)
+        model = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
+        if not all(tensor.isfinite().all() for tensor in model.values()):
+            raise not_finite("a weight", epoch)  # a finite loss may have gradients that are not
+        momenta = {name: tensor.cpu() for name, tensor in self.momenta.items()}
+        return {"totals": self.totals.cpu(), "model": model, "momentum": momenta}
+
+    @torch.no_grad()
+    def restore(self, saved):
+        """Continue from a `snapshot`. Raises KeyError or RuntimeError where it is another network's."""
+        self.network.load_state_dict(saved["model"])
+        for name, momentum in self.momenta.items():
+            momentum.copy_(saved["momentum"][name])
+        self.totals.copy_(saved["totals"])
 
 
 class TestStep:
-    """Forward in evaluation mode; adds loss, top-1 hits, top-5 hits and images to `totals` (float64, on the device)."""
+    """Forward in evaluation mode; adds loss, top-1 hits, top-5 hits and images to `totals` (float64, on the device).
+
+    Args:
+        network: what is evaluated; a step puts it into evaluation mode.
+        image_size: height and width of the images, for `fold`; None: batch norms are never folded.
+        layout: as of a TrainStep.
+    """
 
     __test__ = False  # not a pytest class
 
-    def __init__(self, network, autocast, device):
-        self.network, self.autocast = network, autocast
+    def __init__(self, network, autocast, device, image_size=None, layout=torch.channels_last):
+        self.network, self.autocast, self.image_size, self.layout = network, autocast, image_size, layout
+        self.forward = network
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def fold(self):
+        """Evaluate from now on with the present weights, batch norms folded into convolutions (lcm/training/folding.py)."""
+        if self.image_size:
+            self.forward = fold(self.network, self.image_size)
 
     @torch.inference_mode()
     def __call__(self, images, labels):
+        if self.network.training:
+            self.network.eval()
         with self.autocast:
-            logits = self.network(images)
-        logits = widened(logits)
+            logits = in_float32(self.forward(images.contiguous(memory_format=self.layout)))
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         self.totals[0] += F.cross_entropy(logits, labels, reduction="sum").double()
         self.totals[1] += top5[:, 0].sum()

@@ -15,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import hydra
 
 from lcm import cli as launch
-from lcm.config.check import CONFIGS
+from lcm.config.options import CONFIGS
 from lcm.errors import NotFinite, Stopped
-from lcm.runs.state import new_state, owner, read_state, run_directory, write_state
+from lcm.runs.directory import run_directory
+from lcm.runs.lock import owner
+from lcm.runs.state import new_state, read_state, write_state
 
 
 def train(config):
@@ -35,7 +37,7 @@ def train(config):
                 "device": "none",
                 "data_fingerprint": "none",
             }
-            state = (state or new_state(config, directory, **facts)) | {"state": "running", "message": None}
+            state = (state or new_state(config, **facts)) | {"state": "running", "message": None}
             write_state(directory, state)
             metrics = directory / "metrics.jsonl"
             rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
@@ -69,12 +71,12 @@ def fit(config, directory, rows, stop):
             metrics.write(json.dumps(rows[-1]) + "\n")
         print(f"epoch {epoch}", flush=True)
         if stop.requested:
-            raise Stopped(f"{stop.requested}: saved after epoch {epoch}")
+            raise Stopped(stop.requested, f"saved after epoch {epoch}")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(cfg):
-    return launch.run_job(train, cfg)
+    return launch.run_task(train, cfg)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-import lcm.config.check
+import lcm.config.options
 from lcm import cli as launch
 from lcm.data.sources import Digits
 
@@ -53,7 +53,7 @@ def use(folder):
                 raise ValueError(f"{file}.yaml has no line {before!r}: bring this script up to it")
             text = text.replace(f"\n{before}", f"\n{after}")
         (configs / f"{file}.yaml").write_text(text)
-    lcm.config.check.use_configs(configs)
+    lcm.config.options.use_configs(configs)
     return configs
 
 
@@ -63,7 +63,7 @@ def compose(*overrides):
     from omegaconf import OmegaConf
 
     always = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.check.CONFIGS)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.options.CONFIGS)):
         return OmegaConf.to_container(compose("train", overrides=[*always, *overrides]), resolve=True)
 
 
@@ -161,7 +161,6 @@ def train_as_main(config, prepare=None):
 
     if prepare:
         prepare()
-    launch.composed()
     try:
         with launch.STOP.listening():
             train(config)
@@ -214,6 +213,6 @@ def command(folder, *arguments, script="train.py", prepare=None, environment=())
 
 def directory_of(config):
     """The run directory of a config."""
-    from lcm.runs.state import run_directory
+    from lcm.runs.directory import run_directory
 
     return run_directory(config)

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from lcm import UserError, build_network
 from lcm.attention import CBAM, LCM2, SqueezeExcite
-from lcm.models.build import CONFIGS, load_config, paper_complexity
+from lcm.config.options import load as load_config
+from lcm.models.build import CONFIGS, paper_complexity
 
 TINY = {"name": "tiny", "family": "tiny", "image_size": 32, "_target_": "lcm.models.CifarResNet", "layers": 8}
 

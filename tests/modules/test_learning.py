@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lcm.config.check import choices
+from lcm.config.options import choices
 
 ROOT = Path(__file__).resolve().parents[2]
 

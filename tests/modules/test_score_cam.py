@@ -440,15 +440,16 @@ def script():
 def fingerprint(data):
     from hydra.utils import instantiate
 
-    from lcm.config.check import load
+    from lcm.config.options import load
 
     return instantiate(load("data", data)).fingerprint
 
 
 def make_run(runs, attention, *, seed=0, layers=8, end="2026-01-01T00:00:00+00:00", state="finished", data="digits"):
     """A run directory as train.py leaves it, of an untrained network."""
-    from lcm.config.check import plain as compose
-    from lcm.runs.state import new_state, run_name, write_state
+    from lcm.config.options import plain as compose
+    from lcm.runs.directory import run_name
+    from lcm.runs.state import new_state, write_state
     from lcm.training import checkpoint
 
     names = {"data": data, "model": "resnet20", "attention": attention, "schedule": "digits"}
@@ -461,7 +462,7 @@ def make_run(runs, attention, *, seed=0, layers=8, end="2026-01-01T00:00:00+00:0
     facts = {"data_fingerprint": fingerprint(data)}
     result = {"epoch": 8, "test_top1": 10.0, "test_top5": 50.0, "best_test_top1": 10.0, "best_epoch": 8}
     result = result if state == "finished" else None
-    write_state(directory, new_state(config, directory, **facts) | {"state": state, "end": end, "result": result})
+    write_state(directory, new_state(config, **facts) | {"state": state, "end": end, "result": result})
     return directory
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import tiny
 
-from lcm.runs.state import run_directory
+from lcm.runs.directory import run_directory
 
 PHASES = ("starting", "training", "evaluation", "metrics", "checkpoint", "run.json", "collecting", "tables")
 WALL_TIME = ("seconds", "images_per_second", "start", "end", "commit", "dirty")  # and a commit made while this runs
@@ -79,8 +79,8 @@ def train_one(config, phase):
     from lcm.training import checkpoint, log
     from lcm.training import epochs as loop
 
-    phase.mark(loop.Trainer, "train_epoch", "training")
-    phase.mark(loop.Trainer, "evaluate", "evaluation")
+    phase.mark(loop, "train_epoch", "training")
+    phase.mark(loop, "evaluate", "evaluation")
     phase.mark(log.RunLog, "append", "metrics")
     phase.mark(checkpoint, "save", "checkpoint")
     phase.mark(lcm.runs.state, "write_state", "run.json")

@@ -25,7 +25,7 @@ import tiny
 
 from lcm import cli as launch
 from lcm.errors import FINISHED, OWNED_ELSEWHERE
-from lcm.runs.standing import LOG_PART, count, look
+from lcm.runs.standing import LOG_PART, count, standing_of
 
 ALWAYS = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
 KILLED = ["attention=none,se,lcm1,lcm2", "seed=0,1,2"]  # 12 runs
@@ -51,7 +51,7 @@ def runs_in(runs):
 
 def finished_in(runs):
     """{run: when its files were last touched} of the finished runs."""
-    finished = {name: path for name, path in runs_in(runs).items() if look(path).state == "finished"}
+    finished = {name: path for name, path in runs_in(runs).items() if standing_of(path).state == "finished"}
     return {name: max(file.stat().st_mtime_ns for file in path.iterdir()) for name, path in finished.items()}
 
 
@@ -121,7 +121,7 @@ def prove_sharing(folder, processes, kill, dice):
         faults.append(f"exit codes {codes}: {[sweep.ended.err for sweep in left]}")
     trainers = parts(runs)
     if len(trainers) != 40 or len(finished_in(runs)) != 40:
-        faults.append(f"{count([look(path) for path in runs_in(runs).values()])}, of 40")
+        faults.append(f"{count([standing_of(path) for path in runs_in(runs).values()])}, of 40")
     for name, owners in trainers.items():
         taken_over = victim and owners[0] == str(victim.pid) and len(owners) == 2
         if len(owners) != 1 and not taken_over:

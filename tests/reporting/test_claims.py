@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lcm.config.check import load
+from lcm.config.options import load
 from lcm.errors import UserError
 from lcm.reporting.claims import claims_page, contest_table, cost_rows, judge, judge_contests, read_claims
 from lcm.reporting.collect import FIELDS, Run

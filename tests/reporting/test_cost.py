@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lcm.config.check import load
+from lcm.config.options import load
 from lcm.reporting.cost import EPOCHS, cells, cost_block, floor, hours, images
 from lcm.reporting.selection import PAPER_SCHEDULE
 

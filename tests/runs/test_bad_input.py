@@ -318,7 +318,7 @@ def test_what_is_no_bad_input_is_a_failure_with_its_traceback(tiny, tmp_path):
     def bug():
         from lcm.training import epochs as loop
 
-        loop.Trainer.evaluate = lambda self: 1 / 0
+        loop.evaluate = lambda *args: 1 / 0
 
     ended = run(tmp_path, tiny(f"runs={tmp_path}"), bug)
     assert (

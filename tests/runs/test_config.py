@@ -6,7 +6,9 @@ import time
 import pytest
 from hydra_config import composed
 
-from lcm.config.check import check, choices, config_hash, deviations, flatten, identity, load, plain
+from lcm.config.check import check
+from lcm.config.identity import config_hash, deviations, identity
+from lcm.config.options import choices, flatten, load, plain
 
 SCHEDULE = {"digits": "digits", "cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}
 MODELS, ATTENTIONS, SETS = choices("model"), choices("attention"), choices("data")

@@ -14,7 +14,7 @@ from tiny import Process, after_step, die, directory_of, run, train_as_main
 
 from lcm import run as runs
 from lcm.errors import OwnedElsewhere, UserError
-from lcm.runs.state import is_owned, owner
+from lcm.runs.lock import is_owned, owner
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_directory_that_another_config_took_in_the_meantime_is_refused(tiny, t
     assert run(tmp_path, theirs).code == 0
 
     def looked_too_early():
-        import train
+        import lcm.runs.state as train
 
         original, looks = train.read_state, []
 

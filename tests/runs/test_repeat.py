@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra_config import composed
 
-from lcm.config.check import identity
+from lcm.config.identity import identity
 from lcm.errors import UserError
 from lcm.reporting.collect import Epochs, read_record
 from lcm.runs.repeat import arguments, differences, other_circumstances, word

@@ -11,19 +11,18 @@ from test_config import config
 from tiny import ROOT
 
 import lcm.runs.state
-from lcm.config.check import config_hash
+from lcm.config.identity import config_hash
 from lcm.errors import NotFinite, Stopped, UserError
 from lcm.files import write_atomically
+from lcm.runs.directory import run_directory, run_name
 from lcm.runs.state import (
-    circumstances,
     commit,
     continued,
+    environment,
     new_state,
     read_state,
     recorded,
     refuse_another_config,
-    run_directory,
-    run_name,
     write_state,
 )
 
@@ -38,7 +37,7 @@ def state_of(composed, **changes):
         "device": "cpu",
         "data_fingerprint": "f00d",
     }
-    return new_state(composed, Path("somewhere"), **facts) | changes
+    return new_state(composed, **facts) | changes
 
 
 def test_the_directory_follows_from_the_config():
@@ -134,7 +133,7 @@ def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path, damage):
 
 def test_going_on_with_other_code_or_on_another_machine_is_recorded(monkeypatch):
     monkeypatch.setattr(lcm.runs.state, "commit", lambda: ("a" * 40, False))
-    here = circumstances("cpu (A, 2 threads)")
+    here = environment("cpu (A, 2 threads)")
     state = state_of(config(), **here)
     assert state["continued"] == [] and continued(state, here) == state
     gpu = continued(state, here | {"device": "NVIDIA H200"})
@@ -175,7 +174,7 @@ def test_the_same_config_elsewhere_is_the_same(tmp_path):
     ("fault", "state", "message"),
     [
         (None, "finished", None),
-        (Stopped("SIGTERM: saved after step 3 of epoch 1"), "stopped", "SIGTERM: saved after step 3 of epoch 1"),
+        (Stopped("SIGTERM", "saved after step 3 of epoch 1"), "stopped", "SIGTERM: saved after step 3 of epoch 1"),
         (UserError("no space left"), "stopped", "no space left"),
         (NotFinite("the loss"), "failed", "the loss"),
         (RuntimeError("CUDA error"), "failed", "RuntimeError: CUDA error"),

@@ -11,7 +11,7 @@ import pytest
 from invented_runs import simulated_run
 from processes import FAKE, ROOT, kill, start, sweep, trained, wait_until
 
-from lcm.runs.standing import Speed, Standing, count, look, table
+from lcm.runs.standing import Speed, Standing, count, standing_of, table
 
 STATUS = ROOT / "scripts" / "status.py"
 
@@ -38,14 +38,14 @@ def test_every_state_is_told_from_the_directory(tmp_path):
     for directory in (stopped, killed):  # 4 of 10 epochs, and a line that was cut short
         lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
         (directory / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:30])
-    assert look(finished) == Standing(finished, "finished", 3, 3, 92.5)
-    assert look(stopped)[1:4] == ("stopped", 4, 10)
-    assert look(stopped).message == "SIGTERM: saved after step 5 of epoch 4"
-    assert look(killed)[1:4] == ("stopped", 4, 10)
-    assert look(failed).state == "failed" and look(failed).message == "the loss is not finite"
-    assert look(damaged).state == "failed" and "run.json is damaged" in look(damaged).message
-    assert look(refused).state == "failed" and look(refused).message == "no data\nget it"
-    assert look(tmp_path / "nowhere").state == "to do"
+    assert standing_of(finished) == Standing(finished, "finished", 3, 3, 92.5)
+    assert standing_of(stopped)[1:4] == ("stopped", 4, 10)
+    assert standing_of(stopped).message == "SIGTERM: saved after step 5 of epoch 4"
+    assert standing_of(killed)[1:4] == ("stopped", 4, 10)
+    assert standing_of(failed).state == "failed" and standing_of(failed).message == "the loss is not finite"
+    assert standing_of(damaged).state == "failed" and "run.json is damaged" in standing_of(damaged).message
+    assert standing_of(refused).state == "failed" and standing_of(refused).message == "no data\nget it"
+    assert standing_of(tmp_path / "nowhere").state == "to do"
 
 
 def test_a_live_run_shows_its_epoch_and_the_time_left(tmp_path):
@@ -53,12 +53,12 @@ def test_a_live_run_shows_its_epoch_and_the_time_left(tmp_path):
     try:
         wait_until(lambda: any(len(epochs) > 4 for epochs in trained(tmp_path).values()))
         (directory,) = trained(tmp_path)
-        standing = look(directory)
+        standing = standing_of(directory)
         assert standing.state == "live" and 3 <= standing.epoch < 50 and standing.epochs == 50
         assert 10 < standing.left <= 0.5 * 50  # the fake run claims half a second an epoch
     finally:
         kill(process)
-    assert look(directory).state == "stopped"
+    assert standing_of(directory).state == "stopped"
 
 
 def test_the_time_left_follows_from_finished_runs_of_the_same_network_and_data(tmp_path):
@@ -148,7 +148,7 @@ def test_a_thousand_runs_are_shown_in_a_moment_and_in_proportion(tmp_path):
         times = []
         for _ in range(3):
             began = time.process_time()
-            rows = len(table([look(d) for d in sorted(folder.rglob("seed*"))], folder).splitlines())
+            rows = len(table([standing_of(d) for d in sorted(folder.rglob("seed*"))], folder).splitlines())
             times.append(time.process_time() - began)
             assert rows == number + 1
         seconds[number] = min(times)

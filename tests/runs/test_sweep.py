@@ -10,7 +10,7 @@ import pytest
 from hydra_config import composed
 from processes import FAKE, REAL, ROOT, finish, kill, record, start, states, sweep, trained, wait_until
 
-from lcm.config.check import choices
+from lcm.config.options import choices
 from lcm.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -1,114 +1,59 @@
-"""The fast path against plain PyTorch: the same batches, the same steps, the same weights."""
-
-import contextlib
-from functools import partial
+"""The fast path against plain PyTorch: the same batches, the same steps, the same weights; and each of its parts."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from plain import (
+    CPU,
+    MEAN,
+    STD,
+    distance,
+    evaluation_step,
+    invented_batches,
+    plain_evaluation,
+    plain_training,
+    sgd,
+    training_step,
+)
+from tiny import run
 
-from lcm.data.in_memory import Batches, Resident
-from lcm.models.build import build_network, load_config
-from lcm.training.device import keep_pages, set_deterministic, set_precision
-from lcm.training.epochs import Trainer
-from lcm.training.folding import fold
-from lcm.training.graphs import Captured, HostFeed, ResidentFeed
-
-CPU = torch.device("cpu")
-STEPS, BATCH = 20, 16
-MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
-
-
-def made_up(count=STEPS * BATCH, batch=BATCH, seed=0, **augmentation):
-    """Batches of images that can be learned: a pattern for each class, and noise; seed None: a test set."""
-    generator = torch.Generator().manual_seed(5)
-    labels = torch.randint(0, 10, (count,), generator=generator)
-    patterns = torch.randint(0, 256, (10, 4, 4, 3), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    noise = torch.randint(-60, 61, (count, 32, 32, 3), generator=generator)
-    images = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
-    augmentation = {"pad": 4, "mirror": True, **augmentation} if seed is not None else {}
-    return Batches(Resident(images, labels, MEAN, STD, seed=seed, **augmentation), batch)
+from lcm.config.options import load as load_config
+from lcm.models.build import build_network
+from lcm.training.device import keep_pages
+from lcm.training.epochs import evaluate, learning_rate, train_epoch
+from lcm.training.graphs import Eager, HostFeed, ResidentFeed
+from lcm.training.step import TestStep, TrainStep
 
 
 def small(model, attention="lcm2", memory="fast"):
     overrides = {"layers": 8} if model == "resnet20" else {"layers": 7, "memory": memory}
-    return build_network(model, attention, seed=0, **overrides)
+    return build_network(model, attention, seed=0, **overrides).to(memory_format=torch.channels_last)
 
 
-def make_trainer(network, batches, device=CPU, dtype=torch.float32, rate=0.1, precision="fp32", **options):
-    """The project's own, as train.py makes it; `dtype` float64 for what only more digits can show."""
-    network = network.to(device, dtype=dtype, memory_format=torch.channels_last)
-    return Trainer(
-        network, batches, made_up(50, 25, seed=None), load_config("schedule", "cifar") | {"learning_rate": rate},
-        device=device, autocast=set_precision(precision, device), for_evaluation=partial(fold, image_size=32),
-        compiled=None if dtype == torch.float32 else lambda images: network(images.to(dtype)), warn=lambda line: None,
-        **options,
-    )  # fmt: skip
-
-
-def plain_training(network, batches, rate):
-    """Plain eager PyTorch: NCHW, concatenation, torch's own optimiser."""
-    network.train()
+def trained_fast(network, batches, rate, **options):
+    """The network after one epoch of the project's; in its own dtype."""
     dtype = next(network.parameters()).dtype
-    optimizer = torch.optim.SGD(network.parameters(), torch.tensor(rate), 0.9, weight_decay=1e-4, nesterov=True)
-    for raw in batches.iterate(0):
-        images, labels = batches.prepare(raw, CPU)
-        loss = F.cross_entropy(network(images.to(dtype).contiguous()), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    compiled = None if dtype == torch.float32 else lambda images: network(images.to(dtype))
+    step = training_step(network, batches, rate, compiled=compiled, **options)
+    train_epoch(step, 1)
+    assert step.step.totals[2] == batches.images
     return network
-
-
-def plain_evaluation(network, batches):
-    network.eval()
-    images, labels = batches.prepare((batches.resident.images, batches.resident.labels), CPU)
-    with torch.no_grad():
-        logits = network(images.contiguous())
-    hits = (logits.topk(5).indices == labels[:, None]).double()
-    return {
-        "test_loss": F.cross_entropy(logits, labels).item(),
-        "test_top1": 100 * hits[:, 0].mean().item(),
-        "test_top5": 100 * hits.sum(1).mean().item(),
-    }
-
-
-def distance(network, other):
-    """The largest relative difference of a layer's weights and statistics, over all layers."""
-    ours, theirs = network.state_dict(), other.state_dict()
-    assert list(ours) == list(theirs)
-    layers = {}
-    for name in theirs:
-        if theirs[name].is_floating_point():
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
-        else:
-            assert torch.equal(ours[name], theirs[name])  # batches seen
-
-    def flat(state, names):
-        return torch.cat([state[name].double().flatten() for name in names])
-
-    return max((flat(ours, n) - flat(theirs, n)).norm() / flat(theirs, n).norm() for n in layers.values()).item()
 
 
 def test_batches_are_those_of_a_plain_pipeline():
     """Padded with zeros, cut, mirrored, then normalised, image by image: the same but for the last bit of a product."""
-    batches = made_up()
+    batches = invented_batches()
     resident = batches.resident
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
-    shown = [batches.prepare(raw, CPU) for raw in batches.iterate(3)]
-    place = 0
-    for images, labels in shown:
-        for image, label in zip(images, labels, strict=True):
-            index, (down, right), flip = (drawn[place] for drawn in resident.plan(3))
-            plain = F.pad(resident.images[index].permute(2, 0, 1), (4, 4, 4, 4))[
-                :, down : down + 32, right : right + 32
-            ]
-            plain = ((plain.flip(2) if flip else plain).double() / 255 - mean) / std
-            assert (image.double() - plain).abs().max() < 1e-6
-            assert label == resident.labels[index]
-            place += 1
-        if place >= 4 * BATCH:
-            break
+    shown = [batches.prepare(raw, CPU) for _, raw in zip(range(4), batches.iterate(3), strict=False)]
+    images, labels = (torch.cat(part) for part in zip(*shown, strict=True))
+    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+        index, (down, right), flip = (drawn[place] for drawn in resident.plan(3))
+        padded = F.pad(resident.images[index].permute(2, 0, 1), (4, 4, 4, 4))
+        plain = padded[:, down : down + 32, right : right + 32]
+        plain = ((plain.flip(2) if flip else plain).double() / 255 - mean) / std
+        assert (image.double() - plain).abs().max() < 1e-6
+        assert label == resident.labels[index]
 
 
 # Training amplifies differences. In float64 the fast path stays with the plain one at the protocol's own rate. In float32 no
@@ -119,29 +64,26 @@ def test_batches_are_those_of_a_plain_pipeline():
 )
 @pytest.mark.parametrize("model, memory", [("resnet20", "fast"), ("densenet40", "fast"), ("densenet40", "linear")])
 def test_twenty_steps(model, memory, dtype, rate, tolerance):
-    """Channels-last, allocator, batches from bytes, own SGD, linear memory, folded evaluation: the plain path's weights."""
+    """Channels-last, allocator, batches from bytes, fused SGD, linear memory, folded evaluation: the plain path's weights."""
     keep_pages()
-    trainer = make_trainer(small(model, memory=memory), made_up(), dtype=dtype, rate=rate)
-    trainer.train_epoch()
-    plain = plain_training(small(model).to(dtype), made_up(), rate)
-    assert trainer.step.totals[2] == STEPS * BATCH
-    assert distance(trainer.network, plain) <= tolerance
+    network = trained_fast(small(model, memory=memory).to(dtype), invented_batches(), rate)
+    plain = plain_training(small(model).to(dtype), invented_batches(), rate)
+    assert distance(network, plain) <= tolerance
     if dtype == torch.float32:
-        tested = plain_evaluation(plain, made_up(50, 25, seed=None))
-        assert trainer.evaluate() == pytest.approx(tested, rel=1e-3)
+        test = invented_batches(50, 25, seed=None)
+        assert evaluate(evaluation_step(network, test), 1) == pytest.approx(plain_evaluation(plain, test), rel=1e-3)
 
 
 def test_at_the_full_rate_float32_wanders_as_any_change_of_order_does():
-    trainer = make_trainer(small("resnet20"), made_up())
-    trainer.train_epoch()
-    plain = plain_training(small("resnet20"), made_up(), 0.1)
-    truth = plain_training(small("resnet20").double(), made_up(), 0.1)
-    assert distance(trainer.network.double(), truth) <= 10 * distance(plain.double(), truth)
+    network = trained_fast(small("resnet20"), invented_batches(), 0.1)
+    plain = plain_training(small("resnet20"), invented_batches())
+    truth = plain_training(small("resnet20").double(), invented_batches())
+    assert distance(network.double(), truth) <= 10 * distance(plain.double(), truth)
 
 
 def test_resident_feed_shows_the_batches_of_the_host():
     """The GPU's path, run on the CPU: the same bits, whatever the epoch, the place in it and the size of the last batch."""
-    batches = made_up(70, 16)
+    batches = invented_batches(70, 16)
     host, resident = HostFeed(batches, CPU), ResidentFeed(batches, CPU)
     assert (host.steps, host.images) == (resident.steps, resident.images) == (5, 70)
     for epoch, start in ((0, 0), (7, 0), (7, 3)):
@@ -154,70 +96,86 @@ def test_resident_feed_shows_the_batches_of_the_host():
 
 
 def test_resident_feed_trains_to_the_same_bits():
-    trainers = [make_trainer(small("resnet20"), made_up()) for _ in range(2)]
-    trainers[1].train_feed = ResidentFeed(trainers[1].train_feed.batches, CPU)
-    results = [trainer.train_epoch() for trainer in trainers]
-    assert results[0] == results[1]
-    host, resident = (trainer.network.state_dict() for trainer in trainers)
+    host = training_step(small("resnet20"), invented_batches())
+    resident = training_step(small("resnet20"), invented_batches())
+    resident = Eager(resident.step, ResidentFeed(resident.feed.batches, CPU))
+    assert train_epoch(host, 1) == train_epoch(resident, 1)
+    host, resident = (step.step.network.state_dict() for step in (host, resident))
     assert all(torch.equal(host[name], resident[name]) for name in host)
+
+
+def test_the_first_step_of_sgd_and_its_stop():
+    """Momenta that start at zero are torch's own first step; `bad` keeps weights and momenta as they are."""
+    networks = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 10)).double() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    images, labels = torch.randn(4, 3, 1, 1, dtype=torch.float64), torch.arange(4)
+    step = TrainStep(networks[0], sgd(networks[0], fused=True), torch.autocast("cpu", enabled=False), CPU)
+    assert set(step.momenta) == {"1.weight", "1.bias"} and not any(m.any() for m in step.momenta.values())
+    plain = sgd(networks[1])
+    for rate in (0.1, 0.01):
+        step.optimizer.param_groups[0]["lr"].fill_(rate)
+        plain.param_groups[0]["lr"] = torch.tensor(rate)
+        step(images, labels)
+        plain.zero_grad()
+        F.cross_entropy(networks[1](images), labels).backward()
+        plain.step()
+        torch.testing.assert_close(networks[0][1].weight, networks[1][1].weight, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(step.momenta["1.bias"], plain.state[networks[1][1].bias]["momentum_buffer"])
+    before = [tensor.clone() for tensor in (*networks[0].parameters(), *step.momenta.values())]
+    step(images * float("nan"), labels)
+    step(images, labels)
+    assert step.bad
+    assert all(map(torch.equal, before, (*networks[0].parameters(), *step.momenta.values())))
 
 
 def digits_top1(seed, autocast):
     from lcm.data import Digits
 
-    digits = Digits()
+    digits, schedule = Digits(), load_config("schedule", "digits") | {"epochs": 4}
     network = build_network("resnet20", "lcm2", seed=seed).to(memory_format=torch.channels_last)
-    schedule = load_config("schedule", "digits") | {"epochs": 4}
-    trainer = Trainer(
-        network, digits.train(64, seed), digits.test(100), schedule, device=CPU, autocast=autocast,
-        for_evaluation=partial(fold, image_size=32),
-    )  # fmt: skip
-    return trainer.fit()[-1]["test_top1"]
+    step = training_step(network, digits.train(64, seed), autocast=autocast)
+    for epoch in range(1, 5):
+        step.step.optimizer.param_groups[0]["lr"].fill_(learning_rate(schedule, epoch))
+        train_epoch(step, epoch)
+    return evaluate(evaluation_step(network, digits.test(100), autocast), 4)["test_top1"]
 
 
 @pytest.mark.slow
 def test_bf16_learns_the_digits_as_float32_does():
     """Within the spread of the seeds. Where the processor has no bf16 it is emulated: the same rounding, slowly."""
     bf16 = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
-    plain = torch.tensor([digits_top1(seed, contextlib.nullcontext()) for seed in range(4)])
+    plain = torch.tensor([digits_top1(seed, None) for seed in range(4)])
     half = torch.tensor([digits_top1(seed, bf16) for seed in range(4)])
     assert plain.mean() > 95
     assert (plain.mean() - half.mean()).abs() <= plain.std().clamp_min(0.5)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("model, memory", [("resnet20", "fast"), ("densenet40", "linear")])
-def test_a_captured_step_is_the_eager_one(model, memory, precision):
-    """Two epochs whose last batch is smaller: two graphs. The same kernels in the same order: the same bits."""
-    cuda = torch.device("cuda:0")
-    set_deterministic(True, cuda)
-    try:
-        networks = []
-        for capture in (True, False):
-            trainer = make_trainer(
-                small(model, memory=memory), made_up(70, 16), cuda, rate=0.01, precision=precision, capture=capture
-            )
-            for trainer.epoch in (1, 2):
-                trainer.index = 0
-                trainer.step.totals.zero_()
-                trainer.train_epoch()
-                assert trainer.step.totals[2] == 70
-            assert isinstance(trainer._bind(), Captured) == capture
-            networks.append(trainer.network.cpu())
-        captured, eager = (network.state_dict() for network in networks)
-        for name in eager:
-            assert torch.equal(captured[name], eager[name]), name
-    finally:
-        set_deterministic(False, cuda)
+def test_folded_evaluation_follows_the_weights():
+    """The network folded before an epoch is not what is evaluated after it."""
+    network, test = small("resnet20"), invented_batches(50, 25, seed=None)
+    step = evaluation_step(network, test)
+    before = evaluate(step, 0)
+    train_epoch(training_step(network, invented_batches()), 1)
+    after = evaluate(step, 1)
+    assert after == pytest.approx(plain_evaluation(network, test), rel=1e-3) and after != before
+    assert isinstance(step.step, TestStep) and step.step.forward is not network
 
 
-@pytest.mark.gpu
-def test_the_gpu_learns_what_the_cpu_learns():
-    cuda = torch.device("cuda:0")
-    networks = []
-    for device in (cuda, CPU):
-        trainer = make_trainer(small("resnet20"), made_up(), device, rate=1e-3)
-        trainer.train_epoch()
-        networks.append(trainer.network.cpu())
-    assert distance(*networks) <= 1e-3
+@pytest.mark.parametrize("switch, layout", [("true", torch.channels_last), ("false", torch.contiguous_format)])
+def test_channels_last_is_true_to_its_word(tiny, tmp_path, switch, layout):
+    """Weights and images, in training and evaluation: no convolution has to convert."""
+
+    def watch():
+        original = torch.nn.Conv2d.forward
+
+        def watched(self, x):
+            assert len(x) == 1 or all(t.is_contiguous(memory_format=layout) for t in (x, self.weight)), x.stride()
+            return original(self, x)
+
+        torch.nn.Conv2d.forward = watched
+
+    config = tiny(
+        f"runs={tmp_path}", f"channels_last={switch}", "schedule.epochs=1", "attention=none", "fold_batch_norm=false"
+    )
+    ended = run(tmp_path, config, watch)
+    assert ended.code == 0, ended.err

@@ -34,6 +34,14 @@ def norms(network):
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
+def same_function(network, size, tolerance=1e-11, x=None):
+    """The folded network, after a comparison with the network itself."""
+    folded, x = fold(network, size), images(size) if x is None else x
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), network(x), rtol=tolerance, atol=tolerance)
+    return folded
+
+
 def images(size, dtype=torch.float64, n=3):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(9), dtype=dtype)
 
@@ -41,11 +49,8 @@ def images(size, dtype=torch.float64, n=3):
 @pytest.mark.parametrize("attention", ["none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2"])
 def test_residual_networks_fold_whole(attention):
     network = lived_in(build_network("resnet20", attention, seed=0).double())
-    folded = fold(network, 32)
     assert norms(network) >= 19
-    assert norms(folded) == 0  # LCM's and Non-local's own batch norms too
-    with torch.no_grad():
-        torch.testing.assert_close(folded(images(32)), network(images(32)), rtol=1e-11, atol=1e-11)
+    assert norms(same_function(network, 32)) == 0  # LCM's and Non-local's own batch norms too
 
 
 def test_float32_differs_by_rounding_only():
@@ -66,29 +71,16 @@ def test_torchvision_blocks_fold_whole():
 
     network = ResNet(Bottleneck, [2, 1, 1, 1], num_classes=10, groups=4, width_per_group=2)
     network = lived_in(fill_sites(network, lambda channels: LCM2(channels, 16)).double())
-    folded = fold(network, 64)
     assert norms(network) == 25  # the stem's, 3 a block, 4 of the shortcuts, 5 of LCM
-    assert norms(folded) == 0
-    with torch.no_grad():
-        torch.testing.assert_close(folded(images(64)), network(images(64)), rtol=1e-11, atol=1e-11)
+    assert norms(same_function(network, 64)) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model, left",
-    [
-        ("resnet50", 0),
-        ("resnext50", 0),
-        # the stem and 58 bottlenecks fold; what reads a concatenation, 58 layers, 3 transitions and the head, does not
-        ("densenet121", 62),
-    ],
-)
+@pytest.mark.parametrize("model, left", [("resnet50", 0), ("resnext50", 0), ("densenet121", 62)])
 def test_the_224_networks(model, left):
+    """Of DenseNet-121, what reads a concatenation does not fold: 58 layers, 3 transitions and the head."""
     network = lived_in(build_network(model, "lcm2", 100, seed=0).double())
-    folded = fold(network, 64)
-    assert norms(folded) == left
-    with torch.no_grad():
-        torch.testing.assert_close(folded(images(64)), network(images(64)), rtol=1e-10, atol=1e-10)
+    assert norms(same_function(network, 64, 1e-10)) == left
 
 
 def test_the_network_itself_is_untouched():
@@ -109,6 +101,13 @@ def test_the_network_itself_is_untouched():
     assert not any(module._forward_hooks for module in [*network.modules(), *folded.modules()])
 
 
+@pytest.mark.parametrize("model", [("resnet20", 8), ("densenet40", 7)])
+def test_under_inference_mode(model):
+    network = lived_in(build_network(model[0], "lcm2", layers=model[1]).double())
+    with torch.inference_mode():
+        assert norms(same_function(network, 32)) < norms(network)
+
+
 def test_what_cannot_be_folded_is_shared():
     network = build_network("resnet20", "none", seed=0)
     folded = fold(network, 32)
@@ -124,11 +123,8 @@ def test_what_cannot_be_folded_is_shared():
 @pytest.mark.parametrize("attention", ["none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2"])
 def test_densenets_are_evaluated_in_one_buffer(attention, memory, layout):
     network = lived_in(build_network("densenet40", attention, layers=10, memory=memory).double())
-    folded = fold(network, 32)
+    folded = same_function(network, 32, x=images(32).contiguous(memory_format=layout))
     assert norms(folded) == 3  # those of the transitions and of the head
-    with torch.no_grad():
-        x = images(32).contiguous(memory_format=layout)
-        torch.testing.assert_close(folded(x), network(x), rtol=1e-11, atol=1e-11)
 
 
 def test_a_dense_block_under_autocast_is_as_near_to_the_truth():
@@ -195,6 +191,4 @@ def test_other_kinds_of_convolutions_are_left_alone():
 
 def test_frozen_weights_fold_too():
     network = lived_in(Odd(lambda conv, bn, x: bn(conv(x)))).requires_grad_(False).double()
-    folded = fold(network, 8)
-    assert norms(folded) == 0
-    torch.testing.assert_close(folded(images(8)), network(images(8)), rtol=1e-12, atol=1e-12)
+    assert norms(same_function(network, 8, 1e-12)) == 0

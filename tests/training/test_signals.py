@@ -3,29 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from prove_resume import compare_runs
-from tiny import ROOT, Process, after_step, directory_of, run, train_as_main
+from tiny import after_step, directory_of, run
 
 from lcm.training import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STEPS = 6  # an epoch of the tiny setting
 TWO = "schedule.epochs=2"
-
-
-@pytest.fixture(scope="module")
-def reference(tiny, tmp_path_factory):
-    """The directory of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("reference")
-    config = tiny(f"runs={folder}", TWO)
-    ended = run(folder, config)
-    assert ended.code == 0, ended.err
-    return directory_of(config)
+REFERENCE = [TWO]
 
 
 def signal_in(step, call, *numbers, group=True):
@@ -41,7 +29,7 @@ def signal_in(step, call, *numbers, group=True):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("phase", ["training", "evaluation"])
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_saved_within_one_step_and_continued_exactly(tiny, reference, tmp_path, number, phase, workers):
+def test_saved_within_one_step_and_continued_exactly(tiny, finishes_exactly, tmp_path, number, phase, workers):
     config = tiny(f"runs={tmp_path}", TWO, f"data.workers={workers}")
     # training: in step 2 of epoch 2; evaluation: in the second of the three batches after epoch 2
     where = ("TrainStep", STEPS + 2) if phase == "training" else ("TestStep", 3 + 2)
@@ -53,25 +41,9 @@ def test_saved_within_one_step_and_continued_exactly(tiny, reference, tmp_path, 
     saved = checkpoint.read(directory / checkpoint.NAME)
     assert (saved["epoch"], saved["index"]) == (2, index)
     state = json.loads((directory / "run.json").read_text())
-    assert (state["state"], state["message"]) == (
-        "stopped", f"{number.name}: saved after step {index} of epoch 2"
-    )  # fmt: skip
-    ended = run(tmp_path, config)
-    assert ended.code == 0, ended.err
+    assert (state["state"], state["message"]) == ("stopped", f"{number.name}: saved after step {index} of epoch 2")
+    ended = finishes_exactly(config)
     assert f"continuing  from epoch 2, step {index}" in ended.out
-    assert compare_runs(reference, directory) == []
-
-
-def test_a_signal_from_outside(tiny, reference, tmp_path):
-    config = tiny(f"runs={tmp_path}", TWO)
-    process = Process(tmp_path, train_as_main, config)
-    while not process.out.exists() or "epoch   1/2" not in process.out.read_text():
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGTERM)
-    ended = process.wait()
-    assert ended.code == 75 and ended.err.startswith("stopped by SIGTERM: saved after step "), ended.err
-    assert run(tmp_path, config).code == 0
-    assert compare_runs(reference, directory_of(config)) == []
 
 
 def test_while_data_are_read_it_ends_at_once(tiny, tmp_path):
@@ -113,18 +85,17 @@ def test_a_signal_that_other_code_swallows_is_still_seen(tiny, tmp_path):
     assert ended.err == "stopped by SIGTERM: nothing was in progress that is not saved; the same command continues\n"
 
 
-def test_a_second_interrupt_ends_at_once_and_loses_nothing_that_was_saved(tiny, reference, tmp_path):
+def test_a_second_interrupt_ends_at_once_and_loses_nothing_that_was_saved(tiny, finishes_exactly, tmp_path):
     config = tiny(f"runs={tmp_path}", TWO)
     ended = run(tmp_path, config, signal_in("TrainStep", STEPS + 2, signal.SIGINT, signal.SIGINT))
     assert ended.code == 75 and "a second SIGINT: at once" in ended.err and "Traceback" not in ended.err
     saved = checkpoint.read(directory_of(config) / checkpoint.NAME)
     assert (saved["epoch"], saved["index"]) == (2, 0)
     assert json.loads((directory_of(config) / "run.json").read_text())["state"] == "stopped"
-    assert run(tmp_path, config).code == 0
-    assert compare_runs(reference, directory_of(config)) == []
+    finishes_exactly(config)
 
 
-def test_an_ignored_signal_stays_ignored(tiny, reference, tmp_path):
+def test_an_ignored_signal_stays_ignored(tiny, finishes_exactly, tmp_path):
     """nohup python train.py ..."""
     config = tiny(f"runs={tmp_path}", TWO)
 
@@ -132,46 +103,4 @@ def test_an_ignored_signal_stays_ignored(tiny, reference, tmp_path):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal_in("TrainStep", 2, signal.SIGHUP)()
 
-    assert run(tmp_path, config, prepare).code == 0
-    assert compare_runs(reference, directory_of(config)) == []
-
-
-def test_every_few_steps_a_checkpoint(tiny, reference, tmp_path):
-    """checkpoint.every: a kill loses no more than that."""
-    config = tiny(f"runs={tmp_path}", TWO, "checkpoint.every=4 steps")
-    ended = run(tmp_path, config, signal_in("TrainStep", STEPS + 5, signal.SIGKILL))
-    assert ended.code == -signal.SIGKILL
-    saved = checkpoint.read(directory_of(config) / checkpoint.NAME)
-    assert (saved["epoch"], saved["index"]) == (2, 2)  # step 8 of the run
-    assert run(tmp_path, config).code == 0
-    assert compare_runs(reference, directory_of(config)) == []
-
-
-def test_a_reader_that_goes_away_ends_nothing(tiny, reference, tmp_path):
-    """python train.py | head -1, or a terminal that is closed: the prints have nowhere to go, the run goes on."""
-    config = tiny(f"runs={tmp_path}", TWO, "progress=bar")
-
-    def train_unheard():
-        from lcm import cli as launch
-
-        reader, writer = os.pipe()
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        os.close(reader)  # from now on every write fails
-        sys.stdout, sys.stderr = launch.Lasting(sys.stdout), launch.Lasting(sys.stderr)
-        train_as_main(config)
-
-    assert Process(tmp_path, train_unheard).wait().code == 0
-    assert compare_runs(reference, directory_of(config)) == []
-
-
-def test_the_real_command_into_a_closed_pipe(tmp_path):
-    started = subprocess.Popen(
-        [sys.executable, "train.py", "seed=-1", f"runs={tmp_path}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    started.stdout.close()
-    started.stderr.close()
-    assert started.wait(120) == 2
+    finishes_exactly(config, prepare)

@@ -1,0 +1,22 @@
+"""Where a run is stored: a directory that follows from its config alone, so that the same command finds it again."""
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from lcm.config.identity import config_hash
+
+
+def run_name(config):
+    """`<data>/<model>/<attention>/seed<k>-<hash8>`: the place of this config's run below the runs folder."""
+    names = [config[group]["name"] for group in ("data", "model", "attention")]
+    return "/".join([*names, f"seed{config['seed']}-{config_hash(config)[:8]}"])
+
+
+def run_directory(config):
+    """The run's directory: `config["run_directory"]` where it is set, its own place below `config["runs"]` otherwise."""
+    return Path(config["run_directory"] or Path(config["runs"]) / run_name(config))
+
+
+def now():
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

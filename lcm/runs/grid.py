@@ -1,0 +1,115 @@
+"""The runs that a sweep's command line stands for: every one composed and checked before the first starts."""
+
+from typing import NamedTuple
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lcm.config.check import check
+from lcm.config.command_line import composition_problem
+from lcm.config.options import plain
+from lcm.errors import UserError
+from lcm.runs.directory import run_directory
+
+SIZES = ("model", "attention")  # the groups that decide whether an attention module fits a site
+
+
+class GridRun(NamedTuple):
+    """One point of a grid: its name ("attention=se seed=1"), Hydra's overrides for it, its config and what is wrong with it.
+
+    `config`: resolved, as nested dicts; None where it does not compose.
+    """
+
+    name: str
+    overrides: list
+    config: dict | None
+    problems: list
+
+    @property
+    def directory(self):
+        return run_directory(self.config)
+
+
+def problems(config):
+    """Every problem of a composed config, a line each; [] where there is none.
+
+    Where sizes differ from those of the YAML files, or the network's family is not in the attention's table, a network on the meta
+    device tells its sites, and whether the module fits them.
+    """
+    found = check(config)
+    if found or "_target_" not in config["attention"]:
+        return found
+    expected = plain(config)
+    in_table = config["model"]["family"] in config["attention"].get("paper", {})
+    if in_table and all(config[group] == expected[group] for group in SIZES):
+        return []
+    from lcm.models.build import site_problems
+
+    return site_problems(config["model"], config["attention"], config["data"]["num_classes"])
+
+
+def grid(loader, master, arguments):
+    """Every GridRun of a sweep, composed and checked; a run that the grid names twice is in it once.
+
+    `arguments`: the command line's overrides; the grid of an experiment is in `master.hydra.sweeper.params`.
+    """
+    texts = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()] + list(arguments)
+    try:
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
+        rows = BasicSweeper.split_arguments(overrides, None)[0]
+    except HydraException as error:
+        raise UserError(f"the grid cannot be expanded: {str(error).splitlines()[0]}") from error
+    swept = {override.get_key_element(): override.is_sweep_override() for override in overrides}  # the last one counts
+    runs = {}
+    for row in rows:
+        name = " ".join(text for text in row if swept[text.partition("=")[0]])
+        config, found = compose(loader, master, row)
+        run = GridRun(name, row, config, found or problems(config))
+        runs.setdefault(name if run.problems else run.directory, run)
+    if len(rows) > 1 and any(run.config and run.config["run_directory"] for run in runs.values()):
+        raise UserError(
+            f"run_directory names one directory for {len(rows)} runs: leave it out, or set runs=ANOTHER_FOLDER"
+        )
+    return list(runs.values())
+
+
+def compose(loader, master, overrides):
+    """(the resolved config as nested dicts, []), or (None, what keeps Hydra from composing it)."""
+    try:
+        composed = loader.load_sweep_config(master, list(overrides))
+        return resolved(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])), []
+    except (HydraException, OmegaConfBaseException) as error:
+        return None, [composition_problem(error)]
+    except UserError as error:
+        return None, [str(error)]
+
+
+def resolved(config):
+    """A composed config as nested dicts. Raises UserError where it does not resolve."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key, reason = error.full_key, str(error).splitlines()[0]
+        if key and key.startswith("attention.") and ".paper." in reason.replace("'", "."):
+            raise UserError(
+                f"{key}: attention={config.attention.name} has no sizes for networks of the family {config.model.family}: give "
+                f"{key}=... yourself, or add a row to the table `paper` of configs/attention/{config.attention.name}.yaml"
+            ) from error
+        raise UserError(f"the config does not resolve: {key}: {reason}") from error
+
+
+def refuse_problems(runs):
+    """Raise UserError with every problem of every run, each once, with the runs that have it."""
+    found = {}
+    for run in runs:
+        for problem in run.problems:
+            found.setdefault(problem, []).append(run)
+    if found:
+        lines = [
+            f"  {problem}\n    in {len(having)} of {len(runs)} runs: {having[0].name}" + (" ..." if having[1:] else "")
+            for problem, having in found.items()
+        ]
+        raise UserError("\n".join(["the grid has problems, nothing was started:", *lines]))

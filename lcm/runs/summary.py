@@ -1,0 +1,64 @@
+"""A run in words: the plan before it starts, its result with the paper's beside it."""
+
+import sys
+
+from lcm.reporting.paper import paper_accuracy
+
+PAPER_EPOCHS = {"cifar": 300, "mini_imagenet": 100}  # of the schedules that are the paper's own (section 4.1.2)
+
+
+def print_plan(config, data, complexity, state, directory, saved):
+    """What will run; `state` is its run.json, `saved` the checkpoint from which it goes on, or None."""
+    schedule, notes = config["schedule"], getattr(data, "notes", [])
+    train, test = data.train(schedule["batch_size"], 0), data.test(schedule["test_batch_size"])
+    device = (state.get("continued") or [state])[-1]["device"]
+    lines = [
+        f"network     {config['model']['name']} + {config['attention']['name']}, {data.num_classes} classes: "
+        f"{complexity.params / 1e6:.3f} M parameters, {complexity.gfloat:.3f} GFloat (the paper's count), "
+        f"{complexity.macs / 1e9:.3f} G multiply-accumulates",
+        f"data        {config['data']['name']}: {train.images} training and {test.images} test images",
+        *(f"            {note}" for note in notes),
+        f"schedule    {schedule['name']}: {in_epochs(schedule['epochs'])}, batch {schedule['batch_size']}, learning rate "
+        f"{schedule['learning_rate']:g} divided by {schedule['divide_by']:g} at {schedule['divide_at']}",
+        f"device      {device}, {config['precision']}{', compiled' if config['compile'] else ''}",
+        f"run         {directory}, seed {config['seed']}",
+    ]
+    if saved:
+        lines.append(f"continuing  from epoch {saved['epoch']}, step {saved['index']}")
+    print("\n".join(lines))
+    sys.stdout.flush()
+
+
+def in_epochs(number):
+    return "1 epoch" if number == 1 else f"{number} epochs"
+
+
+def best_and_last(rows):
+    """The result of a run, from the rows of its metrics.jsonl: its last epoch, and the best (the first of equals)."""
+    best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
+    last = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
+    best = {"best_test_top1": best["test_top1"], "best_epoch": best["epoch"]}
+    return {key: rows[-1][key] for key in last} | best
+
+
+def result_line(state):
+    """The result of a finished run (its run.json), with the paper's number beside it where the paper has this row."""
+    result, epochs = state["result"], state["epochs"]
+    line = (
+        f"test top-1 {result['test_top1']:.2f} %, top-5 {result['test_top5']:.2f} % after the last of {in_epochs(epochs)} "
+        f"(best epoch {result['best_epoch']}: {result['best_test_top1']:.2f} %)"
+    )
+    paper = paper_accuracy(state["data"], state["model"], state["attention"])
+    if not paper:
+        return line
+    numbers = ", ".join(f"{metric.replace('top', 'top-')} {value:.2f} %" for metric, value in paper.items())
+    return f"{line}\nthe (retracted) paper prints {numbers} for this row{difference_from_protocol(state)}"
+
+
+def difference_from_protocol(state):
+    """ ", under its own protocol; this run differs: ..."; nothing where the run follows the paper's protocol."""
+    differences = dict(state["deviations"])
+    if state["schedule"] not in PAPER_EPOCHS:
+        differences = {"schedule": state["schedule"], "schedule.epochs": state["epochs"]} | differences
+    words = ", ".join(f"{key}={value}" for key, value in differences.items())
+    return f", under its own protocol; this run differs: {words}" if words else ""

@@ -1,0 +1,45 @@
+"""torch.compile for training, in one place and at one moment: before the first step."""
+
+import time
+
+import torch
+
+from lcm.errors import UserError
+
+
+def compiled(network, batch_size, image_size, autocast, layout=torch.channels_last, say=print):
+    """The network's training pass as compiled by torch.compile, for batches of one size.
+
+    A smaller batch, an epoch's last, goes through the network as it is: compiling a second time, with dynamic sizes, costs half
+    a minute, and torch may use that slower version for whole batches afterwards.
+
+    Args:
+        network: in training mode, where it will be trained.
+        batch_size, image_size, layout: of the batches to come, float32 (batch_size, 3, image_size, image_size).
+        autocast: the context that the forward pass will run in.
+
+    Raises:
+        UserError: torch.compile cannot compile here, for example without a C++ compiler.
+    """
+    started, kept = time.monotonic(), [buffer.clone() for buffer in network.buffers()]
+    images = torch.zeros(batch_size, 3, image_size, image_size, device=next(network.parameters()).device)
+    images = images.contiguous(memory_format=layout)
+    fast = torch.compile(network, dynamic=False)
+    try:
+        with autocast:
+            logits = fast(images)
+        logits.float().square().mean().backward()  # compiles the backward pass too
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
+        reason = next((line for line in lines if "error: " in line), lines[0] if lines else type(error).__name__)
+        raise UserError(
+            f"compile=true: torch.compile cannot compile here ({reason}): it needs a C++ compiler (g++, or what the "
+            "environment names as CXX) and Python's header files; install them, or take compile=false"
+        ) from error
+    network.zero_grad()
+    for buffer, value in zip(network.buffers(), kept, strict=True):
+        buffer.copy_(value)
+    say(f"compiled in {time.monotonic() - started:.0f} s")
+    return lambda batch: (fast if len(batch) == batch_size else network)(batch)

@@ -1,0 +1,101 @@
+"""The project's steps on networks and images of a test's own, without a run directory, and the plain loop they have to equal."""
+
+import contextlib
+import hashlib
+
+import torch
+import torch.nn.functional as F
+
+from lcm.data.in_memory import Batches, Resident
+from lcm.training.graphs import bind, feed
+from lcm.training.step import TestStep, TrainStep
+
+CPU = torch.device("cpu")
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+
+
+def invented_batches(count=320, batch=16, seed=0):
+    """Batches of images that can be learned: a pattern for each class, and noise; seed None: a test set."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    patterns = torch.randint(0, 256, (10, 4, 4, 3), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    noise = torch.randint(-60, 61, (count, 32, 32, 3), generator=generator)
+    images = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
+    augmentation = {"pad": 4, "mirror": True} if seed is not None else {}
+    return Batches(Resident(images, labels, MEAN, STD, seed=seed, **augmentation), batch)
+
+
+def sgd(network, rate=0.1, **options):
+    """The paper's optimizer (section 4.1.2)."""
+    device = next(network.parameters()).device
+    rate = torch.tensor(rate, device=device)
+    return torch.optim.SGD(network.parameters(), rate, 0.9, weight_decay=1e-4, nesterov=True, **options)
+
+
+def training_step(network, batches, rate=0.1, autocast=None, capture=True, compiled=None):
+    """The project's training step on these batches, as train.py makes it."""
+    device = next(network.parameters()).device
+    autocast = autocast or contextlib.nullcontext()
+    step = TrainStep(network, sgd(network, rate, fused=True), autocast, device, compiled)
+    return bind(step, feed(batches, device), capture)
+
+
+def evaluation_step(network, batches, autocast=None, image_size=32):
+    """The project's evaluation step on these batches."""
+    device = next(network.parameters()).device
+    return bind(
+        TestStep(network, autocast or contextlib.nullcontext(), device, image_size), feed(batches, device), True
+    )
+
+
+def plain_training(network, batches, rate=0.1, epochs=1):
+    """Plain eager PyTorch: images in NCHW, torch's own SGD without fusion."""
+    network.train()
+    dtype, optimizer = next(network.parameters()).dtype, sgd(network, rate)
+    for epoch in range(epochs):
+        for raw in batches.iterate(epoch):
+            images, labels = batches.prepare(raw, CPU)
+            loss = F.cross_entropy(network(images.to(dtype).contiguous()), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network
+
+
+def plain_evaluation(network, batches):
+    """{"test_loss", "test_top1", "test_top5"} as `lcm.training.epochs.evaluate` has them."""
+    network.eval()
+    images, labels = batches.prepare((batches.resident.images, batches.resident.labels), CPU)
+    with torch.no_grad():
+        logits = network(images.contiguous())
+    hits = (logits.topk(5).indices == labels[:, None]).double()
+    return {
+        "test_loss": F.cross_entropy(logits, labels).item(),
+        "test_top1": 100 * hits[:, 0].mean().item(),
+        "test_top5": 100 * hits.sum(1).mean().item(),
+    }
+
+
+def distance(network, other):
+    """The largest relative difference of a layer's weights and statistics, over all layers."""
+    ours, theirs = network.state_dict(), other.state_dict()
+    assert list(ours) == list(theirs)
+    layers = {}
+    for name in theirs:
+        if theirs[name].is_floating_point():
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+        else:
+            assert torch.equal(ours[name], theirs[name])  # batches seen
+
+    def flat(state, names):
+        return torch.cat([state[name].double().flatten() for name in names])
+
+    return max((flat(ours, n) - flat(theirs, n)).norm() / flat(theirs, n).norm() for n in layers.values()).item()
+
+
+def digest(tensors):
+    """One hash of many tensors, names and all."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
