@@ -303,6 +303,7 @@ def test_a_part_from_the_command_line(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_most_parts_from_the_command_line(tmp_path):
     rows = run(tmp_path, "--networks", "resnet20", "--parts", "step,epoch,evaluation,startup")
     for what in ("step", "epoch"):
