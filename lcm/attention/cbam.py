@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.vector import hidden_width, spatial_mean
+from lcm.attention.vector import hidden_width, maximum, spatial_mean
 
 
 class CBAM(nn.Module):
@@ -35,10 +35,10 @@ class CBAM(nn.Module):
             average = spatial_mean(x, self.w0.weight.dtype)
             # Not AdaptiveMaxPool2d: the same values and gradients, but its backward pass is not deterministic on a GPU.
             # The gradient of `max` has the layout of what it is taken of: channels last, as the maps have it.
-            maximum = x.flatten(2).transpose(1, 2).max(1).values.to(average.dtype)
-            pooled = torch.stack((average, maximum), 1)  # (N, 2, C)
+            largest = maximum(x.flatten(2).transpose(1, 2), 1).to(average.dtype)
+            pooled = torch.stack((average, largest), 1)  # (N, 2, C)
             m = torch.sigmoid(self.w1(F.relu(self.w0(pooled))).sum(1))  # Eq. (2), (N, C)
             x = x * m.to(x.dtype)[:, :, None, None]
-        pooled = torch.stack((x.sum(1) / x.shape[1], x.movedim(1, -1).max(-1).values), 1)  # (N, 2, H, W)
+        pooled = torch.stack((x.sum(1) / x.shape[1], maximum(x.movedim(1, -1), -1)), 1)  # (N, 2, H, W)
         m = self.spatial(pooled)  # Eq. (3), (N, 1, H, W)
         return x * torch.sigmoid(m).to(x.dtype)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.vector import VectorConv, hidden_width, spatial_mean
+from lcm.attention.vector import VectorConv, hidden_width, maximum, spatial_mean
 
 
 class _LCM(nn.Module):
@@ -29,7 +29,7 @@ class _LCM(nn.Module):
 
     def layer_feature(self, local):
         """Eq. (2): g = sigmoid(f([average(l), maximum(l)])), (N, C) -> (N, 1)."""
-        return torch.sigmoid(self.f(torch.stack((local.mean(1), local.max(1).values), 1)))
+        return torch.sigmoid(self.f(torch.stack((local.mean(1), maximum(local, 1)), 1)))
 
     def bottleneck(self, s):
         """Eqs. (5) and (7): W2 ReLU(BN(W1 s)), (N, C) -> (N, C)."""

@@ -23,6 +23,34 @@ def spatial_mean(x, dtype):
     return x.sum((2, 3), dtype=torch.float32 if x.dtype == torch.float16 else None).to(dtype) / (h * w)
 
 
+def maximum(x, dim):
+    """`x.max(dim).values`, with a gradient that deterministic CUDA graphs can hold.
+
+    The gradient of `max` scatters. With deterministic algorithms a GPU sorts for that, and older versions of PyTorch wait for
+    the indices, which cannot be captured.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return ComparedMaximum.apply(x, dim)
+    return x.max(dim).values
+
+
+class ComparedMaximum(torch.autograd.Function):
+    """The maximum along `dim`; its gradient goes to the first maximum, found by comparing positions: the bits of `max`."""
+
+    @staticmethod
+    def forward(ctx, x, dim):
+        values, index = x.max(dim, keepdim=True)
+        ctx.save_for_backward(index)
+        ctx.dim, ctx.length = dim % x.dim(), x.shape[dim]
+        return values.squeeze(dim)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (index,) = ctx.saved_tensors
+        positions = torch.arange(ctx.length, device=index.device).view(-1, *[1] * (index.dim() - 1 - ctx.dim))
+        return torch.where(index == positions, gradient.unsqueeze(ctx.dim), 0), None
+
+
 class VectorConv(nn.Conv2d):
     """A 1x1 convolution of a 1x1 map that is held as a vector, (N, C) -> (N, C'): one small matrix product.
 

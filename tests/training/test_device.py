@@ -1,0 +1,93 @@
+"""What a GPU is asked and told, without one: precision, determinism, memory."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lcm.attention.vector import ComparedMaximum, maximum
+from lcm.config.check import CONFIGS
+from lcm.errors import UserError
+from lcm.models.build import build_network
+from lcm.training.device import release_memory, set_deterministic, set_precision
+
+CUDA = torch.device("cuda:0")
+ATTENTIONS = sorted(file.stem for file in (CONFIGS / "attention").glob("*.yaml"))
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Deterministic algorithms, as a GPU gets them."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_deterministic(True, CUDA)
+    yield
+    set_deterministic(False, CUDA)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_emulated_bf16_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    with pytest.raises(UserError, match="an old GPU has no bf16; take precision=fp32"):
+        set_precision("bf16", CUDA)
+
+
+def test_determinism_does_not_fill_new_tensors(deterministic):
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_memory_of_a_finished_run_is_released(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held() is None))
+    tensor = torch.zeros(1)
+    tensor.itself = tensor  # a reference cycle, as a network and its optimizer have some
+    held = weakref.ref(tensor)
+    gc.disable()
+    try:
+        del tensor
+        release_memory()
+    finally:
+        gc.enable()
+    assert emptied == [True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape, dim", [((5, 7), 1), ((3, 20, 4), 1), ((2, 5, 6, 8), -1)])
+def test_the_gradient_of_a_maximum_by_comparison(shape, dim, dtype):
+    """The bits and the layout of `max`, with equal maxima too."""
+    x = torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    values, expected = ComparedMaximum.apply(ours, dim), theirs.max(dim).values
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    values.backward(gradient), expected.backward(gradient)
+    assert torch.equal(values, expected) and torch.equal(ours.grad, theirs.grad)
+    assert ours.grad.dtype == dtype and ours.grad.stride() == theirs.grad.stride()
+
+
+class NoScatter(TorchDispatchMode):
+    """Refuses operations whose deterministic kernels on a GPU sort or wait."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert not any(word in str(operation) for word in ("scatter", "index_put", "index_add")), operation
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_deterministic_training_never_scatters(attention, deterministic):
+    network = build_network("resnet20", attention, layers=8)
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    with NoScatter():
+        torch.nn.functional.cross_entropy(network(images), labels).backward()
+
+
+def test_only_deterministic_training_compares(deterministic):
+    x = torch.randn(3, 4, requires_grad=True)
+    assert maximum(x, 1).grad_fn.name() == "ComparedMaximumBackward"
+    torch.use_deterministic_algorithms(False)
+    assert maximum(x, 1).grad_fn.name() == "MaxBackward0"
+    with pytest.raises(AssertionError, match="scatter"), NoScatter():
+        maximum(x, 1).sum().backward()
