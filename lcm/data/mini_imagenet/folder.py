@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from lcm.data.mini_imagenet.copies import IMAGES, LITTER, some
+from lcm.data.mini_imagenet.copies import IMAGES, LITTER, names
 from lcm.errors import UserError
 
 SPLITS = {"train": 500, "test": 100}  # images of a class
@@ -51,7 +51,7 @@ def list_images(root: Path) -> Listing:
     strange = [file for file in files if not file.lower().endswith(IMAGES)]
     if strange:
         raise UserError(
-            f"{root} holds files that are no images: {some(strange)}. Remove them, or run {PREPARE} on the copy."
+            f"{root} holds files that are no images: {names(strange)}. Remove them, or run {PREPARE} on the copy."
         )
     listed = "".join(f"{file} {status.st_size}\n" for file, status in files.items())
     times = "".join(f"{status.st_mtime_ns}\n" for status in files.values())
