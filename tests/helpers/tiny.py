@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import lcm.config.options
 from lcm import cli as launch
-from lcm.data.sources import Digits
+from lcm.data.digits import Digits
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
