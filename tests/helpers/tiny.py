@@ -33,7 +33,7 @@ class FewDigits(Digits):
         super().__init__(**keys)
         (images, labels), (test_images, test_labels) = self._train, self._test
         few = (images[:48], labels[:48]), (test_images[:24], test_labels[:24])
-        self._hold(*few, self.classes, self.mean, self.std)
+        self.hold(*few, self.classes, self.mean, self.std)
 
 
 def use(folder):

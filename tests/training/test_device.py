@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lcm.attention.vector import ComparedMaximum, maximum
-from lcm.config.check import CONFIGS
+from lcm.config.options import CONFIGS
 from lcm.errors import UserError
 from lcm.models.build import build_network
 from lcm.training.device import release_memory, set_deterministic, set_precision
