@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 # Reading results needs no torch: the names below are imported when they are first used.
 _HOME = {
     "build_network": "lcm.models.build",
-    "fill_sites": "lcm.models.sites",
-    "draw_weights": "lcm.models.sites",
+    "fill_sites": "lcm.models.filling",
+    "draw_weights": "lcm.models.weights",
     "count": "lcm.complexity",
     "UserError": "lcm.errors",
 }

@@ -16,7 +16,7 @@ from lcm.runs.worker import run_one
 from lcm.training.signals import STOP
 
 EXPECTED = (UserError, OwnedElsewhere, Stopped, NotFinite, SweepFailed)  # each with its exit code
-TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; Hydra gets it always (`main`)
+_tracebacks = False  # what a user asks for with HYDRA_FULL_ERROR=1; Hydra gets it always (`main`)
 
 
 def run_task(train, cfg):
@@ -56,11 +56,11 @@ def end(error, debug=False):
     if STOP.at_once and not isinstance(error, Stopped):  # from code that a signal's exception left half done
         error = Stopped(STOP.requested, "nothing was in progress that is not saved")
     expected = isinstance(error, EXPECTED)
-    if debug or not expected or TRACEBACKS:
+    if debug or not expected or _tracebacks:
         traceback.print_exception(error)
     if isinstance(error, Stopped):
         print(f"stopped by {error}; the same command continues", file=sys.stderr)
-    else:
+    elif not isinstance(error, SweepFailed):  # whose summary is there already
         print(f"error: {error if expected else f'{type(error).__name__}: {error}'}", file=sys.stderr)
     sys.exit(error.exit_code if expected else 1)
 
@@ -102,11 +102,13 @@ def register_sweeper():
 
 def main(task):
     """Run Hydra's `task` on this process's command line; exits with 0, or as `end` says."""
+    global _tracebacks
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
+    _tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
     if options.CONFIGS is None:
@@ -121,7 +123,7 @@ def main(task):
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
     except (HydraException, OmegaConfBaseException) as error:
-        if TRACEBACKS:
+        if _tracebacks:
             traceback.print_exception(error)
         end(UserError(f"the config cannot be composed: {composition_problem(error)}"))
     except OSError as error:

@@ -16,6 +16,11 @@ class UserError(Exception):
     exit_code = 2
 
 
+def one_line(error: BaseException) -> str:
+    """The kind of `error` and the first line of its text."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
+
+
 class OwnedElsewhere(Exception):
     """Another live process trains this run, or what is left of this sweep."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import sys
 from pathlib import Path
 
 from lcm.errors import UserError
@@ -53,6 +54,25 @@ def sync_directory(directory):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def file_lock(path, waiting_message):
+    """Hold an exclusive lock on the file `path`, made where missing; the system drops the lock when its holder dies.
+
+    `waiting_message` goes to stderr where another process holds it. File systems that have no locks are used without.
+    """
+    import fcntl
+
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting_message, file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
 
 
 def unwritable(file, error):

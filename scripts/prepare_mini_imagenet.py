@@ -1,14 +1,13 @@
-"""Make data/mini-imagenet from a copy of mini-ImageNet or from ImageNet itself; check a copy that is already split.
+"""Make data/mini-imagenet from a copy of mini-ImageNet or from ImageNet itself.
 
 python scripts/prepare_mini_imagenet.py IMAGENET/train data/mini-imagenet --lists FOLDER   # class folders or n########.tar
 python scripts/prepare_mini_imagenet.py CLASS_FOLDERS  data/mini-imagenet                  # 100 folders of 600 images
-python scripts/prepare_mini_imagenet.py data/mini-imagenet data/mini-imagenet              # train/ and test/: checked in place
+python scripts/prepare_mini_imagenet.py SPLIT_COPY     data/mini-imagenet                  # train/ and test/ of 500 and 100
 
-The same command goes on where a stopped one was. Exit code 2 and one list of everything that is wrong, if something is.
+Exit code 2 and one list of everything that is wrong, if something is.
 """
 
 import argparse
-import sys
 
 from lcm.data.mini_imagenet.prepare import prepare
 from lcm.errors import exit_on_user_error
@@ -22,15 +21,8 @@ def main():
     parser.add_argument("source", help="folder with the images")
     parser.add_argument("destination", help="folder for train/<wnid>/*, test/<wnid>/* and manifest.csv")
     parser.add_argument("--lists", help="folder with the few-shot lists train.csv, val.csv and test.csv")
-    parser.add_argument("--split", choices=["first", "seeded"], help="default: the copy's own split, or else first")
-    parser.add_argument("--seed", type=int, help="for --split seeded")
     parser.add_argument("--allow-partial", action="store_true", help="accept a copy that is not complete")
-    options = parser.parse_args()
-    try:
-        print(prepare(**vars(options)))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    print(prepare(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from lcm.config.options import CONFIGS
-from lcm.errors import UserError, exit_on_user_error
+from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.collect import find_runs
 from lcm.runs.standing import Speed, count, standing_of, table
 
@@ -25,9 +25,8 @@ def jobs_of(arguments):
     from lcm.config.command_line import override_problems
     from lcm.runs.grid import grid, refuse_problems
 
-    faults = override_problems(arguments, multirun=True)
-    if faults:
-        raise UserError("\n".join(["the arguments have faults:", *(f"  {fault}" for fault in faults)]))
+    if found := override_problems(arguments, multirun=True):
+        raise listed("the arguments have problems:", found)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         loader = GlobalHydra.instance().config_loader()
         try:

@@ -4,8 +4,8 @@ import importlib
 
 # A run needs one of them: each is imported when it is first used.
 _HOME = {
-    "Digits": "lcm.data.sources",
-    "Cifar": "lcm.data.sources",
+    "Digits": "lcm.data.digits",
+    "Cifar": "lcm.data.cifar",
     "MiniImageNet": "lcm.data.mini_imagenet.dataset",
 }
 __all__ = ["Cifar", "Digits", "MiniImageNet", "build_data"]

@@ -1,8 +1,8 @@
-"""A reader for the pickles of CIFAR that cannot be made to run anything.
+"""A reader for the pickles of CIFAR that runs nothing of theirs.
 
-A pickle is a program: loading one of an unknown origin with `pickle.load` runs whatever its author wrote. The files of CIFAR
-need lists, dictionaries, numbers, text and one array of bytes; this reader knows these and refuses all else by name. Even
-numpy is out of the file's reach: stand-ins collect what an array needs, and it is built here.
+A pickle is a program: `pickle.load` runs whatever its author wrote. The files of CIFAR need lists, dictionaries, numbers, text
+and one array of bytes; this reader refuses all else by name. Even numpy's constructors, which trust a pickle's word on types
+and buffers, are out of its reach: stand-ins collect what an array needs.
 """
 
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lcm.errors import UserError
+from lcm.errors import UserError, one_line
 
 
 class _Refused(pickle.UnpicklingError):
@@ -19,7 +19,7 @@ class _Refused(pickle.UnpicklingError):
 
 
 class _Dtype:
-    """Stands for numpy.dtype: of bytes, or refused."""
+    """In place of numpy.dtype: bytes, or refused."""
 
     def __init__(self, code, *_):
         if code not in ("u1", b"u1"):
@@ -30,58 +30,49 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray; `values` is the array, uint8."""
+    """In place of numpy.ndarray and of numpy's functions that rebuild one; `values` is the array, uint8."""
 
-    values = None
+    def __init__(self, *_):
+        self.values = None
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, data = state
-        self.values = _array(data, dtype, shape, "F" if fortran else "C").values
+        if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
+            raise _Refused("an array of something else than bytes")
+        self.values = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def _array(data, dtype, shape, order):
-    """Stands for numpy's _frombuffer (pickle protocol 5)."""
-    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
-        raise _Refused("an array of something else than bytes")
+def _frombuffer(data, dtype, shape, order):
+    """In place of numpy's function of this name (pickle protocol 5)."""
     array = _Array()
-    array.values = np.frombuffer(data, np.uint8).reshape(shape, order=order)
+    array.__setstate__((1, shape, dtype, order == "F", data))
     return array
 
 
-def _reconstruct(*_):
-    """Stands for numpy's _reconstruct: an empty array, filled by __setstate__."""
-    return _Array()
-
-
 def _encode(text, encoding):
-    """Stands for _codecs.encode, by which Python 3 writes bytes into pickles of protocol 2."""
+    """In place of _codecs.encode, by which Python 3 writes bytes into pickles of protocol 2."""
     if encoding not in ("latin1", b"latin1"):
         raise _Refused(f"the encoding {encoding!r}")
     return text.encode("latin1")
 
 
-_KNOWN = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # numpy 1
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # numpy 2
-    ("numpy.core.numeric", "_frombuffer"): _array,
-    ("numpy._core.numeric", "_frombuffer"): _array,
-    ("_codecs", "encode"): _encode,
-}
+_ALLOWED = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode}
+for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
+    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
+    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer
 
 
 class _Reader(pickle._Unpickler):
-    """The reader written in Python, as fast here: in the other, a flipped bit in a memo index can claim gigabytes."""
+    """The unpickler written in Python: in C's, a flipped bit in a memo index can claim gigabytes of memory."""
 
     def find_class(self, module, name):
-        if (module, name) not in _KNOWN:
+        if (module, name) not in _ALLOWED:
             raise _Refused(f"{module}.{name}")
-        return _KNOWN[module, name]
+        return _ALLOWED[module, name]
 
 
 def read_cifar_pickle(data: bytes, path: Path) -> dict:
-    """The record in a pickle of CIFAR: text -> list, text, number or uint8 array. `path` is where `data` came from.
+    """The record in a pickle of CIFAR, its keys as text. `path` is where `data` came from.
 
     Raises `UserError` for a file that is damaged, of another kind, or asks for anything that CIFAR files never hold.
     """
@@ -93,9 +84,9 @@ def read_cifar_pickle(data: bytes, path: Path) -> dict:
             "Do not use this copy: get the official archive."
         ) from error
     except Exception as error:  # a damaged pickle raises almost anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200] if data else "it is empty"
         raise UserError(
-            f"{path} ({len(data):,} bytes) is damaged, it cannot be read to its end ({reason}). "
+            f"{path} ({len(data):,} bytes) is damaged, it cannot be read to its end "
+            f"({one_line(error) if data else 'it is empty'}). "
             f"Delete {path.parent} to have the archive unpacked or downloaded again."
         ) from error
     if not isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""Batches of a data set that lies in memory as bytes, put together a whole batch at a time.
+"""Data sets held in memory as bytes, and their batches, assembled a whole batch at a time.
 
 Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image Recognition" (2016), section
 4.2: zero-pad by 4 pixels, cut a random 32x32 window, mirror half of the images, then normalise each channel.
@@ -15,7 +15,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from lcm.errors import SIGNALS
+from lcm.errors import SIGNALS, UserError
 
 
 def keyed_generator(*key) -> torch.Generator:
@@ -174,6 +174,41 @@ class Batches:
     def iterate(self, epoch: int, start: int = 0):
         """The raw batches of epoch `epoch` from step `start`, made here or in `workers` processes: the same bytes."""
         return iterate(self.epoch(epoch), start, self.workers)
+
+
+class ResidentSet:
+    """A data set in memory: what `Digits` and `Cifar` share. `name`, `num_classes`, ... are the keys of its config."""
+
+    def __init__(self, name, num_classes, image_size, workers, pad, mirror, classes):
+        self.name, self.num_classes, self.image_size = name, num_classes, image_size
+        self.workers, self.pad, self.mirror = workers, pad, mirror
+        for key, given, actual in (("num_classes", num_classes, classes), ("image_size", image_size, 32)):
+            if given != actual:
+                raise UserError(
+                    f"data.{key}={given}: {name} has {key}={actual}; leave the key as configs/data/{name}.yaml has it."
+                )
+        if not 0 <= pad < image_size:
+            raise UserError(f"data.pad={pad}: from 0 (no crop) to {image_size - 1} pixels.")
+        if workers < 0:
+            raise UserError(f"data.workers={workers}: 0 (none) or the number of loader processes.")
+
+    def hold(self, train, test, classes, mean, std):
+        """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)); mean, std: a channel, of training pixels in [0, 1]."""
+        self._train, self._test, self.classes = train, test, classes
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        digest = hashlib.sha256()
+        for array in (*train, *test):
+            digest.update(np.ascontiguousarray(array).data)
+        self.fingerprint = digest.hexdigest()
+
+    def train(self, batch_size: int, seed: int) -> Batches:
+        """The training images: each epoch in an order, with crops and mirrors, that (seed, epoch) decides."""
+        resident = Resident(*self._train, self.mean, self.std, pad=self.pad, mirror=self.mirror, seed=seed)
+        return Batches(resident, batch_size, self.workers)
+
+    def test(self, batch_size: int) -> Batches:
+        """The test images in their stored order, not augmented."""
+        return Batches(Resident(*self._test, self.mean, self.std), batch_size, self.workers)
 
 
 def iterate(epoch, start: int = 0, workers: int = 0):

@@ -2,7 +2,8 @@
 
 from lcm.models.cifar_densenet import CifarDenseNet
 from lcm.models.cifar_resnet import CifarResNet
-from lcm.models.sites import Site, add_sites, fill_sites, sites
+from lcm.models.filling import add_sites, fill_sites
+from lcm.models.sites import Site, sites
 from lcm.models.weights import draw_weights
 
 __all__ = ["CifarDenseNet", "CifarResNet", "Site", "add_sites", "draw_weights", "fill_sites", "sites"]

@@ -17,6 +17,7 @@ from lcm.complexity import count
 from lcm.config.options import load
 from lcm.errors import UserError, nearest
 from lcm.models import draw_weights, fill_sites, sites
+from lcm.models.filling import choose
 
 FACTS = {"name", "family", "image_size", "paper"}  # keys that say something about a mapping and build nothing
 
@@ -51,24 +52,22 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
 
 
 def site_problems(model, attention, num_classes):
-    """Why an attention does not fit the sites of a network, a line each; [] where it does. Both are resolved mappings.
+    """Why an attention cannot be built at the sites of a network, a line each; [] where it can. Both are resolved mappings.
 
-    The network is built on the meta device, without memory and without arithmetic: its `Site`s are the only source of their widths.
+    Network and modules are built on the meta device, without memory and without arithmetic: the network's `Site`s are the only
+    source of their widths, the modules' own errors the only source of what fits.
     """
     with torch.device("meta"):
-        free = [site for _, site in sites(_partial(model)(num_classes=num_classes))]
-    stages = sorted({site.stage for site in free})
-    where = attention.get("sites", "every")
-    wanted = stages if where == "every" else where["stages"] if "stages" in where else [where["last_of_stage"]]
-    if missing := [stage for stage in wanted if stage not in stages]:
-        return [f"attention.sites: model={model['name']} has stages 1 to {len(stages)}, not {missing[0]}"]
-    narrowest = min(site.channels for site in free if site.stage in wanted)
-    reduction = attention.get("reduction")
-    if reduction and reduction > narrowest:
-        return [
-            f"attention.reduction={reduction}: larger than the {narrowest} channels of the narrowest site of "
-            f"model={model['name']}; take at most {narrowest}"
-        ]
+        free = sites(_partial(model)(num_classes=num_classes))
+        try:
+            chosen = choose(free, attention.get("sites", "every"))
+        except ValueError as error:
+            return [f"attention.sites: model={model['name']}: {error}"]
+        for channels in sorted({site.channels for _, site in chosen}):
+            try:
+                _partial(attention)(channels)
+            except ValueError as error:
+                return [f"attention={attention['name']} does not fit model={model['name']}: {error}"]
     return []
 
 

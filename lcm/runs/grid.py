@@ -36,15 +36,13 @@ class GridRun(NamedTuple):
 def problems(config):
     """Every problem of a composed config, a line each; [] where there is none.
 
-    Where sizes differ from those of the YAML files, or the network's family is not in the attention's table, a network on the meta
-    device tells its sites, and whether the module fits them.
+    Where model or attention differ from their YAML files, a network on the meta device tells whether the module fits its sites.
     """
     found = check(config)
     if found or "_target_" not in config["attention"]:
         return found
     expected = plain(config)
-    in_table = config["model"]["family"] in config["attention"].get("paper", {})
-    if in_table and all(config[group] == expected[group] for group in SIZES):
+    if all(config[group] == expected[group] for group in SIZES):
         return []
     from lcm.models.build import site_problems
 

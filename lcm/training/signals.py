@@ -26,7 +26,7 @@ class StopRequest:
         if not self._patient:
             self._stop_now()
         if name == "SIGINT" and self._interrupted:
-            raise Stopped(name, "a second one: at once, what was done since the last checkpoint will be done again")
+            raise Stopped(name, "a second SIGINT: at once, what was done since the last checkpoint will be done again")
         self._interrupted |= name == "SIGINT"
 
     def _stop_now(self):

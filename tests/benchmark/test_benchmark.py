@@ -38,7 +38,9 @@ def report(images=100, wall=1.0, cpu=1.5, peak_mb=500.0):
 
 
 class FakeSide:
-    """A side whose every turn gives the same report."""
+    """A side whose every turn gives the same report; `order` has the turns of all sides."""
+
+    order = []  # noqa: RUF012
 
     def __init__(self, variant, base=None, refused=None):
         self.variant, self.base, self.refused, self.spec = variant, base or self, refused, Spec()
@@ -50,6 +52,7 @@ class FakeSide:
 
     def turn(self):
         assert self.running
+        self.order.append(self.variant)
         return report()
 
     def stop(self):
@@ -72,7 +75,9 @@ def load(monkeypatch):
 def test_disturbed_rounds_are_thrown_away_and_repeated(load, stay):
     load([0.0, 0.0, 0.0, 0.3, 0.05, 0.09])  # two turns a round: the second round is disturbed
     both = [FakeSide("reference"), FakeSide("fp32")]
+    FakeSide.order.clear()
     rounds = take_turns("", both, options(), stay)
+    assert FakeSide.order == ["reference", "fp32", "fp32", "reference", "reference", "fp32"]  # each begins in its turn
     assert (len(rounds.reports), rounds.undisturbed, rounds.disturbed) == (2, 2, 1)
     assert not any(side.running for side in both)
 
@@ -298,6 +303,7 @@ def test_a_part_from_the_command_line(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_most_parts_from_the_command_line(tmp_path):
     rows = run(tmp_path, "--networks", "resnet20", "--parts", "step,epoch,evaluation,startup")
     for what in ("step", "epoch"):

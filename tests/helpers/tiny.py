@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import lcm.config.options
 from lcm import cli as launch
-from lcm.data.sources import Digits
+from lcm.data.digits import Digits
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
@@ -33,7 +33,7 @@ class FewDigits(Digits):
         super().__init__(**keys)
         (images, labels), (test_images, test_labels) = self._train, self._test
         few = (images[:48], labels[:48]), (test_images[:24], test_labels[:24])
-        self._hold(*few, self.classes, self.mean, self.std)
+        self.hold(*few, self.classes, self.mean, self.std)
 
 
 def use(folder):

@@ -625,8 +625,8 @@ def broken(runs, tmp_path_factory):
         (["{}/good-run", "--out", "{}/text.png/figure"], "cannot make the folder"),
         (["{}/good-run", "--device", "cuda:99"], "device=cuda:99"),
         (["--runs-root", "{}/empty"], "has no finished run with attention none, se, lcm2: train it (python train.py"),
-        (["--runs-root", "{}/empty", "--attention", "lcm3"], "no attention 'lcm3'; did you mean 'lcm2'?"),
-        (["--runs-root", "{}/empty", "--model", "resnt20"], "no model 'resnt20'; did you mean 'resnet20'?"),
+        (["--runs-root", "{}/empty", "--attention", "lcm3"], "attention=lcm3: no such attention"),
+        (["--runs-root", "{}/empty", "--model", "resnt20"], "nearest: resnet20"),
     ],
 )
 def test_one_message_for_each_fault(arguments, words, script, broken, capsys):

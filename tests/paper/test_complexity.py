@@ -228,7 +228,7 @@ def test_one_network_module_by_module(script, capsys):
     [
         (["resnet20"], "not of the form key=value"),
         (["attention=se"], "Add model=..."),
-        (["model=resnet20", "attention=sse"], "did you mean 'se'?"),
+        (["model=resnet20", "attention=sse"], "nearest: se"),
         (["model=resnet20", "depth=3"], "'depth' is no key"),
         (["model=resnet20", "--csv", "x.csv"], "leave out the network"),
     ],

@@ -22,9 +22,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "helpers"), str(Path(__file__).resolve().parents[2])]
 import tiny
 
-from lcm.errors import FINISHED, OWNED_ELSEWHERE
+from lcm.errors import FINISHED, OwnedElsewhere
 from lcm.runs.directory import run_directory
 
 
@@ -67,7 +68,7 @@ def race(folder, config, number):
     winner = trained.index(1)
     won, lost = ends[winner], ends[1 - winner]
     owner = rf"is being trained by process {processes[winner].pid} on {re.escape(socket.gethostname())} since 20\d\d-"
-    if won.code == FINISHED and lost.code == OWNED_ELSEWHERE and re.search(owner, lost.err):
+    if won.code == FINISHED and lost.code == OwnedElsewhere.exit_code and re.search(owner, lost.err):
         return "one trained, the other named its owner and left", True
     if won.code == FINISHED and lost.code == FINISHED and "finished" in lost.out:
         return "one trained, the other came when it was finished", True

@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "helpers"), str(Path(__file__).resolve().parents[2])]
 import tiny
 
 from lcm.runs.directory import run_directory

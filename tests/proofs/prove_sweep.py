@@ -20,11 +20,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "helpers"), str(Path(__file__).resolve().parents[2])]
 import prove_resume
 import tiny
 
 from lcm import cli as launch
-from lcm.errors import FINISHED, OWNED_ELSEWHERE
+from lcm.errors import FINISHED, OwnedElsewhere
 from lcm.runs.standing import LOG_PART, count, standing_of
 
 ALWAYS = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
@@ -117,7 +118,7 @@ def prove_sharing(folder, processes, kill, dice):
             time.sleep(0.05)
         victim.kill(group=True)
     codes = [sweep.wait(1200).code for sweep in left]
-    if not set(codes) <= {FINISHED, OWNED_ELSEWHERE} or FINISHED not in codes:
+    if not set(codes) <= {FINISHED, OwnedElsewhere.exit_code} or FINISHED not in codes:
         faults.append(f"exit codes {codes}: {[sweep.ended.err for sweep in left]}")
     trainers = parts(runs)
     if len(trainers) != 40 or len(finished_in(runs)) != 40:

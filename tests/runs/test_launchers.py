@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from processes import FAKE, REAL, TINY, finish, record, start, states, sweep, trained, wait_until
 
-from lcm import job
+from lcm.runs import worker as job
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `parallel`")
 submitit = pytest.importorskip("submitit", reason="needs the extra `slurm`")

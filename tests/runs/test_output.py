@@ -20,7 +20,7 @@ def test_a_reader_that_goes_away_ends_nothing(tiny, tmp_path):
         os.dup2(writer, 1)
         os.dup2(writer, 2)
         os.close(reader)  # from now on every write fails
-        sys.stdout, sys.stderr = launch.Lasting(sys.stdout), launch.Lasting(sys.stderr)
+        sys.stdout, sys.stderr = launch.SurvivingStream(sys.stdout), launch.SurvivingStream(sys.stderr)
         train_as_main(config)
 
     assert Process(tmp_path, train_unheard).wait().code == 0

@@ -12,7 +12,6 @@ import pytest
 from prove_resume import compare_runs
 from tiny import Process, after_step, die, directory_of, run, train_as_main
 
-from lcm import run as runs
 from lcm.errors import OwnedElsewhere, UserError
 from lcm.runs.lock import is_owned, owner
 
@@ -158,6 +157,6 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runs, "open", Full, raising=False)
+    monkeypatch.setattr("lcm.runs.lock.open", Full, raising=False)
     with pytest.raises(UserError, match=r"no space left while writing .*owner\.lock"), owner(tmp_path):
         pass

@@ -70,7 +70,7 @@ def test_the_commit_is_that_of_the_checkout():
 
 def test_no_git_is_no_error(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert commit() == (None, False)
+    assert commit.__wrapped__() == (None, False)
 
 
 def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_going_on_with_other_code_or_on_another_machine_is_recorded(monkeypatch)
 def test_a_file_where_a_directory_should_be(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="is a file, or lies below one"):
+        with pytest.raises(UserError, match="is a file, or is below one"):
             read_state(place)
 
 

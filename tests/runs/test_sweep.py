@@ -76,7 +76,7 @@ def test_one_directory_for_many_runs_is_refused():
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(argument, message, monkeypatch):
-    monkeypatch.setattr("lcm.overrides.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("lcm.config.command_line.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=message):
         jobs_of([argument])
 

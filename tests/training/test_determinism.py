@@ -33,10 +33,8 @@ def test_twice_the_same_bits(attention):
         assert torch.equal(torch.random.get_rng_state(), before)  # ... and training leaves it alone
         found.append((digest(step.step.network.state_dict()), numbers))
     assert found[0] == found[1]
-
-
-def test_another_seed_gives_other_bits():
-    assert len({digest(build_network("resnet20", "none", seed=seed).state_dict()) for seed in range(3)}) == 3
+    step, test = few_digits(attention, seed=1)
+    assert train_epoch(step, 1) | evaluate(test, 1) != numbers
 
 
 def test_arms_of_one_seed_share_their_backbone_and_their_images(monkeypatch):
@@ -116,11 +114,10 @@ def test_what_is_no_number_is_neither_saved_nor_recorded():
 def test_a_diverged_run_is_failed_with_exit_code_1(tiny, tmp_path):
     config = tiny(f"runs={tmp_path}", "schedule.learning_rate=1e30")
     ended = run(tmp_path, config)
-    assert ended.code == 1, ended
+    assert ended.code == 1 and "Traceback" not in ended.err and "Lower schedule.learning_rate" in ended.err, ended
     assert ended.err.startswith(
-        "error: the training loss stopped being a finite number in epoch 1; the last checkpoint is from"
+        "error: the training loss stopped being a finite number in epoch 1; the last checkpoint"
     )
-    assert "Traceback" not in ended.err and "Lower schedule.learning_rate" in ended.err
     state = json.loads((directory_of(config) / "run.json").read_text())
     assert state["state"] == "failed" and state["message"] in ended.err and state["result"] is None
     assert run(tmp_path, config).code == 1  # and again, not silently something else

@@ -1,20 +1,9 @@
-"""The fast path against plain PyTorch: the same batches, the same steps, the same weights; and each of its parts."""
+"""The fast path against plain PyTorch: the same steps, the same weights, the same results (tests/data: the same batches)."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import (
-    CPU,
-    MEAN,
-    STD,
-    distance,
-    evaluation_step,
-    invented_batches,
-    plain_evaluation,
-    plain_training,
-    sgd,
-    training_step,
-)
+from plain import CPU, distance, evaluation_step, invented_batches, plain_evaluation, plain_training, sgd, training_step
 from tiny import run
 
 from lcm.config.options import load as load_config
@@ -38,22 +27,6 @@ def trained_fast(network, batches, rate, **options):
     train_epoch(step, 1)
     assert step.step.totals[2] == batches.images
     return network
-
-
-def test_batches_are_those_of_a_plain_pipeline():
-    """Padded with zeros, cut, mirrored, then normalised, image by image: the same but for the last bit of a product."""
-    batches = invented_batches()
-    resident = batches.resident
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
-    shown = [batches.prepare(raw, CPU) for _, raw in zip(range(4), batches.iterate(3), strict=False)]
-    images, labels = (torch.cat(part) for part in zip(*shown, strict=True))
-    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-        index, (down, right), flip = (drawn[place] for drawn in resident.plan(3))
-        padded = F.pad(resident.images[index].permute(2, 0, 1), (4, 4, 4, 4))
-        plain = padded[:, down : down + 32, right : right + 32]
-        plain = ((plain.flip(2) if flip else plain).double() / 255 - mean) / std
-        assert (image.double() - plain).abs().max() < 1e-6
-        assert label == resident.labels[index]
 
 
 # Training amplifies differences. In float64 the fast path stays with the plain one at the protocol's own rate. In float32 no

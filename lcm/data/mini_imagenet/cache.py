@@ -1,9 +1,8 @@
 """Decoded images in one memory-mapped file, made once: what a training run reads instead of JPEG files.
 
 Two files hold a cache. `<key>.pixels` has the images one after another, uint8 (height, width, 3) each. `<key>.index` is an
-int64 table of a head row and one row (height, width, mark) an image; the mark is 0 until the image's bytes lie in the pixel
-file, then 2^32 + their CRC-32. An image counts as there only if its bytes give its mark: so an interrupted cache is
-continued, and a damaged image is found when the cache is opened and decoded again.
+int64 table of a head row and one row (height, width, 1) an image; it is written last, when all pixels are on the disk. So a
+cache with an index is complete, and opening one checks the index and the size of the pixel file, not the pixels.
 """
 
 import concurrent.futures
@@ -12,7 +11,7 @@ import errno
 import hashlib
 import io
 import os
-import sys
+import shutil
 import zlib
 from pathlib import Path
 
@@ -20,22 +19,26 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lcm.errors import UserError
+from lcm.errors import UserError, one_line
+from lcm.files import file_lock, write_atomically
 
 VERSION = 1  # of the layout and of how images are decoded
 CHANNELS = 3
 
 
-def cached_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """The size at which an image is kept: short side `short_side` as torchvision's Resize rounds it, never enlarged."""
-    if min(height, width) <= short_side:
+def cached_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """The size at which an image is kept: short side `short_side` as torchvision's Resize rounds it, never enlarged.
+
+    None: its own size.
+    """
+    if short_side is None or min(height, width) <= short_side:
         return height, width
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side
 
 
-def decode(path, short_side: int, sha256=None) -> np.ndarray:
+def decode(path, short_side: int | None, sha256=None) -> np.ndarray:
     """An image file -> uint8 (height, width, 3), brought to `cached_size` by Pillow's antialiased bilinear filter.
 
     Greyscale, palette and CMYK images are converted to RGB. Raises ValueError where the file's SHA-256 is another, and
@@ -76,202 +79,128 @@ class ImageCache:
         return self.pixels[self.starts[i] : self.starts[i] + height * width].reshape(height, width, CHANNELS)
 
 
-def open_cache(files, key: str, folder, short_side: int, digests=None) -> ImageCache:
-    """The cache of `files` (N image paths) under `folder`: opened and checked, and made, continued or mended where needed.
+def open_cache(files, key: str, folder, short_side: int | None, digests=None) -> ImageCache:
+    """The cache of `files` (N image paths) under `folder`, made where there is none that is complete.
 
     `key` names the cache and must change when a file or `short_side` does. `digests`: the files' SHA-256, checked when they are
-    decoded. Processes that want the same cache at the same
-    time take turns: one makes it, the others wait. Raises UserError: an unreadable image (all of them are named), no space,
-    no permission.
+    decoded. Of several processes one makes the cache, the others wait. Raises UserError: unreadable images (all of them are
+    named), no space, no permission.
     """
-    if not hasattr(os, "pread"):
-        raise UserError(
-            "the image cache needs Linux or macOS; here the files can be read one by one: data.cache=false."
-        )
     folder = Path(folder)
     pixels, index = folder / f"{key}.pixels", folder / f"{key}.index"
     try:
-        table = _read_index(index, len(files))
-        if table is None or _missing(pixels, table).size:
+        sizes = _read_index(index, pixels, len(files))
+        if sizes is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with _turn(folder / f"{key}.lock"):
-                table = _read_index(index, len(files))  # another process may have made it meanwhile
-                if table is None:
-                    table = _measure(files, short_side)
-                    _write_index(index, table)
-                missing = _missing(pixels, table)
-                if missing.size:
-                    _fill(files, missing, pixels, index, table, short_side, digests or [None] * len(files))
+            with file_lock(folder / f"{key}.lock", f"another process makes the image cache {pixels}: waiting for it"):
+                sizes = _read_index(index, pixels, len(files))  # another process may have made it meanwhile
+                if sizes is None:
+                    sizes = _make(files, pixels, index, short_side, digests or [None] * len(files))
+                    _name_others(folder, key)
     except OSError as error:
-        raise UserError(_os_message(error, folder)) from error
-    return ImageCache(pixels, table[1:, :2])
+        remedy = "Make room, choose another disk with data.cache_dir=FOLDER, or do without: data.cache=false."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space for the image cache in {folder} ({error.strerror}). {remedy}") from error
+        raise UserError(f"the image cache in {folder} cannot be written or read ({error}). {remedy}") from error
+    return ImageCache(pixels, sizes)
 
 
-def _head(table) -> np.ndarray:
-    return np.array([VERSION, len(table) - 1, zlib.crc32(np.ascontiguousarray(table[1:, :2]).data)], np.int64)
+def _head(sizes) -> list[int]:
+    return [VERSION, len(sizes), zlib.crc32(np.ascontiguousarray(sizes).data)]
 
 
-def _read_index(path: Path, images: int):
-    """The index table int64 (1 + N, 3), or None where there is none that fits."""
-    try:
-        table = np.fromfile(path, np.int64)
-    except FileNotFoundError:
+def _read_index(index: Path, pixels: Path, images: int):
+    """The sizes of all images, int64 (N, 2), or None where there is no complete cache."""
+    if not (index.is_file() and pixels.is_file()) or index.stat().st_size != (1 + images) * 24:
         return None
-    if table.size != (1 + images) * 3:
-        return None
-    table = table.reshape(-1, 3)
-    return table if np.array_equal(table[0], _head(table)) else None
+    table = np.fromfile(index, np.int64)
+    head, sizes, there = table[:3], table.reshape(-1, 3)[1:, :2], table.reshape(-1, 3)[1:, 2]
+    complete = head.tolist() == _head(sizes) and there.all()
+    return sizes if complete and pixels.stat().st_size == sizes.prod(1).sum() * CHANNELS else None
 
 
-def _write_index(path: Path, table) -> None:
-    draft = path.with_suffix(".draft")
-    with open(draft, "wb") as file:
-        file.write(table.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
-def _measure(files, short_side: int) -> np.ndarray:
-    """A fresh index: the sizes from the files' heads, nothing marked as there."""
+def _make(files, pixels: Path, index: Path, short_side, digests) -> np.ndarray:
+    """Decode all images into the pixel file, several at a time; returns their sizes, int64 (N, 2)."""
 
     def measure(path):
+        with Image.open(path) as image:
+            return cached_size(image.height, image.width, short_side)
+
+    def fill(i):
+        data = decode(files[i], short_side, digests[i])
+        if data.shape[:2] != tuple(sizes[i]):
+            raise ValueError(f"its size changed to {data.shape[1]}x{data.shape[0]}")
+        out[starts[i] : starts[i] + data.size] = data.reshape(-1)
+
+    with thread_pool() as pool:
+        sizes = np.array(_all_or_named(pool.map(_named(measure), files), files), np.int64)
+        lengths = sizes.prod(1) * CHANNELS
+        starts, total = np.cumsum(lengths) - lengths, int(lengths.sum())
+        index.unlink(missing_ok=True)
+        pixels.unlink(missing_ok=True)  # incomplete, or of an older layout
+        require_space(pixels.parent, total)
+        draft = pixels.with_suffix(".draft")
         try:
-            with Image.open(path) as image:
-                return cached_size(image.height, image.width, short_side)
-        except Exception as error:  # Pillow raises many kinds
-            return _fault(path, error)
-
-    with _crew() as crew:
-        sizes = list(crew.map(measure, files))
-    _raise_faults(sizes)
-    table = np.zeros((1 + len(files), 3), np.int64)
-    table[1:, :2] = sizes
-    table[0] = _head(table)
-    return table
-
-
-def _missing(path: Path, table) -> np.ndarray:
-    """Which images are not there yet or not as they were written: their numbers, int64."""
-    sizes, marks = table[1:, :2].prod(1) * CHANNELS, table[1:, 2]
-    ends = np.cumsum(sizes)
-    there = np.flatnonzero(marks)
-    if not path.exists() or not there.size:
-        return np.arange(len(sizes))
-    length = path.stat().st_size
-    with open(path, "rb") as file:
-
-        def intact(i):
-            return ends[i] <= length and _mark(os.pread(file.fileno(), sizes[i], ends[i] - sizes[i])) == marks[i]
-
-        parts = np.array_split(there, len(there) // 64 + 1)  # an image alone is too little work for a job
-        with _crew() as crew:
-            found = [i for part in crew.map(lambda part: list(filter(intact, part)), parts) for i in part]
-    return np.setdiff1d(np.arange(len(sizes)), found)
+            with open(draft, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, total) if hasattr(os, "posix_fallocate") else file.truncate(total)
+            out = np.memmap(draft, np.uint8, "r+", shape=(total,))
+            label = f"decoding once into {pixels.parent} ({total / 1e9:.1f} GB)"
+            done = tqdm(pool.map(_named(fill), range(len(files))), label, len(files), unit="image", disable=None)
+            _all_or_named(done, files)
+            out.flush()
+            os.replace(draft, pixels)
+        finally:
+            draft.unlink(missing_ok=True)
+    table = np.ones((1 + len(files), 3), np.int64)
+    table[0], table[1:, :2] = _head(sizes), sizes
+    write_atomically(index, table.tobytes())
+    return sizes
 
 
-def _mark(data) -> int:
-    return (1 << 32) + zlib.crc32(data)
+def _named(work):
+    """`work`, with the exceptions that Pillow raises of many kinds returned instead."""
+
+    def run(item):
+        try:
+            return work(item)
+        except Exception as error:
+            return error
+
+    return run
 
 
-def _fill(files, missing, pixels: Path, index: Path, table, short_side: int, digests) -> None:
-    """Decode the images `missing` into the pixel file, several at a time, marking each in the index and in `table`."""
-    sizes = table[1:, :2].prod(1) * CHANNELS
-    starts = np.cumsum(sizes) - sizes
-    present = len(files) - len(missing)
-    needed = int(sizes[missing].sum())
-    if present:
-        print(f"image cache {pixels}: {present:,} of {len(files):,} images are in order, the rest is decoded now")
-    mode = os.O_RDWR | os.O_CREAT
-    with contextlib.ExitStack() as files_open:
-        pixel_file, index_file = (os.open(path, mode, 0o666) for path in (pixels, index))
-        for descriptor in (pixel_file, index_file):
-            files_open.callback(os.close, descriptor)
-        status = os.fstat(pixel_file)
-        reserved = max(0, int(sizes.sum()) - status.st_blocks * 512) if hasattr(status, "st_blocks") else needed
-        _demand_space(pixels.parent, min(needed, reserved))
-        os.ftruncate(pixel_file, int(sizes.sum()))
-
-        def fill(i):
-            try:
-                data = decode(files[i], short_side, digests[i])
-                if list(data.shape[:2]) != table[1 + i, :2].tolist():
-                    raise ValueError(f"its size changed to {data.shape[1]}x{data.shape[0]}")
-            except Exception as error:  # Pillow raises many kinds
-                return _fault(files[i], error)
-            _write_all(pixel_file, data.tobytes(), int(starts[i]))
-            table[1 + i, 2] = _mark(data.tobytes())
-            _write_all(index_file, table[1 + i].tobytes(), (1 + int(i)) * table[0].nbytes)
-
-        label = f"decoding once into {pixels.parent} ({sizes.sum() / 1e9:.1f} GB)"
-        with _crew() as crew, tqdm(total=len(files), initial=present, desc=label, unit="image", disable=None) as bar:
-            faults = []
-            for fault in crew.map(fill, missing):
-                faults.append(fault)
-                bar.update()
-        os.fsync(pixel_file)
-        os.fsync(index_file)
-    _raise_faults(faults)
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
-
-
-def _demand_space(folder: Path, needed: int) -> None:
-    status = os.statvfs(folder)
-    if status.f_bavail * status.f_frsize < needed:
-        raise OSError(
-            errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {status.f_bavail * status.f_frsize / 1e9:.1f} free"
-        )
-
-
-def _os_message(error: OSError, folder: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"no space for the image cache in {folder} ({error.strerror}). Make room, choose another disk with "
-            "data.cache_dir=FOLDER, or do without: data.cache=false. Images decoded so far are kept."
-        )
-    return (
-        f"the image cache in {folder} cannot be written or read ({error}). Choose another place: data.cache_dir=FOLDER."
-    )
-
-
-def _fault(path, error: Exception) -> str:
-    return f"{path}: {type(error).__name__}: {error}"
-
-
-def _raise_faults(results) -> None:
-    faults = [result for result in results if isinstance(result, str)]
-    if faults:
+def _all_or_named(results, files) -> list:
+    results = list(results)
+    bad = [f"{file}: {one_line(r)}" for file, r in zip(files, results, strict=True) if isinstance(r, Exception)]
+    if bad:
         raise UserError(
-            f"{len(faults)} images cannot be decoded; replace them, or run scripts/prepare_mini_imagenet.py on the copy:\n  "
-            + "\n  ".join(faults)
+            f"{len(bad)} images cannot be decoded; replace them, or run scripts/prepare_mini_imagenet.py on the copy:\n  "
+            + "\n  ".join(bad)
+        )
+    return results
+
+
+def _name_others(folder: Path, key: str) -> None:
+    others = [path for path in sorted(folder.glob("*.pixels")) if path.stem != key]
+    for path in others:
+        print(
+            f"{path} ({path.stat().st_size / 1e9:.1f} GB) is another cache; delete it if no other setting or copy uses it"
         )
 
 
+def require_space(folder: Path, needed: int) -> None:
+    """Raises OSError (ENOSPC) where a disk has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+
+
 @contextlib.contextmanager
-def _crew():
-    """As many threads as there are processors: Pillow, zlib and reading leave Python's lock alone while they work."""
+def thread_pool():
+    """As many threads as there are processors: Pillow, zlib and reading release Python's lock while they work."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    crew = concurrent.futures.ThreadPoolExecutor(processors)
+    pool = concurrent.futures.ThreadPoolExecutor(processors)
     try:
-        yield crew
+        yield pool
     finally:
-        crew.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _turn(path: Path):
-    """Hold an exclusive lock on a file, which the system drops when its holder dies."""
-    import fcntl
-
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process makes the image cache {path.parent}: waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        pool.shutdown(cancel_futures=True)

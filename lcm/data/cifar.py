@@ -1,123 +1,21 @@
-"""The data sets that lie in memory: the embedded digits, CIFAR-10 and CIFAR-100.
+"""CIFAR-10 and CIFAR-100: the official files, unofficial copies of them, and class folders of images.
 
-Files of others are not trusted: counts, shapes and labels are always checked, the md5 sums of the official files when
-asked (`verify`), and the pickles are read by a reader that can run nothing (cifar_pickle.py).
+Counts, shapes and labels are always checked, the md5 sums of the official files when asked (`verify`), and pickles are read
+by a reader that can run nothing (cifar_pickle.py).
 """
 
 import concurrent.futures
-import gzip
 import hashlib
-import importlib.util
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lcm.data.cifar_pickle import read_cifar_pickle
-from lcm.data.download import fetch, md5_of, unpack
-from lcm.data.in_memory import Batches, Resident
-from lcm.errors import UserError
-
-
-class _ResidentSet:
-    """What `Digits` and `Cifar` share: the facts of their YAML, and batches from arrays in memory."""
-
-    def __init__(self, name, num_classes, image_size, workers, pad, mirror):
-        self.name, self.num_classes, self.image_size = name, num_classes, image_size
-        self.workers, self.pad, self.mirror = workers, pad, mirror
-        if not 0 <= pad < image_size:
-            raise UserError(f"data.pad={pad}: from 0 (no crop) to {image_size - 1} pixels.")
-        if workers < 0:
-            raise UserError(f"data.workers={workers}: 0 (none) or the number of loader processes.")
-
-    def _hold(self, train, test, classes, mean, std):
-        """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)); mean, std: a channel, of training pixels in [0, 1]."""
-        self._train, self._test, self.classes = train, test, classes
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        digest = hashlib.sha256()
-        for array in (*train, *test):
-            digest.update(np.ascontiguousarray(array).data)
-        self.fingerprint = digest.hexdigest()
-
-    def train(self, batch_size: int, seed: int) -> Batches:
-        """The training images: each epoch in an order, with crops and mirrors, that (seed, epoch) decides."""
-        resident = Resident(*self._train, self.mean, self.std, pad=self.pad, mirror=self.mirror, seed=seed)
-        return Batches(resident, batch_size, self.workers)
-
-    def test(self, batch_size: int) -> Batches:
-        """The test images in their stored order, not augmented."""
-        return Batches(Resident(*self._test, self.mean, self.std), batch_size, self.workers)
-
-
-def _demand(name: str, key: str, given: int, actual: int) -> None:
-    if given != actual:
-        raise UserError(
-            f"data.{key}={given}: {name} has {key}={actual}; leave the key as configs/data/{name}.yaml has it."
-        )
-
-
-def _reason(error: BaseException) -> str:
-    """One line that says what `error` is."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
-
-
-# ------------------------------------------------------------------------------------------------------------ digits
-
-
-class Digits(_ResidentSet):
-    """1,797 handwritten digits of 8x8 pixels in 17 grey levels, brought to 32x32x3 bytes: a pixel becomes a 4x4 square.
-
-    E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI repository, 1998), the test part, which
-    scikit-learn carries. Every fifth image of a class is a test image, whatever the seed: 1,442 for training, 355 for
-    the test.
-
-    `root`: None for scikit-learn's own digits.csv.gz (scikit-learn itself is not imported), or a folder with that file.
-    Raises `UserError`.
-    """
-
-    def __init__(self, name="digits", num_classes=10, image_size=32, root=None, workers=0, pad=4, mirror=False):
-        super().__init__(name, num_classes, image_size, workers, pad, mirror)
-        _demand(name, "num_classes", num_classes, 10)
-        _demand(name, "image_size", image_size, 32)
-        pixels, labels = _read_digits(root)
-        grey = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-        images = grey.repeat(4, axis=1).repeat(4, axis=2).repeat(3, axis=3)
-        in_test = np.zeros(len(labels), bool)
-        for digit in range(10):
-            in_test[np.flatnonzero(labels == digit)[4::5]] = True
-        train, test = ((images[part], labels[part]) for part in (~in_test, in_test))
-        values = grey[~in_test] / 255
-        self._hold(train, test, [str(d) for d in range(10)], [values.mean()] * 3, [values.std()] * 3)
-
-
-def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels uint8 (1797, 64) in 0..16, labels int64 (1797,))."""
-    if root is None:
-        package = importlib.util.find_spec("sklearn")  # found, not imported
-        if package is None:
-            raise UserError("The digits come with scikit-learn, which is not installed: pip install scikit-learn")
-        path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
-        if not path.is_file():  # a scikit-learn that keeps the file elsewhere
-            from sklearn.datasets import load_digits
-
-            digits = load_digits()
-            return digits.data.astype(np.uint8), digits.target.astype(np.int64)
-        remedy = "Install scikit-learn again: pip install --force-reinstall --no-deps scikit-learn"
-    else:
-        path = Path(root).expanduser() / "digits.csv.gz"
-        remedy = "Give data.root=null for scikit-learn's own copy."
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        table = np.loadtxt(lines or ["nothing"], np.uint8, delimiter=",", ndmin=2)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path} is missing or damaged ({_reason(error)}). {remedy}") from error
-    if table.shape != (1797, 65) or table[:, :64].max() > 16 or table[:, 64].max() > 9:
-        raise UserError(f"{path} does not hold the 1,797 digits with 64 pixels in 0..16 and a label each. {remedy}")
-    return table[:, :64], table[:, 64].astype(np.int64)
-
-
-# ------------------------------------------------------------------------------------------------------------- CIFAR
+from lcm.data.download import fetch, unpack
+from lcm.data.in_memory import ResidentSet
+from lcm.errors import UserError, one_line
+from lcm.files import file_lock
 
 
 class _Official(NamedTuple):
@@ -126,7 +24,6 @@ class _Official(NamedTuple):
     title: str
     archive: str
     archive_md5: str
-    archive_bytes: int
     folder: str
     train: dict
     test: dict
@@ -146,7 +43,6 @@ OFFICIAL = {
         title="CIFAR-10",
         archive="cifar-10-python.tar.gz",
         archive_md5="c58f30108f718f92721af3b95e74349a",
-        archive_bytes=170_498_071,
         folder="cifar-10-batches-py",
         train={
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -170,7 +66,6 @@ OFFICIAL = {
         title="CIFAR-100",
         archive="cifar-100-python.tar.gz",
         archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
-        archive_bytes=169_001_437,
         folder="cifar-100-python",
         train={"train": "16019d7e3df5f24257cddd939b257f8d"},
         test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
@@ -187,7 +82,7 @@ OFFICIAL = {
 }
 
 
-class Cifar(_ResidentSet):
+class Cifar(ResidentSet):
     """CIFAR-10 or CIFAR-100: 50,000 + 10,000 images of 32x32x3 bytes (A. Krizhevsky, 2009).
 
     Under `root` it takes the first that is there of
@@ -214,12 +109,10 @@ class Cifar(_ResidentSet):
         pad=4,
         mirror=True,
     ):
-        super().__init__(name, num_classes, image_size, workers, pad, mirror)
         if name not in OFFICIAL:
             raise UserError(f"data.name={name}: this class reads {' and '.join(OFFICIAL)}.")
         official = OFFICIAL[name]
-        _demand(name, "num_classes", num_classes, official.num_classes)
-        _demand(name, "image_size", image_size, 32)
+        super().__init__(name, num_classes, image_size, workers, pad, mirror, official.num_classes)
         root = Path(root).expanduser()
         try:
             if not (root / official.folder).exists() and (root / "train").is_dir():
@@ -231,31 +124,41 @@ class Cifar(_ResidentSet):
             raise UserError(
                 f"{error.filename or root} may not be read: change its permissions or data.root."
             ) from error
-        self._hold(train, test, classes, official.mean, official.std)
+        self.hold(train, test, classes, official.mean, official.std)
 
 
 def _official_folder(root: Path, official: _Official, verify: bool, download: bool, places) -> Path:
-    """The folder with the official files; the archive is unpacked, and fetched, where there is none yet."""
+    """The folder with the official files; the archive is unpacked, and downloaded, where there is none yet."""
     folder, archive = root / official.folder, root / official.archive
     if folder.exists():
         return folder
     if any((root / file).is_file() for file in official.train):
         return root
-    if archive.is_file():
-        if verify and (md5 := md5_of(archive)) != official.archive_md5:
-            raise UserError(
-                f"{archive} ({archive.stat().st_size:,} bytes, md5 {md5}) is not the official archive "
-                f"({official.archive_bytes:,} bytes, md5 {official.archive_md5}). Delete it to have it downloaded; "
-                "data.verify=false accepts a copy that is unofficial on purpose."
-            )
-    elif download:
-        fetch(archive, places, official.archive_md5, official.archive_bytes)
-    else:
+    if not (download or archive.is_file()):
         raise UserError(
             f"{official.title} is not under {root.absolute()}: there is no folder {official.folder}, no train/<class>/*.png "
-            f"and no {official.archive}. Give data.root=FOLDER where one of them lies, or data.download=true to fetch it."
+            f"and no {official.archive}. Set data.root=FOLDER to the folder that holds one of them, or data.download=true."
         )
-    unpack(archive, folder)
+    from torchvision.datasets.utils import calculate_md5  # takes a second
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = file_lock(root / f".{official.archive}.lock", f"{archive}: another process is preparing it; waiting")
+        with lock:
+            if folder.exists():  # that process has done it
+                return folder
+            if not archive.is_file():
+                fetch(archive, places, official.archive_md5)
+            elif verify and (md5 := calculate_md5(archive)) != official.archive_md5:
+                raise UserError(
+                    f"{archive} ({archive.stat().st_size:,} bytes, md5 {md5}) is not the official archive (md5 "
+                    f"{official.archive_md5}). Delete it to have it downloaded; data.verify=false accepts an unofficial copy."
+                )
+            unpack(archive, folder)
+    except OSError as error:
+        raise UserError(
+            f"{root} cannot be written ({error.strerror}). Free some space, or choose a writable folder: data.root=FOLDER."
+        ) from error
     return folder
 
 
@@ -417,7 +320,7 @@ def _read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             size, pixels = image.size, np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise UserError(f"{path} cannot be read as an image ({_reason(error)}). Replace or remove it.") from error
+        raise UserError(f"{path} cannot be read as an image ({one_line(error)}). Replace or remove it.") from error
     if size != (32, 32):
         raise UserError(f"{path} has {size[0]}x{size[1]} pixels; images of CIFAR have 32x32. Is data.root right?")
     return pixels
