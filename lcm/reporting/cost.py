@@ -47,26 +47,27 @@ def floor(results):
     }
 
 
-def cost_block(results):
-    """The table of the README: runs and time of each table of the paper and of all of them, for 1, 6 and 10 seeds."""
+def cost_block(results, on_cpu=False):
+    """Runs and time of each of the paper's tables and of all of them: on a GPU, computed, or on a CPU, measured; in Markdown."""
     measured, devices = read_steps(results)
-    if not measured:
+    if on_cpu and not measured:
         return "Not measured yet: `python scripts/cost.py`."
     tables = {f"Table {number}": runs for number, runs in sorted(cells(results).items())}
     tables["all"] = set().union(*tables.values())
-    header = ["", "runs a seed", *(f"measured, {n} seed{'s' * (n > 1)}" for n in SEEDS)]
-    header += [f"H200, at least, {n} seed{'s' * (n > 1)}" for n in SEEDS]
-    rows = [
-        [name, str(len(runs)), *(_time(hours(runs, s), n) for s in (measured, floor(results)) for n in SEEDS)]
-        for name, runs in tables.items()
-    ]
-    legend = (
-        f"Measured: seconds of a training step in float32 on {' and '.join(devices)} (`python scripts/cost.py` -> "
-        "`results/cost.csv`) times images and epochs, with a third of it for an evaluated image. H200: computed, not measured; "
-        f"six operations for each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s, and no time for memory or launches: a run "
-        "cannot be faster in float32, and small networks are several times slower. `all` counts a run that two tables share once."
-    )
-    return f"{pipes(header, rows)}\n\n{legend}"
+    seconds = measured if on_cpu else floor(results)
+    header = ["", "runs a seed", *(f"{n} seed{'s' * (n > 1)}" for n in SEEDS)]
+    rows = [[name, str(len(runs)), *(_time(hours(runs, seconds), n) for n in SEEDS)] for name, runs in tables.items()]
+    if on_cpu:
+        legend = (
+            f"Measured: seconds of a training step in float32 on {' and '.join(devices)} (`python scripts/cost.py` -> "
+            "`results/cost.csv`) times images and epochs, with a third of it for an evaluated image."
+        )
+    else:
+        legend = (
+            f"Computed for an H200, not measured: six operations for each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s, no "
+            "time for memory or launches. A run cannot be faster in float32; small networks are several times slower."
+        )
+    return f"{pipes(header, rows)}\n\n{legend} `all` counts a run that two tables share once."
 
 
 def _time(hours, seeds):
