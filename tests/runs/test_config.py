@@ -1,15 +1,20 @@
 """The check of a composed config, its identity, and how far it is from the protocol."""
 
 import itertools
+import json
 import time
+from pathlib import Path
 
 import pytest
 from hydra_config import composed
 
 from lcm.config.check import check
 from lcm.config.identity import config_hash, deviations, identity
-from lcm.config.options import choices, flatten, load, plain
+from lcm.config.options import choices, flatten, known_targets, load, plain
+from lcm.errors import UserError
 from lcm.runs.grid import problems
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SCHEDULE = {"digits": "digits", "cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}
 MODELS, ATTENTIONS, SETS = choices("model"), choices("attention"), choices("data")
@@ -233,3 +238,25 @@ def test_widths_bound_the_reduction():
 
 def test_load_reads_yaml():
     assert load("model", "resnet20")["layers"] == 20
+
+
+def test_the_hashes_of_the_recorded_runs_stay():
+    records = sorted((ROOT / "results" / "metrics").glob("*.jsonl"))
+    assert records
+    for file in records:
+        with open(file) as lines:
+            run = json.loads(lines.readline())["run"]
+        assert config_hash(run["config"]) == run["config_hash"], file.name
+
+
+def test_where_regions_are_cut_from_is_no_deviation_but_another_run():
+    other = config("resnet50", data="mini_imagenet", data__cache_size=None)
+    assert check(other) == [] and deviations(other) == {}
+    assert config_hash(other) != config_hash(config("resnet50", data="mini_imagenet"))
+
+
+@pytest.mark.parametrize("name", ["../../etc", "resnet20/../..", "os.system", None, 3])
+def test_a_run_of_unknown_names_is_not_instantiated(name):
+    with pytest.raises(UserError, match="no such model"):
+        known_targets(config() | {"model": {"name": name, "_target_": "os.system"}})
+    assert known_targets(config(model___target_="os.system"))["model"]["_target_"] == "lcm.models.CifarResNet"
