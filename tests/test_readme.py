@@ -20,17 +20,11 @@ SHORT = ["schedule.epochs=1", "model.layers=8", "threads=1", "tensorboard=false"
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the checkout with an attention module of its user's, and two recorded runs of it and of none."""
+    """A copy of the checkout with an attention module of its user's."""
     folder = tmp_path_factory.mktemp("readme") / "lcm"
-    hidden = shutil.ignore_patterns(".git", "__pycache__", "runs", "data", "*.egg-info", "tests")
-    shutil.copytree(ROOT, folder, ignore=hidden)
-    shutil.copytree(
-        ROOT / "lcm" / "data", folder / "lcm" / "data", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
-    )
-    shutil.copytree(
-        ROOT / "lcm" / "runs", folder / "lcm" / "runs", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
-    )
-    shutil.copytree(ROOT / "configs" / "data", folder / "configs" / "data", dirs_exist_ok=True)
+    for name in ("configs", "lcm", "scripts", "results"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", folder)
     text = (ROOT / "lcm" / "attention" / "squeeze_excite.py").read_text().replace("SqueezeExcite", "Mine")
     (folder / "lcm" / "attention" / "mine.py").write_text(text)
     (folder / "configs" / "attention" / "mine.yaml").write_text(
