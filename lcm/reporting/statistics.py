@@ -103,13 +103,19 @@ def sign_flip_p(differences):
     return float(np.mean(np.abs(sums) >= abs(d.sum()) - 1e-9 * np.abs(d).sum()))
 
 
-def holm(p_values):
-    """Holm's adjusted p-values, in the order given; None stays None and counts for nothing."""
+def holm(p_values, family=None):
+    """Holm's adjusted p-values, in the order given; None stays None.
+
+    `family`: how many comparisons there are, those without a p-value (None) included; by default, those that have one.
+    """
     adjusted = list(p_values)
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    size = len(order) if family is None else family
+    if size < len(order):
+        raise ValueError(f"a family of {size} cannot have {len(order)} p-values")
     highest = 0.0
     for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        highest = max(highest, min(1.0, (size - rank) * p))
         adjusted[index] = highest
     return adjusted
 
