@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from lcm.config.options import load
 from lcm.reporting.render import DASH, pipes
+from lcm.reporting.selection import PAPER_SCHEDULE
 from lcm.reporting.tables import read_complexity, read_csv, read_paper
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10, CIFAR-100 and mini-ImageNet alike
-EPOCHS = {"cifar10": 300, "cifar100": 300, "mini_imagenet": 100}
+EPOCHS = {data: load("schedule", schedule)["epochs"] for data, schedule in PAPER_SCHEDULE.items()}
 EVALUATION = 1 / 3  # an image costs a forward pass in evaluation, and about three in training
 H200 = 67e12  # float32 operations a second outside of tensor cores: NVIDIA's figure for the H200 SXM
 SEEDS = (1, 6, 10)  # ten: the fewest with which the corrected tests of every table can decide (results/claims.md)
@@ -47,26 +49,27 @@ def floor(results):
     }
 
 
-def cost_block(results):
-    """The table of the README: runs and time of each table of the paper and of all of them, for 1, 6 and 10 seeds."""
+def cost_block(results, on_cpu=False):
+    """Runs and time of each of the paper's tables and of all of them: on a GPU, computed, or on a CPU, measured; in Markdown."""
     measured, devices = read_steps(results)
-    if not measured:
+    if on_cpu and not measured:
         return "Not measured yet: `python scripts/cost.py`."
     tables = {f"Table {number}": runs for number, runs in sorted(cells(results).items())}
     tables["all"] = set().union(*tables.values())
-    header = ["", "runs a seed", *(f"measured, {n} seed{'s' * (n > 1)}" for n in SEEDS)]
-    header += [f"H200, at least, {n} seed{'s' * (n > 1)}" for n in SEEDS]
-    rows = [
-        [name, str(len(runs)), *(_time(hours(runs, s), n) for s in (measured, floor(results)) for n in SEEDS)]
-        for name, runs in tables.items()
-    ]
-    legend = (
-        f"Measured: seconds of a training step in float32 on {' and '.join(devices)} (`python scripts/cost.py` -> "
-        "`results/cost.csv`) times images and epochs, with a third of it for an evaluated image. H200: computed, not measured; "
-        f"six operations for each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s, and no time for memory or launches: a run "
-        "cannot be faster in float32, and small networks are several times slower. `all` counts a run that two tables share once."
-    )
-    return f"{pipes(header, rows)}\n\n{legend}"
+    seconds = measured if on_cpu else floor(results)
+    header = ["", "runs a seed", *(f"{n} seed{'s' * (n > 1)}" for n in SEEDS)]
+    rows = [[name, str(len(runs)), *(_time(hours(runs, seconds), n) for n in SEEDS)] for name, runs in tables.items()]
+    if on_cpu:
+        legend = (
+            f"Measured: seconds of a training step in float32 on {' and '.join(devices)} (`python scripts/cost.py` -> "
+            "`results/cost.csv`) times images and epochs, with a third of it for an evaluated image."
+        )
+    else:
+        legend = (
+            f"Computed for an H200, not measured: six operations for each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s, no "
+            "time for memory or launches. A run cannot be faster in float32; small networks are several times slower."
+        )
+    return f"{pipes(header, rows)}\n\n{legend} `all` counts a run that two tables share once."
 
 
 def _time(hours, seeds):

@@ -6,6 +6,7 @@ from pathlib import Path
 from lcm.errors import UserError
 from lcm.reporting.claims import claims_in_short, judge, judge_contests, read_claims
 from lcm.reporting.cost import cost_block
+from lcm.reporting.findings import findings
 from lcm.reporting.render import DASH, accuracy, markdown_rows, pipes, signed
 from lcm.reporting.selection import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, protocols, select
 from lcm.reporting.speed import speed_block
@@ -71,7 +72,9 @@ def readme_blocks(runs, results):
     blocks = {
         "counts": markdown_rows(counts(runs)) if runs else "Nothing was run yet.",
         "summary": summary(runs, results),
+        "findings": findings(runs, results),
         "cost": cost_block(results),
+        "cost_cpu": cost_block(results, on_cpu=True),
         "speed": speed_block(results),
     }
     for protocol in [*protocols(runs), Protocol("digits")]:

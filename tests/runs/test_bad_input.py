@@ -175,7 +175,7 @@ CASES = [
     Case("data.root={folder}", "digits.csv.gz is missing or damaged"),
     Case("data.root={folder} seed=1", "is missing or damaged", damaged_digits, where="damaged"),
     Case("data.root={folder} seed=2", "does not hold the 1,797 digits", short_digits, where="one line short"),
-    Case("data=cifar10 data.root={folder} data.download=false", "Give data.root=FOLDER where one of them lies"),
+    Case("data=cifar10 data.root={folder} data.download=false", "Set data.root=FOLDER to the folder that holds one of them"),
     Case("data=cifar10 data.root={folder}", "is not the official archive", other_archive, where="another file of that name"),
     Case("data=cifar10 data.root={folder} seed=1", "os.system", malicious_cifar, where="malicious pickles"),
     Case("data=cifar10 data.root={folder} seed=2", "does not hold 10 class names", foreign_cifar, where="foreign pickles"),
