@@ -26,7 +26,6 @@ from lcm.files import write_atomically
 
 
 def parse(arguments):
-    """The command line as options. Raises UserError for what it cannot mean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="words of train.py's command line, for Table 2")
     parser.add_argument("--parts", help=f"these anew, with commas, of {', '.join(PARTS)}")
@@ -37,8 +36,6 @@ def parse(arguments):
     options.again = options.parts.split(",") if options.parts else []
     if unknown := [part for part in options.again if part not in PARTS]:
         raise UserError(f"--parts {unknown[0]}: there is no such part; choose from {', '.join(PARTS)}")
-    if options.minutes <= 0:
-        raise UserError("--minutes must be above 0")
     default = Path(tempfile.mkdtemp()) if options.rehearse else ROOT / "results" / "first-gpu-hour"
     options.out = (options.out or default).resolve()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -52,12 +52,14 @@ def finish(options, process):
 
 def run(options, *arguments):
     finish(options, start(options, *arguments))
+    return {}
 
 
 def gpu_tests(options):
     """The tests that need a GPU; in a rehearsal they are skipped."""
-    run(options, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", *["tests/training/test_gpu.py"] * options.rehearse)
-    return {}
+    return run(
+        options, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", *["tests/training/test_gpu.py"] * options.rehearse
+    )
 
 
 def benchmark(part):
@@ -134,8 +136,7 @@ def table2(options):
     if options.rehearse:
         words = ["-m", "data=digits", "model.layers=8", "attention=none,lcm2", "schedule.epochs=1", "device=cpu"]
         words += ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "tensorboard=false", f"runs={options.out}/runs"]
-    run(options, "train.py", *words)
-    return {}
+    return run(options, "train.py", *words)
 
 
 PARTS = {"tests": gpu_tests, "weights": same_bits("eager", "capture=false")}
