@@ -91,6 +91,6 @@ def known_targets(config):
     trusted = copy.deepcopy(config)
     for group in GROUPS:
         option = load(group, (config.get(group) or {}).get("name"))
-        trusted[group] = {key: value for key, value in config[group].items() if key in option or key == "notes"}
+        trusted[group] = {key: value for key, value in config[group].items() if key in option}
         trusted[group] |= {key: option[key] for key in ("_target_", "_convert_") if key in option}
     return trusted

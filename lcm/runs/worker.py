@@ -4,7 +4,6 @@ A run of a sweep never raises: what went wrong with it is told by its Outcome an
 """
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import socket
@@ -49,19 +48,19 @@ def run_one(train, config):
             return Outcome("stopped", STOP.requested, STOP.requested)
         return Outcome("failed", described(error))
     finally:
-        release_memory(config)
+        forget(config)
 
 
-def release_memory(config):
+def forget(config):
     """Free what the run has left: the network, compiled code, the GPU's memory."""
-    gc.collect()
     torch = sys.modules.get("torch")
-    if torch is None:
+    if torch is None:  # nothing was trained
         return
+    from lcm.training.device import release_memory
+
     if config["compile"]:
         torch.compiler.reset()  # or the next networks run into the limit of recompilations, and run uncompiled
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    release_memory()
 
 
 def described(error):

@@ -93,3 +93,15 @@ def test_the_papers_densenet121_counts_a_head_that_never_runs():
     assert complexity.params == 7_978_856 + 102_500
     assert sum(p.numel() for p in trained.parameters()) == 7_056_356
     assert not hasattr(trained, "fc")
+
+
+@pytest.mark.parametrize("group", ["model", "attention"])
+def test_a_target_below_a_key_is_not_called(group, tmp_path):
+    """A run.json may come from anybody: Hydra would call what stands below a key, too."""
+    mappings = {"model": load_config("model", "resnet20"), "attention": load_config("attention", "eca")}
+    mappings[group] |= {
+        "layers" if group == "model" else "gamma": {"_target_": "os.mkdir", "path": str(tmp_path / "called")}
+    }
+    with pytest.raises((UserError, TypeError)):
+        build_network(mappings["model"], mappings["attention"])
+    assert not (tmp_path / "called").exists()

@@ -25,7 +25,7 @@ REFUSED = {
     "params": "1.2M",
     "seed": "0/../../x",
 }
-SHOWN = {"device": SCRIPT, "commit": f'"{SCRIPT}'}
+SHOWN = {"device": f"{SCRIPT}\rbehind", "commit": f'"{SCRIPT}'}
 
 
 @pytest.fixture(scope="module")
