@@ -299,9 +299,7 @@ def _cell(value):
         return ""
     if isinstance(value, (bool, dict)):
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
-    if isinstance(value, str):
-        return value.replace("\r", " ")  # csv would write it as it is, and not read it back
-    return str(value)  # a float as the shortest text that reads back as the same number
+    return str(value).replace("\r", " ")  # floats: the shortest text that reads back; csv cannot read a lone \r back
 
 
 def runs_csv(rows):
