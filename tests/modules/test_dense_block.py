@@ -139,6 +139,23 @@ def test_no_grad_frozen_and_cumulative_batch_norms_concatenate():
     assert_same(run(fast, x), run(linear, x), 1e-12)
 
 
+@torch.no_grad()
+def test_the_block_for_evaluation_has_the_norms_of_the_moment():
+    """Factor and summand of a batch norm, its eps, weight and bias among them, or neither; folded copies can be copied."""
+    fast, _ = pair("lcm2")
+    fast(maps(4, 6, 5, 5))  # statistics that are not 0 and 1
+    for layer, eps in zip(fast, (1e-5, 0.1, 0.5, 0.1, 1e-5), strict=True):
+        layer.bn.eps = eps
+    fast[3].bn.weight = fast[3].bn.bias = None
+    fast.eval()
+    x = maps(4, 6, 5, 5)
+    evaluated = copy.deepcopy(fast.for_evaluation())
+    torch.testing.assert_close(evaluated(x), fast(x), rtol=1e-12, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):  # slower there than concatenation, which it takes
+        x, fast, evaluated = x.float(), fast.float(), fast.for_evaluation().float()
+        assert torch.equal(evaluated(x), fast(x))
+
+
 def test_frozen_parameters_get_no_gradient():
     fast, linear = pair("se")
     for block in (fast, linear):
@@ -212,11 +229,6 @@ def test_compiles_around_the_block():
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9, msg=name)
     for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
-
-
-def test_other_words_for_memory_are_refused():
-    with pytest.raises(ValueError, match="'small' is not one of: fast, linear"):
-        CifarDenseNet(40, 12, 10, memory="small")
 
 
 @pytest.mark.gpu
