@@ -129,7 +129,7 @@ def _differences(selection, contest):
 def judge_contests(claims, runs, protocol):
     """{contest: Judged} for every contest of the claims, in the order of the paper's tables and networks.
 
-    Holm's correction is over the contests of one of the paper's tables.
+    Holm's correction is over all contests of one of the paper's tables, those without runs included.
     """
     selection = select(runs, protocol)
     networks = list(NETWORK_TITLE)
@@ -141,7 +141,7 @@ def judge_contests(claims, runs, protocol):
     for table in sorted({contest.table for contest in contests}):
         family = [contest for contest in contests if contest.table == table]
         compared = [compare(list(_differences(selection, c).values()), null=-c.margin) for c in family]
-        for contest, comparison, p in zip(family, compared, holm([c.p for c in compared]), strict=True):
+        for contest, comparison, p in zip(family, compared, holm([c.p for c in compared], len(family)), strict=True):
             needed = seeds_needed(contest.paper + contest.margin, comparison.deviation, len(family))
             judged[contest] = Judged(contest, comparison, p, verdict(comparison, p, -contest.margin), needed)
     return judged
@@ -281,11 +281,13 @@ def cost_table(claim, complexity):
 
 
 WORDS = (
-    "An `every` claim has the worst verdict of its comparisons; a comparison is **supported** (the 95 % interval of "
+    "An `every` claim has the worst verdict of its comparisons: **supported** where all of them are (an intersection-union "
+    "test), **contradicted** where at least one is after Holm's correction over all comparisons of its table, which keeps "
+    "the chance of any false one in that table at 5 %; a claim over several tables has that chance in each. A comparison is **supported** (the 95 % interval of "
     "the paired difference lies above zero and the corrected p-value is at most 0.05), **contradicted** (the same "
     "below zero), **inconclusive** (anything else) or **untestable** (fewer than 6 pairs of seeds: an exact two-sided"
     " test cannot reach 0.05). An average is one test of its own. Intervals: BCa bootstrap, too narrow where seeds "
-    "are few; p: exact sign-flip test, Holm's correction over the comparisons of one table of the paper; methods and "
+    "are few; p: exact sign-flip test, Holm's correction over all comparisons of one table of the paper, run or not; methods and "
     "sources: `lcm/reporting/statistics.py`; what they can see: `results/power.md`."
 )
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from lcm.config.options import load
 from lcm.reporting.render import DASH, pipes
+from lcm.reporting.selection import PAPER_SCHEDULE
 from lcm.reporting.tables import read_complexity, read_csv, read_paper
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10, CIFAR-100 and mini-ImageNet alike
-EPOCHS = {"cifar10": 300, "cifar100": 300, "mini_imagenet": 100}
+EPOCHS = {data: load("schedule", schedule)["epochs"] for data, schedule in PAPER_SCHEDULE.items()}
 EVALUATION = 1 / 3  # an image costs a forward pass in evaluation, and about three in training
 H200 = 67e12  # float32 operations a second outside of tensor cores: NVIDIA's figure for the H200 SXM
 SEEDS = (1, 6, 10)  # ten: the fewest with which the corrected tests of every table can decide (results/claims.md)

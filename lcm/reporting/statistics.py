@@ -77,7 +77,8 @@ def bca_interval(differences, level=0.95):
     if np.ptp(d) <= 1e-9 * max(1.0, np.abs(d).max()):
         return float(d.mean()), float(d.mean())
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a degenerate case that the rule above does not know must not pass as nan
+        # A degenerate case that the rule above does not know must not pass as nan; other warnings are not about the numbers.
+        warnings.simplefilter("error", stats.DegenerateDataWarning)
         interval = stats.bootstrap(
             (d,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=np.random.default_rng(0)
         ).confidence_interval
@@ -92,6 +93,7 @@ def sign_flip_p(differences):
     """
     d = np.asarray(differences, dtype=float)
     if len(d) > ENUMERATED:
+        d = np.round(d * 1e9)  # whole billionths: sums of equal size are equal, where scipy's tolerance is relative
         return float(
             stats.permutation_test(
                 (d,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=np.random.default_rng(0)
@@ -103,13 +105,19 @@ def sign_flip_p(differences):
     return float(np.mean(np.abs(sums) >= abs(d.sum()) - 1e-9 * np.abs(d).sum()))
 
 
-def holm(p_values):
-    """Holm's adjusted p-values, in the order given; None stays None and counts for nothing."""
+def holm(p_values, family=None):
+    """Holm's adjusted p-values, in the order given; None stays None.
+
+    `family`: how many comparisons there are, those without a p-value (None) included; by default, those that have one.
+    """
     adjusted = list(p_values)
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    size = len(order) if family is None else family
+    if size < len(order):
+        raise ValueError(f"a family of {size} cannot have {len(order)} p-values")
     highest = 0.0
     for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        highest = max(highest, min(1.0, (size - rank) * p))
         adjusted[index] = highest
     return adjusted
 
@@ -130,7 +138,11 @@ def verdict(comparison, adjusted_p, null=0.0):
 
 
 def every(verdicts):
-    """The word for a statement that holds only where each of its parts holds."""
+    """The word for a statement that holds only where each of its parts holds.
+
+    `supported` is an intersection-union test and needs no correction; `contradicted`, where any part is, errs no more often
+    than the parts together do, so their p-values must be corrected (Holm) over a family that holds them all.
+    """
     verdicts = list(verdicts)
     for word in (CONTRADICTED, UNTESTABLE, INCONCLUSIVE):
         if word in verdicts:

@@ -3,8 +3,7 @@
 import sys
 
 from lcm.reporting.paper import paper_accuracy
-
-PAPER_EPOCHS = {"cifar": 300, "mini_imagenet": 100}  # of the schedules that are the paper's own (section 4.1.2)
+from lcm.reporting.selection import PAPER_SCHEDULE
 
 
 def print_plan(config, data, complexity, state, directory, saved):
@@ -58,7 +57,7 @@ def result_line(state):
 def difference_from_protocol(state):
     """ ", under its own protocol; this run differs: ..."; nothing where the run follows the paper's protocol."""
     differences = dict(state["deviations"])
-    if state["schedule"] not in PAPER_EPOCHS:
+    if state["schedule"] not in PAPER_SCHEDULE.values():
         differences = {"schedule": state["schedule"], "schedule.epochs": state["epochs"]} | differences
     words = ", ".join(f"{key}={value}" for key, value in differences.items())
     return f", under its own protocol; this run differs: {words}" if words else ""

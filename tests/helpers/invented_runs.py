@@ -30,10 +30,14 @@ def simulated_run(
     state="finished",
     deviations=None,
     fingerprint="f00d",
+    config=None,
     **changes,
 ):
-    """Write one run directory whose last epoch has the test accuracy `top1`; returns the directory."""
-    identity = f"{data}{model}{attention}{seed}{schedule}{precision}{epochs}{deviations}"
+    """Write one run directory whose last epoch has the test accuracy `top1`; returns the directory.
+
+    `config`: flat keys and the values that its config has, {"attention.reduction": 8}.
+    """
+    identity = f"{data}{model}{attention}{seed}{schedule}{precision}{epochs}{deviations}{config or ''}"
     digest = hashlib.sha256(identity.encode()).hexdigest()
     name = f"{data}/{model}/{attention}/seed{seed}-{digest[:8]}"
     noise = random.Random(identity)
@@ -97,6 +101,12 @@ def simulated_run(
         "seconds": 60.25,
         **changes,
     }
+    for key, value in (config or {}).items():
+        *groups, last = key.split(".")
+        place = run["config"]
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
     directory = Path(folder) / name
     directory.mkdir(parents=True)
     (directory / "run.json").write_text(json.dumps(run, indent=1) + "\n")

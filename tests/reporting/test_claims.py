@@ -10,7 +10,7 @@ import pytest
 
 from lcm.config.options import load
 from lcm.errors import UserError
-from lcm.reporting.claims import claims_page, contest_table, cost_rows, judge, judge_contests, read_claims
+from lcm.reporting.claims import WORDS, claims_page, contest_table, cost_rows, judge, judge_contests, read_claims
 from lcm.reporting.collect import FIELDS, Run
 from lcm.reporting.selection import Protocol
 from lcm.reporting.tables import read_paper
@@ -129,6 +129,12 @@ def test_holm_is_over_one_table(claims):
     judged = judge_contests(claims, runs, Protocol())
     family = [j for c, j in judged.items() if c.table == 2]
     assert len(family) == 13
+    some = [r for r in runs if (r.model, r.data) == ("resnet20", "cifar10")]
+    partly = [j for c, j in judge_contests(claims, some, Protocol()).items() if c.table == 2 and j.comparison.n]
+    assert 0 < len(partly) < 13  # the family is the table, not what was run of it
+    smallest = min(j.comparison.p for j in partly)
+    assert min(j.adjusted_p for j in partly) == pytest.approx(13 * smallest)
+    assert "intersection-union" in WORDS and "Holm's correction over all comparisons of its table" in WORDS
     smallest = min(j.comparison.p for j in family)
     assert min(j.adjusted_p for j in family) == pytest.approx(13 * smallest)
     assert all(j.adjusted_p is None for c, j in judged.items() if c.table == 1)

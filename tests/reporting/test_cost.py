@@ -40,14 +40,17 @@ def test_the_floor_of_a_gpu_is_its_arithmetic():
 def test_the_block_says_what_is_measured_and_what_is_not(tmp_path):
     for name in ("paper.csv", "complexity.csv"):
         shutil.copy(RESULTS / name, tmp_path)
-    assert cost_block(tmp_path) == "Not measured yet: `python scripts/cost.py`."
+    assert cost_block(tmp_path, on_cpu=True) == "Not measured yet: `python scripts/cost.py`."
     lines = [
         f"resnet{depth},{attention},0.001,64,cpu (X)" for depth in (20, 32) for attention in ("none", "lcm1", "lcm2")
     ]
     (tmp_path / "cost.csv").write_text("\n".join(["model,attention,seconds_per_image,batch,device", *lines]) + "\n")
     rows = {
-        line.split(" | ")[0][2:]: line.strip("| ").split(" | ")[1:4] for line in cost_block(tmp_path).splitlines()[2:8]
+        line.split(" | ")[0][2:]: line.strip("| ").split(" | ")[1:4]
+        for line in cost_block(tmp_path, on_cpu=True).splitlines()[2:8]
     }
     assert rows["Table 2"] == ["12", "53 h", "13 days"]  # 12 x 16 million images at a millisecond: 53.3 hours
     assert rows["Table 1"][1:] == ["–", "–"] and rows["all"] == ["68", "–", "–"]
-    assert "on cpu (X)" in cost_block(tmp_path) and "computed, not measured" in cost_block(tmp_path)
+    assert "on cpu (X)" in cost_block(tmp_path, on_cpu=True) and "Computed for an H200, not measured" in cost_block(
+        tmp_path
+    )

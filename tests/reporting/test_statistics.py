@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -60,6 +61,28 @@ def test_sign_flip_p_above_the_enumeration(monkeypatch):
     assert 0.02 < sampled < 0.5 and sampled == pytest.approx(sign_flip_p(d), abs=0.015)
 
 
+def test_sign_flip_p_above_the_enumeration_takes_equal_sums_for_equal(monkeypatch):
+    """Differences in hundredths (as accuracies are) whose float sums differ in the last digits: as with whole numbers."""
+    d = np.array([0.1, 0.2, -0.3, 0.1, -0.2, 0.1] * 4)
+    assert sign_flip_p(d) == sign_flip_p(np.round(10 * d)) and sign_flip_p(d - d.mean() + 1e-18) == 1
+
+
+def test_a_foreign_warning_inside_the_bootstrap_is_no_error(monkeypatch):
+    def bootstrap(*arguments, real=stats.bootstrap, **options):
+        warnings.warn("old", DeprecationWarning, stacklevel=2)
+        return real(*arguments, **options)
+
+    def degenerate(*arguments, **options):
+        warnings.warn(stats.DegenerateDataWarning("the BCa confidence interval cannot be calculated"), stacklevel=2)
+
+    monkeypatch.setattr(stats, "bootstrap", bootstrap)
+    with warnings.catch_warnings(record=True):
+        assert bca_interval([0.1, 0.2, 0.4])[0] > 0
+    monkeypatch.setattr(stats, "bootstrap", degenerate)
+    with pytest.raises(stats.DegenerateDataWarning):
+        bca_interval([0.1, 0.2, 0.4])
+
+
 def test_sign_flip_p_of_six_equal_signs_is_the_smallest_there_is():
     assert sign_flip_p([0.1] * 6) == 2 / 64 and sign_flip_p([-0.1] * 5) == 2 / 32 and sign_flip_p([0.0] * 6) == 1
 
@@ -99,6 +122,7 @@ def test_holm_is_the_closed_test():
         sets = [s for size in range(1, 6) for s in itertools.combinations(range(5), size)]
         closed = [max(min(1, len(s) * min(p[list(s)])) for s in sets if i in s) for i in range(5)]
         assert holm(list(p)) == pytest.approx(closed, abs=1e-12)
+    assert holm([0.01, None, 0.04], family=3) == [0.03, None, 0.08]
     assert holm([0.01, None, 0.04]) == [0.02, None, 0.04] and holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
 
 
