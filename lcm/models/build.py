@@ -114,4 +114,4 @@ def _compose(model, attention, overrides):
 def _partial(mapping):
     """The target of a mapping, with its arguments."""
     arguments = {key: value for key, value in mapping.items() if key not in FACTS | {"sites"}}
-    return instantiate(arguments, _partial_=True, _convert_="all")
+    return instantiate(arguments, _partial_=True, _recursive_=False, _convert_="all")
