@@ -283,8 +283,9 @@ def cost_table(claim, complexity):
 WORDS = (
     "An `every` claim has the worst verdict of its comparisons: **supported** where all of them are (an intersection-union "
     "test), **contradicted** where at least one is after Holm's correction over all comparisons of its table, which keeps "
-    "the chance of any false one in that table at 5 %; a claim over several tables has that chance in each. A comparison is **supported** (the 95 % interval of "
-    "the paired difference lies above zero and the corrected p-value is at most 0.05), **contradicted** (the same "
+    "the chance of any false one in that table at 5 %; a claim over several tables has that chance in each. A comparison "
+    "is **supported** (the 95 % interval of the paired "
+    "difference lies above zero and the corrected p-value is at most 0.05), **contradicted** (the same "
     "below zero), **inconclusive** (anything else) or **untestable** (fewer than 6 pairs of seeds: an exact two-sided"
     " test cannot reach 0.05). An average is one test of its own. Intervals: BCa bootstrap, too narrow where seeds "
     "are few; p: exact sign-flip test, Holm's correction over all comparisons of one table of the paper, run or not; methods and "

@@ -181,6 +181,14 @@ def check(run, epochs):
     for key in IDENTITY:
         if not _is(run.get(key), FIELDS[key]):
             raise Damaged(f"run.json: {key} is {json.dumps(run.get(key))}, not {FIELDS[key].__name__}")
+    for key in ("data", "model", "attention", "schedule", "precision"):  # they become names of files
+        if not re.fullmatch(r"[\w-][\w.-]*", run[key], re.ASCII):
+            raise Damaged(f"run.json: {key} is {json.dumps(run[key])}, not a plain name")
+    if not re.fullmatch(r"[0-9a-f]{8,64}", run["config_hash"]):
+        raise Damaged(f"run.json: config_hash is {json.dumps(run['config_hash'])}, not a hash")
+    facts = row(run)._asdict()
+    if wrong := [key for key, value in facts.items() if value is not None and not _is(value, FIELDS[key])]:
+        raise Damaged(f"run.json: {wrong[0]} is {json.dumps(facts[wrong[0]])}, not {FIELDS[wrong[0]].__name__}")
     name = f"{run['data']}/{run['model']}/{run['attention']}/seed{run['seed']}-{run['config_hash'][:8]}"
     if run["run"] != name:
         raise Damaged(f"run.json: the run is called {run['run']}, but its own facts say {name}")
@@ -225,11 +233,14 @@ def read_run(directory):
     return run, epochs
 
 
-def find_runs(folder):
-    """Every run directory below `folder`, sorted: those that hold a run.json or metrics.jsonl, or are named like one."""
+BEGUN = ("run.json", "metrics.jsonl", "checkpoint.pt")  # one of them is in the directory of every run that has begun
+
+
+def find_runs(folder, files_of_runs=BEGUN):
+    """Every run directory below `folder`, sorted: those that hold one of some files."""
     found = []
     for place, folders, files in os.walk(folder):
-        if "run.json" in files or "metrics.jsonl" in files or Path(place).name.startswith("seed"):
+        if set(files_of_runs) & set(files):
             found.append(Path(place))
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -31,6 +31,7 @@ def summary(runs, results):
     """What was found so far: every attention's difference from none on every network and data set that has runs, and the
     verdicts on the claims, in few lines."""
     others = [attention for attention in ATTENTIONS if attention != "none"]
+    others += sorted({run.attention for run in runs} - set(ATTENTIONS))  # of users
     header, rows = ["data", "network", "schedule", "precision", "none", *others], []
     for protocol in protocols(runs):
         records = {(r["data"], r["model"], r["attention"]): r for r in comparison_table(runs, protocol).records}

@@ -213,10 +213,4 @@ def test_reporting_imports_nothing_of_training():
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 assert not name.startswith("torch"), file
-<<<<<<< HEAD
-                assert not name.startswith("lcm") or name.startswith(
-                    ("lcm.errors", "lcm.files", "lcm.config", "lcm.reporting")
-                ), file
-=======
                 assert not name.startswith("lcm") or name in allowed or name.startswith("lcm.reporting"), file
->>>>>>> h-stats
