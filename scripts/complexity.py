@@ -7,8 +7,8 @@
 GFloat is the paper's count, MAC the true multiply-accumulates with matrix products between tensors (lcm/complexity.py).
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import pandas as pd
@@ -20,14 +20,13 @@ from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.models.build import build_network, paper_complexity
 
-PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 KEYS = ["table", "label", "model", "attention"]
+PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 
 
 @exit_on_user_error
 def main(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("network", nargs="*", metavar="key=value", help="model=..., and other keys of one network")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write table,label,model,attention,params,gfloat,macs")
     options = parser.parse_args(arguments)
@@ -38,13 +37,12 @@ def main(arguments=None):
     pairs = [text.partition("=") for text in options.network]
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise UserError(f"{wrong[0]!r} is not of the form key=value, such as model=resnet20")
-    print_network({key: yaml.safe_load(value) for key, _, value in pairs})
-    return 0
+    return print_network({key: yaml.safe_load(value) for key, _, value in pairs})
 
 
 def print_tables(file):
     """Print every row of Tables 1-5, ours and the paper's; returns 1 if a cell differs."""
-    rows = pd.read_csv(PAPER, dtype=str).drop_duplicates(["table", "label"])[[*KEYS, "params_m", "gflops"]]
+    rows = pd.read_csv(PAPER, dtype=str)[[*KEYS, "params_m", "gflops"]].drop_duplicates(["table", "label"])
     counts = {pair: paper_complexity(*pair) for pair in dict.fromkeys(zip(rows.model, rows.attention, strict=True))}
     print(f"table {'label':28} {'params':>10} {'M':>7} {'paper':>7} {'GFloat':>8} {'':>6} {'paper':>6} {'GMAC':>8}")
     equal, records = 0, []
@@ -65,7 +63,7 @@ def print_tables(file):
 
 
 def print_network(keys):
-    """Print what each module of one network costs."""
+    """Print what each module of one network costs; returns 0."""
     if "model" not in keys:
         raise UserError("which network? Add model=..., such as model=resnet20")
     image_size = keys.pop("image_size", None) or load("model", keys["model"])["image_size"]
@@ -75,6 +73,7 @@ def print_network(keys):
     for row in complexity.rows:
         print(f"{row.name:{width}} {row.kind:16} {row.params:12,} {row.gfloat:10.6f} {row.macs / 1e9:10.6f}")
     print(f"{'total':{width}} {'':16} {complexity.params:12,} {complexity.gfloat:10.6f} {complexity.macs / 1e9:10.6f}")
+    return 0
 
 
 if __name__ == "__main__":

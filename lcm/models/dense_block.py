@@ -33,19 +33,19 @@ def one_buffer(layers, x):
     """What `concatenate` computes, values, gradients and running statistics up to rounding, in memory linear in depth.
 
     All maps are stored in one buffer, and so are their gradients in the backward pass; the input of each convolution is
-    recomputed from the buffer when its gradient is due. Evaluation, `no_grad` and blocks with frozen batch norms take
-    `concatenate`.
+    recomputed from the buffer when its gradient is due. Evaluation, `no_grad` and blocks with frozen batch norms or with
+    hooks on `bn` or `conv` take `concatenate`.
 
     Args:
         layers: BN, ReLU, 3x3, site: modules with `bn`, `conv` (no bias) and `site`, as `DenseLayer`. A site may be any
-            module that keeps the shape of the k new maps; what its own backward pass needs is kept. Hooks on `bn` and
-            `conv` are not called.
+            module that keeps the shape of the k new maps; what its own backward pass needs is kept.
         x: (N, C, H, W), in channels-last memory or not; the result is in the same.
     """
     if torch.compiler.is_compiling():  # no decorator: that would import torch._dynamo, a second of start-up
         return torch.compiler.disable(one_buffer)(layers, x)
     learns = all(layer.bn.training and layer.bn.momentum is not None for layer in layers)
-    if not (learns and torch.is_grad_enabled()):
+    hooked = any(layer.bn._forward_hooks or layer.conv._forward_hooks for layer in layers)  # fill_sites(after=)
+    if hooked or not (learns and torch.is_grad_enabled()):
         return concatenate(layers, x)
     parameters = [(layer.bn.weight, layer.bn.bias, layer.conv.weight, *layer.site.parameters()) for layer in layers]
     return _OneBuffer.apply(layers, x, *(parameter for group in parameters for parameter in group))

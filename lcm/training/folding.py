@@ -37,10 +37,17 @@ def fold(network, image_size):
     for layer, name in pairs:
         _absorb(layer, folded.get_submodule(name))
         folded.set_submodule(name, nn.Identity().eval())
-    quicker = [(name, module) for name, module in folded.named_modules() if hasattr(module, "for_evaluation")]
+    quicker = [
+        (name, part) for name, part in folded.named_modules() if hasattr(part, "for_evaluation") and not _hooked(part)
+    ]
     for name, module in quicker:
         folded.set_submodule(name, module.for_evaluation().eval())
     return folded if pairs or quicker else network
+
+
+def _hooked(network):
+    """Whether something stands behind one of its modules: `fill_sites(..., after=)`."""
+    return any(module._forward_hooks for module in network.modules())
 
 
 def _foldable(network, image):
@@ -63,7 +70,7 @@ def _foldable(network, image):
         return hook
 
     for name, module in network.named_modules():
-        if module._forward_hooks:  # something stands behind it, `fill_sites(..., after=)`
+        if module._forward_hooks:  # as `_hooked`
             continue
         if type(module).forward in LINEAR:
             handles.append(module.register_forward_hook(linear_hook))
