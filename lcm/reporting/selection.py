@@ -60,7 +60,8 @@ class Protocol(NamedTuple):
         return self.schedule or PAPER_SCHEDULE.get(data)
 
     def takes(self, run):
-        return run.schedule == self.schedule_of(run.data) and run.precision == self.precision and not run.deviations
+        schedule = None if run.schedule == PAPER_SCHEDULE.get(run.data) else run.schedule  # None: the paper's own
+        return (schedule, run.precision) == self and not run.deviations
 
 
 def protocols(runs):

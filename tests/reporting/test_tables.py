@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from invented_runs import simulated_run
 
 from lcm.errors import UserError
-from lcm.reporting.collect import read_runs
+from lcm.reporting.collect import collect, read_runs
 from lcm.reporting.readme import fill_readme, readme_blocks, summary
 from lcm.reporting.render import DASH, accuracy, latex, markdown, rounded, signed, write_tables
 from lcm.reporting.selection import Protocol, protocols, select
@@ -217,3 +218,13 @@ def test_files(results, runs):
     for file in files:
         if file.suffix == ".csv":
             assert list(csv.DictReader(file.open(newline="")))
+
+
+def test_the_papers_own_runs_enter_no_table_of_another_protocol(tmp_path):
+    """A run of the digits with schedule=cifar makes a protocol of that name; CIFAR runs with it are the paper's own."""
+    simulated_run(tmp_path / "runs", data="cifar10", schedule="cifar")
+    simulated_run(tmp_path / "runs", data="digits", schedule="cifar")
+    runs = collect(tmp_path / "runs", tmp_path / "results").rows
+    assert protocols(runs) == [Protocol(), Protocol("cifar")]
+    assert [run.data for run in runs if Protocol("cifar").takes(run)] == ["digits"]
+    assert [run.data for run in runs if Protocol().takes(run)] == ["cifar10"]

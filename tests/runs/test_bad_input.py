@@ -330,3 +330,13 @@ def test_what_is_no_bad_input_is_a_failure_with_its_traceback(tiny, tmp_path):
     (file,) = tmp_path.rglob("run.json")
     assert json.loads(file.read_text())["state"] == "failed"
     shutil.rmtree(tmp_path / "digits")
+
+
+def test_a_bug_before_the_config_is_composed_is_no_bad_input(imported, tmp_path):
+    def bug():
+        from lcm import cli
+
+        cli.override_problems = lambda *args: 1 / 0
+
+    ended = command(tmp_path, "seed=1", prepare=bug)
+    assert ended.code == 1 and "Traceback" in ended.err and "ZeroDivisionError" in ended.err
