@@ -4,8 +4,6 @@ import functools
 import importlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,63 +194,59 @@ def test_titles_tell_seeds_apart_where_needed():
     assert titles(states) == ["ResNet-50 + GC, seed 4", "ResNet-50 + GC, seed 7"]
 
 
-def test_runs_as_a_program_from_any_folder(tmp_path):
-    program = [sys.executable, str(ROOT / "scripts" / "score_cam.py")]
-    ended = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr.startswith("error: runs/digits/resnet20 has no finished run with attention none, se, lcm2")
-    assert ended.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+BROKEN = {  # a run, its attention, and what is wrong with it
+    "stopped": ("se", lambda state: state.update(state="stopped", result=None)),
+    "copy": ("se", lambda state: state.update(data_fingerprint="0" * 64)),
+    "unfit": ("lcm2", lambda state: state["config"]["model"].update(layers=14)),
+    "good": ("none", lambda state: None),
+}
 
 
 @pytest.fixture(scope="module")
-def broken(runs, tmp_path_factory):
-    """Runs, each with a fault, and files that are no images; {} in an argument of a fault is this folder."""
+def broken(tmp_path_factory):
+    """A folder with the runs of `BROKEN`, one whose checkpoint has a flipped bit, and a file that is no image."""
     folder = tmp_path_factory.mktemp("broken")
-    make_run(folder / "stopped", "se", state="stopped", end=None)
-    change_state(make_run(folder / "copy", "se"), lambda state: state.update(data_fingerprint="0" * 64))
-    change_state(make_run(folder / "unfit", "lcm2"), lambda state: state["config"]["model"].update(layers=14))
-    flipped = make_run(folder / "flipped", "none") / "checkpoint.pt"
+    for name, (attention, change) in BROKEN.items():
+        made = make_run(folder / "made" / name, attention)
+        change_state(made, change)
+        (folder / name).symlink_to(made)
+    flipped = make_run(folder / "made" / "flipped", "none") / "checkpoint.pt"
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
+    (folder / "flipped").symlink_to(flipped.parent)
     (folder / "text.png").write_text("not an image")
-    for name in ("stopped", "copy", "unfit", "flipped"):
-        (directory,) = (folder / name).glob("digits/resnet20/*/seed0-*")
-        (folder / f"{name}-run").symlink_to(directory)
-    (folder / "good-run").symlink_to(next((runs / "digits/resnet20/none").iterdir()))
     return folder
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{}/nothing"], "{}/nothing is no run: name a directory that holds run.json"),
-        (["{}/stopped-run"], "{}/stopped-run is not finished, its state is 'stopped'"),
-        (["{}/copy-run"], "was trained on another copy of digits"),
-        (["{}/unfit-run"], "its weights do not fit the network of its run.json"),
-        (["{}/flipped-run"], "its checksum does not match"),
-        (["{}/good-run", "--layer", "stage4"], "no layer 'stage4'; nearest: stage"),
-        (["{}/good-run", "--index", "355"], "--index 355: the test images of digits are 0 to 354"),
-        (["{}/good-run", "--index", "-1"], "--index -1: the test images"),
-        (["{}/good-run", "--images", "{}/text.png", "--classes", "3"], "{}/text.png: not readable as an image"),
-        (["{}/good-run", "--images", "{}/none.png", "--classes", "3"], "{}/none.png: no such file"),
-        (["{}/good-run", "--images", "{}/text.png"], "1 files, --classes: 0 classes"),
-        (["{}/good-run", "--images", "{}/text.png", "--classes", "ten"], "--classes ten: digits has 10 classes"),
-        (["{}/good-run", "--images", "{}/text.png", "--classes", "10"], "--classes 10: digits has 10 classes"),
-        (["{}/good-run", "--chunk", "0"], "--chunk 0: must be at least 1"),
-        (["{}/good-run", "--out", "{}/text.png/figure"], "cannot make the folder"),
-        (["{}/good-run", "--device", "cuda:99"], "device=cuda:99"),
-        (["--runs-root", "{}/empty"], "has no finished run with attention none, se, lcm2: train it (python train.py"),
-        (["--runs-root", "{}/empty", "--attention", "lcm3"], "attention=lcm3: no such attention"),
-        (["--runs-root", "{}/empty", "--model", "resnt20"], "nearest: resnet20"),
+        ("{}/nothing", "{}/nothing is no run: name a directory that holds run.json"),
+        ("{}/stopped", "{}/stopped is not finished, its state is 'stopped'"),
+        ("{}/copy", "was trained on another copy of digits"),
+        ("{}/unfit", "its weights do not fit the network of its run.json"),
+        ("{}/flipped", "its checksum does not match"),
+        ("{}/good --layer stage4", "no layer 'stage4'; nearest: stage"),
+        ("{}/good --index 355", "--index 355: the test images of digits are 0 to 354"),
+        ("{}/good --index -1", "--index -1: the test images"),
+        ("{}/good --images {}/text.png --classes 3", "{}/text.png: not readable as an image"),
+        ("{}/good --images {}/none.png --classes 3", "{}/none.png: no such file"),
+        ("{}/good --images {}/text.png", "1 files, --classes: 0 classes"),
+        ("{}/good --images {}/text.png --classes ten", "--classes ten: digits has 10 classes"),
+        ("{}/good --images {}/text.png --classes 10", "--classes 10: digits has 10 classes"),
+        ("{}/good --chunk 0", "--chunk 0: must be at least 1"),
+        ("{}/good --out {}/text.png/figure", "cannot make the folder"),
+        ("{}/good --device cuda:99", "device=cuda:99"),
+        ("--runs-root {}/empty", "has no finished run with attention none, se, lcm2: train it (python train.py"),
+        ("--runs-root {}/empty --attention lcm3", "attention=lcm3: no such attention"),
+        ("--runs-root {}/empty --model resnt20", "model=resnt20: no such model"),
     ],
 )
-def test_one_message_for_each_fault(arguments, words, script, broken, capsys):
-    arguments = [argument.format(broken) for argument in arguments]
-    if "--out" not in arguments:
-        arguments += ["--out", str(broken / "figure")]
+def test_what_is_wrong_is_said_in_one_message(arguments, words, script, broken, capsys):
+    out = [] if "--out" in arguments else ["--out", str(broken / "figure")]
     with pytest.raises(SystemExit) as ended:
-        script.main(arguments)
+        script.main(arguments.replace("{}", str(broken)).split() + out)
     assert ended.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and words.format(broken) in message and "Traceback" not in message
