@@ -3,9 +3,9 @@
 H. Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPR Workshops 2020,
 https://arxiv.org/abs/1910.01279. With A_k the k-th channel of a layer's output for the image X, and c a class:
 
-    H_k = s(Up(A_k))                mask: upsampled to the image's size, then s(a) = (a - min a) / (max a - min a)
-    S_k = f_c(X * H_k)              probability of the class for the masked image
-    L   = s(ReLU(Up(sum_k S_k A_k)))    heatmap
+    H_k = s(Up(A_k))                  mask: upsampled to the image's size, then s(a) = (a - min a) / (max a - min a)
+    S_k = f_c(X * H_k)                probability of the class for the masked image
+    L   = s(ReLU(Up(sum_k S_k A_k)))  heatmap
 
 This is the authors' code, github.com/haofanwang/Score-CAM (80326cb), and version 1 of the paper but for the place of its ReLU;
 version 2 of the paper, pytorch-grad-cam and torchcam differ from it. Channels that are constant are left out: upsampling makes
@@ -50,8 +50,8 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
         global pooling reads: the last stage of a ResNet, the last batch norm of a DenseNet with its ReLU in place.
     chunk: masked images in one forward pass; the memory needed grows with it, and not with the number of channels.
 
-    Costs C + 1 forward passes an image for C channels, less one for each constant channel.
-    Raises ValueError for a layer, class or shape that does not fit, and for outputs that are not finite.
+    Costs C + 1 forward passes an image, less one for each constant channel. Raises ValueError for a layer,
+    class or shape that does not fit, and for outputs that are not finite.
     """
     if images.ndim != 4 or len(images) == 0 or chunk < 1:
         raise ValueError(f"images must be (N, 3, H, W), not {tuple(images.shape)}, and chunk, {chunk}, at least 1")
@@ -75,8 +75,8 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
             scores = network(masked.contiguous(memory_format=torch.channels_last)).softmax(1)
             weights[picked] = scores.gather(1, classes[image, None]).squeeze(1)
     weights = weights.view(n, c)
-    if not weights.isfinite().all():
-        raise ValueError("the network's outputs on the masked images are not finite: has its training diverged?")
+    if not (logits.isfinite().all() and maps.isfinite().all() and weights.isfinite().all()):
+        raise ValueError("the network's outputs are not finite: has its training diverged?")
     heatmap = torch.einsum("nc,nchw->nhw", weights, maps).unsqueeze(1)  # (N, 1, h, w)
     heatmap = F.interpolate(heatmap, size=size, mode="bilinear").squeeze(1).relu()  # (N, H, W)
     probability = logits.softmax(1).gather(1, classes[:, None]).squeeze(1)
@@ -127,6 +127,4 @@ def _forward(network, images, layer):
         raise ValueError(f"the output of {layer or 'some layer'} must be a map (N, C, h, w), not {found}")
     if logits.ndim != 2 or len(logits) != len(images):
         raise ValueError(f"the network's output must be (N, classes), not {tuple(logits.shape)}")
-    if not (logits.isfinite().all() and last.isfinite().all()):
-        raise ValueError("the network's outputs are not finite: has its training diverged?")
     return logits, last
