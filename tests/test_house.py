@@ -25,7 +25,6 @@ LONGER = {
     "tests/data/test_data.py": 586,
     "tests/data/test_mini_imagenet.py": 461,
     "tests/data/test_prepare_mini_imagenet.py": 401,
-    "tests/modules/test_score_cam.py": 641,
     "lcm/reporting/heatmaps.py: draw": 62,
     "lcm/reporting/report.py: make_report": 76,
     "lcm/reporting/tables.py: paper_table": 62,

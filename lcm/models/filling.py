@@ -17,9 +17,8 @@ def add_sites(network):
     The network keeps its layers, their names and their weights, and computes what it computed before. Any other network
     is left as it is.
     """
-    if (
-        "torchvision" in sys.modules
-    ):  # it takes a second to import, and a network of it comes only from a program that has it
+    # torchvision takes a second to import; only a program that has imported it can have one of its networks.
+    if "torchvision" in sys.modules:
         from lcm.models.imagenet import add_sites as add
 
         add(network)
@@ -30,20 +29,20 @@ def fill_sites(network, factory, where="every", seed=None, after=None):
     """Put new attention modules into a network, in place.
 
     Args:
-        network: a network with sites, one of torchvision's residual or dense networks, which is given its sites first, or, with
-            `after`, any network.
+        network: a network with sites, or one of torchvision's residual or dense networks, which is given its sites first. With
+            `after`: any network.
         factory: a callable from a channel count to a module that keeps the shape of its map (N, C, H, W).
         where: "every" site; {"stages": [2, 3]}, the sites of those stages; or {"last_of_stage": 2}, one site.
         seed: if given, the new modules' weights are drawn by `draw_weights` under this seed.
-        after: a pattern of module names, "layer*.*.bn3", in which * stands for any part of a name between two dots. A module is put
-            behind each convolution or norm whose name fits: it becomes that layer's child `attention`, so that no name that was
-            there before changes, and weights can be loaded before or after (then with strict=False).
+        after: a pattern of dotted module names, such as "layer*.*.bn3"; no * reaches across a dot. A module is put behind each
+            convolution or norm whose name fits, as that layer's child `attention`. No name that was there before changes:
+            weights can be loaded before, or after with strict=False.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: no free site, no such stage, no module name that fits, or a module that tells no number of channels.
+        ValueError: no free site, no such stage, no name that fits, or a module without a number of channels.
     """
     if after is not None:
         if where != "every":
@@ -116,9 +115,7 @@ def _channels(name, layer):
         return layer.out_channels
     if isinstance(layer, nn.GroupNorm):
         return layer.num_channels
-    if (
-        isinstance(layer, nn.LayerNorm) and type(layer).__name__ == "LayerNorm2d"
-    ):  # of maps; others norm the last dimension
+    if isinstance(layer, nn.LayerNorm) and type(layer).__name__ == "LayerNorm2d":  # torchvision's and timm's, of maps
         return layer.normalized_shape[0]
     raise ValueError(
         f"{name} is a {type(layer).__name__}, which does not say how many channels its maps have: name a convolution, or a norm of "

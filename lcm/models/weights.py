@@ -1,4 +1,4 @@
-"""First weights: layers that know how their own are drawn, and `draw_weights`, which draws each under its own name.
+"""Initialisation: layers that know how their weights are drawn, and `draw_weights`, which draws each under its own name.
 
 A network is never initialised by one rule in a loop over its modules: the rule would reach attention modules too, and
 undo the zeros with which some of them start.

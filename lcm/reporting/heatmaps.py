@@ -9,17 +9,32 @@ from matplotlib.figure import Figure
 
 from lcm.errors import UserError
 from lcm.files import write_atomically
+from lcm.reporting.selection import NETWORK_TITLE
+
+ATTENTION_TITLE = {"se": "SE", "cbam": "CBAM", "nonlocal": "Non-local", "gc": "GC", "lcm1": "LCM1", "lcm2": "LCM2"}
 
 
-def draw(titles, classes, normalisation, examples, cams, columns=None):
+def titles(states):
+    """A title for each run.json, such as "ResNet-20 + SE"; with the seed where titles would be the same."""
+    found = []
+    for state in states:
+        network = NETWORK_TITLE.get(state["model"], state["model"]).split(" ")[0]
+        attention = ATTENTION_TITLE.get(state["attention"], state["attention"])
+        found.append(network if state["attention"] == "none" else f"{network} + {attention}")
+    if len(set(found)) < len(found):
+        found = [f"{title}, seed {state['seed']}" for title, state in zip(found, states, strict=True)]
+    return found
+
+
+def draw(titles, classes, normalisation, images, labels, cams):
     """The figure: a block an image, two rows of panels in it; sizes in inches.
 
-    titles: of the networks. classes: names. normalisation: (mean, std), a value for each colour. examples: with `image` (3, H, W),
-    normalised, and `label`. cams: a `lcm.score_cam.ScoreCAM` for each network. columns: images side by side.
+    titles: of the networks. classes: names. normalisation: (mean, std), a value for each colour. images: (N, 3, H, W), normalised.
+    labels: (N,). cams: a `lcm.score_cam.ScoreCAM` for each network.
     """
     panel, gap, text = 1.0, 0.06, 0.17
-    columns = min(columns or (2 if len(examples) > 3 else 1), len(examples))
-    rows = -(-len(examples) // columns)
+    columns = 2 if len(images) > 3 else 1
+    rows = -(-len(images) // columns)
     block_width, block_height = (panel + gap) * (1 + len(titles)) + 0.1, 2 * panel + gap + 2 * text
     width = 0.1 + columns * (block_width + 0.2) + 0.55
     head = 0.38
@@ -40,13 +55,13 @@ def draw(titles, classes, normalisation, examples, cams, columns=None):
         return axes
 
     mean, std = (np.array(values).reshape(1, 1, 3) for values in normalisation)
-    for i, example in enumerate(examples):
+    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         row, column = divmod(i, columns)
         left, top = 0.1 + column * (block_width + 0.2), head + row * (block_height + 0.15)
-        picture = (example.image.permute(1, 2, 0).numpy() * std + mean).clip(0, 1)
+        picture = (image.permute(1, 2, 0).numpy() * std + mean).clip(0, 1)
         middle = top + (panel + gap) / 2
         show(left, middle, picture)
-        write(left + panel / 2, middle - 0.17, classes[example.label])
+        write(left + panel / 2, middle - 0.17, classes[label])
         if row == 0:
             write(left + panel / 2, head - 0.06, "Input", weight="bold", va="bottom")
         for k, (title, cam) in enumerate(zip(titles, cams, strict=True)):
@@ -56,7 +71,7 @@ def draw(titles, classes, normalisation, examples, cams, columns=None):
             opacity = 0.7 * heat[..., None]  # the picture stays visible where the heatmap is low
             show(x, top + panel + gap, (1 - opacity) * picture + opacity * colours(heat)[..., :3])
             write(x + panel / 2, top + 2 * panel + gap + 0.05, f"P = {cam.probability[i]:.4f}")
-            if cam.predicted[i] != example.label:
+            if cam.predicted[i] != label:
                 says = f"predicts {classes[int(cam.predicted[i])]}"
                 write(x + panel / 2, top + 2 * panel + gap + 0.19, says, fontsize=6, color="0.35")
             if not heat.any():
@@ -75,6 +90,28 @@ def draw(titles, classes, normalisation, examples, cams, columns=None):
     return figure
 
 
+def facts(states, data, layer, sources, labels, cams):
+    """What the figure shows, as plain values."""
+    return {
+        "variant": "official",  # the authors' method; recorded since there were others
+        "layer": layer,
+        "data": data.name,
+        "networks": [
+            {"title": title, "run": state["run"], "config_hash": state["config_hash"]}
+            for title, state in zip(titles(states), states, strict=True)
+        ],
+        "images": [
+            {
+                "image": source,
+                "class": data.classes[label],
+                "P": [round(float(cam.probability[i]), 6) for cam in cams],
+                "predicted": [data.classes[int(cam.predicted[i])] for cam in cams],
+            }
+            for i, (source, label) in enumerate(zip(sources, labels.tolist(), strict=True))
+        ],
+    }
+
+
 def save(stem, figure, facts):
     """Write the figure and its facts; the same figure gives the same bytes."""
     try:
@@ -87,4 +124,3 @@ def save(stem, figure, facts):
             figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
             write_atomically(f"{stem}.{kind}", buffer.getvalue())
     write_atomically(f"{stem}.json", (json.dumps(facts, indent=1) + "\n").encode())
-    print(f"{stem}.png, {stem}.svg, {stem}.json")

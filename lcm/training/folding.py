@@ -70,7 +70,7 @@ def _foldable(network, image):
         return hook
 
     for name, module in network.named_modules():
-        if module._forward_hooks:  # something stands behind it, `fill_sites(..., after=)`
+        if module._forward_hooks:  # as `_hooked`
             continue
         if type(module).forward in LINEAR:
             handles.append(module.register_forward_hook(linear_hook))

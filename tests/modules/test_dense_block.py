@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from lcm import attention
 from lcm.models import CifarDenseNet, fill_sites
@@ -85,28 +84,6 @@ def test_equals_concatenation_in_float64(site, memory_format):
     assert_same(run(fast, x), run(linear, x), 1e-10)
 
 
-def test_a_whole_network_takes_the_same_steps():
-    states = []
-    for memory in ("fast", "linear"):
-        network = CifarDenseNet(10, 4, 10, memory=memory)
-        fill_sites(network, SITES["lcm2"])
-        draw_weights(network, 0)
-        network.double()
-        for step in range(3):
-            torch.manual_seed(step)
-            images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randint(10, (4,))
-            network.zero_grad()
-            F.cross_entropy(network(images), labels).backward()
-            with torch.no_grad():
-                for parameter in network.parameters():
-                    parameter -= 0.1 * parameter.grad
-        states.append(network.state_dict())
-    fast, linear = states
-    assert list(fast) == list(linear)  # a checkpoint of one fits the other
-    for name in fast:
-        torch.testing.assert_close(linear[name], fast[name], rtol=1e-10, atol=1e-12)
-
-
 def test_autocast_is_as_near_to_the_truth():
     """In bf16 neither way is exact; the buffer is no farther from float64 than concatenation."""
     fast, linear = pair("se", dtype=torch.float32)
@@ -139,6 +116,27 @@ def test_no_grad_frozen_and_cumulative_batch_norms_concatenate():
     assert_same(run(fast, x), run(linear, x), 1e-12)
 
 
+@torch.no_grad()
+def test_the_block_for_evaluation_has_the_norms_of_the_moment():
+    """Factor and summand of a batch norm, its eps, weight and bias among them, or neither; folded copies can be copied."""
+    fast, _ = pair("lcm2")
+    fast(maps(4, 6, 5, 5))  # statistics that are not 0 and 1
+    for layer, eps in zip(fast, (1e-5, 0.1, 0.5, 0.1, 1e-5), strict=True):
+        layer.bn.eps = eps
+    fast[3].bn.weight = fast[3].bn.bias = None
+    fast.eval()
+    x = maps(4, 6, 5, 5)
+    evaluated = copy.deepcopy(fast.for_evaluation())
+    torch.testing.assert_close(evaluated(x), fast(x), rtol=1e-12, atol=1e-12)
+    x, fast, evaluated, calls = x.float(), fast.float(), fast.for_evaluation().float(), []
+    evaluated.layers[0].bn.register_forward_hook(lambda *_: calls.append(1))
+    evaluated(x)
+    assert not calls
+    with torch.autocast("cpu", torch.bfloat16):  # the buffer is slower there than concatenation, which is taken
+        y = evaluated(x)
+        assert calls and torch.equal(y, fast(x))
+
+
 def test_frozen_parameters_get_no_gradient():
     fast, linear = pair("se")
     for block in (fast, linear):
@@ -153,16 +151,6 @@ def test_frozen_parameters_get_no_gradient():
     for name, gradient in results[0].items():
         if gradient is not None:
             torch.testing.assert_close(results[1][name], gradient, rtol=1e-9, atol=1e-9)
-
-
-def test_backward_twice_with_a_kept_graph():
-    _, linear = pair("lcm2")
-    x = maps(4, 6, 5, 5).requires_grad_()
-    loss = linear(x).square().sum()
-    loss.backward(retain_graph=True)
-    first, x.grad = x.grad, None
-    loss.backward()
-    assert torch.equal(first, x.grad)
 
 
 def test_a_change_of_weights_before_backward_is_refused():
@@ -212,11 +200,6 @@ def test_compiles_around_the_block():
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9, msg=name)
     for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
-
-
-def test_other_words_for_memory_are_refused():
-    with pytest.raises(ValueError, match="'small' is not one of: fast, linear"):
-        CifarDenseNet(40, 12, 10, memory="small")
 
 
 @pytest.mark.gpu

@@ -32,7 +32,7 @@ def test_every_pair_runs_and_every_parameter_gets_a_finite_gradient(model, atten
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# First weights
+# Initialisation
 
 
 @pytest.mark.parametrize("model", ["resnet20", "densenet40", "densenet121"])
@@ -124,7 +124,7 @@ def test_cifar_convolutions_start_normal_with_variance_two_over_fan_out(network)
 
 @pytest.mark.parametrize("model", ["resnet20", "densenet40", "resnet50", "densenet121"])
 def test_no_backbone_rule_reaches_the_attention(model):
-    """PyTorch's default is uniform within 1/sqrt(fan-in); He's normal weights of LCM1 hardly train (see REPRODUCTION.md)."""
+    """PyTorch's default is uniform within 1/sqrt(fan-in); LCM1 is sensitive to its initialisation (REPRODUCTION.md)."""
     for attention in ("lcm1", "cbam"):
         network = build_network(model, attention, seed=0)
         layers = [m for name, m in network.named_modules() if ".site." in name and isinstance(m, nn.Conv2d | nn.Linear)]

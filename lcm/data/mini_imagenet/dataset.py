@@ -37,6 +37,8 @@ class MiniImageNet:
     Raises UserError: no such folder, classes that differ, images that cannot be read or differ from the manifest.
     """
 
+    mean, std = MEAN, STD  # of the pixels in [0, 1]
+
     def __init__(
         self,
         name="mini_imagenet",
