@@ -185,7 +185,8 @@ def judge(claims, judged, runs, protocol, complexity):
                 paper = f"CONTRADICT it ({_list(against)})"
             words = [judged[c].verdict for c in contests]
             ours = f"{len(words)} comparison{'s' * (len(words) > 1)}: {_count(words)}"
-            results.append(JudgedClaim(claim, every(words), paper, ours))
+            parts = [(judged[c].comparison, judged[c].adjusted_p, -c.margin) for c in contests]
+            results.append(JudgedClaim(claim, every(parts), paper, ours))
         elif claim.holds_if == "on_average":
             mean = statistics.fmean(c.paper for c in contests)
             paper = f"{'hold' if mean > 0 else 'CONTRADICT it'}: {signed(mean)} over {len(contests)} comparisons"
