@@ -24,7 +24,7 @@ from lcm.config.options import load as load_config
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write_atomically
 from lcm.models.build import build_network
-from lcm.reporting.selection import NETWORK_TITLE
+from lcm.reporting.protocol import NETWORK_TITLE
 from lcm.runs.state import read_state
 from lcm.score_cam import VARIANTS, score_cam
 

@@ -29,6 +29,7 @@ ENUMERATED = 20  # pairs up to which all 2**n sign flips are enumerated
 RESAMPLES = 9999
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = "supported", "contradicted", "inconclusive", "untestable"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
 
 
 class Comparison(NamedTuple):

@@ -1,0 +1,46 @@
+"""Compare runs that differ in attention and seed alone, whatever their protocol: table, verdicts, forest plot.
+
+    python scripts/compare.py runs                                     # every run below runs/
+    python scripts/compare.py runs data=digits schedule.epochs=30      # those with these settings
+    python scripts/compare.py results/metrics data=digits --against se # recorded runs, compared with se
+    python scripts/compare.py runs --out comparisons/mine              # also mine.md, .csv, .tex, .svg and .png
+
+Runs of one seed are pairs. Verdicts are corrected for all comparisons of the table. Runs that cannot be compared end in a message
+that says in what they differ, and exit code 2.
+"""
+
+import argparse
+from pathlib import Path
+
+from lcm.errors import exit_on_user_error
+from lcm.files import write
+from lcm.reporting import figures
+from lcm.reporting.own_comparison import choose, compare_runs, read_folders
+from lcm.reporting.render import markdown, write_tables
+
+
+@exit_on_user_error
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("what", nargs="*", help="folders of runs or records (default: runs), and key=value")
+    parser.add_argument("--against", default="none", metavar="ATTENTION", help="compare with this one (default: none)")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex, .svg and .png")
+    options = parser.parse_intermixed_args(arguments)
+    choices = [text for text in options.what if "=" in text]
+    runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
+    name = options.out.name if options.out else "comparison"
+    table, figure = compare_runs(choose(runs, choices), options.against, name)
+    print(markdown(table), end="")
+    for line in left_out:
+        print(f"left out: {line}")
+    if options.out:
+        write_tables([table], options.out.parent)
+        write(options.out.with_name(f"{name}.svg"), figures.svg(figure))
+        write(options.out.with_name(f"{name}.png"), figures.png(figure))
+        print(f"{options.out}.md, .csv, .tex, .svg, .png written")
+
+
+if __name__ == "__main__":
+    main()
