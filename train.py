@@ -18,7 +18,6 @@ from lcm.runs.grid import problems
 from lcm.runs.lock import owner
 from lcm.runs.state import begun, read_state, recorded, unfinished
 from lcm.runs.summary import best_and_last, print_plan, result_line
-from lcm.training.signals import STOP
 
 
 def train(config):
@@ -31,7 +30,7 @@ def train(config):
         raise listed("the config has problems, nothing was started:", found)
     directory = run_directory(config)
     if unfinished(directory, config) is not None:
-        with owner(directory), STOP.listening() as stop:
+        with owner(directory), cli.STOP.listening() as stop:
             if (state := unfinished(directory, config)) is not None:  # another process may have been here just now
                 train_owned(config, directory, state, stop)
     state = read_state(directory)

@@ -15,8 +15,8 @@ from pathlib import Path
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting import figures
-from lcm.reporting.own_comparison import choose, compare_runs, read_folders
-from lcm.reporting.render import markdown, write_tables
+from lcm.reporting.compare import choose, compare_runs, read_folders, terminal
+from lcm.reporting.render import write_tables
 
 
 @exit_on_user_error
@@ -32,7 +32,7 @@ def main(arguments=None):
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
     name = options.out.name if options.out else "comparison"
     table, figure = compare_runs(choose(runs, choices), options.against, name)
-    print(markdown(table), end="")
+    print(terminal(table))
     for line in left_out:
         print(f"left out: {line}")
     if options.out:

@@ -12,7 +12,6 @@ Writes OUT.png, OUT.svg and OUT.json (which runs and images, P, the predicted cl
 
 import argparse
 import difflib
-import io
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lcm.config.options import known_targets
 from lcm.config.options import load as load_config
 from lcm.errors import UserError, exit_on_user_error
-from lcm.files import write_atomically
 from lcm.models.build import build_network
+from lcm.reporting.heatmaps import draw, save
 from lcm.reporting.protocol import NETWORK_TITLE
 from lcm.runs.state import read_state
 from lcm.score_cam import VARIANTS, score_cam
@@ -54,7 +54,11 @@ def main(arguments=None):
         cams.append(explain(run, data, images, labels, options))
         shown = " ".join(f"{p:.4f}" for p in cams[-1].probability.tolist())
         print(f"{run.title}: P = {shown}", flush=True)
-    save(options.out, draw(runs, data, examples, cams, options.columns), record(runs, data, examples, cams, options))
+    save(
+        options.out,
+        draw([run.title for run in runs], data.classes, normalisation(data), examples, cams, options.columns),
+        record(runs, data, examples, cams, options),
+    )
 
 
 def parse(arguments):
@@ -133,7 +137,8 @@ def find_runs(root, data, model, attentions, seed):
             state = read_state(file.parent)
             if state.get("state") != "finished" or seed not in (None, state["seed"]):
                 continue
-            protocol = json.dumps([state["seed"], state["schedule"], state["deviations"], state["data_fingerprint"]])
+            kind = ("seed", "schedule", "precision", "compile", "deviations", "data_fingerprint")
+            protocol = json.dumps([state[key] for key in kind])
             if protocol not in arms[attention] or state["end"] > arms[attention][protocol][1]["end"]:
                 arms[attention][protocol] = file.parent, state
     missing = [attention for attention, runs in arms.items() if not runs]
@@ -161,7 +166,7 @@ def _protocols(runs):
 
 def load_data(runs, root=None):
     """The data set that all runs were trained on."""
-    from hydra.utils import instantiate
+    from lcm.data import build_data
 
     first = runs[0].state
     for run in runs[1:]:
@@ -169,7 +174,7 @@ def load_data(runs, root=None):
             raise UserError(
                 f"{run.directory} is a run on {run.state['data']}, {runs[0].directory} one on {first['data']}"
             )
-    data = instantiate(first["config"]["data"] | ({} if root is None else {"root": root}))
+    data = build_data(known_targets(first["config"])["data"] | ({} if root is None else {"root": root}))
     for run in runs:
         if run.state["data_fingerprint"] != data.fingerprint:
             raise UserError(
@@ -264,7 +269,7 @@ def explain(run, data, images, labels, options):
     from lcm.training.checkpoint import load_model_weights
     from lcm.training.folding import fold
 
-    config = run.state["config"]
+    config = known_targets(run.state["config"])  # a run.json may come from anybody
     network = build_network(config["model"], config["attention"], num_classes=data.num_classes)
     try:
         network.load_state_dict(load_model_weights(run.directory))
@@ -300,86 +305,6 @@ def record(runs, data, examples, cams, options):
             for i, example in enumerate(examples)
         ],
     }
-
-
-def draw(runs, data, examples, cams, columns=None):
-    """The figure: a block an image, two rows of panels in it; sizes in inches."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    panel, gap, text = 1.0, 0.06, 0.17
-    columns = min(columns or (2 if len(examples) > 3 else 1), len(examples))
-    rows = -(-len(examples) // columns)
-    block_width, block_height = (panel + gap) * (1 + len(runs)) + 0.1, 2 * panel + gap + 2 * text
-    width = 0.1 + columns * (block_width + 0.2) + 0.55
-    head = 0.38
-    height = head + rows * block_height + (rows - 1) * 0.15
-    figure = Figure((width, height), facecolor="white")
-    colours = matplotlib.colormaps["inferno"]
-
-    def place(left, top, wide=panel, high=panel):
-        return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
-
-    def write(left, top, words, **style):
-        figure.text(left / width, 1 - top / height, words, **{"fontsize": 7.5, "ha": "center", "va": "top"} | style)
-
-    def show(left, top, pixels, **how):
-        axes = place(left, top)
-        axes.imshow(pixels, interpolation="nearest", **how)
-        axes.set_axis_off()
-        return axes
-
-    mean, std = (np.array(values).reshape(1, 1, 3) for values in normalisation(data))
-    for i, example in enumerate(examples):
-        row, column = divmod(i, columns)
-        left, top = 0.1 + column * (block_width + 0.2), head + row * (block_height + 0.15)
-        picture = (example.image.permute(1, 2, 0).numpy() * std + mean).clip(0, 1)
-        middle = top + (panel + gap) / 2
-        show(left, middle, picture)
-        write(left + panel / 2, middle - 0.17, data.classes[example.label])
-        if row == 0:
-            write(left + panel / 2, head - 0.06, "Input", weight="bold", va="bottom")
-        for k, (run, cam) in enumerate(zip(runs, cams, strict=True)):
-            x = left + (panel + gap) * (k + 1) + 0.1
-            heat = cam.heatmap[i].numpy()
-            show(x, top, heat, cmap=colours, vmin=0, vmax=1)
-            opacity = 0.7 * heat[..., None]  # the picture stays visible where the heatmap is low
-            show(x, top + panel + gap, (1 - opacity) * picture + opacity * colours(heat)[..., :3])
-            write(x + panel / 2, top + 2 * panel + gap + 0.05, f"P = {cam.probability[i]:.4f}")
-            if cam.predicted[i] != example.label:
-                says = f"predicts {data.classes[int(cam.predicted[i])]}"
-                write(x + panel / 2, top + 2 * panel + gap + 0.19, says, fontsize=6, color="0.35")
-            if not heat.any():
-                write(x + panel / 2, top + 0.42, "no evidence", color="white")
-            if row == 0:
-                title = run.title.replace(" + ", "\n+ ")
-                write(x + panel / 2, head - 0.06, title, weight="bold", va="bottom")
-    bar = figure.colorbar(
-        matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colours),
-        cax=place(width - 0.6, head, 0.1, 2 * panel + gap),
-        ticks=[0, 1],
-    )
-    bar.ax.set_yticklabels(["low", "high"], fontsize=7)
-    bar.ax.tick_params(length=2)
-    bar.outline.set_linewidth(0.5)
-    return figure
-
-
-def save(stem, figure, facts):
-    """Write the figure and its facts; the same figure gives the same bytes."""
-    import matplotlib
-
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {stem}: cannot make the folder {stem.parent} ({error.strerror})") from error
-    with matplotlib.rc_context({"svg.hashsalt": "score_cam"}):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
-            write_atomically(f"{stem}.{kind}", buffer.getvalue())
-    write_atomically(f"{stem}.json", (json.dumps(facts, indent=1) + "\n").encode())
-    print(f"{stem}.png, {stem}.svg, {stem}.json")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lcm.config.options import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
-from lcm.reporting.records import find_runs
+from lcm.reporting.records import BEGUN, find_runs
 from lcm.runs.standing import Speed, count, standing_of, table
 
 
@@ -50,7 +50,7 @@ def main(arguments=None):
         runs, jobs = Path(what[0]), None
         if not runs.is_dir():
             raise UserError(f"no folder {runs}: name the folder that holds the runs, or train something first")
-        standings = [standing_of(directory) for directory in find_runs(runs)]
+        standings = [standing_of(directory) for directory in find_runs(runs, (*BEGUN, "log.txt"))]
     else:
         jobs = jobs_of(what)
         runs = Path(jobs[0].config["runs"])

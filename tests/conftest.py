@@ -12,6 +12,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--as-root", action="store_true", help="tests that mount file systems and start SLURM, as root")
+
+
 def pytest_collection_modifyitems(items):
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
@@ -24,7 +28,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The tiny setting (scripts/tiny.py) for a module: a function from overrides to a config."""
+    """The tiny setting (tests/helpers/tiny.py) for a module: a function from overrides to a config."""
     import tiny
 
     import lcm.config.options

@@ -66,7 +66,7 @@ def _plain(*names):
     base = settings() | {group: load(group, name) for group, name in zip(GROUPS, names, strict=True)}
     if base["model"]["family"] not in base["attention"].get("paper", {}):  # whose sizes the user has to give
         base["attention"] = {
-            key: None if "${" in str(v) else v for key, v in base["attention"].items() if key != "paper"
+            key: None if key != "paper" and "${" in str(v) else v for key, v in base["attention"].items()
         }
     return OmegaConf.to_container(OmegaConf.create(base), resolve=True)
 

@@ -86,6 +86,7 @@ class EvaluatedBlock(nn.Module):
 
     def __init__(self, layers):
         super().__init__()
+        self.plain = (layers,)  # in a tuple: not a child, whose norms would be found a second time
         self.convs = nn.ModuleList(layer.conv for layer in layers)
         self.sites = nn.ModuleList(layer.site for layer in layers)
         norms = [layer.bn for layer in layers]
@@ -95,6 +96,11 @@ class EvaluatedBlock(nn.Module):
     def forward(self, x):
         channels = x.shape[1]
         buffer, dtype = _buffer(x, channels + sum(conv.out_channels for conv in self.convs))
+        if dtype in (
+            torch.bfloat16,
+            torch.float16,
+        ):  # mixed with float32 factors, one buffer is three times slower than copies
+            return concatenate(*self.plain, x)
         buffer[:, :channels] = x
         for conv, site, (factor, summand) in zip(self.convs, self.sites, self.norms, strict=True):
             maps = site(conv(_normalised(buffer[:, :channels], factor, summand, dtype)))

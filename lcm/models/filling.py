@@ -5,7 +5,6 @@ import sys
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from lcm.errors import nearest
 from lcm.models.sites import sites
@@ -87,15 +86,17 @@ def choose(free, where):
 
 def _fill_behind(network, factory, pattern, seed):
     parts, modules = pattern.split("."), dict(network.named_modules())
+    del modules[""]  # the network itself
     names = [name for name in modules if len(name.split(".")) == len(parts)]
     names = [name for name in names if all(map(fnmatch.fnmatchcase, name.split("."), parts))]
     if not names:
         raise ValueError(
             f"no module of {type(network).__name__} has a name like {pattern!r}{nearest(pattern, modules)}"
         )
-    widths = {name: _channels(name, modules[name]) for name in names}  # all of them, before the first is changed
-    for name, channels in widths.items():
-        modules[name].attention = _drawn(factory(channels), f"{name}.attention", seed)
+    widths = {name: _channels(name, modules[name]) for name in names}
+    new = {name: _drawn(factory(width), f"{name}.attention", seed) for name, width in widths.items()}
+    for name, module in new.items():  # all of them are made before the first layer is changed
+        modules[name].attention = module
         modules[name].register_forward_hook(_attend)
     return network
 
@@ -109,9 +110,9 @@ def _channels(name, layer):
     """C of the maps (N, C, H, W) that a layer makes."""
     if hasattr(layer, "attention"):
         raise ValueError(f"{name} has an `attention` already")
-    if isinstance(layer, _BatchNorm):
+    if isinstance(layer, _BatchNorm) and not isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm3d)):
         return layer.num_features
-    if isinstance(layer, _ConvNd):
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         return layer.out_channels
     if isinstance(layer, nn.GroupNorm):
         return layer.num_channels

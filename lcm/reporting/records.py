@@ -40,7 +40,7 @@ LAST_EPOCH = RESULT[:5]
 NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 )  # of data sets, networks, modules, schedules: they enter file names
-DIRECTORY = re.compile(r"seed\d+-[0-9a-f]{8}")
+BEGUN = ("run.json", "metrics.jsonl", "checkpoint.pt")  # one of them is in the directory of every run that has begun
 
 
 class Damaged(Exception):
@@ -153,10 +153,8 @@ def _check_result(run, facts, epochs):
 
 
 def read_run(directory):
-    """(run.json as a dict, Epochs) of a run directory. Raises Damaged, or FileNotFoundError where the run never started."""
+    """(run.json as a dict, Epochs) of a run directory. Raises Damaged."""
     directory = Path(directory)
-    if not any((directory / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoint.pt")):
-        raise FileNotFoundError(f"{directory}: never started")
     try:
         run, lines = _parse(_text(directory / "run.json"), dict, "run.json"), []
         if run.get("state") in ("running", "stopped"):
@@ -174,11 +172,11 @@ def read_run(directory):
     return run, epochs
 
 
-def find_runs(folder):
-    """Every run directory below `folder`, sorted: it holds a run.json or metrics.jsonl, or has a name that train.py gives."""
+def find_runs(folder, files_of_runs=BEGUN):
+    """Every run directory below `folder`, sorted: those that hold one of some files."""
     found = []
     for place, folders, files in os.walk(folder):
-        if "run.json" in files or "metrics.jsonl" in files or DIRECTORY.fullmatch(Path(place).name):
+        if set(files_of_runs) & set(files):
             found.append(Path(place))
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))

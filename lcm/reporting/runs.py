@@ -98,9 +98,8 @@ def collect(runs, results):
     for directory in find_runs(runs):
         try:
             run, epochs = read_run(directory)
-        except (Damaged, FileNotFoundError) as error:
-            entries = damaged if isinstance(error, Damaged) else unfinished
-            entries.append(f"{directory}: {error}" if isinstance(error, Damaged) else str(error))
+        except Damaged as error:
+            damaged.append(f"{directory}: {error}")
             continue
         if run["state"] not in RECORDED:
             unfinished.append(f"{directory}: {run['state']}")

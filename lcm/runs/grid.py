@@ -88,7 +88,11 @@ def compose(loader, master, overrides):
 def resolved(config):
     """A composed config as nested dicts. Raises UserError where it does not resolve."""
     try:
-        return OmegaConf.to_container(config, resolve=True)
+        plain_config = OmegaConf.to_container(config, resolve=True)
+        seed = plain_config.get("seed")
+        if isinstance(seed, str) and seed.isdecimal():  # seed='${oc.env:SLURM_ARRAY_TASK_ID}'
+            plain_config["seed"] = int(seed)
+        return plain_config
     except OmegaConfBaseException as error:
         key, reason = error.full_key, str(error).splitlines()[0]
         if key and key.startswith("attention.") and ".paper." in reason.replace("'", "."):

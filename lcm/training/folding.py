@@ -63,6 +63,8 @@ def _foldable(network, image):
         return hook
 
     for name, module in network.named_modules():
+        if module._forward_hooks:  # something stands behind it, `fill_sites(..., after=)`
+            continue
         if type(module).forward in LINEAR:
             handles.append(module.register_forward_hook(linear_hook))
         elif isinstance(module, _BatchNorm) and module.running_mean is not None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention import CBAM, LCM1, LCM2, GlobalContext, NonLocal, SqueezeExcite
+from lcm.attention import CBAM, ECA, LCM1, LCM2, CoordinateAttention, GlobalContext, NonLocal, SimAM, SqueezeExcite
 from lcm.attention.vector import spatial_mean
 
 MODULES = {
@@ -19,7 +19,8 @@ MODULES = {
     "nonlocal": lambda channels: NonLocal(channels),
     "gc": lambda channels: GlobalContext(channels, 4),
 }
-SIX = ["lcm1", "lcm2", "se", "cbam", "nonlocal", "gc"]
+ADDED = {"eca": ECA, "simam": SimAM, "ca": CoordinateAttention}  # their equations are in test_added_attention.py
+ALL = {name: MODULES[name] for name in ("lcm1", "lcm2", "se", "cbam", "nonlocal", "gc")} | ADDED
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -212,9 +213,9 @@ def test_reduction_larger_than_the_width_is_refused_with_both_numbers(cls):
 # Maps of every kind
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ALL)
 def test_keeps_shape_and_channels_last(name):
-    module = randomise(MODULES[name](8))
+    module = randomise(ALL[name](8))
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = example(3, 8, 5, 7, dtype=torch.float32).to(memory_format=memory_format).requires_grad_()
         y = module(x)
@@ -224,9 +225,9 @@ def test_keeps_shape_and_channels_last(name):
         assert x.grad.stride() == x.stride()
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ALL)
 def test_bfloat16_autocast(name):
-    module = randomise(MODULES[name](8))
+    module = randomise(ALL[name](8))
     inner = []
     layers = [layer for key, layer in module.named_children() if key in ("w1", "w2", "f", "w0", "wv1", "wv2", "norm")]
     for layer in layers:
@@ -240,15 +241,15 @@ def test_bfloat16_autocast(name):
     assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in module.parameters())
     expected = module.double()(x.detach().double())
     assert (y - expected).abs().max() < 0.05 * expected.abs().max()
-    assert name == "nonlocal" or inner
+    assert inner or name in ("nonlocal", *ADDED)
     vectors = inner[: len(inner) // 2]  # the rest is the float64 call
     assert set(vectors) <= {torch.float32}, "the vector work is done in float32"
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ALL)
 def test_a_network_of_bfloat16_weights_works(name):
     x = example(4, 8, 6, 6, dtype=torch.bfloat16)
-    assert MODULES[name](8).bfloat16()(x).dtype == torch.bfloat16
+    assert ALL[name](8).bfloat16()(x).dtype == torch.bfloat16
 
 
 def test_mean_of_a_float16_map_does_not_overflow():
@@ -275,10 +276,10 @@ def test_ties_of_the_maximum_are_broken_as_in_max_pooling():
     torch.testing.assert_close(x.grad, x_.grad, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ALL)
 def test_compiles_as_one_graph(name):
     """fullgraph raises at a graph break; the backend runs the graph as it was traced, the slow test below generates code."""
-    module = randomise(MODULES[name](8).double())
+    module = randomise(ALL[name](8).double())
     x = example(3, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     assert_same_step(module, torch.compile(module, fullgraph=True, backend="eager"), x)
     module, x = module.float(), x.bfloat16()
@@ -287,20 +288,20 @@ def test_compiles_as_one_graph(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ALL)
 def test_compiled_code_computes_the_same(name):
-    module = randomise(MODULES[name](8).double())
+    module = randomise(ALL[name](8).double())
     x = example(3, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     assert_same_step(module, torch.compile(module, fullgraph=True), x)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ALL)
 def test_backward_is_deterministic_on_a_gpu(name, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    module = randomise(MODULES[name](64)).cuda()
+    module = randomise(ALL[name](64)).cuda()
     x = example(16, 64, 16, 16, dtype=torch.float32).cuda().contiguous(memory_format=torch.channels_last)
     torch.use_deterministic_algorithms(True)  # an operation that has no deterministic form raises
     try:

@@ -10,16 +10,11 @@ import torchvision
 from torch import nn
 
 from lcm import build_network, draw_weights
+from lcm.config.options import choices, load
 from lcm.models import CifarDenseNet, CifarResNet
-from lcm.models.build import CONFIGS
 
-MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml"))
-ATTENTIONS = sorted(file.stem for file in (CONFIGS / "attention").glob("*.yaml"))
-TORCHVISION = {"resnet50", "resnext50", "densenet121"}
-
-
-def test_there_are_nine_networks_and_seven_attentions():
-    assert (len(MODELS), len(ATTENTIONS)) == (9, 7)
+MODELS, ATTENTIONS = choices("model"), choices("attention")
+TORCHVISION = {name for name in MODELS if load("model", name)["image_size"] > 32}  # of large images
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -239,3 +239,13 @@ def test_bad_arguments_end_in_one_message_and_2(script, capsys, arguments, messa
         script.main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_complexity_csv_is_what_the_counter_says_now():
+    """The committed file is measured, not regenerated from records: it must be the counter's."""
+    with open(ROOT / "results" / "complexity.csv", newline="") as lines:
+        rows = {(row["model"], row["attention"]): row for row in csv.DictReader(lines)}
+    for pair in (("resnet20", "lcm2"), ("densenet40", "lcm1"), ("resnet50_cifar", "nonlocal"), ("resnext50", "gc")):
+        counts, row = paper_complexity(*pair), rows[pair]
+        assert (counts.params, counts.macs) == (int(row["params"]), int(row["macs"]))
+        assert counts.gfloat == float(row["gfloat"])

@@ -12,7 +12,7 @@ import pytest
 from invented_runs import ROOT, edit, invented_run, results_of
 
 from lcm.errors import UserError
-from lcm.reporting.records import COLUMNS, read_record, read_run
+from lcm.reporting.records import BEGUN, COLUMNS, find_runs, read_record, read_run
 from lcm.reporting.report import make_report
 from lcm.reporting.runs import collect, read_runs, rebuild
 
@@ -106,8 +106,9 @@ def test_failed_runs_are_results_and_unfinished_ones_are_not(runs, tmp_path):
     summary = collect(runs, tmp_path / "results")
     failed = summary.runs[summary.runs["state"] == "failed"].iloc[0]
     assert failed.attention == "gc" and pd.isna(failed.test_top1) and "not finite" in str(summary)
-    assert summary.damaged == [] and len(summary.unfinished) == 2
-    assert "never started" in summary.unfinished[0] and "running" in summary.unfinished[1]
+    assert summary.damaged == [] and len(summary.unfinished) == 1 and "running" in summary.unfinished[0]
+    assert not [run for run in find_runs(runs) if "cbam" in run.parts]
+    assert [run for run in find_runs(runs, (*BEGUN, "log.txt")) if "cbam" in run.parts] == [refused]  # for status.py
 
 
 def lines(change):

@@ -175,7 +175,7 @@ CASES = [
     Case("data.root={folder}", "digits.csv.gz is missing or damaged"),
     Case("data.root={folder} seed=1", "is missing or damaged", damaged_digits, where="damaged"),
     Case("data.root={folder} seed=2", "does not hold the 1,797 digits", short_digits, where="one line short"),
-    Case("data=cifar10 data.root={folder} data.download=false", "Give data.root=FOLDER where one of them lies"),
+    Case("data=cifar10 data.root={folder} data.download=false", "Set data.root=FOLDER to the folder that holds one of them"),
     Case("data=cifar10 data.root={folder}", "is not the official archive", other_archive, where="another file of that name"),
     Case("data=cifar10 data.root={folder} seed=1", "os.system", malicious_cifar, where="malicious pickles"),
     Case("data=cifar10 data.root={folder} seed=2", "does not hold 10 class names", foreign_cifar, where="foreign pickles"),
@@ -330,3 +330,13 @@ def test_what_is_no_bad_input_is_a_failure_with_its_traceback(tiny, tmp_path):
     (file,) = tmp_path.rglob("run.json")
     assert json.loads(file.read_text())["state"] == "failed"
     shutil.rmtree(tmp_path / "digits")
+
+
+def test_a_bug_before_the_config_is_composed_is_no_bad_input(imported, tmp_path):
+    def bug():
+        from lcm import cli
+
+        cli.override_problems = lambda *args: 1 / 0
+
+    ended = command(tmp_path, "seed=1", prepare=bug)
+    assert ended.code == 1 and "Traceback" in ended.err and "ZeroDivisionError" in ended.err

@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm on a real SLURM: scripts/dev/local_slurm.sh starts one where its programs are installed."""
+"""hydra/launcher=slurm on a real SLURM: local_slurm.sh starts one where its programs are installed."""
 
 import os
 import shutil
@@ -7,26 +7,28 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from processes import FAKE, REAL, ROOT, TINY, finish, record, start, states, sweep, trained, wait_until
+from processes import FAKE, REAL, TINY, finish, record, start, states, sweep, trained, wait_until
 
 pytest.importorskip("submitit", reason="needs the extra `slurm`")
 pytestmark = [
     pytest.mark.skipif(not shutil.which("slurmctld") or not shutil.which("munged"), reason="needs slurm-wlm and munge"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="scripts/dev/local_slurm.sh needs root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="local_slurm.sh needs root"),
 ]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=30", "device=cpu"]
 
 
 @pytest.fixture(scope="module")
-def slurm():
+def slurm(request):
     """A SLURM of one node while the tests of this file run; its environment variables."""
+    if not request.config.getoption("--as-root"):
+        pytest.skip("starts SLURM on this machine: --as-root")
     with tempfile.TemporaryDirectory(
         prefix="lcm-slurm-"
     ) as name:  # not below pytest's folders, which only root may enter
         folder = Path(name)
         folder.chmod(0o755)  # munged works as its own user
         environment = {"LOCAL_SLURM": str(folder / "local"), "SLURM_CONF": str(folder / "local" / "slurm.conf")}
-        script, everything = str(ROOT / "scripts" / "dev" / "local_slurm.sh"), {**os.environ, **environment}
+        script, everything = str(Path(__file__).with_name("local_slurm.sh")), {**os.environ, **environment}
         try:
             subprocess.run([script, "start"], env=everything, check=True)
             yield environment

@@ -211,3 +211,22 @@ def test_a_run_whose_owner_dies_meanwhile_is_taken_over_at_the_end(tmp_path):
 def test_twelve_runs_killed_five_times_and_forty_shared_by_four_processes(tmp_path):
     code, output = finish(start(ROOT / "tests" / "proofs" / "prove_sweep.py", cwd=tmp_path), timeout=1700)
     assert code == 0 and "every run trained once, 0 differing bytes" in output, output
+
+
+def test_a_directory_that_depends_on_the_seed(tmp_path):
+    """Every point of the grid is composed by itself: what follows from the seed is its own."""
+    code, output = sweep(FAKE, "-m", "seed=0,1", 'runs="out/${seed}"', "schedule.epochs=1", cwd=tmp_path)
+    assert code == 0, output
+    assert states(tmp_path / "out" / "0") == states(tmp_path / "out" / "1") == {"finished": 1}
+    code, output = sweep(FAKE, "-m", "seed='${oc.env:ID}'", "attention=none,se", "runs=runs", cwd=tmp_path, ID="3")
+    assert code == 0, output
+    assert {run.name.partition("-")[0] for run in trained(tmp_path / "runs")} == {"seed3"}
+
+
+def test_the_commit_is_that_of_the_start(monkeypatch):
+    from lcm.runs import state
+
+    state.commit.cache_clear()
+    before = state.commit()
+    monkeypatch.setattr(state.subprocess, "run", lambda *args, **keys: pytest.fail("asked again"))
+    assert state.commit() == before

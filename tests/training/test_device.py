@@ -8,13 +8,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lcm.attention.vector import ComparedMaximum, maximum
-from lcm.config.options import CONFIGS
+from lcm.config.options import choices
 from lcm.errors import UserError
 from lcm.models.build import build_network
 from lcm.training.device import release_memory, set_deterministic, set_precision
 
 CUDA = torch.device("cuda:0")
-ATTENTIONS = sorted(file.stem for file in (CONFIGS / "attention").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ class NoScatter(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", choices("attention"))
 def test_deterministic_training_never_scatters(attention, deterministic):
     network = build_network("resnet20", attention, layers=8)
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)

@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_written(tiny, mounted, tmp_path):
     ended = run(tmp_path, tiny(f"runs={mounted}/runs"))
     assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
     assert ended.err.startswith(f"error: cannot write {mounted}/runs/digits/resnet20/lcm2/seed0-")
-    assert "check the folder's owner and permissions, or set runs=ANOTHER_FOLDER" in ended.err
+    assert "check the folder's owner and permissions, or choose another folder" in ended.err
 
 
 def test_a_finished_run_that_only_can_be_read(tiny, reference, mounted, tmp_path):

@@ -164,15 +164,18 @@ def _read_lists(folder: Path, problems: list[str]) -> dict[str, list[str]]:
         path, here = folder / file, set()
         try:
             with open(path, newline="", encoding="utf-8") as lines:
-                rows = list(csv.DictReader(lines))
+                head, *rows = [*csv.reader(lines)] or [[]]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             problems.append(f"{path}: {error}; train.csv, val.csv and test.csv of Ravi and Larochelle are needed")
             continue
+        if head != ["filename", "label"]:
+            problems.append(f"{path}: begins with {','.join(head)[:40]!r}, not with filename,label")
+            continue
         for line, row in enumerate(rows, 2):
-            name, wnid = row.get("filename") or "", row.get("label")
+            name, wnid = row if len(row) == 2 else (",".join(row), None)
             match = LISTED.fullmatch(name)
             if match is None or match[1] != wnid:
-                problems.append(f"{path}, line {line}: {name},{wnid} is not like n0153282900000005.jpg,n01532829")
+                problems.append(f"{path}, line {line}: {','.join(row)} is not like n0153282900000005.jpg,n01532829")
             elif name in listed.get(wnid, ()):
                 problems.append(f"{path}, line {line}: {name} is listed twice")
             else:

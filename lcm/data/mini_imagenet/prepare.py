@@ -127,7 +127,7 @@ def _copy(images: list[SourceImage], source: Path, destination: Path) -> list[di
     """Decode every image to check it, and copy it: the manifest's rows."""
     planned = {destination / image.path for image in images}
     try:
-        present = [path for split in PER_CLASS for path in (destination / split).rglob("*") if path.is_file()]
+        present = [path for split in PER_CLASS for path in (destination / split).rglob("[!.]*") if path.is_file()]
         if strangers := sorted(path.relative_to(destination).as_posix() for path in present if path not in planned):
             raise UserError(
                 f"{destination} holds {len(strangers):,} files that do not belong to this set: {names(strangers)}. Give an "

@@ -2,8 +2,8 @@
 # A real SLURM of one node on this machine, for trying hydra/launcher=slurm and for its test. Root; Debian and Ubuntu:
 #
 #   apt-get install -y --no-install-recommends slurm-wlm munge
-#   eval "$(scripts/dev/local_slurm.sh start)"     # starts munged, slurmctld and slurmd; sets SLURM_CONF for sbatch and the others
-#   scripts/dev/local_slurm.sh stop
+#   eval "$(tests/runs/local_slurm.sh start)"     # starts munged, slurmctld and slurmd; sets SLURM_CONF for sbatch and the others
+#   tests/runs/local_slurm.sh stop
 #
 # Everything lies in one folder (LOCAL_SLURM, /var/tmp/local-slurm); no configuration of the machine is touched.
 set -euo pipefail
@@ -107,5 +107,5 @@ stop() {
 case "${1:-}" in
     start) start ;;
     stop) stop ;;
-    *) fail "usage: eval \"\$(scripts/dev/local_slurm.sh start)\", scripts/dev/local_slurm.sh stop" ;;
+    *) fail "usage: eval \"\$(tests/runs/local_slurm.sh start)\", tests/runs/local_slurm.sh stop" ;;
 esac

@@ -1,0 +1,131 @@
+"""Any runs that differ in attention and seed alone, compared seed by seed: a protocol of one's own."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from lcm.config.identity import NO_DEVIATION, identity, is_under
+from lcm.config.options import GROUPS, flatten
+from lcm.errors import UserError, listed, nearest
+from lcm.reporting.comparison import WORDS, against, header, pair_notes, row_and_record, run_notes, too_few_pairs
+from lcm.reporting.figures import forest
+from lcm.reporting.protocol import PAPER_SCHEDULE, in_order, one_a_seed, title
+from lcm.reporting.records import RECORDED, Damaged, check, find_runs, read_records, read_run
+from lcm.reporting.render import Table
+from lcm.reporting.report import forest_rows
+from lcm.reporting.runs import frame
+
+FREE = ("attention", *(key for key in NO_DEVIATION if key != "precision"))  # in what compared runs may differ
+
+
+def read_folders(folders):
+    """([(run.json, row of runs.csv)], [what was left out and why]) of folders of runs, or of records. Raises UserError."""
+    runs, left_out = [], []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(
+                f"no folder {folder}: name a folder of runs or of records; KEY=VALUE chooses among its runs"
+            )
+        records, damaged = ({}, []) if (folder / "metrics.jsonl").exists() else read_records(folder)
+        found, left_out = list(records.values()), left_out + damaged
+        for directory in find_runs(folder):
+            try:
+                found.append(read_run(directory))
+            except Damaged as error:
+                left_out.append(f"{directory}: {error}")
+        left_out += [f"{run.get('run')}: {run.get('state')}" for run, _ in found if run.get("state") not in RECORDED]
+        runs += [(run, check(run, epochs)) for run, epochs in found if run.get("state") in RECORDED]
+    return runs, left_out
+
+
+def choose(runs, choices):
+    """Those of `runs` whose configs have the values of `choices`, each KEY=VALUE or KEY=VALUE,VALUE. Raises UserError."""
+    for text in choices:
+        key, _, values = text.partition("=")
+        flat = f"{key}.name" if key in GROUPS else key
+        keys = {known for run, _ in runs for known in flatten(run["config"])}
+        if runs and flat not in keys:
+            raise UserError(f"{text}: no run has a key {key}{nearest(key, {*keys, *GROUPS})}")
+        try:
+            wanted = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            raise UserError(f"{text}: {values} is not a value") from None
+        runs = [(run, row) for run, row in runs if flatten(run["config"]).get(flat) in wanted]
+    if not runs:
+        raise UserError(f"no finished run there has {' '.join(choices) or 'a result'}")
+    return runs
+
+
+def _values(runs):
+    """{key: its different values, as JSON} over the configs of some runs."""
+    configs = [identity(run["config"]) for run, _ in runs]
+    keys = sorted({key for config in configs for key in config})
+    return {key: sorted({json.dumps(config.get(key)) for config in configs}) for key in keys}
+
+
+def refuse_several_groups(runs):
+    """Raise UserError where runs differ in more than attention and seed, and rounding."""
+    differences = {key: found for key, found in _values(runs).items() if len(found) > 1 and not is_under(key, FREE)}
+    if differences:
+        lines = [f"{key}: {', '.join(found)}".replace('"', "") for key, found in differences.items()]
+        names = [key for key in differences if key.endswith(".name")] or list(differences)
+        advice = " ".join(f"{key.removesuffix('.name')}={differences[key][0]}" for key in names)
+        lines.append(f"one group alone, for example: {advice}".replace('"', ""))
+        raise listed("these runs differ in more than attention and seed:", lines)
+
+
+def label_arms(runs):
+    """The rows of `runs`; an attention that was trained with several settings is an arm for each: "se reduction=8"."""
+    rows = []
+    for attention in {row["attention"] for _, row in runs}:
+        own = [(run, row) for run, row in runs if row["attention"] == attention]
+        several = [key for key, found in _values(own).items() if key.startswith("attention.") and len(found) > 1]
+        for run, row in own:
+            settings = [f"{key.removeprefix('attention.')}={identity(run['config']).get(key)}" for key in several]
+            rows.append(row | {"attention": " ".join([attention, *settings])})
+    return rows
+
+
+def _protocol(runs):
+    """(the protocol of compared runs in words, in what it deviates from that of its names)."""
+    first = runs.iloc[0]
+    deviations = {f"{key}={value}": None for text in runs["deviations"] for key, value in json.loads(text).items()}
+    shared = [words for words in deviations if not words.startswith("attention.")]
+    words = ", ".join([f"schedule={first.schedule}", f"precision={first.precision}", *shared])
+    if deviations:
+        return words, f"Not the protocol of schedule={first.schedule}: {', '.join(deviations)}."
+    paper = first.schedule == PAPER_SCHEDULE.get(first.data)
+    return words, "" if paper else f"Not the paper's schedule: schedule={first.schedule}."
+
+
+def compare_runs(runs, baseline="none", name="comparison"):
+    """(Table, figure) of runs as `choose` returns them, every attention against `baseline`. Raises UserError."""
+    refuse_several_groups(runs)
+    selection = one_a_seed(frame(label_arms(runs)))
+    arms = dict(list(selection.runs.groupby("attention", sort=False)))
+    if baseline not in arms:
+        raise UserError(
+            f"no arm {baseline} among these runs: --against one of {', '.join(arms)}{nearest(baseline, arms)}"
+        )
+    if len(arms) < 2:
+        raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
+    compared = against({attention: arms[attention] for attention in in_order(arms, (baseline, *arms))}, baseline)
+    facts = {key: runs[0][1][key] for key in ("data", "model", "schedule", "precision")}
+    lines = [row_and_record(facts | {"attention": attention}, one) for attention, one in compared.items()]
+    rows, records = [row for row, _ in lines], pd.DataFrame([record for _, record in lines], dtype=object)
+    notes = [WORDS.format(against=baseline, family=f"{len(arms) - 1} comparisons of this table")]
+    if needed := too_few_pairs(compared):
+        notes.append(f"Pairs that the test needs before any corrected p-value can reach 0.05: {needed}.")
+    notes += run_notes(*selection) + pair_notes([one.pairs for one in compared.values()])
+    (words, warning), network = _protocol(selection.runs), title(facts["data"], facts["model"])
+    heading = f"Every attention against {baseline}: {network}, {words}"
+    table = Table(name, heading, header(baseline), rows, notes, records, warning=warning, labels=3)
+    return table, forest(list(forest_rows(records)), f"{network}: attention minus {baseline}\n{words}")
+
+
+def terminal(table):
+    """A table for the terminal: its title, columns of equal width, its notes."""
+    cells = pd.DataFrame(table.rows, columns=table.header).iloc[:, 2:].to_string(index=False)
+    return "\n\n".join(filter(None, [table.title, table.warning, cells, *table.notes]))

@@ -1,0 +1,65 @@
+"""The examples of docs/extending.md, written into a copy of the project and trained."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"^```\w+\n# (\S+)\n(.*?)^```$", re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with the files of the document, none of which was there before."""
+    copy = tmp_path_factory.mktemp("project")
+    shutil.copy(ROOT / "train.py", copy)
+    for folder in ("lcm", "configs", "scripts"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    files = BLOCK.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
+    assert len(files) == 5
+    for name, text in files:
+        assert not (copy / name).exists()
+        (copy / name).write_text(text, encoding="utf-8")
+    return copy
+
+
+def train(project, *arguments):
+    command = [sys.executable, "train.py", *arguments, "threads=1", "tensorboard=false", "runs=runs"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["attention=mine", "model.layers=8", "schedule.epochs=1"], "resnet20/mine"),
+        (["model=plain", "attention=se", "attention.reduction=4", "schedule.epochs=1"], "plain/se"),
+        (["model=plain", "attention=mine", "schedule=brief"], "plain/mine"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_an_example_trains(project, arguments, place):
+    result = train(project, *arguments)
+    assert result.returncode == 0, result.stderr
+    (record,) = (project / "runs" / "digits" / place).glob("*/run.json")
+    assert json.loads(record.read_text())["result"]["test_top1"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=plain", "attention=se"], "attention=se has no sizes for networks of the family plain"),
+        (["attention=mine", "attention.reduction=17"], "reduction 17 is larger than the 16 channels"),
+    ],
+    ids=["sizes", "reduction"],
+)
+def test_what_is_missing_is_named(project, arguments, message):
+    result = train(project, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr

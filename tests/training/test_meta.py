@@ -1,0 +1,171 @@
+"""One training and one evaluation step of every network family and attention on the meta device: what a GPU would refuse.
+
+Meta tensors have shapes, strides and a device but no data: nothing can be read back (`.item()` and `nonzero` raise), as in a
+captured CUDA graph, and a tensor left on the CPU is noticed where it meets the others.
+"""
+
+import functools
+import sys
+
+import pytest
+import torch
+from plain import invented_batches
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lcm.attention.vector import VectorConv
+from lcm.config.options import choices, load
+from lcm.models.build import build_network
+from lcm.training.graphs import ResidentFeed
+from lcm.training.step import TestStep, TrainStep
+
+META = torch.device("meta")
+SIZES = {"cifar_resnet": {"layers": 8}, "cifar_densenet": {"layers": 7}}  # small networks of a family
+
+
+class Autocast(TorchFunctionMode):
+    """torch.autocast for the meta device, which has none: the operations that a GPU casts, down and up; nests like it."""
+
+    current = None  # the dtype
+
+    def __init__(self, device_type, dtype=None, enabled=True, **options):
+        super().__init__()
+        assert device_type == "meta"
+        self.dtype = dtype if enabled else None
+
+    def __enter__(self):
+        self.before, Autocast.current = Autocast.current, self.dtype
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        Autocast.current = self.before
+        return super().__exit__(*error)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        to = {
+            "conv2d": self.dtype,
+            "linear": self.dtype,
+            "matmul": self.dtype,
+            "__matmul__": self.dtype,
+            "bmm": self.dtype,
+        }
+        to |= {"softmax": torch.float32, "sum": torch.float32, "layer_norm": torch.float32}
+        dtype = to.get(function.__name__) if self.dtype else None
+        if dtype and not (kwargs or {}).get("dtype"):
+            cast = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
+            args, kwargs = tree_map_only(torch.Tensor, cast, (args, kwargs))
+        return function(*args, **(kwargs or {}))
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses an operation that mixes devices; counts the convolutions in each dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        devices = {t.device.type for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        assert len(devices) < 2, (operation, devices)
+        if operation is torch.ops.aten.convolution.default:
+            self.convolutions.append(args[0].dtype)
+        if "conv" in str(operation):  # cuDNN's results are channels-last where an argument is; the meta device's never
+            layout = torch._prims_common.suggest_memory_format(args[1])
+            return tree_map_only(torch.Tensor, lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t, out)
+        return out
+
+
+updated = []  # how many parameters each update had
+
+
+def fused_sgd(parameters, gradients, momenta, **options):
+    """The kernel that the meta device lacks: it asks what the CUDA kernel asks, equal strides."""
+    updated.append(len(parameters))
+    for row in zip(parameters, gradients, momenta, strict=True):
+        assert len({tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1) for t in row}) == 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def meta():
+    """What the meta device lacks."""
+    library = torch.library.Library("aten", "IMPL", "Meta")
+    library.impl("_fused_sgd_.tensor_lr", fused_sgd)
+    with pytest.MonkeyPatch.context() as patch:
+        enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+        patch.setattr(torch, "autocast", Autocast)
+        patch.setattr(
+            sys.modules["torch.optim.sgd"], "_device_dtype_check_for_fused", lambda *arguments, **options: None
+        )
+        patch.setattr(
+            torch, "is_autocast_enabled", lambda *k: Autocast.current is not None if k == ("meta",) else enabled(*k)
+        )
+        patch.setattr(torch, "get_autocast_dtype", lambda k: Autocast.current if k == "meta" else dtype(k))
+        yield
+    library._destroy()
+
+
+def networks():
+    """The first network of every family, dense blocks in both of their modes."""
+    found = {}
+    for name in choices("model"):
+        config = load("model", name)
+        marks = [pytest.mark.slow] if config["image_size"] == 224 else []
+        for mode in ("fast", "linear") if "memory" in config else (None,):
+            found.setdefault((config["family"], mode), (name, marks))
+    return [pytest.param(name, *key, marks=marks, id=f"{name}-{key[1]}") for key, (name, marks) in found.items()]
+
+
+def watch_layouts(network, layout):
+    """Every convolution of a map gets its input and its weight in `layout`, and keeps it."""
+
+    def check(module, inputs, output):
+        _, channels, *sizes = inputs[0].shape
+        if min(sizes) > 1 and channels > 2:  # neither vectors nor CBAM's two small maps
+            for tensor in (*inputs, module.weight, output):
+                assert tensor.is_contiguous(memory_format=layout), (module, tensor.shape, tensor.stride())
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and not isinstance(module, VectorConv):
+            module.register_forward_hook(check)
+
+
+@functools.cache
+def data():
+    return invented_batches(70, 16)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention", choices("attention"))
+@pytest.mark.parametrize("model, family, memory", networks())
+def test_a_step(model, family, memory, attention, precision):
+    overrides = SIZES.get(family, {}) | ({"memory": memory} if memory else {})
+    with META:
+        network = build_network(model, attention, **overrides)
+    network.to(memory_format=torch.channels_last)
+    watch_layouts(network, torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
+    optimizer.param_groups[0]["lr"] = torch.empty((), device=META)  # its constructor reads the number
+    autocast = Autocast("meta", torch.bfloat16, enabled=precision == "bf16")
+    feed = ResidentFeed(data(), META)
+    feed.start(0)
+    train, test = TrainStep(network, optimizer, autocast, META), TestStep(network, autocast, META)
+    updated.clear()
+    with OneDevice() as seen:
+        for size in (16, 6):
+            train(*feed.take(size))
+        test(*feed.take(16))
+    wide = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert set(seen.convolutions) - {torch.float32} == {wide} - {torch.float32} and seen.convolutions.count(wide) > 3
+    assert updated == [len(list(network.parameters()))] * 2
+
+
+def test_what_a_gpu_refuses_is_noticed():
+    here, there = torch.zeros(()), torch.zeros(3, device=META)
+    with pytest.raises(AssertionError, match="cpu"), OneDevice():
+        there + here
+    with pytest.raises(RuntimeError):
+        there.sum().item()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        there.nonzero()
