@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from lcm.reporting.protocol import DATA_TITLE
-from lcm.reporting.render import DASH, accuracy, interval, mean_and_deviation, p_value, plural, rounded, scaled, signed
+from lcm.reporting.render import DASH, accuracy, interval, mean_and_deviation, p_value, rounded, scaled, signed
 from lcm.reporting.statistics import Comparison, compare, holm, pairs_to_reach, verdict
 
 ENVIRONMENT = {"commit": "commit", "torch": "version of torch", "device": "device"}
@@ -85,11 +85,10 @@ def too_few_pairs(compared):
 
 def pair_notes(pairs):
     """In what the two runs of a pair differ beside the attention, over a list of DataFrames of pairs."""
-    pairs = pd.concat(pairs) if pairs else pd.DataFrame()
-    if not len(pairs):
-        return []
-    different = {words: int((pairs[f"{key}_a"] != pairs[f"{key}_b"]).sum()) for key, words in ENVIRONMENT.items()}
-    parts = [f"{count} in the {words}" for words, count in different.items() if count]
+    pairs, parts = pd.concat(pairs) if pairs else (), []
+    for key, words in ENVIRONMENT.items() if len(pairs) else ():
+        if count := (pairs[f"{key}_a"] != pairs[f"{key}_b"]).sum():
+            parts.append(f"{count} in the {words}")
     return (
         [f"Pairs whose two runs differ in more than the attention, of {len(pairs)}: {', '.join(parts)}."]
         if parts
@@ -103,23 +102,18 @@ def run_notes(used, failed, duplicates):
     if len(used):
         devices = "; ".join(sorted(set(used["device"].replace("", "an unknown device"))))
         notes.append(f"Runs: {len(used)}, {used['seconds'].sum() / 3600:.1f} hours in all, on {devices}.")
-    for count, words in (
-        (used["dirty"].sum(), "from a checkout with uncommitted changes."),
-        (used["compile"].sum(), "with `compile=true`: the same arithmetic, rounded in another order."),
-        (
-            (used["data_verified"] == False).sum(),  # noqa: E712  missing is not False
-            "with `data.verify=false`: their images were not compared with the official ones.",
-        ),
-    ):
-        notes += [f"{count} of them {words}"] if count else []
-    for source, runs in (
-        used[used.get("data_cache", used["run"]) != ""].groupby("data_cache") if "data_cache" in used else []
-    ):
-        pixels = (
-            f"images cached at a short side of {source} pixels" if source.isdigit() else f"images cached at {source}"
-        )
-        pixels = "the files' own pixels (`data.cache=false`)" if source == "files" else pixels
-        notes.append(f"{len(runs)} of them cut their training regions from {pixels}.")
+    counts = {
+        "from a checkout with uncommitted changes.": used["dirty"].sum(),
+        "with `compile=true`: the same arithmetic, rounded in another order.": used["compile"].sum(),
+        "with `data.verify=false`: their images were not compared with the official ones.": (
+            ~used["data_verified"]
+        ).sum(),
+    }
+    for source, count in used["data_cache"].replace("", pd.NA).value_counts().sort_index().items():
+        side = f"a short side of {source} pixels" if source.isdigit() else source
+        pixels = "the files' own pixels (`data.cache=false`)" if source == "files" else f"images cached at {side}"
+        counts[f"cut their training regions from {pixels}."] = count
+    notes += [f"{count} of them {words}" for words, count in counts.items() if count]
     for data, runs in used.groupby("data"):
         files, lengths = runs["data_fingerprint"].nunique(), sorted(set(runs["epochs"].dropna()))
         if files > 1:
@@ -133,7 +127,3 @@ def run_notes(used, failed, duplicates):
         named = "; ".join(f"`{run}`" for run in duplicates["run"])
         notes.append(f"A second run of the same seed, left out: {named}.")
     return notes
-
-
-def short_words(data, model, needed):
-    return f"{model} on {data}: {plural(needed, 'pair')}"

@@ -25,17 +25,17 @@ ORDER = ["data", "model", "attention", "schedule", "seed", "run"]
 
 
 def frame(rows):
-    """The DataFrame of runs from rows as `check` returns them; missing text is "", and only needed OPTIONAL columns are there."""
+    """The DataFrame of runs from rows as `check` returns them; missing text is ""."""
     dtypes = COLUMNS | OPTIONAL
     runs = pd.DataFrame(rows, columns=list(dtypes), dtype=object)
     text = [key for key, dtype in dtypes.items() if dtype == "str"]
     runs[text] = runs[text].fillna("")
-    runs = runs.astype(dtypes).sort_values(ORDER, ignore_index=True)
-    return runs if (runs["data_cache"] != "").any() else runs.drop(columns="data_cache")
+    return runs.astype(dtypes).sort_values(ORDER, ignore_index=True)
 
 
 def runs_csv(runs):
-    """The text of runs.csv; numbers as the shortest text that reads back as the same number."""
+    """The text of runs.csv; numbers as the shortest text that reads back as the same number, no OPTIONAL column that is empty."""
+    runs = runs.drop(columns=[key for key in OPTIONAL if not (runs[key] != "").any()])
     switches = {key: runs[key].map({True: "true", False: "false"}) for key in runs if COLUMNS.get(key) == "boolean"}
     return runs.assign(**switches).to_csv(index=False, lineterminator="\n")
 
@@ -50,7 +50,7 @@ def read_runs(file):
         for key, dtype in (COLUMNS | OPTIONAL).items():
             if dtype != "str":  # Python's own reading of a number, which is exact
                 runs[key] = pd.array([read[dtype](cell) if cell else None for cell in runs[key]], dtype=dtype)
-        return runs
+        return runs.assign(**{key: runs.get(key, "") for key in OPTIONAL})
     except FileNotFoundError:
         return frame([])
     except (OSError, ValueError, TypeError, KeyError) as error:
