@@ -155,7 +155,7 @@ def forest(rows, title):
     axis = figure.subplots()
     axis.axvline(0, color=INK, linewidth=0.8)
     shades = [VERDICT_COLOURS.get(word, VERDICT_COLOURS[INCONCLUSIVE]) for *_, word in rows]
-    labels, verdicts = [row[0] for row in rows], [row[3] for row in rows]
+    labels, verdicts = [row[0] for row in rows], [row[3] for row in rows if row[1].n]
     ranged = [(i, c.low, c.high, shades[i]) for i, (_, c, *_) in enumerate(rows) if c.low is not None]
     if ranged:
         places, low, high, own = zip(*ranged, strict=True)

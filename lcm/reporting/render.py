@@ -35,12 +35,10 @@ class Table(NamedTuple):
     @property
     def missing_words(self):
         """What stands above the commands that fill the dashes."""
-        seeds = (
-            ""
-            if any("seed=" in command for command in self.missing)
-            else " (`seed='range(10)'` at its end for ten seeds)"
-        )
-        return f"Not run yet: {len(self.missing)}, each with its command{seeds}"
+        words = f"Not run yet: {len(self.missing)}, each with its command"
+        if any("seed=" in command for command in self.missing):
+            return words
+        return f"{words} (`seed='range(10)'` at its end for ten seeds)"
 
 
 def rounded(number, places):

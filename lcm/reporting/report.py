@@ -91,16 +91,11 @@ def cost_pictures(selection, protocol, paper):
 def claim_pictures(judged, protocol):
     """The forest plot of each of the paper's tables that has runs."""
     for number in sorted({contest.table for contest in judged}):
-        family = [part for contest, part in judged.items() if contest.table == number and not contest.margin]
-        if any(part.comparison.n for part in family):
+        family = {c: part for c, part in judged.items() if c.table == number and not c.margin}
+        if any(part.comparison.n for part in family.values()):
             rows = [
-                (
-                    f"{NETWORK_TITLE.get(c.model, c.model)}, {DATA_TITLE[c.data]}: {c.a} - {c.b}",
-                    part.comparison,
-                    c.paper,
-                    part.verdict if part.comparison.n else None,
-                )
-                for c, part in ((part.contest, part) for part in family)
+                (f"{title(c.data, c.model)}: {c.a} - {c.b}", part.comparison, c.paper, part.verdict)
+                for c, part in family.items()
             ]
             figure = figures.forest(rows, f"Claims of Table {number}\n{protocol.words}")
             words = f"Differences that the paper claims in Table {number}, {protocol.words}: "
@@ -111,9 +106,8 @@ def claim_pictures(judged, protocol):
 def forest_rows(records):
     """The lines of a forest plot from the records of a comparison's table."""
     for record in records[records["pairs"] > 0].itertuples():
-        ours = Comparison(
-            record.pairs, record.difference, low=record.low, high=record.high, differences=record.differences
-        )
+        facts = {key: getattr(record, key) for key in ("low", "high", "differences")}
+        ours = Comparison(record.pairs, record.difference, **facts)
         yield f"{NETWORK_TITLE.get(record.model, record.model)}: {record.attention}", ours, None, record.verdict
 
 
