@@ -11,7 +11,16 @@ from invented_runs import ROOT, STORED, results_of
 
 from lcm.config import options
 from lcm.errors import UserError
-from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, in_order, paper_accuracy, paper_epochs, protocols, select
+from lcm.reporting.protocol import (
+    PAPER_SCHEDULE,
+    Protocol,
+    in_order,
+    paper_accuracy,
+    paper_comparison,
+    paper_epochs,
+    protocols,
+    select,
+)
 from lcm.reporting.readme import fill_readme, findings, readme_blocks, summary
 from lcm.reporting.render import DASH, accuracy, latex, markdown, pipes, rounded, signed
 from lcm.reporting.runs import read_runs
@@ -220,6 +229,22 @@ def test_the_protocols_facts_are_the_configs():
         assert schedule.get("name", (schedule.get("defaults") or [None])[0]) == PAPER_SCHEDULE[name]
     assert paper_accuracy("mini_imagenet", "resnet50", "se") == {"top1": 81.46, "top5": 94.94}
     assert paper_accuracy("digits", "resnet20", "none") == {}
+
+
+def test_the_line_beside_a_result_is_true_for_every_deviation():
+    state = {
+        "data": "mini_imagenet",
+        "model": "resnet50",
+        "attention": "se",
+        "schedule": "mini_imagenet",
+        "epochs": 100,
+    }
+    line = "the (retracted) paper prints top-1 81.46 %, top-5 94.94 % for this row"
+    assert paper_comparison(state | {"deviations": {}}) == line
+    other = state | {"schedule": "cifar", "epochs": 300, "deviations": {"attention.reduction": 8}}
+    differs = "schedule=cifar, schedule.epochs=300, attention.reduction=8"
+    assert paper_comparison(other) == f"{line}, under its own protocol; this run differs: {differs}"
+    assert paper_comparison(state | {"model": "resnet20"}) == ""
 
 
 @pytest.mark.parametrize(
