@@ -89,7 +89,7 @@ def _is_number(value):
 
 def _fits(value, dtype):
     if dtype == "str":
-        return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+        return isinstance(value, str) and value.isprintable()
     if dtype == "float64":
         return _is_number(value)
     return type(value) is bool if dtype == "boolean" else type(value) is int and 0 <= value < 2**63
@@ -108,6 +108,8 @@ def row(run):
     facts |= {key: versions.get(key) for key in ("python", "torch", "lcm")}
     facts["deviations"] = json.dumps(deviations, sort_keys=True, separators=(",", ":"))
     facts["data_verified"] = data.get("verify")
+    if isinstance(facts["message"], str):  # of an exception, so anything; the record keeps it as it is
+        facts["message"] = "".join(character if character.isprintable() else " " for character in facts["message"])
     facts["data_cache"] = None
     if "cache" in data:
         facts["data_cache"] = str(data.get("cache_size") or "full size") if data["cache"] else "files"

@@ -32,7 +32,7 @@ def contents(folder):
 def test_rows_say_what_the_runs_said(runs, tmp_path):
     summary = collect(runs, tmp_path / "results")
     table = read_runs(tmp_path / "results" / "runs.csv")
-    pd.testing.assert_frame_equal(table, summary.runs)
+    pd.testing.assert_frame_equal(table, summary.runs, check_exact=True)
     assert [(r.attention, r.seed, r.test_top1) for r in table.itertuples()] == [
         ("lcm2", 0, 92.0), ("lcm2", 1, 93.0), ("none", 0, 92.0), ("none", 1, 93.0)
     ]  # fmt: skip
@@ -164,14 +164,14 @@ MALICIOUS = {
     "brackets without end": lambda d: (d / "metrics.jsonl").write_text("[" * 200_000),
     "a number without end": lambda d: (d / "run.json").write_text('{"seed": ' + "9" * 5000 + "}"),
     "half of a character": lambda d: edit(d, device="\ud800"),
+    "an end of line": lambda d: edit(d, commit="a\rb"),
     "a pipe": pipe,
     "infinity": lambda d: (d / "metrics.jsonl").write_text((d / "metrics.jsonl").read_text().replace("0.1,", "1e999,")),
     "a module that is a list": lambda d: edit(d, attention=["se"]),
 }
 HARMLESS = {
-    "message": "<img src=x onerror=alert(1)>\n\\input{x} | `x`",
+    "message": "<img src=x onerror=alert(1)>\n\\input{x} | `x` \r\x1b[31m",
     "device": "<script>alert(1)</script>",
-    "torch": "\n",
 }
 
 
@@ -189,8 +189,10 @@ def test_a_malicious_run_is_left_out(kind, runs, tmp_path):
 def test_malicious_text_is_shown_as_text(tmp_path):
     results = results_of(tmp_path, [{"attention": "none"}, {"attention": "lcm1", "state": "failed"}])
     for directory in (tmp_path / "runs").rglob("seed*"):
-        edit(directory, message=HARMLESS["message"], device=HARMLESS["device"], versions__torch=HARMLESS["torch"])
+        edit(directory, message=HARMLESS["message"], device=HARMLESS["device"])
     collect(tmp_path / "runs", results)
+    messages = read_runs(results / "runs.csv")["message"]
+    assert messages.map(str.isprintable).all() and messages.str.contains("<img").all()
     page, _ = make_report(results)
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
     command = [sys.executable, str(ROOT / "scripts" / "tables.py"), "--results", str(results)]
