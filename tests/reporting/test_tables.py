@@ -147,6 +147,8 @@ def test_two_runs_of_one_seed_count_once(results, runs):
     selection = select(doubled, Protocol())
     assert selection.arms()["cifar10", "resnet20", "none"]["run"].iloc[0] == runs[none]["run"].iloc[0]
     assert sorted(selection.duplicates.index) == [len(runs), len(runs) + 1]
+    unknown = changed(doubled, doubled["run"] == runs[none]["run"].iloc[0], compile=pd.NA)  # is taken for a plain one
+    assert sorted(select(unknown, Protocol()).duplicates.index) == [len(runs), len(runs) + 1]
     table = tables(doubled, results)["table2"]
     assert table.rows == tables(runs, results)["table2"].rows
     assert "A second run of the same seed, left out" in markdown(table)
@@ -216,6 +218,8 @@ def test_what_the_paper_does_not_know_has_its_rows(results, runs):
     assert [name for network, name in shown if network == "resnet20"][-2:] == ["lcm2", "mine"]
     assert shown[-1] == ["net", "alpha"]
     assert "| lcm2 | alpha | mine |" in summary(runs, results)
+    arms = [arm[1:] for arm in select(runs, Protocol("digits")).arms()]
+    assert arms == [("resnet20", "none"), ("resnet20", "gc"), ("resnet20", "mine"), ("net", "alpha")]
     assert in_order(["z", "lcm2", "a", "none", "a"]) == ["none", "lcm2", "a", "z"]
 
 
