@@ -10,7 +10,7 @@ Damaged runs are named and left out; they stop nothing.
 import argparse
 
 from lcm.errors import exit_on_user_error
-from lcm.reporting.collect import collect, rebuild
+from lcm.reporting.runs import collect, rebuild
 
 
 @exit_on_user_error
@@ -22,7 +22,7 @@ def main(arguments=None):
     parser.add_argument(
         "--from", dest="records", metavar="DIR", help="rebuild runs.csv from a folder of records instead"
     )
-    parser.add_argument("--results", default="results", help="where the results lie (default: results)")
+    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
     options = parser.parse_args(arguments)
     summary = rebuild(options.records, options.results) if options.records else collect(options.runs, options.results)
     print(f"{options.results}/runs.csv: {summary}")

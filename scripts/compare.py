@@ -1,9 +1,12 @@
-"""Compare runs that differ in attention and seed alone, whatever their data, schedule and deviations from the protocol.
+"""Compare runs that differ in attention and seed alone, whatever their protocol: table, verdicts, forest plot.
 
-python scripts/compare.py                                        # every finished run below runs/
-python scripts/compare.py data=digits schedule.epochs=30         # those that have these values
-python scripts/compare.py my/runs model=resnet20 --against se    # against another arm than none
-python scripts/compare.py data=digits --out digits               # also results/digits.md, .csv and .png
+    python scripts/compare.py runs                                     # every run below runs/
+    python scripts/compare.py runs data=digits schedule.epochs=30      # those with these settings
+    python scripts/compare.py results/metrics data=digits --against se # recorded runs, compared with se
+    python scripts/compare.py runs --out comparisons/mine              # also mine.md, .csv, .tex, .svg and .png
+
+Runs of one seed are pairs. Verdicts are corrected for all comparisons of the table. Runs that cannot be compared end in a message
+that says in what they differ, and exit code 2.
 """
 
 import argparse
@@ -11,8 +14,9 @@ from pathlib import Path
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
-from lcm.reporting.compare import comparison, read_finished, selected, terminal
-from lcm.reporting.render import csv_text, markdown
+from lcm.reporting import figures
+from lcm.reporting.compare import choose, compare_runs, read_folders, terminal
+from lcm.reporting.render import write_tables
 
 
 @exit_on_user_error
@@ -20,28 +24,22 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("what", nargs="*", metavar="FOLDER_OR_OVERRIDE", help="folders of runs (runs/), KEY=VALUE")
-    parser.add_argument("--against", default="none", help="the arm that the others are compared with (none)")
-    parser.add_argument("--out", metavar="STEM", help="also write STEM.md, STEM.csv and STEM.png")
-    parser.add_argument("--results", default="results", help="the folder of a relative STEM (default: results)")
+    parser.add_argument("what", nargs="*", help="folders of runs or records (default: runs), and key=value")
+    parser.add_argument("--against", default="none", metavar="ATTENTION", help="compare with this one (default: none)")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex, .svg and .png")
     options = parser.parse_intermixed_args(arguments)
-    folders = [word for word in options.what if "=" not in word] or ["runs"]
-    found, problems = read_finished(folders)
-    found = selected(found, [word for word in options.what if "=" in word])
-    table, rows = comparison(found, options.against)
+    choices = [text for text in options.what if "=" in text]
+    runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
+    name = options.out.name if options.out else "comparison"
+    table, figure = compare_runs(choose(runs, choices), options.against, name)
     print(terminal(table))
-    for problem in problems:
-        print(f"left out: {problem}")
+    for line in left_out:
+        print(f"left out: {line}")
     if options.out:
-        from lcm.reporting import plots
-
-        stem = Path(options.results) / options.out
-        write(Path(f"{stem}.md"), markdown(table))
-        write(Path(f"{stem}.csv"), csv_text(table))
-        shown = [row for row in rows if row[1] is not None]
-        if shown:
-            write(Path(f"{stem}.png"), plots.png(plots.forest(shown, table.title.replace("; ", "\n"))))
-        print(f"{stem}.md, .csv{', .png' if shown else ''} written")
+        write_tables([table], options.out.parent)
+        write(options.out.with_name(f"{name}.svg"), figures.svg(figure))
+        write(options.out.with_name(f"{name}.png"), figures.png(figure))
+        print(f"{options.out}.md, .csv, .tex, .svg, .png written")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--results", default="results", help="where the results lie (default: results)")
+    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
     options = parser.parse_args(arguments)
     write(Path(options.results) / "power.md", power_page())
     print(f"{options.results}/power.md written")

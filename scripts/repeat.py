@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from lcm.errors import UserError, exit_on_user_error
-from lcm.reporting.collect import Damaged, read_record, read_run
+from lcm.reporting.records import Damaged, read_record, read_run
 from lcm.runs.repeat import arguments, compared, differences, other_circumstances, word
 
 ROOT = Path(__file__).resolve().parents[1]

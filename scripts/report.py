@@ -15,7 +15,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--results", default="results", help="where the results lie (default: results)")
+    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
     options = parser.parse_args(arguments)
     pictures = write_report(options.results)
     print(f"{options.results}/report.html and {pictures} figures in {options.results}/figures, each as SVG and PNG")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lcm.config.options import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
-from lcm.reporting.collect import BEGUN, find_runs
+from lcm.reporting.records import BEGUN, find_runs
 from lcm.runs.standing import Speed, count, standing_of, table
 
 

@@ -15,11 +15,33 @@ from pathlib import Path
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.reporting.claims import claims_page, read_claims
-from lcm.reporting.collect import read_runs
+from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, protocols
 from lcm.reporting.readme import fill_readme, readme_blocks
 from lcm.reporting.render import write_tables
-from lcm.reporting.selection import Protocol, protocols
+from lcm.reporting.runs import read_runs
+from lcm.reporting.speed import benchmark_page, read_benchmark
 from lcm.reporting.tables import build, read_complexity
+
+
+def write_protocol(runs, protocol, results):
+    """Write a protocol's tables, and of the paper's schedules the list of claims."""
+    tables = build(runs, protocol, results)
+    if not tables:
+        paper = (
+            f"; {protocol.schedule} is a schedule of the paper: leave --schedule out"
+            if protocol.schedule in PAPER_SCHEDULE.values()
+            else ""
+        )
+        raise UserError(
+            f"no finished run without deviations has {protocol.words}: train one, then run scripts/collect.py{paper}"
+        )
+    write_tables(tables, results)
+    if protocol.schedule is None:
+        claims, file = read_claims(results / "claims.yaml"), results / f"claims{protocol.suffix}.md"
+        write(file, claims_page(claims, runs, protocol, read_complexity(results)))
+        print(f"{file}: {len(claims)} claims")
+    for table in tables:
+        print(f"{results}/{table.name}.md, .csv, .tex: {table.filled} of {len(table.records)} cells have runs")
 
 
 @exit_on_user_error
@@ -32,29 +54,19 @@ def main(arguments=None):
         "--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="take runs of this precision"
     )
     parser.add_argument("--all", action="store_true", help="build the tables of every protocol that has finished runs")
-    parser.add_argument("--results", default="results", help="where the results lie (default: results)")
+    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
     parser.add_argument(
         "--readme", nargs="+", default=[], metavar="FILE", help="also fill the result tables of these files"
     )
     options = parser.parse_args(arguments)
-    runs = read_runs(Path(options.results) / "runs.csv")
-    chosen = protocols(runs) if options.all else [Protocol(options.schedule, options.precision)]
-    for protocol in chosen:
-        tables = build(runs, protocol, options.results)
-        if not tables:
-            raise UserError(
-                f"no finished run without deviations has {protocol.words}: train one, then run scripts/collect.py"
-            )
-        write_tables(tables, options.results)
-        if protocol.schedule is None:  # the claims are about the paper's schedule
-            claims = read_claims(Path(options.results) / "claims.yaml")
-            page = claims_page(claims, runs, protocol, read_complexity(options.results))
-            write(Path(options.results) / f"claims{protocol.suffix}.md", page)
-            print(f"{options.results}/claims{protocol.suffix}.md: {len(claims)} claims")
-        for table in tables:
-            filled = sum(bool(record["n"]) for record in table.records)
-            print(f"{options.results}/{table.name}.md, .csv, .tex: {filled} of {len(table.records)} cells have runs")
-    blocks = readme_blocks(runs, options.results) if options.readme else {}
+    results = Path(options.results)
+    runs = read_runs(results / "runs.csv")
+    for protocol in protocols(runs) if options.all else [Protocol(options.schedule, options.precision)]:
+        write_protocol(runs, protocol, results)
+    for file in results.glob("benchmark*.csv"):
+        write(file.with_suffix(".md"), benchmark_page(read_benchmark(file)))
+        print(f"{file.with_suffix('.md')}: a view of {file.name}")
+    blocks = readme_blocks(runs, results) if options.readme else {}
     for file in options.readme:
         try:
             text = Path(file).read_text(encoding="utf-8")

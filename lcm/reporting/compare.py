@@ -1,200 +1,131 @@
-"""Any group of runs that differ in attention and seed alone, compared arm by arm, whatever their data and schedule."""
+"""Any runs that differ in attention and seed alone, compared seed by seed: a protocol of one's own."""
 
-from collections import defaultdict
+import json
 from pathlib import Path
-from typing import NamedTuple
 
+import pandas as pd
 import yaml
 
 from lcm.config.identity import NO_DEVIATION, identity, is_under
-from lcm.config.options import GROUPS
-from lcm.errors import UserError, nearest
-from lcm.reporting.collect import Damaged, Run, find_runs, read_run, row
-from lcm.reporting.render import DASH, Table, interval, mean_and_deviation, p_value, rounded, signed
-from lcm.reporting.selection import DATA_TITLE, NETWORK_TITLE, paired
-from lcm.reporting.statistics import compare, holm, pairs_to_reach, verdict
+from lcm.config.options import GROUPS, flatten
+from lcm.errors import UserError, listed, nearest
+from lcm.reporting.comparison import WORDS, against, header, pair_notes, row_and_record, run_notes, too_few_pairs
+from lcm.reporting.figures import forest
+from lcm.reporting.protocol import PAPER_SCHEDULE, in_order, one_a_seed, title
+from lcm.reporting.records import RECORDED, Damaged, check, find_runs, read_records, read_run
+from lcm.reporting.render import Table
+from lcm.reporting.report import forest_rows
+from lcm.reporting.runs import frame
 
-ALWAYS_FREE = ("attention", "seed")  # what the runs of one group may differ in
-
-
-class Found(NamedTuple):
-    """A finished run: its row of runs.csv and its flat config, as far as that can change a number."""
-
-    run: Run
-    config: dict
+FREE = ("attention", *(key for key in NO_DEVIATION if key != "precision"))  # in what compared runs may differ
 
 
-def read_finished(folders):
-    """([Found], problems) of the finished runs below folders; problems name what was left out. Raises UserError."""
-    found, problems, seen = [], [], {}
-    for folder in folders:
-        if not Path(folder).is_dir():
+def read_folders(folders):
+    """([(run.json, row of runs.csv)], [what was left out and why]) of folders of runs, or of records. Raises UserError."""
+    runs, left_out = [], []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
             raise UserError(
-                f"no folder {folder}: name a folder of runs, or KEY=VALUE to select among the runs of runs/"
+                f"no folder {folder}: name a folder of runs or of records; KEY=VALUE chooses among its runs"
             )
+        records, damaged = ({}, []) if (folder / "metrics.jsonl").exists() else read_records(folder)
+        found, left_out = list(records.values()), left_out + damaged
         for directory in find_runs(folder):
             try:
-                run, _ = read_run(directory)
-            except Damaged as fault:
-                problems.append(f"{directory}: {fault}")
-                continue
-            if run.get("state") != "finished":
-                problems.append(f"{directory}: {run.get('state')}")
-            elif run["run"] in seen:
-                problems.append(f"{directory}: a second copy of {seen[run['run']]}")
-            else:
-                seen[run["run"]] = directory
-                found.append(Found(row(run), identity(run.get("config") or {})))
-    if not found:
-        where = ", ".join(map(str, folders))
-        raise UserError("\n".join([f"no finished runs below {where}: train some (python train.py)", *problems]))
-    return found, problems
+                found.append(read_run(directory))
+            except Damaged as error:
+                left_out.append(f"{directory}: {error}")
+        left_out += [f"{run.get('run')}: {run.get('state')}" for run, _ in found if run.get("state") not in RECORDED]
+        runs += [(run, check(run, epochs)) for run, epochs in found if run.get("state") in RECORDED]
+    return runs, left_out
 
 
-def _key(name):
-    return f"{name}.name" if name in GROUPS else name
+def choose(runs, choices):
+    """Those of `runs` whose configs have the values of `choices`, each KEY=VALUE or KEY=VALUE,VALUE. Raises UserError."""
+    for text in choices:
+        key, _, values = text.partition("=")
+        flat = f"{key}.name" if key in GROUPS else key
+        keys = {known for run, _ in runs for known in flatten(run["config"])}
+        if runs and flat not in keys:
+            raise UserError(f"{text}: no run has a key {key}{nearest(key, {*keys, *GROUPS})}")
+        try:
+            wanted = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            raise UserError(f"{text}: {values} is not a value") from None
+        runs = [(run, row) for run, row in runs if flatten(run["config"]).get(flat) in wanted]
+    if not runs:
+        raise UserError(f"no finished run there has {' '.join(choices) or 'a result'}")
+    return runs
 
 
-def _values(text):
-    """`0,1` as [0, 1], `[0.5, 0.75]` as one list."""
-    try:
-        return [yaml.safe_load(part) for part in ([text] if text[:1] in "[{" else text.split(","))]
-    except yaml.YAMLError as error:
-        raise UserError(f"{text} is no value ({str(error).splitlines()[0]})") from None
+def _values(runs):
+    """{key: its different values, as JSON} over the configs of some runs."""
+    configs = [identity(run["config"]) for run, _ in runs]
+    keys = sorted({key for config in configs for key in config})
+    return {key: sorted({json.dumps(config.get(key)) for config in configs}) for key in keys}
 
 
-def selected(found, overrides):
-    """The runs that have the values of all overrides (KEY=VALUE, or KEY=VALUE,VALUE for either). Raises UserError."""
-    for override in overrides:
-        name, _, text = override.partition("=")
-        key, known = _key(name), {key for one in found for key in one.config}
-        if key not in known:
-            raise UserError(f"{override}: no run has a key {name}{nearest(key, known)}")
-        values = _values(text)
-        there = [one.config.get(key) for one in found]
-        found = [one for one, value in zip(found, there, strict=True) if value in values]
-        if not found:
-            have = ", ".join(sorted({str(value) for value in there}))
-            raise UserError(f"{override}: no finished run has it; what is left to choose from has {name}={have}")
-    return found
+def refuse_several_groups(runs):
+    """Raise UserError where runs differ in more than attention and seed, and rounding."""
+    differences = {key: found for key, found in _values(runs).items() if len(found) > 1 and not is_under(key, FREE)}
+    if differences:
+        lines = [f"{key}: {', '.join(found)}".replace('"', "") for key, found in differences.items()]
+        names = [key for key in differences if key.endswith(".name")] or list(differences)
+        advice = " ".join(f"{key.removesuffix('.name')}={differences[key][0]}" for key in names)
+        lines.append(f"one group alone, for example: {advice}".replace('"', ""))
+        raise listed("these runs differ in more than attention and seed:", lines)
 
 
-def refuse_several_groups(found):
-    """Raise UserError where runs differ in more than attention and seed."""
-    keys = sorted({key for one in found for key in one.config if not is_under(key, ALWAYS_FREE)})
-    differing = {key: _distinct(found, key) for key in keys}
-    differing = {key: values for key, values in differing.items() if len(values) > 1}
-    if differing:
-        lines = [f"  {key}: {', '.join(map(str, values))}" for key, values in differing.items()]
-        first = {key: values[0] for key, values in differing.items() if isinstance(values[0], (str, int, float))}
-        names = {key: value for key, value in first.items() if key.endswith(".name")} or first
-        advice = " ".join(f"{key.removesuffix('.name')}={str(value).lower()}" for key, value in names.items())
+def label_arms(runs):
+    """The rows of `runs`; an attention that was trained with several settings is an arm for each: "se reduction=8"."""
+    rows = []
+    for attention in {row["attention"] for _, row in runs}:
+        own = [(run, row) for run, row in runs if row["attention"] == attention]
+        several = [key for key, found in _values(own).items() if key.startswith("attention.") and len(found) > 1]
+        for run, row in own:
+            settings = [f"{key.removeprefix('attention.')}={identity(run['config']).get(key)}" for key in several]
+            rows.append(row | {"attention": " ".join([attention, *settings])})
+    return rows
+
+
+def _protocol(runs):
+    """(the protocol of compared runs in words, in what it deviates from that of its names)."""
+    first = runs.iloc[0]
+    deviations = {f"{key}={value}": None for text in runs["deviations"] for key, value in json.loads(text).items()}
+    shared = [words for words in deviations if not words.startswith("attention.")]
+    words = ", ".join([f"schedule={first.schedule}", f"precision={first.precision}", *shared])
+    if deviations:
+        return words, f"Not the protocol of schedule={first.schedule}: {', '.join(deviations)}."
+    paper = first.schedule == PAPER_SCHEDULE.get(first.data)
+    return words, "" if paper else f"Not the paper's schedule: schedule={first.schedule}."
+
+
+def compare_runs(runs, baseline="none", name="comparison"):
+    """(Table, figure) of runs as `choose` returns them, every attention against `baseline`. Raises UserError."""
+    refuse_several_groups(runs)
+    selection = one_a_seed(frame(label_arms(runs)))
+    arms = dict(list(selection.runs.groupby("attention", sort=False)))
+    if baseline not in arms:
         raise UserError(
-            "\n".join(
-                [
-                    "these runs differ in more than attention and seed:",
-                    *lines,
-                    f"one group alone, for example: {advice}",
-                ]
-            )
+            f"no arm {baseline} among these runs: --against one of {', '.join(arms)}{nearest(baseline, arms)}"
         )
-
-
-def _distinct(found, key):
-    values = []
-    for one in found:
-        if one.config.get(key) not in values:
-            values.append(one.config.get(key))
-    return sorted(values, key=str)
-
-
-def arms_of(found):
-    """({label: {seed: Run}}, doubles): an arm is an attention with one set of sizes, named by what tells it from others."""
-    by_name = defaultdict(list)
-    for one in found:
-        by_name[one.run.attention].append(one)
-    arms, doubles = {}, []
-    for name, runs in by_name.items():
-        keys = {key for one in runs for key in one.config if key.startswith("attention.")}
-        free = sorted(key for key in keys if len(_distinct(runs, key)) > 1)
-        for one in runs:
-            label = " ".join([name, *(f"{key.removeprefix('attention.')}={one.config.get(key)}" for key in free)])
-            arm = arms.setdefault(label, {})
-            if one.run.seed in arm:
-                doubles.append(f"{one.run.run}: a second run of seed {one.run.seed}")
-            else:
-                arm[one.run.seed] = one.run
-    return {label: dict(sorted(arms[label].items())) for label in sorted(arms)}, doubles
-
-
-def heading(found):
-    """Data, network, schedule and what deviates from the protocol, of one group."""
-    run, config = found[0].run, found[0].config
-    told = {key: value for key, value in (run.deviations or {}).items() if not is_under(key, ALWAYS_FREE)}
-    rounding = {k: v for k, v in config.items() if is_under(k, NO_DEVIATION) and k in ("precision", "compile")}
-    words = ", ".join(f"{key}={value}" for key, value in {"schedule": run.schedule, **rounding}.items())
-    deviating = ", ".join(f"{key}={value}" for key, value in told.items()) or "none"
-    data, network = DATA_TITLE.get(run.data, run.data), NETWORK_TITLE.get(run.model, run.model)
-    return f"{network} on {data}: {words}; deviations from the protocol: {deviating}"
-
-
-def comparison(found, against="none"):
-    """(Table, rows for plots.forest) of one group of runs against the arm `against`. Raises UserError."""
-    refuse_several_groups(found)
-    arms, doubles = arms_of(found)
-    if against not in arms:
-        raise UserError(
-            f"no arm {against} among these runs: --against one of {', '.join(arms)}{nearest(against, arms)}"
-        )
-    reference, others = arms.pop(against), arms
-    if not others:
-        raise UserError(f"only {against} is among these runs: there is nothing to compare it with")
-    compared = {label: compare(list(paired(arm, reference).values())) for label, arm in others.items()}
-    adjusted = holm([c.p for c in compared.values()], family=len(compared))
-    rows, records, plotted = [], [], []
-    for label, arm in {against: reference, **others}.items():
-        mean, deviation = mean_and_deviation([run.test_top1 for run in arm.values()])
-        c = compared.get(label)
-        p = adjusted[list(compared).index(label)] if c else None
-        word = verdict(c, p) if c and c.n else DASH
-        cells = [signed(c.mean), interval(c), str(c.n), p_value(c.p), p_value(p), word] if c else [DASH] * 6
-        rows.append([label, str(len(arm)), f"{rounded(mean, 2)} ± {rounded(deviation, 2)}", *cells])
-        record = {"attention": label, "n": len(arm), "seeds": " ".join(map(str, arm)), "mean": mean}
-        record |= {"deviation": deviation, "against": against, "pairs": c.n if c else None}
-        record |= {"difference": c.mean if c else None, "low": c.low if c else None, "high": c.high if c else None}
-        records.append(record | {"p": c.p if c else None, "p_holm": p, "verdict": word if c else None})
-        if c:
-            plotted.append((label, c.mean, c.low, c.high, c.differences, None, word if c.n else None))
-    needed, have = pairs_to_reach(len(others)), [c.n for c in compared.values()]
-    notes = [
-        f"Pairs needed before a corrected p-value can reach 0.05: {needed} ({len(others)} comparisons); there are "
-        f"{min(have)}{f' to {max(have)}' if min(have) < max(have) else ''}. Differences are paired by seed; 95 % BCa "
-        "bootstrap interval; p: exact two-sided sign-flip test; Holm's correction over the rows; verdict: on `better`."
-    ]
-    if doubles:
-        notes.append(f"Left out: {'; '.join(doubles)}.")
-    header = [
-        "attention",
-        "seeds",
-        "top-1 (%)",
-        f"minus {against}",
-        "95 % interval",
-        "pairs",
-        "p",
-        "p (Holm)",
-        "verdict",
-    ]
-    return Table("compare", heading(found), notes, header, rows, [], records, []), plotted
+    if len(arms) < 2:
+        raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
+    compared = against({attention: arms[attention] for attention in in_order(arms, (baseline, *arms))}, baseline)
+    facts = {key: runs[0][1][key] for key in ("data", "model", "schedule", "precision")}
+    lines = [row_and_record(facts | {"attention": attention}, one) for attention, one in compared.items()]
+    rows, records = [row for row, _ in lines], pd.DataFrame([record for _, record in lines], dtype=object)
+    notes = [WORDS.format(against=baseline, family=f"{len(arms) - 1} comparisons of this table")]
+    if needed := too_few_pairs(compared):
+        notes.append(f"Pairs that the test needs before any corrected p-value can reach 0.05: {needed}.")
+    notes += run_notes(*selection) + pair_notes([one.pairs for one in compared.values()])
+    (words, warning), network = _protocol(selection.runs), title(facts["data"], facts["model"])
+    heading = f"Every attention against {baseline}: {network}, {words}"
+    table = Table(name, heading, header(baseline), rows, notes, records, warning=warning, labels=3)
+    return table, forest(list(forest_rows(records)), f"{network}: attention minus {baseline}\n{words}")
 
 
 def terminal(table):
     """A table for the terminal: its title, columns of equal width, its notes."""
-    lines = [table.header, *table.rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(table.header))]
-    body = [
-        "  ".join(
-            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join([table.title, "", *body, "", *table.notes])
+    cells = pd.DataFrame(table.rows, columns=table.header).iloc[:, 2:].to_string(index=False)
+    return "\n\n".join(filter(None, [table.title, table.warning, cells, *table.notes]))

@@ -1,80 +1,98 @@
-"""What the paper's tables cost in time: a measured training step of each network, times images, epochs and runs."""
+"""What the paper's tables cost in time: a training step of each network, measured or computed, times images, epochs and runs."""
 
 from pathlib import Path
 
-from lcm.config.options import load
-from lcm.reporting.render import DASH, pipes
-from lcm.reporting.selection import PAPER_SCHEDULE
-from lcm.reporting.tables import read_complexity, read_csv, read_paper
+import pandas as pd
+
+from lcm.reporting.protocol import paper_epochs
+from lcm.reporting.render import DASH, pipes, plural
+from lcm.reporting.tables import ARM, read_complexity, read_paper
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10, CIFAR-100 and mini-ImageNet alike
-EPOCHS = {data: load("schedule", schedule)["epochs"] for data, schedule in PAPER_SCHEDULE.items()}
 EVALUATION = 1 / 3  # an image costs a forward pass in evaluation, and about three in training
 H200 = 67e12  # float32 operations a second outside of tensor cores: NVIDIA's figure for the H200 SXM
-SEEDS = (1, 6, 10)  # ten: the fewest with which the corrected tests of every table can decide (results/claims.md)
+
+SHARED = "Times images and epochs, a third for an evaluated image. `all` counts a run that two tables share once."
 
 
 def cells(results):
     """{table: {(data, model, attention), ...}} of the paper: the runs of one seed. Tables 1, 3 and 4 share some."""
-    found = {}
-    for row in read_paper(results):
-        found.setdefault(row["table"], set()).add((row["data"], row["model"], row["attention"]))
-    return found
+    return {
+        table: set(rows[ARM].itertuples(index=False, name=None)) for table, rows in read_paper(results).groupby("table")
+    }
 
 
 def images(data):
     """Training images that a run on `data` costs: its epochs, and the evaluation after each of them."""
-    return EPOCHS[data] * (TRAINING_IMAGES + EVALUATION * TEST_IMAGES)
+    return paper_epochs(data) * (TRAINING_IMAGES + EVALUATION * TEST_IMAGES)
 
 
 def hours(cells, seconds):
-    """Hours of the runs `cells`, with {(model, attention): seconds an image}; None where one was not measured."""
+    """Hours of the runs `cells`, with {(model, attention): seconds an image}; None where one is missing."""
     if any((model, attention) not in seconds for _, model, attention in cells):
         return None
     return sum(images(data) * seconds[model, attention] for data, model, attention in cells) / 3600
 
 
-def read_steps(results):
-    """({(model, attention): seconds an image}, the devices) of cost.csv."""
-    rows = read_csv(Path(results) / "cost.csv", optional=True)
-    seconds = {(row["model"], row["attention"]): float(row["seconds_per_image"]) for row in rows}
-    return seconds, sorted({row["device"] for row in rows})
+def measured_steps(results, on_card):
+    """({(model, attention): seconds an image}, the devices) of cost.csv: its rows of a GPU, or those of a CPU."""
+    file = Path(results) / "cost.csv"
+    rows = pd.read_csv(file, keep_default_na=False) if file.exists() else pd.DataFrame({"device": []}, dtype=str)
+    rows = rows[rows["device"].str.startswith("cpu") != on_card]
+    seconds = {(row.model, row.attention): row.seconds_per_image for row in rows.itertuples()}
+    return seconds, " and ".join(sorted(set(rows["device"])))
 
 
-def floor(results):
+def computed_steps(results):
     """{(model, attention): seconds an image} on an H200 that does nothing but multiply and add, at its float32 peak."""
-    return {
-        (model, attention): 3 * 2 * macs / H200
-        for (_, model, attention), (_, _, macs) in read_complexity(results).items()
-    }
+    return {(row.model, row.attention): 3 * 2 * row.macs / H200 for row in read_complexity(results).itertuples()}
 
 
-def cost_block(results, on_cpu=False):
-    """Runs and time of each of the paper's tables and of all of them: on a GPU, computed, or on a CPU, measured; in Markdown."""
-    measured, devices = read_steps(results)
-    if on_cpu and not measured:
+def card_steps(results):
+    """(seconds an image on a card, how they are known)."""
+    seconds, devices = measured_steps(results, on_card=True)
+    if seconds:
+        return seconds, f"Measured: a training step in float32 on {devices} (`python scripts/cost.py`)"
+    return computed_steps(results), (
+        "Computed, not measured: the least that an H200 can take in float32, six operations for each multiply-accumulate at "
+        f"{H200 / 1e12:.0f} TFLOP/s and no time for memory or launches; small networks take several times as long"
+    )
+
+
+def cost_block(results):
+    """Hours on one card for each table of the paper and all of them."""
+    seconds, how = card_steps(results)
+    if not seconds:
+        return "Not computed yet: `python scripts/complexity.py --csv results/complexity.csv`."
+    return f"{_table(results, seconds, (1, 10), days=False)}\n\n{how}. {SHARED}"
+
+
+def cost_cpu_block(results):
+    """The same on the CPU that cost.csv was measured on."""
+    seconds, devices = measured_steps(results, on_card=False)
+    if not seconds:
         return "Not measured yet: `python scripts/cost.py`."
-    tables = {f"Table {number}": runs for number, runs in sorted(cells(results).items())}
+    how = (
+        f"Measured: seconds of a training step in float32 on {devices} (`python scripts/cost.py` -> `results/cost.csv`)"
+    )
+    return f"{_table(results, seconds, (1, 6, 10))}\n\n{how}. {SHARED}"
+
+
+def _table(results, seconds, seeds, days=True):
+    tables = {f"Table {number}": runs for number, runs in cells(results).items()}
     tables["all"] = set().union(*tables.values())
-    seconds = measured if on_cpu else floor(results)
-    header = ["", "runs a seed", *(f"{n} seed{'s' * (n > 1)}" for n in SEEDS)]
-    rows = [[name, str(len(runs)), *(_time(hours(runs, seconds), n) for n in SEEDS)] for name, runs in tables.items()]
-    if on_cpu:
-        legend = (
-            f"Measured: seconds of a training step in float32 on {' and '.join(devices)} (`python scripts/cost.py` -> "
-            "`results/cost.csv`) times images and epochs, with a third of it for an evaluated image."
-        )
-    else:
-        legend = (
-            f"Computed for an H200, not measured: six operations for each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s, no "
-            "time for memory or launches. A run cannot be faster in float32; small networks are several times slower."
-        )
-    return f"{pipes(header, rows)}\n\n{legend} `all` counts a run that two tables share once."
+    rows = [
+        [name, str(len(runs)), *(duration(hours(runs, seconds), count, days) for count in seeds)]
+        for name, runs in tables.items()
+    ]
+    return pipes(["", "runs a seed", *(plural(count, "seed") for count in seeds)], rows)
 
 
-def _time(hours, seeds):
-    """`3.4 h` or `12 days`; a dash for None."""
+def duration(hours, seeds, days=False):
+    """`3.4 h`, or `12 days` from 72 hours on; a dash for None."""
     if hours is None:
         return DASH
     hours *= seeds
-    return f"{hours:.2g} h" if hours < 10 else f"{hours:.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"
+    if days and hours >= 72:
+        return f"{hours / 24:,.0f} days"
+    return f"{hours:.2g} h" if hours < 10 else f"{hours:.0f} h"

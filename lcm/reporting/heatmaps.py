@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lcm.errors import UserError
 from lcm.files import write_atomically
-from lcm.reporting.selection import NETWORK_TITLE
+from lcm.reporting.protocol import NETWORK_TITLE
 
 ATTENTION_TITLE = {"se": "SE", "cbam": "CBAM", "nonlocal": "Non-local", "gc": "GC", "lcm1": "LCM1", "lcm2": "LCM2"}
 

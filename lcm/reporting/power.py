@@ -51,28 +51,25 @@ def power_page(repetitions=2000):
     def share(value):
         return f"{100 * value:.1f} %"
 
-    def shares(comparisons, count, which=0):
-        return [
-            [f"{d} points", *(share(simulate(d, n, comparisons, count)[which]) for n in PAIRS)] for d in DIFFERENCES
-        ]
+    def shares(comparisons, count):
+        return [[f"{d} points", *(share(simulate(d, n, comparisons, count)[0]) for n in PAIRS)] for d in DIFFERENCES]
 
     families = repetitions // FAMILY
-    return "\n\n".join(
-        [
-            "# What the verdicts can see",
-            "Made by `python scripts/power.py` from simulated runs, not from training: two arms with the true difference of "
-            f"the first column, each run with a deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
-            f"{repetitions} repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points.",
-            "## Share of verdicts `supported`, one comparison\n\n"
-            "The first row holds the wrong verdicts; with fewer than 6 seeds the verdict is always `untestable`.",
-            table("true difference", shares(1, repetitions)),
-            f"## The same with Holm's correction over {FAMILY} comparisons\n\n"
-            f"All {FAMILY} with the same true difference ({families} families). With 6 seeds no corrected p-value can reach 0.05.",
-            table("true difference", shares(FAMILY, families)),
-            "Families with at least one wrong verdict `supported`, no true difference:",
-            table("", [["share", *(share(simulate(0, n, FAMILY, families)[1]) for n in PAIRS)]]),
-            "## Coverage of the 95 % BCa interval\n\n"
-            "How often it holds the true difference. It is too narrow for few seeds, which is why no verdict rests on it alone.",
-            table("", [["coverage", *(share(coverage(n, repetitions)) for n in PAIRS)]]),
-        ]
-    ) + "\n"  # fmt: skip
+    parts = [
+        "# What the verdicts can see",
+        "Made by `python scripts/power.py` from simulated runs, not from training: two arms with the true difference of "
+        f"the first column, each run with a deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
+        f"{repetitions} repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points.",
+        "## Share of verdicts `supported`, one comparison\n\n"
+        "The first row holds the wrong verdicts; with fewer than 6 seeds the verdict is always `untestable`.",
+        table("true difference", shares(1, repetitions)),
+        f"## The same with Holm's correction over {FAMILY} comparisons\n\n"
+        f"All {FAMILY} with the same true difference ({families} families). With 6 seeds no corrected p-value can reach 0.05.",
+        table("true difference", shares(FAMILY, families)),
+        "Families with at least one wrong verdict `supported`, no true difference:",
+        table("", [["share", *(share(simulate(0, n, FAMILY, families)[1]) for n in PAIRS)]]),
+        "## Coverage of the 95 % BCa interval\n\n"
+        "How often it holds the true difference. It is too narrow for few seeds, which is why no verdict rests on it alone.",
+        table("", [["coverage", *(share(coverage(n, repetitions)) for n in PAIRS)]]),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,48 +1,68 @@
-"""The result tables of the README: text between `<!-- results:begin NAME -->` and `<!-- results:end -->`, never written by hand."""
+"""The result blocks of the README: text between `<!-- results:begin NAME -->` and `<!-- results:end -->`, never written by hand."""
 
 import re
 from pathlib import Path
 
 from lcm.errors import UserError
 from lcm.reporting.claims import claims_in_short, judge, judge_contests, read_claims
-from lcm.reporting.cost import cost_block
-from lcm.reporting.findings import findings
-from lcm.reporting.render import DASH, accuracy, markdown_rows, pipes, signed
-from lcm.reporting.selection import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, protocols, select
+from lcm.reporting.cost import card_steps, cells, cost_block, cost_cpu_block, duration, hours
+from lcm.reporting.protocol import (
+    ATTENTIONS,
+    DATA_TITLE,
+    NETWORK_TITLE,
+    Protocol,
+    in_order,
+    protocols,
+    select,
+    title,
+)
+from lcm.reporting.render import (
+    DASH,
+    accuracy,
+    markdown_rows,
+    mean_and_deviation,
+    pipes,
+    plural,
+    rounded,
+    scaled,
+    signed,
+)
 from lcm.reporting.speed import speed_block
-from lcm.reporting.statistics import CONTRADICTED, SUPPORTED, pairs_to_reach
-from lcm.reporting.tables import build, comparison_table, counts, read_complexity
+from lcm.reporting.statistics import CONTRADICTED, MINIMUM_PAIRS, SUPPORTED, VERDICTS, pairs_to_reach
+from lcm.reporting.tables import build, comparison_table, counts, read_complexity, read_paper
 
 _BLOCK = re.compile(r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)", re.DOTALL)
+REACHED = 0.6  # points: how near to the paper's number a baseline counts as reached
 
 
 def _difference(record):
     """`+0.12 [-0.10, +0.34]`, bold where the verdict is not open; `+0.12 (2 pairs)` where so few have no interval; a dash."""
-    if not record or not record["pairs"]:
+    if record is None or not record.pairs:
         return DASH
-    text, pairs = signed(record["difference"]), record["pairs"]
-    if record["low"] is None:
-        return f"{text} ({pairs} pair{'s' * (pairs > 1)})"
-    text += f" [{signed(record['low'])}, {signed(record['high'])}]"
-    return f"**{text}**" if record["verdict"] in (SUPPORTED, CONTRADICTED) else text
+    text = signed(record.difference)
+    if record.low is None:
+        return f"{text} ({plural(record.pairs, 'pair')})"
+    text += f" [{signed(record.low)}, {signed(record.high)}]"
+    return f"**{text}**" if record.verdict in (SUPPORTED, CONTRADICTED) else text
 
 
 def summary(runs, results):
     """What was found so far: every attention's difference from none on every network and data set that has runs, and the
     verdicts on the claims, in few lines."""
-    others = [attention for attention in ATTENTIONS if attention != "none"]
-    others += sorted({run.attention for run in runs} - set(ATTENTIONS))  # of users
+    others = [name for name in in_order([*ATTENTIONS, *runs["attention"]]) if name != "none"]
     header, rows = ["data", "network", "schedule", "precision", "none", *others], []
     for protocol in protocols(runs):
-        records = {(r["data"], r["model"], r["attention"]): r for r in comparison_table(runs, protocol).records}
-        for (data, model), arms in select(runs, protocol).groups().items():
+        selection = select(runs, protocol)
+        records = comparison_table(selection, protocol).records.itertuples()
+        records = {(record.data, record.model, record.attention): record for record in records}
+        for (data, model), own in selection.groups().items():
             names = [DATA_TITLE.get(data, data), NETWORK_TITLE.get(model, model)]
             names += [protocol.schedule_of(data), protocol.precision]
-            baseline = accuracy([run.test_top1 for run in arms.get("none", {}).values()])
+            baseline = accuracy(own.loc[own["attention"] == "none", "test_top1"])
             rows.append([*names, baseline, *(_difference(records.get((data, model, other))) for other in others)])
     claims = read_claims(Path(results) / "claims.yaml")
     judged = judge_contests(claims, runs, Protocol())
-    verdicts = claims_in_short(judge(claims, judged, runs, Protocol(), read_complexity(results)))
+    verdicts = claims_in_short(judge(claims, judged, read_complexity(results)))
     if not rows:
         return f"Nothing was run yet. {verdicts}"
     legend = (
@@ -54,8 +74,86 @@ def summary(runs, results):
     return f"{pipes(header, rows, labels=4)}\n\n{legend}\n\n{verdicts}"
 
 
+def findings(runs, results):
+    """The state of knowledge in three lines: the paper's counts, its accuracies, and what would decide about the modules."""
+    judged = judge_contests(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
+    lines = {
+        "Counts": _counts(results),
+        "Accuracy": f"{_baselines(runs, results)} {_modules(judged)}",
+        "What would decide": _decisive(results, judged),
+    }
+    return "\n".join(f"* **{name}**: {words}" for name, words in lines.items())
+
+
+def _counts(results):
+    """How many of the paper's printed counts ours are equal to, rounded as the paper has rounded them."""
+    paper = read_paper(results).drop_duplicates(["table", "label"])
+    ours = paper.merge(read_complexity(results), how="left", on=["table", "model", "attention"])
+    equal = 0
+    for row in ours.itertuples():
+        for printed, exact in ((row.params_m, scaled(row.params, 6, 3)), (row.gflops, rounded(row.gfloat, 3))):
+            equal += exact != DASH and rounded(exact, len(printed.partition(".")[2])) == printed
+    return (
+        f"the networks here meet {equal} of the paper's {2 * len(ours)} printed cells of parameters and GFloat "
+        "(`results/complexity.csv`)."
+    )
+
+
+def _baselines(runs, results):
+    """Whether the networks without attention reach the paper's accuracies under its own schedule."""
+    arms, words = select(runs, Protocol()).arms(), {"reached": [], "not reached": []}
+    paper = read_paper(results).drop_duplicates(["data", "model", "attention", "metric"])
+    baselines = paper[(paper["attention"] == "none") & (paper["metric"] == "top1")]
+    for row in baselines.itertuples():
+        arm = arms.get((row.data, row.model, "none"))
+        if arm is not None:
+            reached = abs(mean_and_deviation(arm["test_top1"])[0] - row.value) <= REACHED
+            text = f"{title(row.data, row.model)} ({accuracy(arm['test_top1'])}, the paper {rounded(row.value, 2)})"
+            words["reached" if reached else "not reached"].append(text)
+    if not any(words.values()):
+        return (
+            f"none of the paper's {len(baselines)} baselines (networks without attention) was run under its own schedule yet"
+            f"{' (shorter ones: table below)' if len(runs) else ''}, so that its accuracies are untested."
+        )
+    found = [f"{word} within {REACHED} points: {'; '.join(names)}" for word, names in words.items() if names]
+    missing = len(baselines) - sum(map(len, words.values()))
+    found += [f"not run yet: the other {missing} baselines"] if missing else []
+    return f"the paper's baselines are {'. '.join(found)}."
+
+
+def _modules(judged):
+    """What the number of pairs under the paper's schedule can say about the modules."""
+    pairs = max((part.comparison.n for part in judged.values()), default=0)
+    if pairs < MINIMUM_PAIRS:
+        have = f"there {'is' if pairs == 1 else 'are'} {pairs} at most" if pairs else "there is none yet"
+        return f"Nothing can be said about the modules: a test needs {MINIMUM_PAIRS} pairs of runs, and {have}."
+    words = [part.verdict for part in judged.values()]
+    return (
+        "Of the comparisons that the paper makes "
+        + ", ".join(f"{words.count(word)} are {word}" for word in VERDICTS)
+        + "."
+    )
+
+
+def _decisive(results, judged):
+    """The cheapest table of the paper, with the fewest seeds that can decide."""
+    seconds, how = card_steps(results)
+    families = {table: [c for c in judged if c.table == table] for table in cells(results)}
+    options = []
+    for table, runs in cells(results).items():
+        seeds, time = pairs_to_reach(len(families[table])), hours(runs, seconds)
+        options.append((float("inf") if time is None else time * seeds, table, seeds, len(runs)))
+    time, table, seeds, runs = min(options)
+    known = "as measured" if how.startswith("Measured") else "at least, as computed"
+    return (
+        f"`python train.py experiment=table{table} seed='range({seeds})'`: {seeds * runs} runs, {seeds} seeds because no test of "
+        f"fewer can decide once it is corrected for the table's {len(families[table])} comparisons; "
+        f"{duration(None if time == float('inf') else time, 1)} on one card {known}."
+    )
+
+
 def fill_readme(text, blocks):
-    """`text` with every part between `<!-- results:begin NAME -->` and `<!-- results:end -->` made anew from `blocks[NAME]`.
+    """`text` with every part between `<!-- results:begin NAME -->` and `<!-- results:end -->` replaced by `blocks[NAME]`.
 
     Raises UserError for a name that there is no block for.
     """
@@ -69,19 +167,17 @@ def fill_readme(text, blocks):
 
 
 def readme_blocks(runs, results):
-    """What a README may show, by name: `summary`, `counts`, `cost`, `speed`, and the rows of every table of these runs."""
+    """What a README may show, by name: `findings`, `summary`, `cost` and others, and every table of these runs."""
     blocks = {
-        "counts": markdown_rows(counts(runs)) if runs else "Nothing was run yet.",
-        "summary": summary(runs, results),
+        "counts": markdown_rows(counts(runs)) if len(runs) else "Nothing was run yet.",
         "findings": findings(runs, results),
+        "summary": summary(runs, results),
         "cost": cost_block(results),
-        "cost_cpu": cost_block(results, on_cpu=True),
+        "cost_cpu": cost_cpu_block(results),
         "speed": speed_block(results),
     }
     for protocol in [*protocols(runs), Protocol("digits")]:
         for table in build(runs, protocol, results):
-            missing = (
-                f"\n\nDashes: not run yet; the commands are in `results/{table.name}.md`." if table.missing else ""
-            )
-            blocks[table.name] = markdown_rows(table) + missing
+            hint = f"\n\nDashes: not run yet; the commands are in `results/{table.name}.md`." if table.missing else ""
+            blocks[table.name] = markdown_rows(table) + hint
     return blocks

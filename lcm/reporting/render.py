@@ -1,12 +1,12 @@
-"""Tables as text: numbers as they are printed, and a table as Markdown, LaTeX and CSV."""
+"""A table and its views as Markdown, LaTeX and CSV (HTML: report.html.jinja), and numbers as they are printed."""
 
-import csv
-import io
 import re
 import statistics
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import NamedTuple
+
+import pandas as pd
 
 from lcm.files import write
 
@@ -18,37 +18,52 @@ class Table(NamedTuple):
 
     name: str
     title: str
-    notes: list
     header: list
     rows: list
-    groups: list
-    records: list  # the CSV file: one dict a cell
-    missing: list  # the commands that fill its dashes
+    notes: list = []  # noqa: RUF012  never changed
+    records: pd.DataFrame = pd.DataFrame()  # the CSV file: one row for each cell
+    groups: tuple = ()
+    missing: tuple = ()  # the commands that fill its dashes
     warning: str = ""
     labels: int = 1
 
     @property
     def filled(self):
-        return any(record.get("n") for record in self.records)
+        """How many cells have runs."""
+        return int((self.records["n"] > 0).sum())
+
+    @property
+    def missing_words(self):
+        """What stands above the commands that fill the dashes."""
+        words = f"Not run yet: {len(self.missing)}, each with its command"
+        if any("seed=" in command for command in self.missing):
+            return words
+        return f"{words} (`seed='range(10)'` at its end for ten seeds)"
 
 
 def rounded(number, places):
-    """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185); a dash for None."""
-    if number is None:
+    """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185); a dash for a missing one."""
+    if pd.isna(number):
         return DASH
     return str(Decimal(str(number)).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP))
 
 
+def scaled(count, power, places):
+    """An exact count in units of 10**power as text."""
+    return rounded(count if pd.isna(count) else Decimal(int(count)) / 10**power, places)
+
+
 def signed(number, places=2):
-    """+0.59, -0.07, 0.00; a dash for None."""
-    if number is None:
-        return DASH
+    """+0.59, -0.07, 0.00; a dash for a missing one."""
     text = rounded(number, places)
-    return text.lstrip("-") if float(text) == 0 else text if text.startswith("-") else f"+{text}"
+    if text == DASH or (text.startswith("-") and float(text)):
+        return text
+    return f"+{text}" if float(text) else text.lstrip("-")
 
 
 def mean_and_deviation(values):
-    """(mean, sample standard deviation) of a list; None for what it does not define."""
+    """(mean, sample standard deviation) of numbers; None for what they do not define."""
+    values = list(values)
     return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -58,11 +73,9 @@ def accuracy(values):
     return DASH if mean is None else f"{rounded(mean, 2)} ± {rounded(deviation, 2)} ({len(values)})"
 
 
-def interval(comparison, places=2):
+def interval(comparison):
     """`[+0.12, +0.61]`, a dash where it is not defined."""
-    if comparison.low is None:
-        return DASH
-    return f"[{signed(comparison.low, places)}, {signed(comparison.high, places)}]"
+    return DASH if comparison.low is None else f"[{signed(comparison.low)}, {signed(comparison.high)}]"
 
 
 def p_value(p):
@@ -70,8 +83,19 @@ def p_value(p):
     return DASH if p is None else "<0.001" if p < 0.0005 else rounded(p, 3)
 
 
+def plural(count, noun):
+    """ "1 pair", "2 pairs" """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _inert(text):
+    """Text on one line, in which no HTML tag begins."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
+
+
 def pipes(header, rows, labels=1):
     """Rows of text as a Markdown table whose first `labels` columns stand left, the others right."""
+    rows = [[_inert(cell).replace("|", r"\|") for cell in row] for row in rows]
     lines = [header, ["---"] * labels + ["---:"] * (len(header) - labels), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -81,42 +105,52 @@ def markdown_rows(table):
     return pipes(table.header, table.rows, table.labels)
 
 
-def missing_words(table):
-    """What stands above the commands that fill a table's dashes."""
-    named = any("seed=" in command for command in table.missing)
-    return f"Not run yet: {len(table.missing)}, each with its command" + (
-        "" if named else " (`seed='range(10)'` at its end for ten seeds)"
-    )
-
-
 def markdown(table):
-    parts = [f"# {table.title}"]
-    if table.warning:
-        parts.append(f"> **{table.warning}**")
-    parts += [markdown_rows(table), *table.notes]
+    """The file TABLE.md."""
+    warning = [f"> **{table.warning}**"] if table.warning else []
+    parts = [f"# {table.title}", *warning, markdown_rows(table), *map(_inert, table.notes)]
     if table.missing:
-        parts.append(f"{missing_words(table)}:")
-        parts.append("\n".join(["```", *table.missing, "```"]))
+        parts += [f"{table.missing_words}:", "\n".join(["```", *table.missing, "```"])]
     return "\n\n".join(parts) + "\n"
 
 
-_LATEX = str.maketrans(
-    {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "±": r"$\pm$", DASH: "--", "Δ": r"$\Delta$", "×": r"$\times$"}
-)
+_LATEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "^": r"\^{}",
+    "~": r"\~{}",
+}
+_LATEX |= {
+    "±": r"$\pm$",
+    DASH: "--",
+    "Δ": r"$\Delta$",
+    "×": r"$\times$",
+    "\\": r"\textbackslash{}",
+    "<": "$<$",
+    ">": "$>$",
+}
+_LATEX = str.maketrans(_LATEX | {"`": "", "\n": " "})
 
 
 def _latex_cell(text):
-    text = text.replace("`", "").replace("**", "")
+    text = text.replace("**", "")
     if text[:1] in "+-" and text[1:2].isdigit():
         return f"${text}$"
-    return text.replace("[-", "[$-$").replace(" -", " $-$" if text.startswith("[") else " -").translate(_LATEX)
+    if text.startswith("["):  # an interval
+        return text.replace("[-", "[$-$").replace(" -", " $-$")
+    return text.translate(_LATEX)
 
 
 def latex(table):
     """A booktabs table for \\input, the notes as comments."""
     warning = f" \\textbf{{{_latex_cell(table.warning)}}}" if table.warning else ""
     lines = [
-        *(f"% {note}" for note in table.notes),
+        *(f"% {' '.join(note.split())}" for note in table.notes),
         r"\begin{table}",
         rf"\caption{{{_latex_cell(re.sub(r'^Table .. ', '', table.title))}.{warning}}}",
         rf"\begin{{tabular}}{{{'l' * table.labels}{'r' * (len(table.header) - table.labels)}}}",
@@ -125,33 +159,25 @@ def latex(table):
         r"\midrule",
     ]
     for index, row in enumerate(table.rows):
-        if index in table.groups:
-            lines.append(r"\midrule")
+        lines += [r"\midrule"] if index in table.groups else []
         lines.append(" & ".join(map(_latex_cell, row)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
 def csv_text(table):
-    """One line a cell of the table, numbers with four decimals, several in one field with spaces between them."""
+    """One line for each cell of the table, numbers with four decimals, several in one field with spaces between them."""
 
-    def field(key, value):
+    def field(value):
         if isinstance(value, tuple):
-            return " ".join(field(key, item) for item in value)
-        return f"{value:.4f}" if isinstance(value, float) and key != "gfloat" else value
+            return " ".join(map(field, value))
+        return f"{value:.4f}" if isinstance(value, float) and value == value else value
 
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(table.records[0]), lineterminator="\n")
-    writer.writeheader()
-    for record in table.records:
-        writer.writerow({key: field(key, value) for key, value in record.items()})
-    return out.getvalue()
+    cells = {key: [value if key == "gfloat" else field(value) for value in table.records[key]] for key in table.records}
+    return pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def write_tables(tables, results):
-    """Write each table as .md, .csv and .tex; returns the files."""
-    files = []
+    """Write each table as .md, .csv and .tex."""
     for table in tables:
-        for suffix, text in (("md", markdown(table)), ("csv", csv_text(table)), ("tex", latex(table))):
-            files.append(Path(results) / f"{table.name}.{suffix}")
-            write(files[-1], text)
-    return files
+        for suffix, view in (("md", markdown), ("csv", csv_text), ("tex", latex)):
+            write(Path(results) / f"{table.name}.{suffix}", view(table))

@@ -1,6 +1,6 @@
 """What paired runs say: two arms trained on the same seeds, compared seed by seed.
 
-Arms of one seed share the backbone's first weights, the order of the images and their augmentation, so the difference
+Arms of one seed share the initialisation of the backbone, the order of the images and their augmentation, so the difference
 inside a pair is what the attention makes of them. The choices, and whom they follow:
 
 - several seeds, paired, and the difference reported with its uncertainty: Bouthillier et al., "Accounting for Variance in
@@ -9,10 +9,11 @@ inside a pair is what the attention makes of them. The choices, and whom they fo
   With few pairs it is too narrow (`results/power.md` has its measured coverage), so no verdict rests on it alone.
 - p-value: exact two-sided sign-flip permutation test of the mean, Fisher, "The Design of Experiments", 1935, section 21.
   It assumes only that differences are symmetric about their mean under the null hypothesis.
-- several comparisons of one table: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Statist. 6,
-  1979; valid whatever the dependence between comparisons that share an arm.
-- a claim that holds only where each of several comparisons holds is an intersection-union test: no further correction
-  (Berger, "Multiparameter Hypothesis Testing and Acceptance Sampling", Technometrics 24, 1982).
+- several comparisons of one table, those without runs counted in: Holm, "A Simple Sequentially Rejective Multiple Test
+  Procedure", Scand. J. Statist. 6, 1979; valid whatever the dependence between comparisons that share an arm.
+- a claim that holds only where each of several comparisons holds: `supported` is an intersection-union test and needs no
+  further correction (Berger, "Multiparameter Hypothesis Testing and Acceptance Sampling", Technometrics 24, 1982);
+  `contradicted` needs only one of them, so those p-values are corrected over the claim's own comparisons (Holm again).
 """
 
 import bisect
@@ -28,6 +29,7 @@ ENUMERATED = 20  # pairs up to which all 2**n sign flips are enumerated
 RESAMPLES = 9999
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = "supported", "contradicted", "inconclusive", "untestable"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
 
 
 class Comparison(NamedTuple):
@@ -77,7 +79,7 @@ def bca_interval(differences, level=0.95):
     if np.ptp(d) <= 1e-9 * max(1.0, np.abs(d).max()):
         return float(d.mean()), float(d.mean())
     with warnings.catch_warnings():
-        # A degenerate case that the rule above does not know must not pass as nan; other warnings are not about the numbers.
+        # a degenerate case that the rule above does not know must not pass as nan
         warnings.simplefilter("error", stats.DegenerateDataWarning)
         interval = stats.bootstrap(
             (d,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=np.random.default_rng(0)
@@ -88,36 +90,27 @@ def bca_interval(differences, level=0.95):
 def sign_flip_p(differences):
     """Two-sided p-value of the sign-flip test: the share of the 2**n sign patterns with a mean at least as far from 0.
 
-    Exact up to 20 pairs; above, 9,999 random patterns with a fixed seed (the observed one counted in). Means that differ by
+    Exact up to 20 pairs; above, 9,999 random patterns with a fixed seed (the observed one counted in). Sums that differ by
     rounding alone count as equal. All differences zero: 1.
     """
     d = np.asarray(differences, dtype=float)
     if len(d) > ENUMERATED:
-        d = np.round(d * 1e9)  # whole billionths: sums of equal size are equal, where scipy's tolerance is relative
-        return float(
-            stats.permutation_test(
-                (d,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=np.random.default_rng(0)
-            ).pvalue
-        )
-    sums = np.zeros(1)
-    for value in d:
-        sums = np.concatenate([sums + value, sums - value])
+        signs = np.random.default_rng(0).choice((-1.0, 1.0), (RESAMPLES, len(d)))
+        sums = np.append(signs @ d, d.sum())
+    else:
+        sums = np.zeros(1)
+        for value in d:
+            sums = np.concatenate([sums + value, sums - value])
     return float(np.mean(np.abs(sums) >= abs(d.sum()) - 1e-9 * np.abs(d).sum()))
 
 
-def holm(p_values, family=None):
-    """Holm's adjusted p-values, in the order given; None stays None.
-
-    `family`: how many comparisons there are, those without a p-value (None) included; by default, those that have one.
-    """
+def holm(p_values):
+    """Holm's adjusted p-values, in the order given. None, a comparison without runs, stays None and counts in the family."""
     adjusted = list(p_values)
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    size = len(order) if family is None else family
-    if size < len(order):
-        raise ValueError(f"a family of {size} cannot have {len(order)} p-values")
     highest = 0.0
     for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, (size - rank) * p))
+        highest = max(highest, min(1.0, (len(adjusted) - rank) * p))
         adjusted[index] = highest
     return adjusted
 
@@ -137,17 +130,23 @@ def verdict(comparison, adjusted_p, null=0.0):
     return INCONCLUSIVE
 
 
-def every(verdicts):
+def every(parts):
     """The word for a statement that holds only where each of its parts holds.
 
-    `supported` is an intersection-union test and needs no correction; `contradicted`, where any part is, errs no more often
-    than the parts together do, so their p-values must be corrected (Holm) over a family that holds them all.
+    `parts`: (Comparison, its p-value adjusted over its table, null) of each. The worst word of the parts, but contradicted only
+    where a part is so by its p-value adjusted over these parts too.
     """
-    verdicts = list(verdicts)
-    for word in (CONTRADICTED, UNTESTABLE, INCONCLUSIVE):
-        if word in verdicts:
-            return word
-    return SUPPORTED if verdicts else UNTESTABLE
+    parts = list(parts)
+    words = [verdict(*part) for part in parts]
+    own = holm([comparison.p for comparison, _, _ in parts])
+    if any(
+        word == CONTRADICTED and verdict(comparison, p, null) == CONTRADICTED
+        for word, (comparison, _, null), p in zip(words, parts, own, strict=True)
+    ):
+        return CONTRADICTED
+    if UNTESTABLE in words or not words:
+        return UNTESTABLE
+    return SUPPORTED if set(words) == {SUPPORTED} else INCONCLUSIVE
 
 
 def pairs_to_reach(comparisons=1):

@@ -5,23 +5,31 @@ deviations, one a seed, and shows the last epoch's test accuracy: mean, sample s
 Where nothing was run it has a dash, and the command that fills it stands below the table.
 """
 
-import csv
-from collections import defaultdict
-from decimal import Decimal
 from pathlib import Path
 
-from lcm.errors import UserError
-from lcm.reporting.render import DASH, Table, accuracy, interval, mean_and_deviation, p_value, rounded, signed
-from lcm.reporting.selection import (
+import pandas as pd
+
+from lcm.reporting.comparison import (
+    WORDS,
+    against,
+    header,
+    measured,
+    pair_notes,
+    row_and_record,
+    run_notes,
+    too_few_pairs,
+)
+from lcm.reporting.protocol import (
     ATTENTIONS,
     DATA_TITLE,
     METRIC_TITLE,
+    NETWORK_TITLE,
     Protocol,
-    network_place,
-    paired,
+    in_order,
+    read_csv,
     select,
 )
-from lcm.reporting.statistics import Comparison, compare, holm, pairs_to_reach, verdict
+from lcm.reporting.render import Table, accuracy, rounded, scaled, signed
 
 TITLES = {
     1: "Table 1. Test accuracy (%) on CIFAR-10/CIFAR-100 by DenseNet",
@@ -30,96 +38,85 @@ TITLES = {
     4: "Table 4. Test accuracy (%) on different models on CIFAR-100",
     5: "Table 5. Test accuracy (%) on different models on mini-ImageNet",
 }
-
-
-def read_csv(file, optional=False):
-    """The lines of a CSV file as dicts. Raises UserError where it is missing, unless it is optional."""
-    try:
-        with open(file, encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    except FileNotFoundError:
-        if optional:
-            return []
-        raise UserError(f"{file} is missing: it belongs to the repository; bring it back with git checkout") from None
+COUNTS = {"table": "int64", "model": "str", "attention": "str", "params": "Int64", "gfloat": "float64", "macs": "Int64"}
+ARM = ["data", "model", "attention"]
 
 
 def read_paper(results):
-    """paper.csv as dicts with `table` an int and `value` a float; the order is the paper's."""
-    lines = read_csv(Path(results) / "paper.csv")
-    return [line | {"table": int(line["table"]), "value": float(line["value"])} for line in lines]
+    """paper.csv in the paper's order; its counts stay text, as printed."""
+    paper = pd.DataFrame(read_csv(Path(results) / "paper.csv"))
+    return paper.astype({"table": int, "value": float})
 
 
 def read_complexity(results):
-    """{(table, model, attention): (params, gfloat, macs)} of complexity.csv; {} where it has not been made."""
-    lines = read_csv(Path(results) / "complexity.csv", optional=True)
-    return {
-        (int(r["table"]), r["model"], r["attention"]): (int(r["params"]), float(r["gfloat"]), int(r["macs"]))
-        for r in lines
-    }
+    """complexity.csv; without rows where it has not been made."""
+    file = Path(results) / "complexity.csv"
+    rows = pd.read_csv(file, keep_default_na=False) if file.exists() else pd.DataFrame(columns=list(COUNTS))
+    return rows[list(COUNTS)].astype(COUNTS)
 
 
 def _command(*overrides, seeds=()):
     """The command line of a run, or of one for each seed."""
-    seeds = sorted(seeds)
     multirun = ["-m"] if len(seeds) > 1 else []
-    seed = [f"seed={','.join(map(str, seeds))}"] if seeds not in ([], [0]) else []
+    seed = [f"seed={','.join(map(str, sorted(seeds)))}"] if list(seeds) not in ([], [0]) else []
     return " ".join(["python train.py", *multirun, *overrides, *seed])
 
 
-def _scaled(count, power):
-    """An exact count in units of 10**power, None for None."""
-    return None if count is None else Decimal(count) / 10**power
+def _left_out(selection, arms):
+    """The failed runs and the duplicates of some arms."""
+    runs = selection.failed, selection.duplicates
+    return [left[pd.MultiIndex.from_frame(left[ARM]).isin(list(arms))] if len(left) else left for left in runs]
 
 
-def _values(arm, metric="top1"):
-    return [getattr(run, f"test_{metric}") for run in arm.values()]
-
-
-def _measured(arm, metric="top1"):
-    """What an arm ({seed: Run}) has reached, as columns of a CSV file."""
-    mean, deviation = mean_and_deviation(_values(arm, metric))
-    best = mean_and_deviation([run.best_test_top1 for run in arm.values()])[0] if metric == "top1" else None
-    seeds = " ".join(map(str, arm))
-    return {"mean": mean, "deviation": deviation, "n": len(arm), "best_epoch_on_test": best, "seeds": seeds}
-
-
-def paper_table(number, runs, protocol, paper, complexity):
-    """Table `number` of the paper from the runs of a protocol."""
-    lines = [line for line in paper if line["table"] == number]
-    columns = list(dict.fromkeys((line["data"], line["metric"]) for line in lines))
-    printed = {(line["label"], line["data"], line["metric"]): line["value"] for line in lines}
-    labels = {line["label"]: line for line in lines}  # in the paper's order
-    selection = select(runs, protocol)
-
-    header = ["Model", "Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours", "MACs (G) ours"]
+def paper_table(number, selection, protocol, paper, complexity):
+    """Table `number` of the paper beside the runs that a protocol has selected."""
+    cells = paper[paper["table"] == number].merge(complexity, how="left", on=["table", "model", "attention"])
+    columns = list(dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)))
+    names = ["Model", "Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours", "MACs (G) ours"]
     for data, metric in columns:
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
-        header += [f"{title} paper", f"{title} ours", "ours - paper"]
-
-    rows, groups, records, missing, used = [], [], [], {}, []
-    for label, line in labels.items():
-        model, attention = line["model"], line["attention"]
-        if records and records[-1]["model"] != model:
-            groups.append(len(rows))
-        params, gfloat, macs = complexity.get((number, model, attention), (None, None, None))
-        row = [label, line["params_m"], rounded(_scaled(params, 6), 3)]
-        row += [line["gflops"], rounded(gfloat, 3), rounded(_scaled(macs, 9), 3)]
-        for data, metric in columns:
-            arm = selection.arm(data, model, attention)
-            used += arm.values()
-            overrides = [f"experiment=table{number}", f"model={model}", f"attention={attention}", f"data={data}"]
-            command = "" if arm else _command(*overrides, *protocol.overrides)
+        names += [f"{title} paper", f"{title} ours", "ours - paper"]
+    arms, empty = selection.arms(), selection.runs[:0]
+    rows, groups, records, missing, model = [], [], [], {}, None
+    for label, line in cells.groupby("label", sort=False):
+        first = line.iloc[0]
+        groups += [len(rows)] if model not in (None, first.model) else []
+        model = first.model
+        row = [label, first.params_m, scaled(first.params, 6, 3), first.gflops, rounded(first.gfloat, 3)]
+        row.append(scaled(first.macs, 9, 3))
+        for cell in line.itertuples():
+            arm = arms.get((cell.data, cell.model, cell.attention), empty)
+            overrides = [f"{key}={getattr(cell, key)}" for key in ("model", "attention", "data")]
+            command = "" if len(arm) else _command(f"experiment=table{number}", *overrides, *protocol.overrides)
             missing |= {command: None} if command else {}
-            value, measured = printed[label, data, metric], _measured(arm, metric)
-            difference = None if measured["mean"] is None else measured["mean"] - value
-            names = {"table": number, "label": label, "model": model, "attention": attention, "data": data}
-            names |= {"metric": metric, "schedule": protocol.schedule_of(data), "precision": protocol.precision}
-            counts = {"params_m_paper": line["params_m"], "params": params, "gfloat_paper": line["gflops"]}
-            counts |= {"gfloat": gfloat, "macs": macs, "paper": rounded(value, 2)}
-            records.append(names | counts | measured | {"difference": difference, "command": command})
-            row += [rounded(value, 2), accuracy(_values(arm, metric)), signed(difference)]
+            found = measured(arm, cell.metric)
+            difference = None if found["mean"] is None else found["mean"] - cell.value
+            names_of_cell = {"table": number, "label": label, "model": cell.model, "attention": cell.attention}
+            names_of_cell |= {"data": cell.data, "metric": cell.metric, "schedule": protocol.schedule_of(cell.data)}
+            counts = {"precision": protocol.precision, "params_m_paper": cell.params_m, "params": cell.params}
+            counts |= {"gfloat_paper": cell.gflops, "gfloat": cell.gfloat, "macs": cell.macs}
+            records.append(names_of_cell | counts | {"paper": rounded(cell.value, 2)} | found)
+            records[-1] |= {"difference": difference, "command": command}
+            row += [rounded(cell.value, 2), accuracy(arm[f"test_{cell.metric}"]), signed(difference)]
         rows.append(row)
+    notes = _paper_notes(number, complexity)
+    keys = set(cells[ARM].itertuples(index=False, name=None))
+    notes += run_notes(pd.concat([empty, *(arms[key] for key in arms if key in keys)]), *_left_out(selection, keys))
+    title = TITLES[number] if protocol == Protocol() else f"{TITLES[number]}: {protocol.words}"
+    return Table(
+        f"table{number}{protocol.suffix}",
+        title,
+        names,
+        rows,
+        notes,
+        pd.DataFrame(records, dtype=object),
+        tuple(groups),
+        tuple(missing),
+        _warning(protocol),
+    )
 
+
+def _paper_notes(number, complexity):
     notes = [
         "Ours: test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). The paper does not say "
         "how many runs its numbers stand for, nor whether they are the last or the best epoch. GFloat is counted by the "
@@ -131,172 +128,87 @@ def paper_table(number, runs, protocol, paper, complexity):
         notes.append(
             "Parameters are those of the network with 10 classes, in the CIFAR-100 columns too, as in the paper."
         )
-    if not complexity:
+    if complexity.empty:
         notes.append("Our counts are missing: `python scripts/complexity.py --csv results/complexity.csv`.")
-    arms = {(record["data"], record["model"], record["attention"]) for record in records}
-    notes += _notes(used, selection, arms)
-    title = TITLES[number] if protocol == Protocol() else f"{TITLES[number]}: {protocol.words}"
-    warning = ""
+    return notes
+
+
+def _warning(protocol):
     if protocol.schedule:
-        warning = (
+        return (
             f"NOT the paper's schedule: the columns `ours` hold runs with {protocol.words}. "
             "They are no reproduction of the paper's numbers beside them."
         )
-    elif protocol.precision != "fp32":
-        warning = f"The columns `ours` hold runs with precision={protocol.precision}; the paper's are taken for fp32."
-    return Table(f"table{number}{protocol.suffix}", title, notes, header, rows, groups, records, list(missing), warning)
+    if protocol.precision != "fp32":
+        return f"The columns `ours` hold runs with precision={protocol.precision}; the paper's are taken for fp32."
+    return ""
 
 
-def against_none(arms):
-    """{attention: (Comparison, adjusted p, verdict)} of each arm but `none` against it; Holm's correction over them.
-
-    `arms`: {attention: {seed: Run}} of one network on one data set; the verdict is on the statement "better than none".
-    """
-    compared = {a: compare(list(paired(arm, arms["none"]).values())) for a, arm in arms.items() if a != "none"}
-    adjusted = holm([comparison.p for comparison in compared.values()])
-    return {
-        attention: (comparison, p, verdict(comparison, p) if comparison.n else None)
-        for (attention, comparison), p in zip(compared.items(), adjusted, strict=True)
-    }
-
-
-def comparison_table(runs, protocol):
+def comparison_table(selection, protocol):
     """Every attention against none, paired by seed, for each data set and network that a protocol has runs of.
 
     The digits' own table is called quickstart and has its rows before anything was run.
     """
-    selection = select(runs, protocol)
-    groups_of_runs = selection.groups()
-    quickstart = protocol.schedule == "digits"
+    quickstart, empty = protocol.schedule == "digits", selection.runs[:0]
+    found = selection.groups()
     if quickstart:
-        groups_of_runs.setdefault(("digits", "resnet20"), {})
-    header = ["Data", "Network", "Attention", "Para (M)", "MACs (G)", "Test top-1 (%)", "minus none", "95 % interval"]
-    header += ["P(better)", "p", "p (Holm)", "better than none?"]
-    rows, groups, records, missing, used, short = [], [], [], [], [], []
-    for data, model in sorted(groups_of_runs, key=lambda group: (group[0], network_place(group[1]))):
-        found = groups_of_runs[data, model]
+        found.setdefault(("digits", "resnet20"), empty)
+    rows, groups, records, short, pairs = [], [], [], [], []
+    for data, model in found:
+        runs = found[data, model]
         # For the paper's own schedule, rows that the paper has not are no gaps.
-        expected = ("none",) if protocol.schedule is None else ATTENTIONS
-        arms = {attention: found.get(attention, {}) for attention in ATTENTIONS if attention in {*expected, *found}}
-        arms |= {attention: arm for attention, arm in found.items() if attention not in arms}
-        results = against_none(arms)
-        pairs = [comparison.n for comparison, _, _ in results.values() if comparison.n]
-        if pairs and min(pairs) < pairs_to_reach(len(pairs)):
-            short.append(f"{model} on {data}: {pairs_to_reach(len(pairs))}")
-        seeds = {seed for arm in arms.values() for seed in arm}
+        names = in_order([*runs["attention"], *(("none",) if protocol.schedule is None else ATTENTIONS)])
+        compared = against({attention: runs[runs["attention"] == attention] for attention in names})
+        if needed := too_few_pairs(compared):
+            short.append(f"{model} on {data}: {needed}")
         groups.append(len(rows))
-        for attention, arm in arms.items():
-            used += arm.values()
-            comparison, adjusted, word = results.get(attention, (Comparison(0), None, None))
-            names = {"data": data, "model": model, "attention": attention}
-            names |= {"schedule": protocol.schedule_of(data), "precision": protocol.precision}
-            run = next(iter(arm.values()), None)
-            names |= {"params": run and run.params, "macs": run and run.macs}
-            if arm:
-                command = ""
-            elif quickstart and (data, model) == ("digits", "resnet20"):
+        for attention, one in compared.items():
+            overrides = [f"data={data}", f"model={model}", f"attention={attention}", *protocol.overrides]
+            command = _command(*overrides, seeds=set(runs["seed"]))
+            if quickstart and (data, model) == ("digits", "resnet20"):
                 command = _command("experiment=quickstart", f"attention={attention}")
-            else:
-                overrides = [f"data={data}", f"model={model}", f"attention={attention}"]
-                command = _command(*overrides, *protocol.overrides, seeds=seeds)
-            missing += [command] if command else []
-            paired_facts = {"pairs": comparison.n, "difference": comparison.mean, "wins": comparison.wins}
-            paired_facts["differences"] = comparison.differences
-            paired_facts |= {
-                "difference_deviation": comparison.deviation,
-                "low": comparison.low,
-                "high": comparison.high,
-            }
-            paired_facts |= {"p": comparison.p, "p_holm": adjusted, "verdict": word, "command": command}
-            records.append(names | _measured(arm) | paired_facts)
-            row = [DATA_TITLE.get(data, data), model, attention]
-            row += [
-                rounded(_scaled(names["params"], 6), 3),
-                rounded(_scaled(names["macs"], 9), 4),
-                accuracy(_values(arm)),
-            ]
-            row += [signed(comparison.mean), interval(comparison), rounded(comparison.wins, 2)]
-            rows.append([*row, p_value(comparison.p), p_value(adjusted), word or DASH])
-
-    notes = [
-        "Test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). Differences are paired:"
-        " the same seed has the same first weights, image order and augmentation in both arms. 95 % BCa bootstrap "
-        "interval of the mean difference, too narrow where seeds are few (`results/power.md`); P(better): share of "
-        "seeds on which the attention is above none; p: exact two-sided sign-flip test; Holm's correction over the "
-        "attentions of one network on one data set. Parameters and MACs are those of the trained network."
-    ]
+            facts = {"data": data, "model": model, "attention": attention}
+            facts |= {"schedule": protocol.schedule_of(data), "precision": protocol.precision}
+            row, record = row_and_record(facts, one, "" if len(one.runs) else command)
+            rows.append(row)
+            records.append(record)
+            pairs.append(one.pairs)
+    notes = [WORDS.format(against="none", family="attentions of one network on one data set")]
     if short:
         notes.append("Pairs that the test needs before any corrected p-value can reach 0.05: " + "; ".join(short) + ".")
-    notes += _notes(used, selection, set(selection.arms) | {(r.data, r.model, r.attention) for r in selection.failed})
+    notes += run_notes(*selection) + pair_notes(pairs)
     title = f"Every attention against none: {protocol.words}"
     warning = f"Not the paper's schedule: runs with {protocol.words}." if protocol.schedule else ""
     if quickstart:
         title = "Quickstart: ResNet-20 with each attention on scikit-learn's digits"
         warning = f"A check that everything works, not a result about the paper: runs with {protocol.words}."
     name = "quickstart" if protocol == Protocol("digits") else f"comparison{protocol.suffix}"
-    return Table(name, title, notes, header, rows, groups[1:], records, missing, warning, labels=3)
-
-
-def _notes(used, selection, arms):
-    """What a reader must know about the runs behind a table: `used`, and what of its `arms` was left out."""
-    notes = []
-    used = list({run.run: run for run in used}.values())
-    if used:
-        hours = sum(run.seconds or 0 for run in used) / 3600
-        devices = sorted({run.device or "an unknown device" for run in used})
-        notes.append(f"Runs: {len(used)}, {hours:.1f} hours in all, on {'; '.join(devices)}.")
-    dirty = sum(bool(run.dirty) for run in used)
-    if dirty:
-        notes.append(f"{dirty} of them from a checkout with uncommitted changes.")
-    compiled = sum(bool(run.compile) for run in used)
-    if compiled:
-        notes.append(f"{compiled} of them with `compile=true`: the same arithmetic, rounded in another order.")
-    unverified = sum(run.data_verified is False for run in used)
-    if unverified:
-        notes.append(
-            f"{unverified} of them with `data.verify=false`: their images were not compared with the official ones."
-        )
-    for data in sorted({run.data for run in used}):
-        files = {run.data_fingerprint for run in used if run.data == data}
-        if len(files) > 1:
-            notes.append(f"**The runs saw different files of {data}**: {len(files)} fingerprints in `runs.csv`.")
-        lengths = sorted({run.epochs for run in used if run.data == data})
-        if len(lengths) > 1:
-            notes.append(f"**The runs on {data} have different lengths**: {', '.join(map(str, lengths))} epochs.")
-    failed = [run for run in selection.failed if (run.data, run.model, run.attention) in arms]
-    if failed:
-        named = "; ".join(f"`{run.run}` ({run.message or 'no message'})" for run in failed)
-        notes.append(f"Failed, without a number: {named}.")
-    doubles = [run for run in selection.doubles if (run.data, run.model, run.attention) in arms]
-    if doubles:
-        named = "; ".join(f"`{run.run}`" for run in doubles)
-        notes.append(f"A second run of the same seed, left out: {named}.")
-    return notes
+    records = pd.DataFrame(records, dtype=object)
+    missing = [record for record in records.get("command", []) if record]
+    return Table(name, title, header(), rows, notes, records, tuple(groups[1:]), tuple(missing), warning, labels=3)
 
 
 def build(runs, protocol, results):
     """A protocol's tables: the paper's five (of other protocols than the paper's, those with a number), and the comparison
     of every attention with none where there are runs to compare; for the digits, the quickstart's table alone."""
-    comparison = comparison_table(runs, protocol)
+    selection = select(runs, protocol)
     if protocol.schedule == "digits":
-        return [comparison]
+        return [comparison_table(selection, protocol)]
     paper, complexity = read_paper(results), read_complexity(results)
-    tables = [paper_table(number, runs, protocol, paper, complexity) for number in TITLES]
+    tables = [paper_table(number, selection, protocol, paper, complexity) for number in TITLES]
     tables = [table for table in tables if protocol == Protocol() or table.filled]
-    return tables + ([comparison] if comparison.filled else [])
+    return tables + ([comparison_table(selection, protocol)] if len(selection.runs) else [])
 
 
 def counts(runs):
     """What was run: by data, schedule and precision, with networks, hours and devices."""
-    groups = defaultdict(list)
-    for run in runs:
-        groups[DATA_TITLE.get(run.data, run.data), run.schedule, run.precision].append(run)
     header = ["data", "schedule", "precision", "networks", "on", "finished", "failed", "hours"]
     rows = []
-    for names, members in sorted(groups.items()):
-        finished = sum(run.state == "finished" for run in members)
-        networks = ", ".join(sorted({run.model for run in members}, key=network_place))
-        devices = "; ".join(sorted({run.device or "unknown" for run in members}))
-        hours = sum(run.seconds or 0 for run in members) / 3600
-        rows.append([*names, networks, devices, f"{finished}", f"{len(members) - finished}", f"{hours:.1f}"])
-    return Table("counts", "What was run", [], header, rows, [], [], [], labels=5)
+    titles = runs["data"].map(lambda data: DATA_TITLE.get(data, data))
+    for names, members in runs.groupby([titles, "schedule", "precision"]):
+        finished = (members["state"] == "finished").sum()
+        networks = ", ".join(in_order(members["model"], NETWORK_TITLE))
+        devices = "; ".join(sorted(set(members["device"].replace("", "unknown"))))
+        hours = f"{members['seconds'].sum() / 3600:.1f}"
+        rows.append([*names, networks, devices, f"{finished}", f"{len(members) - finished}", hours])
+    return Table("counts", "What was run", header, rows, labels=5)

@@ -2,8 +2,7 @@
 
 import sys
 
-from lcm.reporting.paper import paper_accuracy
-from lcm.reporting.selection import PAPER_SCHEDULE
+from lcm.reporting.protocol import paper_comparison
 
 
 def print_plan(config, data, complexity, state, directory, saved):
@@ -47,17 +46,4 @@ def result_line(state):
         f"test top-1 {result['test_top1']:.2f} %, top-5 {result['test_top5']:.2f} % after the last of {in_epochs(epochs)} "
         f"(best epoch {result['best_epoch']}: {result['best_test_top1']:.2f} %)"
     )
-    paper = paper_accuracy(state["data"], state["model"], state["attention"])
-    if not paper:
-        return line
-    numbers = ", ".join(f"{metric.replace('top', 'top-')} {value:.2f} %" for metric, value in paper.items())
-    return f"{line}\nthe (retracted) paper prints {numbers} for this row{difference_from_protocol(state)}"
-
-
-def difference_from_protocol(state):
-    """ ", under its own protocol; this run differs: ..."; nothing where the run follows the paper's protocol."""
-    differences = dict(state["deviations"])
-    if state["schedule"] not in PAPER_SCHEDULE.values():
-        differences = {"schedule": state["schedule"], "schedule.epochs": state["epochs"]} | differences
-    words = ", ".join(f"{key}={value}" for key, value in differences.items())
-    return f", under its own protocol; this run differs: {words}" if words else ""
+    return "\n".join(filter(None, [line, paper_comparison(state)]))

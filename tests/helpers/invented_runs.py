@@ -1,10 +1,15 @@
-"""Simulated run directories for the tests of reporting: invented numbers in the exact form that train.py writes."""
+"""Run directories for the tests of reporting: invented numbers in the exact form that train.py writes."""
 
 import hashlib
 import json
 import random
+import shutil
 from pathlib import Path
 
+from lcm.reporting.runs import collect
+
+ROOT = Path(__file__).resolve().parents[2]
+STORED = ROOT / "tests" / "reporting" / "stored"
 PARAMS = {
     "none": 269722,
     "lcm1": 277972,
@@ -16,74 +21,55 @@ PARAMS = {
 }
 
 
-def simulated_run(
-    folder,
-    data="cifar10",
-    model="resnet20",
-    attention="none",
-    seed=0,
-    top1=92.0,
-    *,
-    schedule="cifar",
-    precision="fp32",
-    epochs=3,
-    state="finished",
-    deviations=None,
-    fingerprint="f00d",
-    config=None,
-    **changes,
-):
-    """Write one run directory whose last epoch has the test accuracy `top1`; returns the directory.
-
-    `config`: flat keys and the values that its config has, {"attention.reduction": 8}.
-    """
-    identity = f"{data}{model}{attention}{seed}{schedule}{precision}{epochs}{deviations}{config or ''}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    name = f"{data}/{model}/{attention}/seed{seed}-{digest[:8]}"
-    noise = random.Random(identity)
-    metrics = []
+def invented_metrics(epochs, top1, noise):
+    """The lines of a metrics.jsonl whose last epoch has the test accuracy `top1`."""
     for epoch in range(1, epochs + 1):
         left = (epochs - epoch) / epochs
-        metrics.append(
-            {
-                "epoch": epoch,
-                "step": 782 * epoch,
-                "train_loss": 0.05 + 2 * left + noise.random() / 100,
-                "train_top1": round(99.5 - 60 * left - noise.random() / 10, 3),
-                "test_loss": 0.3 + 1.5 * left + noise.random() / 100,
-                "test_top1": round(top1 - 50 * left - (left > 0) * noise.random(), 2),
-                "test_top5": round(min(100, top1 + (100 - top1) * 0.9), 2),
-                "lr": 0.1,
-                "images_per_second": 1000 * noise.random(),
-                "seconds": 10 + noise.random(),
-            }
-        )
-    last = metrics[-1]
+        yield {
+            "epoch": epoch,
+            "step": 782 * epoch,
+            "train_loss": 0.05 + 2 * left + noise.random() / 100,
+            "train_top1": round(99.5 - 60 * left - noise.random() / 10, 3),
+            "test_loss": 0.3 + 1.5 * left + noise.random() / 100,
+            "test_top1": round(top1 - 50 * left - (left > 0) * noise.random(), 2),
+            "test_top5": round(min(100, top1 + (100 - top1) * 0.9), 2),
+            "lr": 0.1,
+            "images_per_second": 1000 * noise.random(),
+            "seconds": 10 + noise.random(),
+        }
+
+
+def invented_run(folder, data="cifar10", model="resnet20", attention="none", seed=0, top1=92.0, **changes):
+    """Write one run directory; returns it. `changes`: schedule, epochs, deviations, and whatever else run.json has."""
+    facts = {"schedule": "cifar", "precision": "fp32", "epochs": 3, "state": "finished", "deviations": {}} | changes
+    identity = (
+        f"{data}{model}{attention}{seed}{facts['schedule']}{facts['precision']}{facts['epochs']}{facts['deviations']}"
+    )
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    name = f"{data}/{model}/{attention}/seed{seed}-{digest[:8]}"
+    metrics = list(invented_metrics(facts["epochs"], top1, random.Random(identity)))
     best = max(metrics, key=lambda row: row["test_top1"])
-    result = {key: last[key] for key in ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")}
+    last = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
+    result = {key: metrics[-1][key] for key in last}
     result |= {"best_test_top1": best["test_top1"], "best_epoch": best["epoch"]}
+    finished = facts["state"] == "finished"
     run = {
-        "state": state,
         "message": None,
         "run": name,
         "data": data,
         "model": model,
         "attention": attention,
-        "schedule": schedule,
         "seed": seed,
-        "precision": precision,
         "compile": False,
-        "deviations": deviations or {},
-        "epochs": epochs,
         "config": {
             "seed": seed,
-            "precision": precision,
+            "precision": facts["precision"],
             "runs": str(folder),
             "run_directory": None,
             "data": {"name": data, "root": "/home/somebody/data", "num_classes": 10},
             "model": {"name": model},
             "attention": {"name": attention},
-            "schedule": {"name": schedule, "epochs": epochs},
+            "schedule": {"name": facts["schedule"], "epochs": facts["epochs"]},
         },
         "config_hash": digest,
         "params": PARAMS.get(attention, 280000),
@@ -91,24 +77,43 @@ def simulated_run(
         "macs": 40813184,
         "versions": {"python": "3.11.2", "torch": "2.6.0", "lcm": "0.1.0"},
         "device": "cpu (simulated)",
-        "data_fingerprint": fingerprint,
-        "result": result if state == "finished" else None,
+        "data_fingerprint": "f00d",
+        "result": result if finished else None,
         "commit": "0123456789abcdef0123456789abcdef01234567",
         "dirty": False,
         "host": "somewhere",
         "start": "2026-01-02T03:04:05+00:00",
-        "end": "2026-01-02T03:05:05+00:00" if state == "finished" else None,
+        "end": "2026-01-02T03:05:05+00:00" if finished else None,
         "seconds": 60.25,
-        **changes,
-    }
-    for key, value in (config or {}).items():
-        *groups, last = key.split(".")
-        place = run["config"]
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
+    } | facts
     directory = Path(folder) / name
     directory.mkdir(parents=True)
     (directory / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     return directory
+
+
+def edit(directory, **changes):
+    """Change keys of a run.json: `key=value`, or `config__data=...` for a key below another."""
+    file = Path(directory) / "run.json"
+    run = json.loads(file.read_text())
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        place = run
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    file.write_text(json.dumps(run))
+
+
+def results_of(folder, runs=()):
+    """A folder of results with the given files and the collected `runs`, each the keywords of an `invented_run`."""
+    results = folder / "results"
+    results.mkdir(parents=True)
+    for file in (ROOT / "results" / "paper.csv", ROOT / "results" / "claims.yaml", STORED / "complexity.csv"):
+        shutil.copy(file, results)
+    for keywords in runs:
+        invented_run(folder / "runs", **keywords)
+    if runs:
+        collect(folder / "runs", results)
+    return results

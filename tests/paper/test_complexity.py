@@ -42,6 +42,7 @@ def test_all_114_cells_are_the_papers(script, counts, monkeypatch, capsys, tmp_p
     assert rows[0] == ["table", "label", "model", "attention", "params", "gfloat", "macs"]
     assert rows[2] == ["1", "DenseNet-40+LCM1", "densenet40", "lcm1", "1065418", "0.292517174", "282922584"]
     assert len(rows) == 58
+    assert (tmp_path / "complexity.csv").read_bytes() == (ROOT / "results" / "complexity.csv").read_bytes()
 
 
 def test_a_cell_that_differs_is_told_and_ends_in_1(script, counts, monkeypatch, capsys, tmp_path):

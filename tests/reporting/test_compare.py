@@ -1,80 +1,111 @@
-"""scripts/compare.py on invented runs: one group compared, several refused with what tells them apart."""
+"""scripts/compare.py: runs of a protocol of one's own, and what it says where runs cannot be compared."""
 
-import csv
 import runpy
-from pathlib import Path
 
+import pandas as pd
 import pytest
-from invented_runs import simulated_run
+from invented_runs import ROOT, edit, invented_run
 
-main = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "compare.py"))["main"]
-GAIN = {"none": 0.0, "lcm2": 1.0, "mine": 0.0}
-NOISE = (0.1, -0.2, 0.05, 0.2, -0.1, 0.15)
+from lcm.reporting.runs import collect
+from lcm.reporting.statistics import bca_interval, sign_flip_p
+
+main = runpy.run_path(str(ROOT / "scripts" / "compare.py"))["main"]
+OWN = {"data": "digits", "schedule": "digits", "epochs": 30, "deviations": {"schedule.epochs": 30}}
+TOP1 = {
+    "none": [98.0, 98.5, 97.75, 98.25, 98.0, 98.5],
+    "se": [98.25, 98.5, 98.25, 98.0, 98.5, 98.75],
+    "mine": [98.75, 99.5, 98.5, 99.0, 98.5, 99.25],
+}
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Six seeds of three arms, one of them unknown to the paper, trained for 30 epochs instead of the protocol's."""
-    for seed in range(6):
-        for place, (attention, gain) in enumerate(GAIN.items()):
-            top1 = round(90 + gain + NOISE[(seed + 2 * place) % 6], 2)
-            deviations = {"schedule.epochs": 30}
-            simulated_run(tmp_path / "runs", "digits", attention=attention, seed=seed, top1=top1, epochs=30,
-                          schedule="digits", deviations=deviations)  # fmt: skip
+    """Six seeds of three arms on the digits with schedule.epochs=30."""
+    for attention, points in TOP1.items():
+        for seed, top1 in enumerate(points):
+            invented_run(tmp_path / "runs", attention=attention, seed=seed, top1=top1, **OWN)
     return tmp_path / "runs"
 
 
 def refused(capsys, *arguments):
     with pytest.raises(SystemExit) as end:
-        main(list(map(str, arguments)))
+        main([str(argument) for argument in arguments])
     assert end.value.code == 2
     return capsys.readouterr().err
 
 
-def test_three_arms(runs, tmp_path, capsys):
-    main([str(runs), "data=digits", "schedule.epochs=30", "--out", "mine", "--results", str(tmp_path)])
-    told = capsys.readouterr().out
-    assert told.startswith("ResNet-20 on digits: schedule=digits, precision=fp32")
-    assert "deviations from the protocol: schedule.epochs=30" in told
-    assert "Pairs needed before a corrected p-value can reach 0.05: 7 (2 comparisons); there are 6." in told
-    assert (tmp_path / "mine.md").exists() and (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
-    with open(tmp_path / "mine.csv", newline="") as stream:
-        rows = {line["attention"]: line for line in csv.DictReader(stream)}
-    assert list(rows) == ["none", "lcm2", "mine"] and rows["none"]["difference"] == ""
-    assert float(rows["lcm2"]["difference"]) == pytest.approx(1.0) and rows["lcm2"]["pairs"] == "6"
-    assert (rows["lcm2"]["p"], rows["lcm2"]["p_holm"], rows["lcm2"]["verdict"]) == ("0.0312", "0.0625", "inconclusive")
+def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
+    main([str(runs), "data=digits", "schedule.epochs=30", "--out", str(tmp_path / "mine")])
+    text = capsys.readouterr().out
+    title = "Every attention against none: ResNet-20 on digits, schedule=digits, precision=fp32, schedule.epochs=30\n"
+    assert text.startswith(title) and (tmp_path / "mine.md").read_text().startswith(f"# {title}")
+    assert "Not the protocol of schedule=digits: schedule.epochs=30." in text
+    assert "Holm's correction over the 2 comparisons of this table" in text and "Runs: 18" in text
+    records = pd.read_csv(tmp_path / "mine.csv").set_index("attention")
+    assert list(records.index) == ["none", "se", "mine"] and list(records["pairs"]) == [0, 6, 6]
+    differences = [a - b for a, b in zip(TOP1["mine"], TOP1["none"], strict=True)]
+    mine = records.loc["mine"]
+    assert (mine["low"], mine["high"]) == pytest.approx(bca_interval(differences), abs=1e-4)
+    assert mine["p"] == pytest.approx(sign_flip_p(differences), abs=1e-4) and mine["p_holm"] == 0.0625
+    assert (
+        mine["verdict"] == "inconclusive" and "can reach 0.05: 7." in text
+    )  # six seeds are too few for two comparisons
+    assert "ResNet-20: mine" in (tmp_path / "mine.svg").read_text() and (tmp_path / "mine.png").exists()
+    assert "\\begin{table}" in (tmp_path / "mine.tex").read_text()
 
 
-def test_another_reference_and_fewer_arms(runs, capsys):
-    main([str(runs), "attention=mine,lcm2", "--against", "mine"])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lcm2")]
-    assert "supported" in line and "+1.00" in line  # one comparison: six pairs can decide
+def line_of(text, attention):
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == [attention]]
+    return line.split()
 
 
-def test_sizes_of_an_attention_are_arms_of_their_own(tmp_path, capsys):
-    for reduction in (4, 8):
-        simulated_run(tmp_path, attention="se", config={"attention.reduction": reduction})
-    simulated_run(tmp_path)
-    main([str(tmp_path)])
-    told = capsys.readouterr().out
-    assert "se reduction=4" in told and "se reduction=8" in told
+def test_one_comparison_of_six_seeds_can_decide(runs, capsys):
+    main([str(runs), "attention=none,mine"])
+    assert line_of(capsys.readouterr().out, "mine")[-3:] == ["0.031", "0.031", "supported"]
+    main([str(runs), "attention=none,mine", "--against", "mine"])
+    text = capsys.readouterr().out
+    assert "better than mine?" in text and line_of(text, "none")[-3:] == ["0.031", "0.031", "contradicted"]
+
+
+def test_records_are_compared_like_runs(runs, tmp_path, capsys):
+    main([str(runs)])
+    text = capsys.readouterr().out
+    collect(runs, tmp_path / "results")
+    main([str(tmp_path / "results" / "metrics")])
+    assert capsys.readouterr().out == text
+
+
+def test_settings_of_an_attention_are_arms_of_their_own(runs, capsys):
+    for seed in range(6):
+        deviations = OWN["deviations"] | {"attention.reduction": 8}
+        run = invented_run(runs, attention="se", seed=seed, **OWN | {"deviations": deviations})
+        edit(run, config__attention__reduction=8)
+    main([str(runs)])
+    text = capsys.readouterr().out
+    assert "schedule=digits: schedule.epochs=30, attention.reduction=8." in text and "Runs: 24" in text
+    assert "se reduction=8" in text and "se reduction=None" in text
+
+
+def test_what_is_left_out_is_said(runs, capsys):
+    invented_run(runs, attention="gc", state="running", **OWN)
+    (invented_run(runs, attention="cbam", **OWN) / "run.json").unlink()
+    invented_run(runs, attention="lcm1", state="failed", message="the loss is not finite", **OWN)
+    main([str(runs)])
+    text = capsys.readouterr().out
+    assert ": running" in text and "run.json is missing" in text and "(the loss is not finite)" in text
 
 
 def test_runs_that_cannot_be_compared(runs, capsys):
-    simulated_run(runs, "digits", attention="none", seed=0, epochs=3, schedule="digits")
-    error = refused(capsys, runs)
-    assert "schedule.epochs: 3, 30" in error and "for example: schedule.epochs=3" in error
-    simulated_run(runs, "cifar10", attention="none", seed=0)
-    error = refused(capsys, runs)
-    assert "data.name: cifar10, digits" in error and "data=cifar10 schedule=cifar" in error
-    main([str(runs), "data=digits", "schedule.epochs=30"])
-
-
-def test_clear_messages(runs, tmp_path, capsys):
+    assert "no folder nowhere" in refused(capsys, "nowhere")
+    assert "no finished run there has seed=7" in refused(capsys, runs, "seed=7")
     assert "no run has a key schedule.epoch; nearest: schedule.epochs" in refused(capsys, runs, "schedule.epoch=3")
-    assert "no finished run has it" in refused(capsys, runs, "schedule.epochs=31")
-    assert "no arm se among these runs: --against one of lcm2, mine, none" in refused(capsys, runs, "--against", "se")
+    assert "no arm gc among these runs: --against one of none, se, mine" in refused(capsys, runs, "--against", "gc")
     assert "nothing to compare" in refused(capsys, runs, "attention=none")
-    assert "no folder" in refused(capsys, tmp_path / "nowhere")
-    simulated_run(tmp_path / "other", state="failed")
-    assert "no finished runs" in refused(capsys, tmp_path / "other")
+    assert "[ is not a value" in refused(capsys, runs, "seed=[")
+    invented_run(runs, data="digits", schedule="digits", epochs=8)
+    error = refused(capsys, runs)
+    assert "schedule.epochs: 30, 8" in error and "for example: schedule.epochs=30" in error and "Traceback" not in error
+    invented_run(runs, data="cifar10", epochs=8)
+    error = refused(capsys, runs)
+    assert "data.name: cifar10, digits" in error and "for example: data=cifar10 schedule=cifar\n" in error
+    main([str(runs), "data=digits", "schedule.epochs=30"])

@@ -1,36 +1,38 @@
 """The tables: byte for byte from a small stored runs.csv, with no run at all, with one run and with three seeds."""
 
 import csv
+import json
 import runpy
 import shutil
-from pathlib import Path
 
+import pandas as pd
 import pytest
-from invented_runs import simulated_run
+from invented_runs import ROOT, STORED, results_of
 
+from lcm.config import options
 from lcm.errors import UserError
-from lcm.reporting.collect import collect, read_runs
-from lcm.reporting.readme import fill_readme, readme_blocks, summary
-from lcm.reporting.render import DASH, accuracy, latex, markdown, rounded, signed, write_tables
-from lcm.reporting.selection import Protocol, protocols, select
+from lcm.reporting.protocol import (
+    PAPER_SCHEDULE,
+    Protocol,
+    in_order,
+    paper_accuracy,
+    paper_comparison,
+    paper_epochs,
+    protocols,
+    select,
+)
+from lcm.reporting.readme import fill_readme, findings, readme_blocks, summary
+from lcm.reporting.render import DASH, accuracy, latex, markdown, pipes, rounded, signed
+from lcm.reporting.runs import read_runs
 from lcm.reporting.tables import TITLES, build, comparison_table
 
-ROOT = Path(__file__).resolve().parents[2]
-STORED = Path(__file__).resolve().parent / "stored"
 main = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["main"]
 
 
 @pytest.fixture
 def results(tmp_path):
-    folder = tmp_path / "results"
-    folder.mkdir()
-    for file in (
-        ROOT / "results" / "paper.csv",
-        ROOT / "results" / "claims.yaml",
-        STORED / "complexity.csv",
-        STORED / "runs.csv",
-    ):
-        shutil.copy(file, folder)
+    folder = results_of(tmp_path)
+    shutil.copy(STORED / "runs.csv", folder)
     return folder
 
 
@@ -39,8 +41,21 @@ def runs():
     return read_runs(STORED / "runs.csv")
 
 
-def tables(runs, protocol, results):
-    return {table.name: table for table in build(runs, protocol, results)}
+def tables(runs, results, protocol=None):
+    return {table.name: table for table in build(runs, protocol or Protocol(), results)}
+
+
+def more(runs, mask, **changes):
+    """`runs` and, with changes, those of the mask again, under other names."""
+    return pd.concat([runs, runs[mask].assign(run=runs["run"] + str(len(runs)), **changes)], ignore_index=True)
+
+
+def changed(runs, mask, **changes):
+    """`runs` with changes in those of the mask."""
+    runs = runs.copy()
+    for key, value in changes.items():
+        runs.loc[mask, key] = value
+    return runs
 
 
 def test_stored_tables_byte_for_byte(results):
@@ -53,9 +68,9 @@ def test_stored_tables_byte_for_byte(results):
 
 
 def test_numbers_by_hand(results, runs):
-    table = tables(runs, Protocol(), results)["table2"]
-    cells = {(r["attention"], r["data"], r["model"]): r for r in table.records}
-    lcm2 = cells["lcm2", "cifar10", "resnet20"]  # 92.50, 92.35, 92.71; the paper says 92.70
+    table = tables(runs, results)["table2"]
+    lcm2 = table.records.set_index(["attention", "data", "model"]).loc["lcm2", "cifar10", "resnet20"]
+    # 92.50, 92.35, 92.71; the paper says 92.70
     assert lcm2["mean"] == pytest.approx(92.52) and lcm2["difference"] == pytest.approx(-0.18)
     assert lcm2["deviation"] == pytest.approx(((0.02**2 + 0.17**2 + 0.19**2) / 2) ** 0.5)
     assert (lcm2["n"], lcm2["seeds"]) == (3, "0 1 2")
@@ -64,126 +79,216 @@ def test_numbers_by_hand(results, runs):
 
 
 def test_one_run_has_no_deviation_and_a_missing_one_a_dash_and_a_command(results, runs):
-    table = tables(runs, Protocol(), results)["table2"]
+    table = tables(runs, results)["table2"]
     row = next(row for row in table.rows if row[0] == "ResNet-20+LCM1")
     assert row[6:] == ["92.77", "92.77 ± – (1)", "0.00", "69.40", DASH, DASH]
     assert "python train.py experiment=table2 model=resnet20 attention=lcm1 data=cifar100" in table.missing
-    assert not any("lcm1 data=cifar10\n" in f"{command}\n" and "resnet20" in command for command in table.missing)
+    assert "python train.py experiment=table2 model=resnet20 attention=lcm1 data=cifar10" not in table.missing
 
 
 def test_failed_and_deviating_runs_enter_no_mean(results, runs):
-    lcm1 = [r for r in runs if (r.attention, r.data) == ("lcm1", "cifar10")]
-    assert {r.state for r in lcm1} == {"finished", "failed"} and any(r.deviations for r in lcm1)
-    assert sorted(select(runs, Protocol()).arm("cifar10", "resnet20", "lcm1")) == [0]
-    assert "the loss is not finite in epoch 2" in markdown(tables(runs, Protocol(), results)["table2"])
+    lcm1 = runs[(runs["attention"] == "lcm1") & (runs["data"] == "cifar10")]
+    assert set(lcm1["state"]) == {"finished", "failed"} and (lcm1["deviations"] != "{}").any()
+    assert list(select(runs, Protocol()).arms()["cifar10", "resnet20", "lcm1"]["seed"]) == [0]
+    assert "the loss is not finite in epoch 2" in markdown(tables(runs, results)["table2"])
 
 
 def test_other_protocols_are_named_loudly(results, runs):
-    assert protocols(runs) == [
-        Protocol(), Protocol(None, "bf16"), Protocol("digits"), Protocol("short", "bf16")
-    ]  # fmt: skip
-    table = tables(runs, Protocol("short", "bf16"), results)["table2-short-bf16"]
+    expected = [Protocol(), Protocol(None, "bf16"), Protocol("digits"), Protocol("short", "bf16")]
+    assert protocols(runs) == expected
+    for changes in ({"state": "failed", "deviations": "{}"}, {"state": "finished", "deviations": '{"data.pad":2}'}):
+        assert protocols(more(runs, runs["seed"] == 0, schedule="mine", **changes)) == expected
+    table = tables(runs, results, Protocol("short", "bf16"))["table2-short-bf16"]
     for text in (markdown(table), latex(table)):
         assert "NOT the paper's schedule" in text and "schedule=short, precision=bf16" in text
     assert all(command.endswith("schedule=short precision=bf16") for command in table.missing)
-    assert "precision=bf16" in markdown(tables(runs, Protocol(None, "bf16"), results)["table2-bf16"])
+    assert "precision=bf16" in markdown(tables(runs, results, Protocol(None, "bf16"))["table2-bf16"])
+
+
+def test_the_papers_runs_are_never_shown_as_another_protocols(results, runs, capsys):
+    mixed = more(runs, (runs["data"] == "digits"), schedule="cifar")
+    assert Protocol("cifar") in protocols(mixed)
+    assert set(select(mixed, Protocol("cifar")).runs["data"]) == {"digits"}
+    assert list(tables(mixed, results, Protocol("cifar"))) == ["comparison-cifar"]
+    with pytest.raises(SystemExit):
+        main(["--schedule", "cifar", "--results", str(results)])
+    assert "cifar is a schedule of the paper: leave --schedule out" in capsys.readouterr().err
 
 
 def test_no_run_at_all(results):
-    made = tables([], Protocol(), results)
+    none = read_runs("nowhere")
+    made = tables(none, results)
     assert list(made) == [f"table{n}" for n in TITLES]
-    rows = [row for table in made.values() for row in table.rows]
-    assert len(rows) == 57
+    assert sum(len(table.rows) for table in made.values()) == 57
     for table in made.values():
         paper = [
             line for line in csv.DictReader((results / "paper.csv").open()) if f"table{line['table']}" == table.name
         ]
-        assert [record["label"] for record in table.records] == [line["label"] for line in paper]  # the paper's order
-        assert [record["paper"] for record in table.records] == [line["value"] for line in paper]
+        assert list(table.records["label"]) == [line["label"] for line in paper]  # the paper's order
+        assert list(table.records["paper"]) == [line["value"] for line in paper]
         assert len(table.missing) == len({(line["label"], line["data"]) for line in paper})
         assert all(row[7] == row[8] == DASH for row in table.rows)
-    (quickstart,) = build([], Protocol("digits"), results)
+    (quickstart,) = build(none, Protocol("digits"), results)
     assert quickstart.name == "quickstart" and len(quickstart.missing) == 7
-    assert build([], Protocol("short"), results) == []
+    assert build(none, Protocol("short"), results) == []
 
 
-def test_counts_missing_names_the_command(results, runs):
+def test_missing_counts_name_their_command(results, runs):
     (results / "complexity.csv").unlink()
-    table = tables(runs, Protocol(), results)["table2"]
+    table = tables(runs, results)["table2"]
     assert "python scripts/complexity.py --csv results/complexity.csv" in markdown(table)
     assert table.rows[0][2] == table.rows[0][4] == table.rows[0][5] == DASH
 
 
 def test_two_runs_of_one_seed_count_once(results, runs):
-    none = next(r for r in runs if (r.attention, r.seed, r.data, r.schedule) == ("none", 0, "cifar10", "cifar"))
-    compiled = none._replace(run=none.run + "x", compile=True, test_top1=50.0, start="2020-01-01T00:00:00+00:00")
-    later = none._replace(run=none.run + "y", test_top1=50.0, start="2030-01-01T00:00:00+00:00")
-    selection = select([compiled, later, *runs], Protocol())
-    assert selection.arm("cifar10", "resnet20", "none")[0] == none and selection.doubles == [later, compiled]
-    table = tables([compiled, later, *runs], Protocol(), results)["table2"]
-    assert table.rows == tables(runs, Protocol(), results)["table2"].rows
+    none = (runs["run"] == "cifar10/resnet20/none/seed0-200cf32a").to_numpy()
+    doubled = more(runs, none, compile=True, test_top1=50.0, start="2020-01-01T00:00:00+00:00")
+    doubled = more(doubled, [*none, False], test_top1=50.0, start="2030-01-01T00:00:00+00:00")
+    selection = select(doubled, Protocol())
+    assert selection.arms()["cifar10", "resnet20", "none"]["run"].iloc[0] == runs[none]["run"].iloc[0]
+    assert sorted(selection.duplicates.index) == [len(runs), len(runs) + 1]
+    unknown = changed(doubled, doubled["run"] == runs[none]["run"].iloc[0], compile=pd.NA)  # is taken for a plain one
+    assert sorted(select(unknown, Protocol()).duplicates.index) == [len(runs), len(runs) + 1]
+    table = tables(doubled, results)["table2"]
+    assert table.rows == tables(runs, results)["table2"].rows
     assert "A second run of the same seed, left out" in markdown(table)
 
 
 def test_pairs_need_the_same_seed_and_the_same_files(runs):
-    table = comparison_table(runs, Protocol())
-    lcm2 = next(r for r in table.records if r["attention"] == "lcm2")
-    assert lcm2["pairs"] == 3 and lcm2["difference"] == pytest.approx((0.40 - 0.05 + 0.66) / 3)
-    other = [r._replace(data_fingerprint="other") if (r.attention, r.seed) == ("none", 1) else r for r in runs]
-    table = comparison_table(other, Protocol())
-    lcm2 = next(r for r in table.records if r["attention"] == "lcm2")
-    assert lcm2["pairs"] == 2 and lcm2["difference"] == pytest.approx((0.40 + 0.66) / 2)
-    assert "different files of cifar10" in markdown(table)
+    def lcm2(runs):
+        table = comparison_table(select(runs, Protocol()), Protocol())
+        return table.records[table.records["attention"] == "lcm2"].iloc[0], markdown(table)
+
+    found, text = lcm2(runs)
+    assert found["pairs"] == 3 and found["difference"] == pytest.approx((0.40 - 0.05 + 0.66) / 3)
+    assert "different files" not in text
+    other = changed(runs, (runs["attention"] == "none") & (runs["seed"] == 1), data_fingerprint="other")
+    found, text = lcm2(other)
+    assert found["pairs"] == 2 and found["difference"] == pytest.approx((0.40 + 0.66) / 2)
+    assert "different files of cifar10" in text
+
+
+def test_what_the_runs_of_a_pair_differ_in_is_said(runs):
+    def text(runs):
+        return markdown(comparison_table(select(runs, Protocol()), Protocol()))
+
+    assert "Pairs whose two runs differ" not in text(runs)
+    lcm2 = (runs["attention"] == "lcm2") & (runs["seed"] < 2)
+    other = changed(changed(runs, lcm2, torch="3.0"), lcm2 & (runs["seed"] == 0), commit="abc", device="another")
+    words = "of 4: 1 in the commit, 2 in the version of torch, 1 in the device."
+    assert f"Pairs whose two runs differ in more than the attention, {words}" in text(other)
 
 
 def test_what_a_reader_must_know_is_said(results, runs):
-    lcm2 = [r for r in runs if r.attention == "lcm2" and r.precision == "fp32"]
-    mixed = [r._replace(epochs=300, dirty=True) if r in lcm2[:1] else r for r in runs]
-    text = markdown(tables(mixed, Protocol(), results)["table2"])
-    assert "**The runs on cifar10 have different lengths**: 3, 300 epochs." in text
-    assert "1 of them from a checkout with uncommitted changes." in text
-    assert "compile=true" not in text and "verify" not in text
-    compiled = [r._replace(compile=True) if r in lcm2 else r for r in runs]
-    assert f"{len(lcm2)} of them with `compile=true`" in markdown(tables(compiled, Protocol(), results)["table2"])
-    copies = [r._replace(data_verified=r not in lcm2) for r in runs]
-    assert f"{len(lcm2)} of them with `data.verify=false`" in markdown(tables(copies, Protocol(), results)["table2"])
-    assert "different" not in markdown(tables(runs, Protocol(), results)["table2"])
+    lcm2 = (runs["attention"] == "lcm2") & (runs["precision"] == "fp32")
+    first = lcm2 & (runs["seed"] == 0)
+
+    def text(runs):
+        return markdown(tables(runs, results)["table2"])
+
+    mixed = text(changed(runs, first, epochs=300, dirty=True))
+    assert (
+        "different lengths**: 3, 300 epochs" in mixed and "1 of them from a checkout with uncommitted changes." in mixed
+    )
+    plain = text(runs)
+    assert not any(word in plain for word in ("compile=true", "verify", "different", "regions"))
+    assert f"{lcm2.sum()} of them with `compile=true`" in text(changed(runs, lcm2, compile=True))
+    assert f"{lcm2.sum()} of them with `data.verify=false`" in text(changed(runs, lcm2, data_verified=False))
 
 
-def test_a_module_of_ones_own_gets_a_row(runs):
-    mine = [r._replace(attention="mine", run=f"{r.run}m") for r in runs if r.attention == "gc"]
-    assert [row[2] for row in comparison_table([*runs, *mine], Protocol("digits")).rows][-1] == "mine"
+def test_table_5_says_from_which_pixels_regions_were_cut(results, runs):
+    names = {"data": "mini_imagenet", "schedule": "mini_imagenet", "model": "resnet50", "data_cache": ""}
+    some = runs.head(4)[lambda r: r["state"] == "finished"].assign(**names, deviations="{}", attention="se")
+    some = some.assign(seed=range(len(some)), data_cache=["256", "files", "full size"])
+    text = markdown(tables(some, results)["table5"])
+    for source in (
+        "images cached at a short side of 256 pixels",
+        "the files' own pixels (`data.cache=false`)",
+        "images cached at full size",
+    ):
+        assert f"1 of them cut their training regions from {source}." in text
+
+
+def test_what_the_paper_does_not_know_has_its_rows(results, runs):
+    mine = (runs["attention"] == "gc").to_numpy()
+    runs = more(runs, mine, attention="mine")
+    runs = more(runs, [*mine, *([False] * mine.sum())], model="net", attention="alpha")
+    table = comparison_table(select(runs, Protocol("digits")), Protocol("digits"))
+    shown = [row[1:3] for row in table.rows]
+    assert [name for network, name in shown if network == "resnet20"][-2:] == ["lcm2", "mine"]
+    assert shown[-1] == ["net", "alpha"]
+    assert "| lcm2 | alpha | mine |" in summary(runs, results)
+    arms = [arm[1:] for arm in select(runs, Protocol("digits")).arms()]
+    assert arms == [("resnet20", "none"), ("resnet20", "gc"), ("resnet20", "mine"), ("net", "alpha")]
+    assert in_order(["z", "lcm2", "a", "none", "a"]) == ["none", "lcm2", "a", "z"]
+
+
+def test_the_protocols_facts_are_the_configs():
+    experiments = [options.load("experiment", f"table{number}") for number in TITLES]
+    data = {name for e in experiments for name in e["hydra"]["sweeper"]["params"]["data"].split(",")}
+    assert data == set(PAPER_SCHEDULE) == {row["data"] for row in csv.DictReader((ROOT / "results/paper.csv").open())}
+    assert {name: paper_epochs(name) for name in data} == {"cifar10": 300, "cifar100": 300, "mini_imagenet": 100}
+    for name in data:
+        schedule = options.load("schedule", name)
+        assert schedule.get("name", (schedule.get("defaults") or [None])[0]) == PAPER_SCHEDULE[name]
+    assert paper_accuracy("mini_imagenet", "resnet50", "se") == {"top1": 81.46, "top5": 94.94}
+    assert paper_accuracy("digits", "resnet20", "none") == {}
+
+
+def test_the_line_beside_a_result_is_true_for_every_deviation():
+    state = {
+        "data": "mini_imagenet",
+        "model": "resnet50",
+        "attention": "se",
+        "schedule": "mini_imagenet",
+        "epochs": 100,
+    }
+    line = "the (retracted) paper prints top-1 81.46 %, top-5 94.94 % for this row"
+    assert paper_comparison(state | {"deviations": {}}) == line
+    other = state | {"schedule": "cifar", "epochs": 300, "deviations": {"attention.reduction": 8}}
+    differs = "schedule=cifar, schedule.epochs=300, attention.reduction=8"
+    assert paper_comparison(other) == f"{line}, under its own protocol; this run differs: {differs}"
+    assert paper_comparison(state | {"model": "resnet20"}) == ""
 
 
 @pytest.mark.parametrize(
     "number, places, text",
-    [(23.1848, 3, "23.185"), (0.125, 2, "0.13"), (-0.125, 2, "-0.13"), (None, 2, DASH), (1, 0, "1")],
+    [
+        (23.1848, 3, "23.185"),
+        (0.125, 2, "0.13"),
+        (-0.125, 2, "-0.13"),
+        (None, 2, DASH),
+        (float("nan"), 2, DASH),
+        (1, 0, "1"),
+    ],
 )
 def test_rounded(number, places, text):
     assert rounded(number, places) == text
 
 
-def test_signed_and_accuracy():
+def test_signed_and_accuracy_and_pipes():
     assert [signed(x) for x in (0.594, -0.07, 0.0, -0.001, None)] == ["+0.59", "-0.07", "0.00", "0.00", DASH]
     assert accuracy([]) == DASH and accuracy([92.0]) == "92.00 ± – (1)" and accuracy([1.0, 3.0]) == "2.00 ± 1.41 (2)"
+    assert pipes(["a"], [["x|y\nz"], ["<0.001"]]).splitlines()[2:] == [r"| x\|y z |", "| <0.001 |"]
 
 
 def test_latex_is_a_table_that_compiles_by_its_looks(results, runs):
+    failed = runs["state"] == "failed"
+    runs = changed(runs, failed, message="first line\nsecond & third")
     for table in build(runs, Protocol(), results):
+        table = table._replace(rows=[*table.rows, ["<0.001", "a_b^{c}~$\\", *table.rows[0][2:]]])
         body = [line for line in latex(table).splitlines() if not line.startswith("%")]
-        assert all(line.count(" & ") == len(table.header) - 1 for line in body if line.endswith(r"\\"))
-        assert not any(character in "\n".join(body) for character in "±–`")
+        assert all(line.count(" & ") == len(table.header) - 1 for line in body if line.endswith(r" \\"))
+        assert not any(character in "\n".join(body) for character in "±–`") and "second" not in "\n".join(body)
         assert "\n".join(body).count("{") == "\n".join(body).count("}")
+        assert r"$<$0.001 & a\_b\^{}\{c\}\~{}\$\textbackslash{}" in body[-4]
 
 
-def test_readme(results, runs, tmp_path):
+def test_readme(results, runs):
     text = "a\n<!-- results:begin table2 -->\nold\n<!-- results:end -->\nb\n<!-- results:begin counts -->\n<!-- results:end -->\n"
     filled = fill_readme(text, readme_blocks(runs, results))
-    assert (
-        "old" not in filled
-        and "| ResNet-20+LCM2 |" in filled
-        and "| CIFAR-10 | cifar | fp32 | resnet20 | invented | 8 | 1 | 0.2 |" in filled
-    )
+    assert "old" not in filled and "| ResNet-20+LCM2 |" in filled
+    assert "| CIFAR-10 | cifar | fp32 | resnet20 | invented | 8 | 1 | 0.2 |" in filled
     assert filled.startswith("a\n<!-- results:begin table2 -->\n| Model") and "<!-- results:end -->\nb\n" in filled
     assert fill_readme(filled, readme_blocks(runs, results)) == filled
     with pytest.raises(UserError, match="no result is called table9"):
@@ -192,13 +297,31 @@ def test_readme(results, runs, tmp_path):
 
 def test_summary(results, runs):
     text = summary(runs, results)
-    assert "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | **+0.50 [+0.39, +0.61]** | – |" in text
-    assert (
-        "| CIFAR-10 | ResNet-20 | cifar | fp32 | 92.18 ± 0.19 (3) | – | – | – | – | +0.67 (1 pair) | +0.34 [-0.05, +0.57] |"
-        in text
-    )
+    assert "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | +0.50 [+0.39, +0.61] | – |" in text
+    start = "| CIFAR-10 | ResNet-20 | cifar | fp32 | 92.18 ± 0.19 (3) |"
+    assert f"{start} – | – | – | – | +0.67 (1 pair) | +0.34 [-0.05, +0.57] |" in text
     assert "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 (2 pairs) |" in text
-    assert "21 comparative claims" in text and summary([], results).startswith("Nothing was run yet. 21 comparative")
+    assert "21 comparative claims" in text and summary(runs[:0], results).startswith(
+        "Nothing was run yet. 21 comparative"
+    )
+
+
+def test_findings(results, runs):
+    counts, accuracies, decisive = findings(runs[:0], results).splitlines()
+    assert counts.startswith("* **Counts**") and "of the paper's 114 printed cells" in counts
+    assert "none of the paper's 15 baselines" in accuracies and "there is none yet" in accuracies
+    assert "experiment=table2 seed='range(10)'" in decisive and "120 runs" in decisive
+    cifar10 = (runs["attention"] == "none") & (runs["schedule"] == "cifar") & (runs["data"] == "cifar10")
+    _, accuracies, _ = findings(runs, results).splitlines()
+    assert "reached within 0.6 points: ResNet-20 on CIFAR-10 (92.18 ± 0.19 (3), the paper 92.26)" in accuracies
+    assert "not run yet: the other 13 baselines" in accuracies and "there are 3 at most" in accuracies
+    _, accuracies, _ = findings(changed(runs, cifar10, test_top1=91.65), results).splitlines()
+    assert "not reached within 0.6 points: ResNet-20 on CIFAR-10 (91.65" in accuracies
+    (results / "complexity.csv").write_text((ROOT / "results" / "complexity.csv").read_text())
+    assert "meet 114 of the paper's 114" in findings(runs, results)
+    file = results / "complexity.csv"
+    file.write_text(file.read_text().replace(",269722,", ",279722,"))
+    assert "meet 113 of the paper's 114" in findings(runs, results)
 
 
 def test_script_without_such_runs(results, capsys):
@@ -209,22 +332,11 @@ def test_script_without_such_runs(results, capsys):
 
 def test_without_the_papers_numbers(tmp_path):
     with pytest.raises(UserError, match=r"paper\.csv is missing"):
-        build([], Protocol(), tmp_path)
+        build(read_runs("nowhere"), Protocol(), tmp_path)
 
 
-def test_files(results, runs):
-    files = write_tables(build(runs, Protocol(), results), results)
-    assert {file.suffix for file in files} == {".md", ".csv", ".tex"} and all(file.exists() for file in files)
-    for file in files:
-        if file.suffix == ".csv":
-            assert list(csv.DictReader(file.open(newline="")))
-
-
-def test_the_papers_own_runs_enter_no_table_of_another_protocol(tmp_path):
-    """A run of the digits with schedule=cifar makes a protocol of that name; CIFAR runs with it are the paper's own."""
-    simulated_run(tmp_path / "runs", data="cifar10", schedule="cifar")
-    simulated_run(tmp_path / "runs", data="digits", schedule="cifar")
-    runs = collect(tmp_path / "runs", tmp_path / "results").rows
-    assert protocols(runs) == [Protocol(), Protocol("cifar")]
-    assert [run.data for run in runs if Protocol("cifar").takes(run)] == ["digits"]
-    assert [run.data for run in runs if Protocol().takes(run)] == ["cifar10"]
+def test_every_csv_can_be_read(results):
+    main(["--all", "--results", str(results)])
+    for file in results.glob("*-*.csv"):
+        records = pd.read_csv(file)
+        assert len(records) and records["n"].max() > 0 and json.dumps(list(records))

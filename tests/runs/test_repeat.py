@@ -11,7 +11,7 @@ from hydra_config import composed
 
 from lcm.config.identity import identity
 from lcm.errors import UserError
-from lcm.reporting.collect import Epochs, read_record
+from lcm.reporting.records import Epochs, read_record
 from lcm.runs.repeat import arguments, differences, other_circumstances, word
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,15 +67,13 @@ def test_what_this_version_does_not_know_is_refused():
     assert arguments({"run": "r", "config": config}, ["data.root=here"])[-1] == "data.root=here"
 
 
-def epochs(*losses):
-    return Epochs.of_arrays(
-        ["epoch", "train_loss", "seconds"], [f"[{i},{x},{i}.5]" for i, x in enumerate(losses, 1)], ""
-    )
+def epochs(*losses, seconds=0.5):
+    return Epochs(["epoch", "train_loss", "seconds"], [[i, x, i + seconds] for i, x in enumerate(losses, 1)])
 
 
 def test_one_bit_is_a_difference_and_time_is_none():
     before = epochs(2.0, 1.0, 0.5)
-    assert differences(before, Epochs(before.columns, [r.replace(".5]", ".7]") for r in before.rows], True)) == []
+    assert differences(before, epochs(2.0, 1.0, 0.5, seconds=0.7)) == []
     (found,) = differences(before, epochs(2.0, 1.0000000000000002, 0.25))
     assert found == ("train_loss", 2, 0.25, (0.5, 0.25))
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from invented_runs import simulated_run
+from invented_runs import invented_run
 from processes import FAKE, ROOT, kill, start, sweep, trained, wait_until
 
 from lcm.runs.standing import Speed, Standing, count, standing_of, table
@@ -22,13 +22,13 @@ def rewrite(directory, **changes):
 
 
 def test_every_state_is_told_from_the_directory(tmp_path):
-    finished = simulated_run(tmp_path, seed=0, top1=92.5)
-    stopped = simulated_run(
+    finished = invented_run(tmp_path, seed=0, top1=92.5)
+    stopped = invented_run(
         tmp_path, seed=1, state="stopped", message="SIGTERM: saved after step 5 of epoch 4", epochs=10
     )
-    killed = simulated_run(tmp_path, seed=2, state="running", epochs=10)
-    failed = simulated_run(tmp_path, seed=3, state="failed", message="the loss is not finite")
-    damaged = simulated_run(tmp_path, seed=4)
+    killed = invented_run(tmp_path, seed=2, state="running", epochs=10)
+    failed = invented_run(tmp_path, seed=3, state="failed", message="the loss is not finite")
+    damaged = invented_run(tmp_path, seed=4)
     (damaged / "run.json").write_text('{"state": "fini')
     refused = tmp_path / "cifar10/resnet20/none/seed5-00000000"
     refused.mkdir()
@@ -63,10 +63,10 @@ def test_a_live_run_shows_its_epoch_and_the_time_left(tmp_path):
 
 def test_the_time_left_follows_from_finished_runs_of_the_same_network_and_data(tmp_path):
     for seed, seconds in enumerate((30, 60, 90)):
-        simulated_run(tmp_path, attention="none", seed=seed, epochs=3, seconds=seconds)
-    simulated_run(tmp_path, attention="se", epochs=3, seconds=300)
-    simulated_run(tmp_path, attention="se", epochs=3, seconds=3, precision="bf16")
-    broken = simulated_run(tmp_path, attention="gc")
+        invented_run(tmp_path, attention="none", seed=seed, epochs=3, seconds=seconds)
+    invented_run(tmp_path, attention="se", epochs=3, seconds=300)
+    invented_run(tmp_path, attention="se", epochs=3, seconds=3, precision="bf16")
+    broken = invented_run(tmp_path, attention="gc")
     (broken / "run.json").write_text("{}")
 
     def config(**changes):
@@ -123,7 +123,7 @@ def test_the_script_refuses_what_it_cannot_show(tmp_path, argument, message):
 
 
 def test_a_reader_that_is_gone_ends_the_script_silently(tmp_path):
-    simulated_run(tmp_path / "runs", top1=90.0)
+    invented_run(tmp_path / "runs", top1=90.0)
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -134,7 +134,7 @@ def test_a_reader_that_is_gone_ends_the_script_silently(tmp_path):
 
 
 def test_a_thousand_runs_are_shown_in_a_moment_and_in_proportion(tmp_path):
-    finished = simulated_run(tmp_path / "first", epochs=300)
+    finished = invented_run(tmp_path / "first", epochs=300)
     metrics, run = (finished / "metrics.jsonl").read_bytes(), (finished / "run.json").read_text()
     seconds = {}
     for number in (250, 1000):

@@ -51,7 +51,7 @@ def use_up():
 
 
 def test_it_stops_a_run_and_is_no_result(tiny, tmp_path):
-    from lcm.reporting.collect import collect
+    from lcm.reporting.runs import collect
 
     config = tiny(f"runs={tmp_path}/runs", "checkpoint.every=2 steps")
     ended = run(tmp_path, config, after_step(4, use_up))
@@ -60,7 +60,7 @@ def test_it_stops_a_run_and_is_no_result(tiny, tmp_path):
     state = json.loads((directory_of(config) / "run.json").read_text())
     assert state["state"] == "stopped" and state["message"].startswith("out of memory")
     summary = collect(tmp_path / "runs", tmp_path / "results")
-    assert (len(summary.rows), len(summary.damaged), len(summary.unfinished)) == (0, 0, 1)
+    assert (len(summary.runs), len(summary.damaged), len(summary.unfinished)) == (0, 0, 1)
     assert run(tmp_path, config).code == 0  # with its memory back
 
 

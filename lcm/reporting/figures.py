@@ -1,0 +1,185 @@
+"""The figures: learning curves, accuracy against cost, differences with their intervals.
+
+Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` and `png` turn it into bytes that are
+the same each time for one version of matplotlib.
+"""
+
+import io
+import itertools
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from lcm.config import options
+from lcm.reporting.protocol import in_order
+from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTESTABLE
+
+# Okabe and Ito for the paper's modules, told apart by colour-blind readers too; then others, for modules of one's own.
+COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+COLOURS += ("#6a3d9a", "#8c564b", "#bcbd22", "#17becf", "#7b1f3a", "#1b5e20", "#3f51b5", "#a1887f")
+INK, BLACK = "#555555", "#000000"
+VERDICT_COLOURS = {SUPPORTED: "#1a7f37", CONTRADICTED: "#cf222e", INCONCLUSIVE: "#0550ae", UNTESTABLE: "#9a9a9a"}
+MARKERS = "osD^vP*Xh"
+MADE_BY = "drawn by scripts/report.py of lcm"  # stands in every file, so that the next report knows which are its own
+STYLE = {
+    "font.family": "sans-serif",  # named after DejaVu Sans in the SVG, for a reader who has not got it
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
+    "figure.constrained_layout.w_pad": 0.2,  # another reader's letters may be wider
+    "font.size": 9,
+    "svg.fonttype": "none",  # text stays text: small files, searchable
+    "svg.hashsalt": "lcm",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+WIDTH = 4.6  # inches
+
+
+def _bytes(figure, **options):
+    with matplotlib.rc_context(STYLE):
+        if figure.get_layout_engine() is not None:  # worked out once for all formats
+            figure.get_layout_engine().execute(figure)
+            figure.set_layout_engine(None)
+        out = io.BytesIO()
+        figure.savefig(out, **options)
+        return out.getvalue()
+
+
+def svg(figure):
+    """The figure as SVG bytes, without a date."""
+    return _bytes(figure, format="svg", metadata={"Date": None, "Description": MADE_BY})
+
+
+def png(figure):
+    """The figure as PNG bytes at 160 dots an inch."""
+    return _bytes(figure, format="png", dpi=160, metadata={"Description": MADE_BY})
+
+
+def colours(attentions):
+    """{attention: colour}: the same in every figure for all that configs/ knows."""
+    known = in_order([*options.choices("attention"), *attentions])
+    palette = dict(zip(known, itertools.cycle(COLOURS), strict=False))
+    return {attention: palette[attention] for attention in attentions}
+
+
+@matplotlib.rc_context(STYLE)
+def learning_curves(arms, title):
+    """Test accuracy over the epochs: above all of them, below the last quarter; mean and range over the seeds.
+
+    `arms`: {attention: list of runs, each a list of test accuracies by epoch}, all of one length.
+    """
+    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
+    whole, end = figure.subplots(2, 1)
+    limits, palette = [], colours(arms)
+    for attention, runs in arms.items():
+        curves = np.array(runs)  # (seeds, epochs)
+        mean, low, high, count = curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0), curves.shape[1]
+        style = {"color": palette[attention], "linewidth": 1.2, "linestyle": "--" if attention == "lcm1" else "-"}
+        last = max(0, count * 3 // 4 - 1)
+        for axis, first in ((whole, 0), (end, last)):
+            # some fifty points are all that a curve of this width can show
+            shown = np.unique(np.append(np.arange(first, count, max(1, (count - first) // 50)), count - 1))
+            axis.plot(shown + 1, mean[shown], label=f"{attention} ({len(runs)})", **style)
+            if len(runs) > 1:
+                band = {"color": palette[attention], "alpha": 0.1, "linewidth": 0}
+                axis.fill_between(shown + 1, low[shown], high[shown], **band)
+        limits += [low[last:].min(), high[last:].max()]
+    if limits and min(limits) < max(limits):
+        margin = 0.05 * (max(limits) - min(limits))
+        end.set_ylim(min(limits) - margin, max(limits) + margin)
+    figure.suptitle(title, fontsize=10)
+    end.set_title("the last quarter")
+    end.set_xlabel("epoch")
+    for axis in (whole, end):
+        axis.set_ylabel("test top-1 (%)")
+        axis.grid(alpha=0.25, linewidth=0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def accuracy_against(costs, points, title):
+    """Accuracy against costs, one below the other. Filled: ours, with the deviation over seeds; hollow: the paper.
+
+    `costs`: {column of `points`: its name}; `points`: a DataFrame with columns network, attention, mean, deviation and paper.
+    """
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.7 * len(costs)), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    palette = colours(in_order(points["attention"]))
+    markers = dict(zip(dict.fromkeys(points["network"]), itertools.cycle(MARKERS), strict=False))
+    for axis, (cost, name) in zip(figure.subplots(len(costs), 1, squeeze=False)[:, 0], costs.items(), strict=True):
+        for network, own in points.groupby("network", sort=False):
+            shades = list(own["attention"].map(palette))
+            axis.scatter(own[cost], own["mean"], s=24, c=shades, marker=markers[network], linewidths=0)
+            bars = {"fmt": "none", "ecolor": shades, "elinewidth": 0.8}
+            axis.errorbar(own[cost], own["mean"], own["deviation"].fillna(0), **bars)
+            own = own[own["paper"].notna()]
+            hollow = {"facecolors": "none", "edgecolors": list(own["attention"].map(palette)), "linewidths": 0.9}
+            axis.scatter(own[cost], own["paper"], s=28, marker=markers[network], **hollow)
+        low, high = points[cost].min(), points[cost].max()
+        if high > 3 * low:
+            axis.set_xscale("log")
+            ticks = [step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5)]
+            axis.set_xticks([tick for tick in ticks if low / 1.3 < tick < high * 1.3])
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+            axis.xaxis.set_minor_locator(NullLocator())
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axis.set_xlabel(name)
+        axis.set_ylabel("test top-1 (%)")
+        axis.grid(alpha=0.25, linewidth=0.5)
+    handles = [_handle(name, colour, "s") for name, colour in palette.items()]
+    handles += [_handle(network, INK, marker) for network, marker in markers.items()]
+    handles += [_handle("hollow: paper", INK, "o", fillstyle="none")] if points["paper"].notna().any() else []
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, handletextpad=0.1, columnspacing=1)
+    return figure
+
+
+def _handle(label, colour, marker, **style):
+    return Line2D([], [], color=colour, marker=marker, label=label, **{"linestyle": "", **style})
+
+
+@matplotlib.rc_context(STYLE)
+def forest(rows, title):
+    """Mean differences with their 95 % intervals, one a line, behind them each pair's own as a hollow circle.
+
+    `rows`: a list of (label, Comparison, the paper's difference or None, verdict or None).
+    """
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.2 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(0, color=INK, linewidth=0.8)
+    shades = [VERDICT_COLOURS.get(word, VERDICT_COLOURS[INCONCLUSIVE]) for *_, word in rows]
+    labels, verdicts = [row[0] for row in rows], [row[3] for row in rows if row[1].n]
+    ranged = [(i, c.low, c.high, shades[i]) for i, (_, c, *_) in enumerate(rows) if c.low is not None]
+    if ranged:
+        places, low, high, own = zip(*ranged, strict=True)
+        axis.hlines(places, low, high, colors=own, linewidth=1.4)
+    single = [(difference, i) for i, (_, c, *_) in enumerate(rows) for difference in c.differences]
+    if single:
+        circles = {"facecolors": "none", "edgecolors": [shades[i] for _, i in single], "linewidths": 0.6}
+        axis.scatter(*zip(*single, strict=True), s=11, zorder=2, **circles)
+    means = [(c.mean, i, shades[i]) for i, (_, c, *_) in enumerate(rows) if c.n]
+    if means:
+        x, y, own = zip(*means, strict=True)
+        axis.scatter(x, y, s=16, c=own, zorder=3, linewidths=0)
+    printed = [(paper, i) for i, (_, _, paper, _) in enumerate(rows) if paper is not None]
+    if printed:
+        diamonds = {"marker": "D", "facecolors": "none", "edgecolors": BLACK, "linewidths": 0.8}
+        axis.scatter(*zip(*printed, strict=True), s=20, zorder=3, **diamonds)
+    axis.set_yticks(range(len(rows)), labels, fontsize=7.5)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel("difference in test top-1 (points)")
+    figure.suptitle(title, fontsize=10)
+    axis.grid(axis="x", alpha=0.25, linewidth=0.5)
+    words = {word: colour for word, colour in VERDICT_COLOURS.items() if word in verdicts}
+    handles = [_handle(word, colour, "o", markersize=4, linestyle="-") for word, colour in words.items()]
+    handles += [_handle("a pair of runs", INK, "o", markersize=3.5, fillstyle="none")] if single else []
+    handles += [_handle("the paper", BLACK, "D", markersize=4.5, fillstyle="none")] if printed else []
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure

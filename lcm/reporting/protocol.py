@@ -1,0 +1,154 @@
+"""What the paper's protocol is, in names: orders and titles, its schedules and accuracies, and which runs a table takes.
+
+Without pandas: train.py asks here for the paper's number.
+"""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+from lcm.config import options
+from lcm.errors import UserError
+
+PAPER_SCHEDULE = {"cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}  # section 4.1.2
+DATA_TITLE = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mini_imagenet": "mini-ImageNet", "digits": "digits"}
+NETWORK_TITLE = {
+    "densenet40": "DenseNet-40",
+    "densenet64": "DenseNet-64",
+    "densenet100": "DenseNet-100",
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "resnet50_cifar": "ResNet-50 (CIFAR)",
+    "densenet121": "DenseNet-121",
+    "resnet50": "ResNet-50",
+    "resnext50": "ResNeXt-50 32x4d",
+}
+METRIC_TITLE = {"top1": "top-1", "top5": "top-5"}
+ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")  # the paper's, in the order of every table
+PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.csv"
+
+
+def in_order(names, known=ATTENTIONS):
+    """The different `names`, those that the paper knows first and in its order, the others after them by name."""
+    known = list(known)
+    return sorted(set(names), key=lambda name: (known.index(name), "") if name in known else (len(known), name))
+
+
+def title(data, model):
+    """ "ResNet-20 on CIFAR-10" """
+    return f"{NETWORK_TITLE.get(model, model)} on {DATA_TITLE.get(data, data)}"
+
+
+def paper_epochs(data):
+    """The epochs of the paper's schedule on a data set."""
+    return options.load("schedule", PAPER_SCHEDULE[data])["epochs"]
+
+
+def read_csv(file):
+    """The lines of a CSV file as dicts. Raises UserError where it is missing."""
+    try:
+        with open(file, encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: it belongs to the repository; bring it back with git checkout") from None
+
+
+def paper_accuracy(data, model, attention, file=PAPER):
+    """{"top1": 92.70} (percent; top5 too on mini-ImageNet), {} where the paper has no such row."""
+    rows = read_csv(file) if Path(file).exists() else []
+    wanted = data, model, attention
+    return {r["metric"]: float(r["value"]) for r in rows if (r["data"], r["model"], r["attention"]) == wanted}
+
+
+def paper_comparison(state):
+    """The line beside a finished run's result (its run.json): what the paper prints, and in what the run differs from the
+    paper's protocol; "" where the paper has no such row."""
+    paper = paper_accuracy(state["data"], state["model"], state["attention"])
+    if not paper:
+        return ""
+    differences = dict(state["deviations"])
+    if state["schedule"] != PAPER_SCHEDULE[state["data"]]:
+        differences = {"schedule": state["schedule"], "schedule.epochs": state["epochs"]} | differences
+    words = ", ".join(f"{key}={value}" for key, value in differences.items())
+    numbers = ", ".join(f"{METRIC_TITLE[metric]} {value:.2f} %" for metric, value in paper.items())
+    line = f"the (retracted) paper prints {numbers} for this row"
+    return f"{line}, under its own protocol; this run differs: {words}" if words else line
+
+
+class Protocol(NamedTuple):
+    """Which runs a table takes: `schedule=None` stands for the paper's own schedule of each data set."""
+
+    schedule: str | None = None
+    precision: str = "fp32"
+
+    @property
+    def suffix(self):
+        """What the names of this protocol's files carry; nothing for the paper's schedule in fp32."""
+        parts = [self.schedule, None if self.precision == "fp32" else self.precision]
+        return "".join(f"-{part}" for part in parts if part)
+
+    @property
+    def words(self):
+        schedule = f"schedule={self.schedule}" if self.schedule else "the paper's schedule"
+        return f"{schedule}, precision={self.precision}"
+
+    @property
+    def overrides(self):
+        """What a command line needs for a run of this protocol."""
+        schedule = [f"schedule={self.schedule}"] if self.schedule else []
+        return schedule + ([] if self.precision == "fp32" else [f"precision={self.precision}"])
+
+    def schedule_of(self, data):
+        """The schedule's name on a data set; None where the paper has no such data set."""
+        return self.schedule or PAPER_SCHEDULE.get(data)
+
+    def takes(self, runs):
+        """The mask of the runs that follow this protocol; the paper's own runs of a schedule are its alone."""
+        paper = runs["schedule"] == runs["data"].map(PAPER_SCHEDULE).fillna("")
+        schedule = paper if self.schedule is None else (runs["schedule"] == self.schedule) & ~paper
+        return schedule & (runs["precision"] == self.precision) & (runs["deviations"] == "{}")
+
+
+def protocols(runs):
+    """The paper's protocol, then every other one that finished runs without deviations follow, sorted."""
+    followed = runs[(runs["state"] == "finished") & (runs["deviations"] == "{}")]
+    found = {
+        Protocol(None if run.schedule == PAPER_SCHEDULE.get(run.data) else run.schedule, run.precision)
+        for run in followed.itertuples()
+    }
+    return [Protocol(), *sorted(found - {Protocol()}, key=lambda p: (p.schedule or "", p.precision))]
+
+
+class Selection(NamedTuple):
+    """DataFrames: the runs of a protocol, one a seed, in the order of the tables, and what was left out."""
+
+    runs: object
+    failed: object
+    duplicates: object
+
+    def arms(self):
+        """{(data, model, attention): DataFrame}, by data set, then in the paper's order."""
+        return dict(list(self.runs.groupby(["data", "model", "attention"], sort=False)))
+
+    def groups(self):
+        """{(data, model): DataFrame}, in the same order."""
+        return dict(list(self.runs.groupby(["data", "model"], sort=False)))
+
+
+def select(runs, protocol):
+    """The runs that a protocol takes; of two runs of one seed (compiled or not, say) the plain one, then the earlier one."""
+    return one_a_seed(runs[protocol.takes(runs)])
+
+
+def one_a_seed(runs):
+    """The Selection among runs of one protocol."""
+    runs = runs.assign(compile=runs["compile"].fillna(False)).sort_values(["compile", "start", "run"])
+    failed = runs["state"] == "failed"
+    duplicate = runs[~failed].duplicated(["data", "model", "attention", "seed"])
+    finished = runs[~failed][~duplicate]
+    place = {name: index for names in (NETWORK_TITLE, ATTENTIONS) for index, name in enumerate(names)}
+    # known names by their place, others after them by name
+    keys = {key: finished[key].map(lambda name: (place.get(name, len(place)), name)) for key in ("model", "attention")}
+    order = finished.assign(model=keys["model"], attention=keys["attention"])
+    order = order.sort_values(["data", "model", "attention", "seed"]).index
+    return Selection(finished.loc[order], runs[failed], runs[~failed][duplicate])

@@ -1,0 +1,269 @@
+"""Runs become results: whole, sorted, stable; damaged and malicious ones named; nothing lost when runs are added."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from invented_runs import ROOT, edit, invented_run, results_of
+
+from lcm.errors import UserError
+from lcm.reporting.records import BEGUN, COLUMNS, find_runs, read_record, read_run
+from lcm.reporting.report import make_report
+from lcm.reporting.runs import collect, read_runs, rebuild
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed in range(2):
+        for attention in ("none", "lcm2"):
+            invented_run(tmp_path / "runs", attention=attention, seed=seed, top1=92 + seed)
+    return tmp_path / "runs"
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_rows_say_what_the_runs_said(runs, tmp_path):
+    summary = collect(runs, tmp_path / "results")
+    table = read_runs(tmp_path / "results" / "runs.csv")
+    pd.testing.assert_frame_equal(table, summary.runs, check_exact=True)
+    assert [(r.attention, r.seed, r.test_top1) for r in table.itertuples()] == [
+        ("lcm2", 0, 92.0), ("lcm2", 1, 93.0), ("none", 0, 92.0), ("none", 1, 93.0)
+    ]  # fmt: skip
+    row = table.iloc[0]
+    source = json.loads((runs / row.run / "run.json").read_text())
+    facts = source | source["versions"] | source["result"] | {"deviations": "{}", "message": ""}
+    for key in COLUMNS:
+        assert pd.isna(row[key]) if key == "data_verified" else row[key] == facts[key], key
+
+
+def test_what_a_data_set_alone_has(tmp_path):
+    for seed, changes in enumerate(
+        ({"verify": True}, {"verify": False}, {"cache": False}, {"cache": True, "cache_size": 256})
+    ):
+        edit(invented_run(tmp_path / "runs", seed=seed), **{f"config__data__{key}": v for key, v in changes.items()})
+    collect(tmp_path / "runs", tmp_path / "results")
+    table = read_runs(tmp_path / "results" / "runs.csv")
+    assert [None if pd.isna(value) else value for value in table["data_verified"]] == [True, False, None, None]
+    assert list(table["data_cache"]) == ["", "", "files", "256"]
+
+
+def test_records_keep_every_epoch_and_no_machine(runs, tmp_path):
+    collect(runs, tmp_path / "results")
+    files = sorted((tmp_path / "results" / "metrics").iterdir())
+    assert len(files) == 4
+    run, epochs = read_record(files[0])
+    source, source_epochs = read_run(runs / run["run"])
+    assert epochs == source_epochs and len(epochs) == 3
+    assert run["config"]["schedule"] == source["config"]["schedule"] and run["result"] == source["result"]
+    text = files[0].read_text()
+    assert not any(word in text for word in ("/home/", "somewhere", str(runs)))
+
+
+def test_again_and_from_records_byte_for_byte(runs, tmp_path):
+    collect(runs, tmp_path / "results")
+    first = contents(tmp_path / "results")
+    assert not collect(runs, tmp_path / "results").new
+    assert contents(tmp_path / "results") == first
+    rebuild(tmp_path / "results" / "metrics", tmp_path / "again")
+    assert (tmp_path / "again" / "runs.csv").read_bytes() == first["runs.csv"]
+
+
+def test_one_more_seed_adds_a_row_and_loses_none(runs, tmp_path):
+    collect(runs, tmp_path / "results")
+    before = (tmp_path / "results" / "runs.csv").read_text().splitlines()
+    invented_run(tmp_path / "mine", attention="se", seed=5, top1=91.5)
+    summary = collect(tmp_path / "mine", tmp_path / "results")
+    after = (tmp_path / "results" / "runs.csv").read_text().splitlines()
+    assert len(summary.new) == 1 and not summary.replaced
+    assert len(after) == len(before) + 1 and set(before) < set(after)
+
+
+def test_the_same_run_trained_again_replaces_and_says_so(runs, tmp_path):
+    collect(runs, tmp_path / "results")
+    invented_run(tmp_path / "mine", top1=91.0)
+    summary = collect(tmp_path / "mine", tmp_path / "results")
+    assert len(summary.runs) == 4 and "92.0 % before, 91.0 % now" in summary.replaced[0]
+    assert "92.0 % before, 91.0 % now" in str(summary)
+    invented_run(tmp_path / "failed", state="failed", message="loss is nan")
+    assert not collect(tmp_path / "failed", tmp_path / "results").replaced  # a failure does not replace a result
+
+
+def test_failed_runs_are_results_and_unfinished_ones_are_not(runs, tmp_path):
+    invented_run(runs, attention="gc", state="failed", message="the loss is not finite in epoch 3")
+    invented_run(runs, attention="se", state="running")
+    refused = invented_run(runs, attention="cbam", state="stopped")
+    for name in ("run.json", "metrics.jsonl"):  # as a run that was refused after its directory was made
+        (refused / name).unlink()
+    (refused / "log.txt").write_text("error: images missing")
+    (runs / "seed-studies").mkdir()  # somebody's own folder
+    summary = collect(runs, tmp_path / "results")
+    failed = summary.runs[summary.runs["state"] == "failed"].iloc[0]
+    assert failed.attention == "gc" and pd.isna(failed.test_top1) and "not finite" in str(summary)
+    assert summary.damaged == [] and len(summary.unfinished) == 1 and "running" in summary.unfinished[0]
+    assert not [run for run in find_runs(runs) if "cbam" in run.parts]
+    assert [run for run in find_runs(runs, (*BEGUN, "log.txt")) if "cbam" in run.parts] == [refused]  # for status.py
+
+
+def lines(change):
+    def damage(directory):
+        file = directory / "metrics.jsonl"
+        file.write_text("".join(change(file.read_text().splitlines(True))))
+
+    return damage
+
+
+DAMAGE = {
+    "run.json is missing": lambda d: (d / "run.json").unlink(),
+    "metrics.jsonl is missing": lambda d: (d / "metrics.jsonl").unlink(),
+    "run.json is not JSON": lambda d: (d / "run.json").write_text((d / "run.json").read_text()[:100]),
+    "run.json is no JSON object": lambda d: (d / "run.json").write_text("[]"),
+    "cannot be read": lambda d: (d / "run.json").write_bytes(b"\xff\xfe"),
+    "seed is": lambda d: edit(d, seed="zero"),
+    "params is": lambda d: edit(d, params="1.2M"),
+    "without a result": lambda d: edit(d, result=None),
+    "result.test_top1 is null": lambda d: edit(d, result__test_top1=float("nan")),
+    "not a percentage": lambda d: edit(d, result__test_top5=150.0),
+    "its own facts say": lambda d: edit(d, seed=7),
+    "2 epochs of 3": lines(lambda found: found[:2]),
+    "line 3 is not JSON": lines(lambda found: [*found[:2], found[2][:-40]]),
+    "line 2 is epoch": lines(lambda found: found[::2]),
+    "the last line of metrics.jsonl": lambda d: edit(d, result__test_top1=99.0),
+    "must be JSON objects": lambda d: edit(d, config="none"),
+}
+
+
+@pytest.mark.parametrize("words", DAMAGE)
+def test_a_damaged_run_is_named_and_stops_nothing(words, runs, tmp_path):
+    directory = invented_run(runs, attention="se")
+    DAMAGE[words](directory)
+    summary = collect(runs, tmp_path / "results")
+    assert len(summary.runs) == 4
+    (entry,) = summary.damaged
+    assert entry.startswith(str(directory)) and entry in str(summary)
+    assert words.replace("without a result", "result.") in entry
+
+
+def pipe(directory):
+    (directory / "metrics.jsonl").unlink()
+    os.mkfifo(directory / "metrics.jsonl")
+
+
+MALICIOUS = {
+    "a name that leaves the folder": lambda d: edit(d, attention="..", run=f"cifar10/resnet20/../{d.name}"),
+    "a name that is a path": lambda d: edit(d, data="/etc", run=f"/etc/resnet20/se/{d.name}"),
+    "a name that is HTML": lambda d: edit(d, model="<script>", run=f"cifar10/<script>/se/{d.name}"),
+    "a schedule that is a path": lambda d: edit(d, schedule="../../x"),
+    "a precision that is LaTeX": lambda d: edit(d, precision=r"\input{x}"),
+    "brackets without end": lambda d: (d / "metrics.jsonl").write_text("[" * 200_000),
+    "a number without end": lambda d: (d / "run.json").write_text('{"seed": ' + "9" * 5000 + "}"),
+    "half of a character": lambda d: edit(d, device="\ud800"),
+    "an end of line": lambda d: edit(d, commit="a\rb"),
+    "a pipe": pipe,
+    "infinity": lambda d: (d / "metrics.jsonl").write_text((d / "metrics.jsonl").read_text().replace("0.1,", "1e999,")),
+    "a module that is a list": lambda d: edit(d, attention=["se"]),
+}
+HARMLESS = {
+    "message": "<img src=x onerror=alert(1)>\n\\input{x} | `x` \r\x1b[31m",
+    "device": "<script>alert(1)</script>",
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", MALICIOUS)
+def test_a_malicious_run_is_left_out(kind, runs, tmp_path):
+    MALICIOUS[kind](invented_run(runs, attention="se"))
+    summary = collect(runs, tmp_path / "results")
+    assert len(summary.runs) == 4 and len(summary.damaged) == 1
+    assert {path.parent for path in tmp_path.rglob("*.jsonl") if "runs" not in path.parts} == {
+        tmp_path / "results" / "metrics"
+    }
+
+
+def test_malicious_text_is_shown_as_text(tmp_path):
+    results = results_of(tmp_path, [{"attention": "none"}, {"attention": "lcm1", "state": "failed"}])
+    for directory in (tmp_path / "runs").rglob("seed*"):
+        edit(directory, message=HARMLESS["message"], device=HARMLESS["device"])
+    collect(tmp_path / "runs", results)
+    messages = read_runs(results / "runs.csv")["message"]
+    assert messages.map(str.isprintable).all() and messages.str.contains("<img").all()
+    page, _ = make_report(results)
+    assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
+    command = [sys.executable, str(ROOT / "scripts" / "tables.py"), "--results", str(results)]
+    subprocess.run(command, check=True, capture_output=True)
+    latex, markdown = ((results / f"table2.{suffix}").read_text() for suffix in ("tex", "md"))
+    assert all(line.startswith("%") for line in latex.splitlines() if "input" in line) and "input" in latex
+    assert "<img" not in markdown and "&lt;img" in markdown
+
+
+def test_a_copy_is_not_counted_twice(runs, tmp_path):
+    one = next(runs.glob("*/*/none/seed0-*"))
+    shutil.copytree(one, runs / "cifar10" / "resnet20" / "none" / "seed0-copy")
+    summary = collect(runs, tmp_path / "results")
+    assert len(summary.runs) == 4 and "a second copy" in summary.damaged[0]
+
+
+def test_two_runs_whose_records_would_have_one_name(runs, tmp_path):
+    collect(runs, tmp_path / "results")
+    mine = invented_run(tmp_path / "mine")
+    before = contents(tmp_path / "results")
+    edit(mine, data="cifar10-resnet20", model="none", attention="seed0", run=f"cifar10-resnet20/none/seed0/{mine.name}")
+    edit(mine, run=f"cifar10-resnet20/none/seed0/{mine.name}")
+    collect(tmp_path / "mine", tmp_path / "results")
+    assert before.items() - {("runs.csv", before["runs.csv"])} <= contents(tmp_path / "results").items()
+
+
+def test_a_damaged_record_is_named(runs, tmp_path):
+    collect(runs, tmp_path / "results")
+    one, other, *_ = sorted((tmp_path / "results" / "metrics").iterdir())
+    one.write_text(one.read_text()[:-30])
+    other.rename(other.with_name("other.jsonl"))
+    summary = rebuild(tmp_path / "results" / "metrics", tmp_path / "again")
+    assert len(summary.runs) == 2 and len(summary.damaged) == 2
+
+
+def test_script(runs, tmp_path):
+    (invented_run(runs, attention="se") / "run.json").unlink()
+    script = [sys.executable, str(ROOT / "scripts" / "collect.py")]
+    done = subprocess.run([*script, "runs"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "DAMAGED" in done.stdout and (tmp_path / "results" / "runs.csv").exists()
+    missing = subprocess.run([*script, "nowhere"], cwd=tmp_path, capture_output=True, text=True)
+    assert missing.returncode == 2 and "no folder nowhere" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_no_folder_and_no_results(tmp_path):
+    assert read_runs(tmp_path / "runs.csv").empty
+    for read in (collect, rebuild):
+        with pytest.raises(UserError, match="no folder"):
+            read(tmp_path / "runs", tmp_path)
+    for text in ("a,b\n1,2\n", (ROOT / "results" / "runs.csv").read_text().replace(",10,", ",ten,")):
+        (tmp_path / "runs.csv").write_text(text)
+        with pytest.raises(UserError, match=r"runs\.csv is damaged"):
+            read_runs(tmp_path / "runs.csv")
+
+
+def test_a_thousand_runs(tmp_path):
+    for seed in range(1000):
+        invented_run(tmp_path / "runs", seed=seed, epochs=10)
+    for _ in range(2):  # into an empty folder, and again
+        start = time.process_time()
+        assert len(collect(tmp_path / "runs", tmp_path / "results").runs) == 1000
+        assert time.process_time() - start < 5
+
+
+def test_what_train_and_status_read_needs_no_pandas():
+    code = "import sys, lcm.reporting.records, lcm.reporting.protocol; print({'pandas', 'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    everything = " ".join(
+        f"import lcm.reporting.{file.stem};" for file in sorted((ROOT / "lcm" / "reporting").glob("[a-z]*.py"))
+    )
+    code = f"import sys; {everything} print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
