@@ -180,7 +180,9 @@ class CachedImages:
             try:
                 fits = pixels.nbytes <= torch.cuda.mem_get_info(device)[0] * self.share
                 self._pixels[device] = pixels.to(device) if fits else None
-            except torch.cuda.OutOfMemoryError:  # another process took the memory in between
+            except RuntimeError as error:  # another process took the memory in between; torch has several such errors
+                if not isinstance(error, torch.cuda.OutOfMemoryError) and "out of memory" not in str(error).lower():
+                    raise
                 self._pixels[device] = None
         return self._pixels[device]
 
