@@ -1,4 +1,4 @@
-"""mini-ImageNet's batches: torchvision's crops and pixels, from a cache or from the files, whoever assembles them."""
+"""mini-ImageNet's batches: from a cache or from the files, whoever assembles them."""
 
 import itertools
 import math
@@ -12,30 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import ks_2samp
-from torchvision.transforms import RandomResizedCrop, v2
+from scenes import SIZES, by_torchvision, scene
+from torchvision.transforms import v2
 
 from lcm.data import MiniImageNet
 from lcm.data.in_memory import keyed_generator
 from lcm.data.mini_imagenet.batches import two_ahead
 from lcm.data.mini_imagenet.copies import WNIDS
-from lcm.data.mini_imagenet.crops import central_views, random_views, show, show_batch
 from lcm.data.mini_imagenet.dataset import MEAN, STD
 from lcm.data.mini_imagenet.prepare import prepare
 from lcm.errors import UserError
 
 CPU = torch.device("cpu")
-SIZES = [(84, 90), (500, 375), (300, 420), (256, 256), (640, 120), (257, 258)]  # width, height
-
-
-def scene(seed, width, height):
-    """A picture with edges and noise, so that a shifted or differently filtered copy differs."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)).resize(
-        (width, height), Image.Resampling.NEAREST
-    )
-    noise = rng.integers(0, 60, (height, width, 3), np.uint8)
-    return Image.fromarray(np.minimum(np.asarray(coarse), 195) + noise)
 
 
 @pytest.fixture(scope="module")
@@ -64,121 +52,7 @@ def level(values):
     return ((values * scale + shift) * 255).permute(0, 2, 3, 1).numpy()
 
 
-def by_torchvision(image, view, mirror, side=224):
-    """What torchvision shows of a Pillow image in a training view, uint8 (side, side, 3)."""
-    top, left, height, width = view[:4]
-    shown = np.asarray(v2.functional.resized_crop(image, top, left, height, width, [side, side], antialias=True))
-    return shown[:, ::-1] if mirror else shown
-
-
-# -------------------------------------------------------------------------------------------------------------- crops
-
-
-def torchvision_boxes(width, height, draws):
-    """(draws, 4) of torchvision's own top, left, height, width."""
-    image = torch.empty(1, height, width)
-    return np.array([RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(draws)])
-
-
-def features(boxes, width, height):
-    """What is compared: share of the area, log aspect, and place as a share of what is left."""
-    top, left, h, w = np.asarray(boxes, float).T
-    return {
-        "area": h * w / (height * width),
-        "aspect": np.log(w / h),
-        "down": (top + 0.5) / (height - h + 1),
-        "right": (left + 0.5) / (width - w + 1),
-    }
-
-
-@pytest.fixture(scope="module")
-def reference():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return features(torchvision_boxes(500, 375, 10_000), 500, 375)
-
-
-def ours(draws, width=500, height=375, **options):
-    sizes = torch.tensor([[height, width]]).expand(draws, 2)
-    return random_views(sizes, 224, keyed_generator("crop boxes"), **options)[:, :4]
-
-
-def test_crop_boxes_have_torchvisions_distribution(reference):
-    drawn = features(ours(100_000), 500, 375)
-    for name, values in reference.items():
-        assert ks_2samp(drawn[name], values).pvalue > 0.01, name
-
-
-@pytest.mark.parametrize(
-    "options, differs",
-    [({"scale": (0.1, 1)}, "area"), ({"scale": (0.08, 0.85)}, "area"), ({"ratio": (0.7, 4 / 3)}, "aspect")],
-)
-def test_the_comparison_of_crop_boxes_sees_small_differences(reference, options, differs):
-    drawn = features(ours(100_000, **options), 500, 375)
-    assert ks_2samp(drawn[differs], reference[differs]).pvalue < 1e-6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width, height", [(500, 375), (341, 256), (84, 84), (120, 400)])
-def test_100_000_crop_boxes_of_each(width, height):
-    torch.manual_seed(1)
-    expected = features(torchvision_boxes(width, height, 100_000), width, height)
-    drawn = features(ours(100_000, width, height), width, height)
-    for name, values in expected.items():
-        assert ks_2samp(drawn[name], values).pvalue > 1e-3, name
-
-
-@pytest.mark.parametrize("width, height", [(1000, 3), (3, 1000), (1001, 4), (4, 999), (1, 1), (2, 1)])
-def test_where_no_box_fits_the_central_one_is_torchvisions(width, height):
-    expected = torchvision_boxes(width, height, 30)
-    drawn = ours(300, width, height)
-    if min(width, height) > 2:
-        assert (
-            np.array_equal(drawn.unique(dim=0).numpy(), np.unique(expected, axis=0)) and len(drawn.unique(dim=0)) == 1
-        )
-    assert (drawn[:, 2:] >= 1).all() and (drawn >= 0).all()
-    assert (drawn[:, 0] + drawn[:, 2] <= height).all() and (drawn[:, 1] + drawn[:, 3] <= width).all()
-
-
-def test_every_box_lies_in_its_image():
-    sizes = torch.randint(1, 700, (50_000, 2), generator=keyed_generator("sizes"))
-    top, left, height, width, *rest = random_views(sizes, 224, keyed_generator("boxes")).unbind(1)
-    assert min(top.min(), left.min()) >= 0 and min(height.min(), width.min()) >= 1
-    assert ((top + height <= sizes[:, 0]) & (left + width <= sizes[:, 1])).all()
-    assert [int(r.unique()) for r in rest] == [224, 224, 0, 0]
-
-
 # ------------------------------------------------------------------------------------------------------------- pixels
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_pixels_are_torchvisions_on_the_cpu_and_as_matrix_products(size):
-    image = scene(1, *size)
-    array = np.array(image)
-    views = random_views(torch.tensor([image.size[::-1]]).expand(6, 2), 224, keyed_generator("pixels"))
-    mirror = torch.arange(6) % 2 == 0
-    expected = np.stack([by_torchvision(image, v, m) for v, m in zip(views.tolist(), mirror, strict=True)]).astype(
-        float
-    )
-    shown = torch.stack([show(array, v, 224).permute(1, 2, 0) for v in views.tolist()])
-    shown = torch.where(mirror[:, None, None, None], shown.flip(2), shown).numpy()
-    assert show(array, views[0].tolist(), 224).permute(1, 2, 0).is_contiguous()
-    difference = abs(shown - expected)
-    assert difference.max() <= 1 and difference.mean() < 0.1
-    pixels, block = torch.from_numpy(array.reshape(-1, 3)), [n + 5 for n in views[:, 2:4].amax(0).tolist()]
-    for dtype, n in ((torch.float32, 6), (torch.float16, 2)):  # half precision is slow on a CPU
-        starts, widths = torch.zeros(n, dtype=torch.int64), torch.full((n,), size[0])
-        products = show_batch(pixels, starts, widths, views[:n], mirror[:n], 224, block, dtype).float().numpy()
-        difference = abs(products - expected[:n])
-        assert difference.mean() < 0.5 and difference.max() < 1.5, dtype  # the reference rounds to bytes twice
-
-
-@pytest.mark.parametrize("size", [*SIZES, (84, 84), (1000, 40), (255, 256), (333, 501)])
-def test_test_views_are_resize_256_and_centre_crop_224(size):
-    image = scene(2, *size)
-    expected = np.asarray(v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image))
-    (view,) = central_views(torch.tensor([image.size[::-1]]), 224, 256).tolist()
-    assert abs(show(np.array(image), view, 224).permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
 def test_test_images_of_the_cache_are_those_of_the_files(root, data_set):
@@ -316,9 +190,8 @@ def test_a_batch_costs_a_tenth_of_a_resnet_50_step_at_most(data_set):
 
 
 def bytes_of(batches, epoch, start=0):
-    return [
-        [part.numpy().tobytes() for part in (*raw, *batches.prepare(raw, CPU))] for raw in batches.iterate(epoch, start)
-    ]
+    shown = ((*raw, *batches.prepare(raw, CPU)) for raw in batches.iterate(epoch, start))
+    return [[part.numpy().tobytes() for part in parts] for parts in shown]
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -337,10 +210,8 @@ def test_neither_workers_nor_the_start_nor_the_past_change_a_byte(root, tmp_path
     later = batches(0)
     list(later.iterate(0))
     epoch = pickle.loads(pickle.dumps(later.epoch(2)))
-    assert [[part.numpy().tobytes() for part in epoch[i]] for i in (3, 1)] == [
-        whole[3][: len(epoch[3])],
-        whole[1][: len(epoch[1])],
-    ]
+    for i in (3, 1):
+        assert [part.numpy().tobytes() for part in epoch[i]] == whole[i][: len(epoch[i])]
     assert torch.equal(state, torch.get_rng_state())
     assert bytes_of(batches(0), 3) != whole
     with pytest.raises(IndexError):
@@ -378,9 +249,7 @@ def test_classes_fingerprint_and_notes(root, tmp_path):
     data_set = MiniImageNet(num_classes=3, root=root, cache_dir=tmp_path / "cache")
     assert data_set.classes == list(WNIDS[:3]) and data_set.name == "mini_imagenet" and data_set.image_size == 224
     (note,) = data_set.notes
-    assert note.startswith(
-        "a part of mini-ImageNet: 3 classes, 15 + 6 images, where the whole has 100 classes, 50,000 + 10,000"
-    )
+    assert note.startswith("a part of mini-ImageNet: 3 classes, 15 + 6 images, where the whole has 100 classes, 50,000")
     copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     assert MiniImageNet(num_classes=3, root=copy, cache=False).fingerprint == data_set.fingerprint
     manifest = prepared(copy)

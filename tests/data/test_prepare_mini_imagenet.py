@@ -1,111 +1,37 @@
-"""The preparation of mini-ImageNet on small copies of every form, and on everything that can be wrong with one.
+"""The preparation of mini-ImageNet from small copies of every form."""
 
-The real numbers (100 classes, 500 + 100 images, lists of 64, 16 and 20 classes) are made small: 3 classes, 5 + 1, lists of 1.
-"""
-
-import csv
 import errno
 import hashlib
-import io
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from PIL import Image
+from mini_copies import (
+    CLASSES,
+    A,
+    B,
+    C,
+    class_folders,
+    contents,
+    imagenet,
+    listed,
+    lists,
+    manifest,
+    picture,
+    split_copy,
+    tars,
+    write,
+)
 
-from lcm.data.mini_imagenet import copies as mini_imagenet_copies
-from lcm.data.mini_imagenet import prepare as prepare_mini_imagenet
-from lcm.data.mini_imagenet.copies import WNIDS
 from lcm.data.mini_imagenet.prepare import prepare
 from lcm.errors import UserError
 
-A, B, C = CLASSES = WNIDS[:3]
+pytestmark = pytest.mark.usefixtures("small_mini_imagenet")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_mini_imagenet.py"
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(prepare_mini_imagenet, "WNIDS", CLASSES)
-    monkeypatch.setattr(prepare_mini_imagenet, "PER_CLASS", {"train": 5, "test": 1})
-    monkeypatch.setattr(mini_imagenet_copies, "LISTS", dict.fromkeys(mini_imagenet_copies.LISTS, 1))
-    for module in (prepare_mini_imagenet, mini_imagenet_copies):
-        monkeypatch.setattr(module, "FEWEST_IN_IMAGENET", 12)
-
-
-def picture(number=0, size=(24, 18), mode="RGB", kind="JPEG") -> bytes:
-    """An image file of which no two numbers are equal."""
-    image = Image.effect_noise((24, 18), 40).convert("RGB").resize(size)
-    image.paste((number % 256, number // 256, 7), (0, 0, 8, 8))
-    data = io.BytesIO()
-    image.convert(mode).save(data, kind)
-    return data.getvalue()
-
-
-def listed(wnid, number):
-    return f"{wnid}{number:08}.jpg"
-
-
-def write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def class_folders(root, numbers=range(1, 7), name=listed):
-    """(b): three classes of six images."""
-    for wnid in CLASSES:
-        for number in numbers:
-            write(root / wnid / name(wnid, number), picture(number))
-    return root
-
-
-def split_copy(root, test="test"):
-    """(c)"""
-    for wnid in CLASSES:
-        for number in range(1, 7):
-            write(root / ("train" if number < 6 else test) / wnid / listed(wnid, number), picture(number))
-    return root
-
-
-def imagenet(root):
-    """(a): three classes of twelve images under ImageNet's names, whose numbers have gaps and unequal lengths."""
-    return class_folders(root, range(12), lambda wnid, i: f"{wnid}_{7 + 5 * i}.JPEG")
-
-
-def lists(root, numbers=(2, 3, 5, 7, 11, 12)):
-    """The three lists, a class each."""
-    root.mkdir(parents=True, exist_ok=True)
-    for file, wnid in zip(mini_imagenet_copies.LISTS, CLASSES, strict=True):
-        rows = "".join(f"{listed(wnid, number)},{wnid}\n" for number in numbers)
-        (root / file).write_text(f"filename,label\n{rows}")
-    return root
-
-
-def tars(root, source):
-    """Class folders -> one tar file a class."""
-    root.mkdir(parents=True)
-    for wnid in CLASSES:
-        with tarfile.open(root / f"{wnid}.tar", "w") as archive:
-            for file in sorted((source / wnid).iterdir()):
-                archive.add(file, file.name)
-    return root
-
-
-def manifest(root):
-    with open(root / "manifest.csv", newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
-def contents(root):
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-# ------------------------------------------------------------------------------------------------------------- forms
 
 
 def test_class_folders_are_split_after_the_first_five_sixths(tmp_path):
@@ -213,164 +139,6 @@ def test_a_partial_copy_needs_permission(tmp_path):
         prepare(source, tmp_path / "out")
     prepare(source, tmp_path / "out", allow_partial=True)
     assert len(manifest(tmp_path / "out")) == 9
-
-
-# ---------------------------------------------------------------------------------------------------------- bad input
-
-
-def truncate(path, length):
-    path.write_bytes(path.read_bytes()[:length])
-
-
-def with_lists(change=lambda folder: None, numbers=range(1, 7)):
-    def spoil(root):
-        folder = lists(root.parent / "lists", numbers)
-        change(folder)
-        return {"lists": folder}
-
-    return spoil
-
-
-def append(file, line):
-    return lambda folder: (folder / file).write_text((folder / file).read_text() + line + "\n")
-
-
-def as_tars(change):
-    def spoil(root):
-        change(archives := tars(root.parent / "tars", root))
-        return {"source": archives, "lists": lists(root.parent / "lists")}
-
-    return spoil
-
-
-def a_png(width):
-    """A whole PNG whose header claims width x width pixels."""
-    data = bytearray(picture(kind="PNG"))
-    data[16:24] = width.to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    return bytes(data)
-
-
-def sixteen_bits():
-    data = io.BytesIO()
-    Image.new("I;16", (20, 20)).save(data, "PNG")
-    return data.getvalue()
-
-
-one = listed(A, 1)
-BAD = {  # what spoils a good copy (a dict that it returns replaces arguments of `prepare`), its form, what the message says
-    "no such folder": (lambda r: {"source": r / "missing"}, class_folders, ["missing is no folder"]),
-    "an archive": (lambda r: {"source": Path(__file__)}, class_folders, ["is no folder", "unpack an archive"]),
-    "nothing": (shutil.rmtree, lambda r: r.mkdir() or r, ["is no folder"]),
-    "few-shot pickles": (
-        lambda r: write(r / "cache-train.pkl", b""), lambda r: r.mkdir() or r, ["no class folders", "cache-train.pkl"],
-    ),
-    "no lists": (lambda r: {"lists": r / "no"}, class_folders, ["no/train.csv", "No such file", "no/test.csv"]),
-    "other lists": (
-        with_lists(lambda f: (f / "train.csv").write_text("image,class\n")), class_folders,
-        ["train.csv: begins with 'image,class', not with filename,label"],
-    ),
-    "another name": (
-        with_lists(append("train.csv", f"dog.jpg,{A}")), class_folders, [f"train.csv, line 8: dog.jpg,{A} is not like"],
-    ),
-    "another class": (
-        with_lists(append("test.csv", f"{listed(A, 7)},{C}")), class_folders, [f"line 8: {listed(A, 7)},{C} is not like"],
-    ),
-    "an image twice": (
-        with_lists(append("train.csv", f"{listed(A, 2)},{A}")), class_folders, [f"line 8: {listed(A, 2)} is listed twice"],
-    ),
-    "a list twice": (
-        with_lists(lambda f: shutil.copy(f / "train.csv", f / "val.csv")), class_folders, ["val.csv: 0 classes, 1 expected"],
-    ),
-    "a short list": (with_lists(numbers=range(1, 6)), class_folders, [f"{A}: 5 images, 6 expected"]),
-    "missing images": (
-        with_lists(numbers=range(2, 8)), class_folders, [f"{A}: 1 listed images are not there: {listed(A, 7)}"],
-    ),
-    "beyond the class": (
-        with_lists(numbers=(1, 2, 3, 4, 5, 13)), imagenet, [f"{A}: 1 listed images are not there: {listed(A, 13)}"],
-    ),
-    "an incomplete class": (
-        lambda r: (r / B / f"{B}_7.JPEG").unlink() or with_lists()(r), imagenet, [f"{B}: 11 images", "wrong images"],
-    ),
-    "no listed class": (
-        lambda r: shutil.rmtree(r / C) or with_lists()(r), imagenet, [f"{C}: on the lists, but neither {C}/ nor {C}.tar"],
-    ),
-    "lists for a split copy": (with_lists(), split_copy, ["holds test, train: with --lists"]),
-    "folder and tar": (lambda r: tars(r / "x", r) and (r / "x" / f"{A}.tar").rename(r / f"{A}.tar"), imagenet,
-                       [f"{A}: both ", f"{A}.tar: two copies mixed"]),
-    "a cut tar": (as_tars(lambda f: truncate(f / f"{B}.tar", 1500)), imagenet, [f"{B}.tar: cannot be read"]),
-    "a compressed tar": (
-        as_tars(lambda f: write(f / f"{B}.tar", b"\x1f\x8b\x08" + bytes(600))), imagenet, ["unpack a compressed one"],
-    ),
-    "an empty class": (lambda r: [f.unlink() for f in (r / B).iterdir()], class_folders, [f"/{B}: no images"]),
-    "wrong counts": (
-        lambda r: (r / A / one).unlink() or write(r / C / listed(C, 7), picture(7)), class_folders,
-        [f"{A}: 5 images, 6 expected", f"{C}: 7 images, 6 expected"],
-    ),
-    "a missing class": (lambda r: shutil.rmtree(r / C), class_folders, [f"1 of 3 classes are missing: {C}"]),
-    "a foreign class": (
-        lambda r: shutil.copytree(r / A, r / "n09999999"), class_folders, ["not among the 100 classes", "n09999999"],
-    ),
-    "other folders": (lambda r: (r / A).rename(r / "house finch"), class_folders, ["'house finch' is no class"]),
-    "loose images": (lambda r: write(r / one, picture()), class_folders, [f"{one}: an image in no class folder"]),
-    "ImageNet": (lambda r: None, imagenet, [f"{A}: 12 images, 6 expected", "looks like ImageNet itself"]),
-    "a wrong class": (
-        lambda r: write(r / B / listed(A, 9), picture(9)), class_folders, [f"an image of {A} by its name, in class {B}"],
-    ),
-    "cut": (lambda r: truncate(r / A / one, 700), class_folders, [f"{one}: image file is truncated"]),
-    "several": (
-        lambda r: [write(r / A / one, b""), write(r / B / listed(B, 2), picture()[:-100]),
-                   write(r / C / listed(C, 6), b"x" * 100)], class_folders,
-        ["3 problems", f"{one}: an empty file", f"{listed(B, 2)}: image file", f"{listed(C, 6)}: no image"],
-    ),
-    "16 bits": (lambda r: write(r / A / one, sixteen_bits()), class_folders, [f"{one}: pixels of mode I;16, which"]),
-    "a bomb": (lambda r: write(r / A / one, a_png(60_000)), class_folders, [f"{one}: ", "decompression bomb"]),
-    "two sizes": (
-        lambda r: write(r / A / listed(A, 3), picture(3, (84, 84))), class_folders, ["two copies mixed: 1 images of 84x84"],
-    ),
-    "a name twice": (
-        lambda r: write(r / A / f"{A}00000001.png", picture(kind="PNG")), class_folders, ["the same name twice: ", one],
-    ),
-    "in both halves": (
-        lambda r: shutil.copy(r / "train" / A / one, r / "test" / A / one), split_copy,
-        ["the same name twice: ", f"train/{A}/{one}", f"test/{A}/{one}"],
-    ),
-    "no test": (lambda r: shutil.rmtree(r / "test"), split_copy, ["train hold neither"]),
-    "no train": (lambda r: (r / "train").rename(r / "val"), split_copy, ["test, val hold neither"]),
-    "one half": (
-        lambda r: shutil.rmtree(r / "test" / B) or {"allow_partial": True}, split_copy, [f"{B}: images only in train"],
-    ),
-    "other halves": (
-        lambda r: shutil.move(r / "train" / A / one, r / "test" / A / one), split_copy,
-        [f"{A}: 4 images in train, 5 expected", f"{A}: 2 images in test, 1 expected"],
-    ),
-    "three halves": (
-        lambda r: shutil.copytree(r / "test", r / "val"), split_copy, ["test, train, val hold neither"],
-    ),
-    "a folder inside": (lambda r: (r / A / "more").mkdir(), class_folders, [f"{A}/more: not a file"]),
-    "a broken link": (lambda r: (r / A / "x.jpg").symlink_to("gone"), class_folders, ["x.jpg: not a file"]),
-    "a file there": (
-        lambda r: write(r.parent / "taken", b"") or {"destination": r.parent / "taken"}, class_folders, ["cannot be written"],
-    ),
-    "another set there": (
-        lambda r: write(r.parent / "out" / "train" / "x" / "other.jpg", b""), class_folders,
-        ["holds 1 files that do not belong to this set: train/x/other.jpg"],
-    ),
-    "destination inside": (lambda r: {"destination": r / "out"}, class_folders, ["inside each other"]),
-    "in place": (lambda r: {"destination": r}, class_folders, ["are the same or inside"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(name, tmp_path):
-    spoil, form, said = BAD[name]
-    root = form(tmp_path / "copy")
-    changes = spoil(root)
-    arguments = {"source": root, "destination": tmp_path / "out"} | (changes if isinstance(changes, dict) else {})
-    with pytest.raises(UserError) as caught:
-        prepare(**arguments)
-    assert all(words in str(caught.value) for words in said), str(caught.value)
-    assert not (Path(arguments["destination"]) / "manifest.csv").exists()
 
 
 def test_no_space_is_found_before_copying_and_while_copying(tmp_path, monkeypatch):

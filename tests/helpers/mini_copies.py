@@ -1,0 +1,78 @@
+"""Small copies of mini-ImageNet in every form that `prepare` reads; for tests with the fixture `small_mini_imagenet`."""
+
+import csv
+import io
+import tarfile
+
+from PIL import Image
+
+from lcm.data.mini_imagenet.copies import LISTS, WNIDS
+
+A, B, C = CLASSES = WNIDS[:3]
+
+
+def picture(number=0, size=(24, 18), mode="RGB", kind="JPEG") -> bytes:
+    """An image file of which no two numbers are equal."""
+    image = Image.effect_noise((24, 18), 40).convert("RGB").resize(size)
+    image.paste((number % 256, number // 256, 7), (0, 0, 8, 8))
+    data = io.BytesIO()
+    image.convert(mode).save(data, kind)
+    return data.getvalue()
+
+
+def listed(wnid, number):
+    return f"{wnid}{number:08}.jpg"
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def class_folders(root, numbers=range(1, 7), name=listed):
+    """(b): three classes of six images."""
+    for wnid in CLASSES:
+        for number in numbers:
+            write(root / wnid / name(wnid, number), picture(number))
+    return root
+
+
+def split_copy(root, test="test"):
+    """(c)"""
+    for wnid in CLASSES:
+        for number in range(1, 7):
+            write(root / ("train" if number < 6 else test) / wnid / listed(wnid, number), picture(number))
+    return root
+
+
+def imagenet(root):
+    """(a): three classes of twelve images under ImageNet's names, whose numbers have gaps and unequal lengths."""
+    return class_folders(root, range(12), lambda wnid, i: f"{wnid}_{7 + 5 * i}.JPEG")
+
+
+def lists(root, numbers=(2, 3, 5, 7, 11, 12)):
+    """The three lists, a class each."""
+    root.mkdir(parents=True, exist_ok=True)
+    for file, wnid in zip(LISTS, CLASSES, strict=True):
+        rows = "".join(f"{listed(wnid, number)},{wnid}\n" for number in numbers)
+        (root / file).write_text(f"filename,label\n{rows}")
+    return root
+
+
+def tars(root, source):
+    """Class folders -> one tar file a class."""
+    root.mkdir(parents=True)
+    for wnid in CLASSES:
+        with tarfile.open(root / f"{wnid}.tar", "w") as archive:
+            for file in sorted((source / wnid).iterdir()):
+                archive.add(file, file.name)
+    return root
+
+
+def manifest(root):
+    with open(root / "manifest.csv", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def contents(root):
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}

@@ -1,0 +1,73 @@
+"""Small CIFAR data sets in every layout that users have; the fixture `small` makes their md5 sums the official ones."""
+
+import hashlib
+import shutil
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+from lcm.data import Cifar, cifar
+
+CLASSES = {name: cifar.OFFICIAL[name].num_classes for name in cifar.OFFICIAL}
+
+
+def records(name):
+    """{file: record} in the official layout: 20 images of each class for cifar10, 2 for cifar100; half as many to test."""
+    official = cifar.OFFICIAL[name]
+    random = np.random.default_rng(official.num_classes)
+    files = {}
+    for part, count in ((official.train, 200), (official.test, 100)):
+        labels = random.permutation(np.arange(count) % official.num_classes)
+        for file, chosen in zip(part, np.array_split(labels, len(part)), strict=True):
+            files[file] = {
+                "batch_label": f"{file} of {name}",
+                official.labels_key: chosen.tolist(),
+                "data": random.integers(0, 256, (len(chosen), 3072), dtype=np.uint8),
+                "filenames": [f"{label}_{i}.png" for i, label in enumerate(chosen.tolist())],
+            }
+    names = [f"class{i:02}" for i in range(official.num_classes)]
+    files[next(iter(official.meta))] = {official.names_key: names, "num_vis": 3072}
+    return files
+
+
+def arrays(name, part):
+    """(images (N, 32, 32, 3), labels (N,)) of records(name), put together in the plainest way."""
+    official, files = cifar.OFFICIAL[name], records(name)
+    chosen = [files[file] for file in getattr(official, part)]
+    images = np.concatenate([r["data"] for r in chosen]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, np.concatenate([r[official.labels_key] for r in chosen])
+
+
+def pack(root, name, monkeypatch):
+    """Replace the unpacked folder by the archive, which becomes the official one."""
+    official = cifar.OFFICIAL[name]
+    archive = root / official.archive
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        tar.add(root / official.folder, official.folder)
+    shutil.rmtree(root / official.folder)
+    sums = {"archive_md5": hashlib.md5(archive.read_bytes()).hexdigest()}
+    monkeypatch.setitem(cifar.OFFICIAL, name, official._replace(**sums))
+    return archive
+
+
+def class_folders(root, name, kind="png"):
+    classes = [f"class{i:02}" for i in range(CLASSES[name])]
+    for part in ("train", "test"):
+        for i, (image, label) in enumerate(zip(*arrays(name, part), strict=True)):
+            folder = root / part / classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(image)).save(folder / f"{i:04}.{kind}")
+
+
+def load(root, name, **options):
+    return Cifar(name, CLASSES[name], root=root, **{"download": False, **options})
+
+
+def holds(data, name):
+    """Whether the data set is exactly records(name), in order."""
+    train, test = data.train(64, seed=0).resident, data.test(64).resident
+    return all(
+        np.array_equal(resident.images, images) and np.array_equal(resident.labels, labels)
+        for resident, (images, labels) in ((train, arrays(name, "train")), (test, arrays(name, "test")))
+    )
