@@ -32,6 +32,15 @@ def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
 
 
+def normalisation(mean, std, shape) -> tuple[Tensor, Tensor]:
+    """scale, shift float32 (H, W, C) with images * scale + shift = (images / 255 - mean) / std.
+
+    Spread over a whole image: the CPU multiplies rows of H * W * C values instead of rows of C.
+    """
+    mean, std = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
+    return tuple(part.float().expand(shape).contiguous() for part in (1 / (255 * std), -mean / std))
+
+
 class Resident:
     """Images in memory, and what an epoch does with them.
 
@@ -51,11 +60,7 @@ class Resident:
         self.images = torch.as_tensor(images)
         self.labels = torch.as_tensor(labels)
         self.pad, self.mirror, self.seed = pad, mirror, seed
-        mean, std = torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(std, dtype=torch.float64)
-        # Spread over a whole image: the CPU multiplies rows of H * W * C values instead of rows of C.
-        shape = self.images.shape[1:]
-        self.scale = (1 / (255 * std)).float().expand(shape).contiguous()
-        self.shift = (-mean / std).float().expand(shape).contiguous()
+        self.scale, self.shift = normalisation(mean, std, self.images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,55 +118,66 @@ class Resident:
         batch[flip] = batch[flip][:, :, ::-1]
         return torch.from_numpy(batch.view(np.uint8).reshape(n, height, width, channels))
 
+    def assemble(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> tuple[Tensor, Tensor]:
+        """A raw batch on the CPU: images uint8 (B, H, W, C) and labels int64 (B,)."""
+        return self.gather(index, offsets, mirror), torch.from_numpy(self.labels.numpy()[index.numpy()])
+
 
 class Epoch:
     """The raw batches of one epoch, in order: a sequence whose item i is a pure function of (seed, epoch, i).
 
-    An item is (images uint8 (B, H, W, C), labels int64 (B,)) on the CPU. It can be pickled; worker processes share its
-    tensors, they do not copy them.
+    plan: tensors with one row for each image of the epoch. Item i is `assemble` of their rows in batch i. An epoch can be
+    pickled; worker processes share its tensors, they do not copy them.
     """
 
-    def __init__(self, resident: Resident, plan, batch_size: int, steps: int):
-        self.resident, self.plan, self.batch_size, self.steps = resident, plan, batch_size, steps
+    def __init__(self, plan: tuple[Tensor, ...], batch_size: int, steps: int, assemble):
+        self.plan, self.batch_size, self.steps, self.assemble = plan, batch_size, steps, assemble
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
         if not 0 <= i < self.steps:
             raise IndexError(i)
-        part = slice(i * self.batch_size, (i + 1) * self.batch_size)
-        index, offsets, mirror = (drawn[part] for drawn in self.plan)
-        labels = torch.from_numpy(self.resident.labels.numpy()[index.numpy()])
-        return self.resident.gather(index, offsets, mirror), labels
+        return self.assemble(*(drawn[i * self.batch_size : (i + 1) * self.batch_size] for drawn in self.plan))
 
 
-class Batches:
-    """All epochs of a resident set in batches of `batch_size`.
+class EpochBatches:
+    """All epochs of `images` images in batches of `batch_size`; a subclass has `epoch(number)`, an `Epoch`.
 
     With a seed (training) the images come in a new order each epoch and a last batch of a single image is left out:
     batch norm over a 1x1 map needs two values. Without (test) every image comes, in the stored order.
 
-    len(batches)     steps an epoch
-    batches.images   images an epoch
-    batches.resident the set itself, for a device that assembles its own batches
+    len(batches)    steps an epoch
+    batches.images  images an epoch
     """
 
-    def __init__(self, resident: Resident, batch_size: int, workers: int = 0):
+    def __init__(self, images: int, batch_size: int, workers: int, seed):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: at least 1")
-        self.resident, self.batch_size, self.workers = resident, batch_size, workers
-        self.images = len(resident)
-        if resident.seed is not None and batch_size > 1 and self.images % batch_size == 1:
-            self.images -= 1
-        self._normalisation = {}  # device -> (scale, shift)
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        alone = seed is not None and batch_size > 1 and images % batch_size == 1
+        self.images = images - 1 if alone else images
 
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
 
+    def iterate(self, epoch: int, start: int = 0):
+        """The raw batches of epoch `epoch` from step `start`, assembled here or in `workers` processes: the same bytes."""
+        return iterate(self.epoch(epoch), start, self.workers)
+
+
+class Batches(EpochBatches):
+    """Batches of a set in memory, `resident`; a GPU can assemble its own from that."""
+
+    def __init__(self, resident: Resident, batch_size: int, workers: int = 0):
+        super().__init__(len(resident), batch_size, workers, resident.seed)
+        self.resident = resident
+        self._normalisation = {}  # device -> (scale, shift)
+
     def epoch(self, epoch: int) -> Epoch:
-        """The raw batches of epoch `epoch`."""
-        return Epoch(self.resident, self.resident.plan(epoch), self.batch_size, len(self))
+        """The raw batches of epoch `epoch`: images uint8 (B, H, W, C), labels int64 (B,)."""
+        return Epoch(self.resident.plan(epoch), self.batch_size, len(self), self.resident.assemble)
 
     def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
         """A raw batch -> images float32 (B, C, H, W), normalised, in channels-last memory, and labels int64 (B,)."""
@@ -170,10 +186,6 @@ class Batches:
             self._normalisation[device] = self.resident.scale.to(device), self.resident.shift.to(device)
         images, labels = (part.to(device, non_blocking=True) for part in raw)
         return normalise(images, *self._normalisation[device]), labels
-
-    def iterate(self, epoch: int, start: int = 0):
-        """The raw batches of epoch `epoch` from step `start`, made here or in `workers` processes: the same bytes."""
-        return iterate(self.epoch(epoch), start, self.workers)
 
 
 class ResidentSet:

@@ -165,10 +165,10 @@ def test_an_epoch_can_be_sent_to_another_process():
 
 
 def test_a_worker_shares_the_set_instead_of_copying_it():
-    epoch = Batches(resident(n=3000), 64).epoch(0)
-    assert epoch.resident.images.numel() > 9_000_000
-    assert len(ForkingPickler.dumps(epoch)) < 20_000
-    assert epoch.resident.images.is_shared()
+    batches = Batches(resident(n=3000), 64)
+    assert batches.resident.images.numel() > 9_000_000
+    assert len(ForkingPickler.dumps(batches.epoch(0))) < 20_000
+    assert batches.resident.images.is_shared()
 
 
 def test_workers_leave_signals_to_their_owner():

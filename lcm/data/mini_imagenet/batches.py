@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcm.data.in_memory import iterate, keyed_generator, normalise
+from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator, normalisation, normalise
 from lcm.data.mini_imagenet.cache import ImageCache
 from lcm.data.mini_imagenet.crops import central_views, random_views, show, show_batch
 from lcm.data.mini_imagenet.folder import PREPARE
@@ -22,45 +22,12 @@ def short_side_of(image_size: int) -> int:
     return round(image_size / 0.875)
 
 
-class Epoch:
-    """The raw batches of one epoch, in order: a sequence whose item i is a pure function of (seed, epoch, i).
-
-    plan: tensors with one row for each image of the epoch. Item i is `assemble` of their rows in batch i.
-    """
-
-    def __init__(self, plan: tuple[Tensor, ...], batch_size: int, steps: int, assemble):
-        self.plan, self.batch_size, self.steps, self.assemble = plan, batch_size, steps, assemble
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, i: int):
-        if not 0 <= i < self.steps:
-            raise IndexError(i)
-        return self.assemble(*(drawn[i * self.batch_size : (i + 1) * self.batch_size] for drawn in self.plan))
-
-
-class ImageBatches:
-    """All epochs of some of the images, in batches of `batch_size`.
-
-    With a seed (training) each epoch has a new order, and a last batch of a single image is left out: batch norm over a 1x1
-    map needs two values. Without (test) every image comes, in order.
-
-    len(batches)     steps an epoch
-    batches.images   images an epoch
-    """
+class ImageBatches(EpochBatches):
+    """Batches of some images, `index` with `labels`, from a source: CachedImages or FileImages."""
 
     def __init__(self, source, index: Tensor, labels: Tensor, batch_size: int, workers: int = 0, seed=None):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: at least 1")
+        super().__init__(len(index), batch_size, workers, seed)
         self.source, self.index, self.labels = source, index, labels
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.images = len(index)
-        if seed is not None and batch_size > 1 and self.images % batch_size == 1:
-            self.images -= 1
-
-    def __len__(self) -> int:
-        return -(-self.images // self.batch_size)
 
     def epoch(self, epoch: int) -> Epoch:
         """The raw batches of epoch `epoch`."""
@@ -78,14 +45,11 @@ class ImageBatches:
         return self.source.prepare(raw, torch.device(device))
 
     def iterate(self, epoch: int, start: int = 0):
-        """The raw batches of epoch `epoch` from step `start`, assembled here or in `workers` processes: the same bytes."""
-        return self.source.ahead(iterate(self.epoch(epoch), start, self.workers))
+        return self.source.ahead(super().iterate(epoch, start))
 
 
-def normalisation(side: int, device) -> tuple[Tensor, Tensor]:
-    """scale, shift float32 (side, side, 3) with bytes * scale + shift = (bytes / 255 - mean) / std."""
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))
-    return tuple(part.float().expand(side, side, 3).contiguous().to(device) for part in (1 / (255 * std), -mean / std))
+def _normalisation(side: int, device) -> list[Tensor]:
+    return [part.to(device) for part in normalisation(MEAN, STD, (side, side, 3))]
 
 
 class CachedImages:
@@ -115,7 +79,7 @@ class CachedImages:
 
     def prepare(self, raw, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._normalisation:
-            self._normalisation[device] = normalisation(self.side, device)
+            self._normalisation[device] = _normalisation(self.side, device)
         return (self._on_cpu if device.type == "cpu" else self._on_gpu)(*raw, device)
 
     def _on_cpu(self, index, views, mirror, labels, device):
@@ -253,6 +217,6 @@ class FileImages:
 
     def prepare(self, raw, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._normalisation:
-            self._normalisation[device] = normalisation(self.side, device)
+            self._normalisation[device] = _normalisation(self.side, device)
         images, labels = (part.to(device, non_blocking=True) for part in raw)
         return normalise(images, *self._normalisation[device]), labels
