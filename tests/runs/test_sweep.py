@@ -69,7 +69,7 @@ def test_one_directory_for_many_runs_is_refused():
 @pytest.mark.parametrize(
     "argument, message",
     [
-        ("experiment=table1,table2", "each experiment has a grid of its own"),
+        ("experiment=table1,table2", "each experiment has its own grid"),
         ("seed=interval(0, 5)", "cannot be expanded"),
         ("attention=se,lmc2", "nearest: lcm2"),
         ("hydra/launcher=parallel", r"pip install -e '.\[parallel\]'"),
