@@ -12,7 +12,7 @@ from pathlib import Path
 from lcm.config.options import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs
-from lcm.runs.standing import Speed, count, standing_of, table
+from lcm.runs.standing import count, standing_of, table, time_left
 
 
 def jobs_of(arguments):
@@ -57,7 +57,7 @@ def main(arguments=None):
         standings = [standing_of(job.directory) for job in jobs]
     print(f"{table(standings, runs)}\n\n{count(standings)}")
     if jobs and any(standing.state != "finished" for standing in standings):
-        print(f"training left: {Speed().left([job.config for job in jobs], standings)}")
+        print(f"training left: {time_left([job.config for job in jobs], standings)}")
 
 
 if __name__ == "__main__":

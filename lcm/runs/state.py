@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lcm
 from lcm.config.identity import config_hash, deviations, identity
-from lcm.errors import NotFinite, Stopped, UserError
+from lcm.errors import Stopped, UserError, in_words
 from lcm.files import unreadable, write_atomically
 from lcm.runs.directory import now, run_name
 
@@ -56,16 +56,10 @@ def refuse_another_config(directory, state, config):
     if "config" not in state or config_hash(state["config"]) == config_hash(config):
         return
     old, new = identity(state["config"]), identity(config)
-    lines = [
-        f"  {k}: {old.get(k, '-')} there, {new.get(k, '-')} here"
-        for k in sorted({*old, *new})
-        if old.get(k) != new.get(k)
-    ]
-    raise UserError(
-        f"{directory} holds a run of another config:\n"
-        + "\n".join(lines)
-        + "\ntake another directory, or the config that it has"
-    )
+    other = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    lines = [f"  {key}: {old.get(key, '-')} there, {new.get(key, '-')} here" for key in other]
+    lines = [f"{directory} holds a run of another config:", *lines, "take another directory, or the config that it has"]
+    raise UserError("\n".join(lines))
 
 
 def unfinished(directory, config):
@@ -88,25 +82,14 @@ def recorded(directory, state):
     Finished; stopped where a signal or something that a user can mend ended it; failed otherwise.
     """
     write_state(directory, state | {"state": "running", "message": None})
-    outcome = {}
     try:
         yield
-        outcome = {"state": "finished", "message": None, "end": now()}
-    except (Stopped, UserError) as reason:
-        outcome = {"state": "stopped", "message": str(reason)}
-        raise
-    except NotFinite as reason:
-        outcome = {"state": "failed", "message": str(reason)}
-        raise
     except BaseException as error:
-        outcome = {"state": "failed", "message": f"{type(error).__name__}: {error}"}
+        outcome = "stopped" if isinstance(error, (Stopped, UserError)) else "failed"
+        with contextlib.suppress(UserError):  # the first problem is the one to show, often a full disk too
+            write_state(directory, state | {"state": outcome, "message": in_words(error)})
         raise
-    finally:
-        try:
-            write_state(directory, state | outcome)
-        except UserError:
-            if outcome["state"] == "finished":  # otherwise the first problem is the one to show, often a full disk too
-                raise
+    write_state(directory, state | {"state": "finished", "message": None, "end": now()})
 
 
 @functools.cache  # of the code that runs, not of what is committed while a sweep goes on

@@ -121,6 +121,8 @@ def test_the_hash_does_not_depend_on_the_order_of_keys():
 def test_a_short_schedule_and_another_cache_are_no_deviations_and_two_epochs_are():
     uncached = config("resnet50", data="mini_imagenet", data__cache_size=None)
     assert check(uncached) == [] and deviations(uncached) == {}
+    assert check(config("resnet50", data="mini_imagenet", data__cache_size=1)) == []
+    assert len(check(config("resnet50", data="mini_imagenet", data__cache_size=0))) == 1
     assert config_hash(uncached) != config_hash(config("resnet50", data="mini_imagenet"))
     assert deviations(config(data="cifar10", schedule="short")) == {}
     assert deviations(config(data="cifar10", schedule__epochs=2)) == {"schedule.epochs": 2}
