@@ -16,8 +16,8 @@ class UserError(Exception):
     exit_code = 2
 
 
-def one_line(error: BaseException) -> str:
-    """The kind of `error` and the first line of its text."""
+def one_line(error):
+    """The type of `error` and the first line of its text."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
 
@@ -49,7 +49,7 @@ class Stopped(BaseException):
 
     def __init__(self, signal, what):
         super().__init__(f"{signal}: {what}")
-        self.signal = signal
+        self.signal, self.what = signal, what
 
 
 EXPECTED = (UserError, OwnedElsewhere, NotFinite, SweepFailed, Stopped)  # each with its exit code

@@ -6,8 +6,8 @@
 
 The repetition is trained by train.py with the threads of the record, in a folder of its own; stopped, the same command
 continues it. On the same processor with the same versions the numbers must be the same, bit for bit; elsewhere they differ by
-rounding, which training magnifies, and the circumstances that differ are named. Further arguments go to train.py: where its
-data lie, for example. Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
+rounding, which training amplifies, and the differences between the environments are named. Further arguments go to train.py,
+the folder of its data for example. Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lcm.errors import UserError, exit_on_user_error
 from lcm.reporting.records import Damaged, read_record, read_run
-from lcm.runs.repeat import arguments, compared, differences, other_circumstances, word
+from lcm.runs.repeat import arguments, compared, differences, other_environment, quoted
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +48,7 @@ def main(command_line=None):
     parser.add_argument("--show", action="store_true", help="print the command line and train nothing")
     options = parser.parse_intermixed_args(command_line)
     run, epochs = read(options.run)
-    words = [*arguments(run, options.further), f"runs={word(options.runs)}"]
+    words = [*arguments(run, options.further), f"runs={quoted(options.runs)}"]
     print(f"python train.py {shlex.join(words)}", flush=True)
     if options.show:
         return
@@ -62,7 +62,7 @@ def main(command_line=None):
         print(
             f"{column}: differs from epoch {epoch} on, by {largest:.3g} at most; at the end {before:.6g} then, {now:.6g} now"
         )
-    for line in other_circumstances(run, again):
+    for line in other_environment(run, again):
         print(line)
     sys.exit(1 if apart else 0)
 

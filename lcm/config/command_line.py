@@ -6,23 +6,6 @@ import importlib.util
 from lcm.config.options import GROUPS, choices, flatten, load, no_such_option, settings
 from lcm.errors import nearest
 
-# What other programs call our keys.
-USUAL_NAMES = {
-    "lr": "schedule.learning_rate",
-    "bs": "schedule.batch_size",
-    "wd": "schedule.weight_decay",
-    "num_epochs": "schedule.epochs",
-    "dataset": "data",
-    "arch": "model",
-    "net": "model",
-    "network": "model",
-    "backbone": "model",
-    "attn": "attention",
-    "gpu": "device",
-    "num_workers": "data.workers",
-    "amp": "precision",
-    "output_dir": "runs",
-}
 EXTRAS = {"parallel": "hydra_plugins.hydra_joblib_launcher", "slurm": "hydra_plugins.hydra_submitit_launcher"}
 
 
@@ -34,15 +17,6 @@ def known_keys():
         for name in choices(group):
             keys |= {f"{group}.{key}" for key in flatten(load(group, name)) if key != "defaults"}
     return frozenset(keys)
-
-
-def key_hint(key):
-    """`; nearest: KEY` for an unknown key: a usual name for it, the only key with that last part, or one that is like it."""
-    meant = USUAL_NAMES.get(key.rpartition(".")[2].lower())
-    same_end = [known for known in known_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    if meant or len(same_end) == 1:
-        return f"; nearest: {meant or same_end[0]}"
-    return nearest(key, known_keys() | {*GROUPS, "experiment"})
 
 
 def override_problems(arguments, multirun=False):
@@ -90,7 +64,9 @@ def _problems_of(text, override, multirun):
     if key.partition(".")[0] in GROUPS and key.endswith(".name"):
         return [f"{text}: the name cannot be changed by itself; write {key.partition('.')[0]}={value}"]
     if key not in known_keys() and not any(known.startswith(f"{key}.") for known in known_keys()):
-        return [f"{text}: no such key{key_hint(key)}"]
+        same_end = [f"; nearest: {known}" for known in sorted(known_keys()) if known.endswith(f".{key}")]
+        hint = [*same_end, nearest(key, known_keys() | groups) or "; python train.py --help lists them all"][0]
+        return [f"{text}: no such key{hint}"]
     return []
 
 

@@ -97,7 +97,7 @@ class Sweep(Sweeper):
                 }
                 for outcome in outcomes:
                     if outcome.state == "stopped":
-                        raise Stopped(outcome.signal, outcome.message.partition(": ")[2])
+                        raise Stopped(outcome.signal, outcome.message)
                     if outcome.state == "lost" and self.kind != "JoblibLauncher":
                         return  # runs that a cluster has already may go on: another pass would hand them over again
                 if not all(is_open(run, failures) for run in batch):

@@ -41,10 +41,10 @@ def run_one(train, config):
     except OwnedElsewhere as error:
         return Outcome("owned", str(error))
     except Stopped as stopped:
-        return Outcome("stopped", str(stopped), stopped.signal)
+        return Outcome("stopped", stopped.what, stopped.signal)
     except Exception as error:
-        if STOP.at_once:  # the signal's exception was swallowed by code that it left half done
-            return Outcome("stopped", STOP.requested, STOP.requested)
+        if STOP.at_once:  # other code caught the signal's exception and raised its own
+            return Outcome("stopped", "nothing was in progress that is not saved", STOP.requested)
         return Outcome("failed", in_words(error))
     finally:
         forget(config)

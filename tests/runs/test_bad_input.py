@@ -105,7 +105,7 @@ CASES = [
     Case("+typo=1", "+typo=1: no such key"),
     Case("+seed=1", "seed has a value already; write seed=1"),
     Case("~seed", "a key cannot be removed; give seed a value"),
-    Case("lr=0.1 batch_size=32 sede=1", "lr=0.1: no such key; nearest: schedule.learning_rate"),
+    Case("lr=0.1 batch_size=32 sede=1", "lr=0.1: no such key; python train.py --help lists them all"),
     Case("attention=none attention.reduction=4", "attention.reduction: this combination has no such key"),
     Case("checkpoint=3", "checkpoint: no such key for these choices; nearest: checkpoint.every"),
     Case("model._target_=os.system", "must be lcm.models.CifarResNet (a fact of model, not a choice)"),
