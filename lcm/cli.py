@@ -1,4 +1,4 @@
-"""From the command line to a run: overrides checked, exceptions turned into one message and an exit code."""
+"""From the command line to a run: checks the overrides, turns exceptions into one message and an exit code."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ def end(error, debug=False):
 
 
 class SurvivingStream:
-    """A stream to the user that may disappear without ending the run: `python train.py | head`, a terminal that was closed."""
+    """A stream whose reader may disappear without ending the run: `python train.py | head`, a terminal that was closed."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -72,7 +72,7 @@ class SurvivingStream:
     def _surviving(self):
         try:
             yield
-        except OSError:  # from here on to nowhere, what the stream still holds too
+        except OSError:  # from now on to /dev/null, with what the stream still holds
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 

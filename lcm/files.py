@@ -35,7 +35,7 @@ def write_atomically(file, data, keep=None):
 
 
 def sync_directory(directory):
-    """Make renames in a directory last through a power cut; on file systems that cannot, this does nothing."""
+    """Make renames in a directory survive a power cut; on file systems that cannot, this does nothing."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -16,7 +16,7 @@ from lcm.runs.standing import count, standing_of, table, time_left
 
 
 def jobs_of(arguments):
-    """The Jobs of the grid that train.py would run with these arguments."""
+    """Every GridRun that train.py would train with these arguments."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -44,7 +44,9 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", nargs="*", default=["runs"], help="a folder of runs, or train.py's arguments")
-    parser.add_argument("-m", "--multirun", action="store_true", help="taken and ignored: a grid is a grid")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="accepted and ignored: several values are a grid anyway"
+    )
     what = parser.parse_args(arguments).what
     if len(what) == 1 and "=" not in what[0]:
         runs, jobs = Path(what[0]), None

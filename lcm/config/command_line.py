@@ -71,13 +71,13 @@ def _problems_of(text, override, multirun):
 
 
 def composition_problem(error):
-    """What kept Hydra from composing a config, as one line."""
+    """Why Hydra could not compose a config, as one line."""
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
     missing = [line for line in lines if line.endswith("is not in struct")]
     if missing and lines[0].startswith("Could not override"):
-        return f"{lines[0].split(chr(39))[1]}: this combination has no such key"
+        return f"{error.__cause__.full_key}: this combination has no such key"
     if "Available options in" in str(error):  # hydra/launcher=nope
         options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
         return f"{lines[0]}; choose from {', '.join(options)}"
-    told = [line.rstrip(".") for line in lines if line and not line.startswith(("To append", "Config search path"))]
-    return ": ".join(dict.fromkeys(told[:2]))
+    reasons = [line.rstrip(".") for line in lines if line and not line.startswith(("To append", "Config search path"))]
+    return ": ".join(dict.fromkeys(reasons[:2]))

@@ -83,7 +83,7 @@ def flatten(config, prefix=""):
 
 
 def known_targets(config):
-    """`config` (of a run.json, which nobody vouches for) with the `_target_` of each group as its YAML file has it.
+    """`config` (of a run.json, which may come from anybody) with the `_target_` of each group as its YAML file has it.
 
     Raises UserError where a group's name is not an option of this checkout.
     """

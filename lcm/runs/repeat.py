@@ -12,7 +12,7 @@ FREE = tuple(
     key for key in NOT_IDENTITY if key not in ("runs", "run_directory")
 )  # repeat.py's --runs says where it is stored
 UNQUOTED = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE)  # strings that need no quotes
-TIMES = ("images_per_second", "seconds")  # of an epoch; nobody expects them twice
+TIMES = ("images_per_second", "seconds")  # of an epoch; wall time differs always
 
 
 def quoted(value):
@@ -27,10 +27,10 @@ def quoted(value):
 
 
 def arguments(run, further=()):
-    """train.py's arguments for the run of a record, as a list: its names, all that differs from what they stand for, threads.
+    """train.py's arguments for the run of a record, as a list: its names, every key that differs from their values, threads.
 
     Raises UserError where this version of the program has no such run, and where one of the `further` arguments would make
-    it another.
+    it another run.
     """
     for text in further:
         if not is_under(text.partition("=")[0].strip("+~"), FREE):

@@ -20,8 +20,8 @@ STATES = ("finished", "live", "stopped", "failed", "to do")
 class Standing(NamedTuple):
     """How far a run is. `top1` in percent, of its last epoch; `left` in seconds; None where not known.
 
-    state: finished; live (a process trains it now); stopped (it has a checkpoint or a start, and nobody trains it: the same
-    command continues); failed; to do (never started).
+    state: finished; live (a process trains it now); stopped (begun, and no process trains it: the same command
+    continues it); failed; to do (never started).
     """
 
     directory: Path
@@ -48,12 +48,12 @@ def standing_of(directory):
         epoch = row.get("epoch", 0)
         left = None
         if epoch and epochs:
-            files = (directory / "metrics.jsonl", directory / "run.json")  # run.json is written when a run goes on
+            files = (directory / "metrics.jsonl", directory / "run.json")  # run.json is written when a run is continued
             in_progress = time.time() - max(file.stat().st_mtime for file in files)
             left = max(0.0, row["seconds"] / epoch * (epochs - epoch) - in_progress)
         return Standing(directory, "live", epoch, epochs, row.get("test_top1"), left)
     if read_state(directory) != state:
-        return standing_of(directory)  # it ended between the two looks
+        return standing_of(directory)  # it ended between the two readings
     if not state:
         message = last_error(directory)
         return Standing(directory, "failed" if message else "to do", message=message)
@@ -129,7 +129,7 @@ def count(standings):
 
 
 def table(standings, runs=None):
-    """One line a run: its path (below the folder `runs`), state, epochs, test top-1, and what is left or what went wrong."""
+    """One line a run: its path (below the folder `runs`), state, epochs, test top-1, and the time left or what went wrong."""
     lines = [("run", "state", "epochs", "test top-1", "")]
     for standing in standings:
         name = standing.directory

@@ -40,9 +40,9 @@ def read_state(directory):
 
 
 def damaged(file, reason):
-    """The UserError for a run.json that is not what was written."""
+    """The UserError for a run.json that is damaged."""
     return UserError(
-        f"{file} is damaged ({reason}): delete this one file; the same command writes it anew from the checkpoint and continues"
+        f"{file} is damaged ({reason}): delete this one file; the same command restores it from the checkpoint and continues"
     )
 
 
@@ -136,34 +136,34 @@ def new_state(config, **facts):
 
 
 def environment(device):
-    """What a run's numbers depend on beside its config: {"versions", "device", "commit", "dirty"}; `device` in words."""
+    """What a run's numbers depend on besides its config: {"versions", "device", "commit", "dirty"}; `device` in words."""
     head, dirty = commit()
     return {"versions": versions(), "device": device, "commit": head, "dirty": dirty}
 
 
 def continued(state, here):
-    """`state` of a run that goes on now: in another environment, it says so in `continued`, and since when."""
+    """`state` of a run that continues now; a new environment is appended to its list `continued`, with the time."""
     parts = state.get("continued", [])
     before = {key: (parts[-1] if parts else state).get(key) for key in here}
     return state if before == here else state | {"continued": [*parts, {"start": now(), **here}]}
 
 
 def begun(config, directory, state, data, complexity, threads, device):
-    """run.json of a run that begins now, or goes on where `state` is that of its earlier part; `device` in words.
+    """run.json of a run that begins now, or continues where `state` is that of its earlier part; `device` in words.
 
-    Raises UserError where it goes on with other images.
+    Raises UserError where it would continue with other images.
     """
     here = environment(device)
     if state:
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(
                 f"{directory} was trained on other images of the same name (another copy, order or preparation of "
-                f"{config['data']['name']}): give data.root the copy it began with, or start anew with run_directory=..."
+                f"{config['data']['name']}): give data.root the copy it began with, or start a new run with run_directory=..."
             )
         return continued(state, here)
     counts = {"params": complexity.params, "gfloat": complexity.gfloat, "macs": complexity.macs}
     state = new_state(config, **counts, threads=threads, data_fingerprint=data.fingerprint, **here)
-    if notes := getattr(data, "notes", []):  # images that are not what the protocol asks for
+    if notes := getattr(data, "notes", []):  # where its images differ from the protocol's
         state["deviations"]["data.notes"] = notes
     return state
 

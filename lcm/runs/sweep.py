@@ -2,7 +2,7 @@
 
 Hydra expands the grid and its launchers start the runs (one after another, joblib's workers, SLURM jobs). What is added:
 the whole grid is composed and checked before the first step; runs that are finished are not started; runs that another
-process owns are passed over and looked at again at the end, so that several sweeps on one folder share the work; a summary.
+process owns are skipped and checked again at the end, so that several sweeps on one folder share the work; a summary.
 """
 
 import contextlib
@@ -57,9 +57,9 @@ class Sweep(Sweeper):
             except Stopped as request:
                 stopped = request
             standings = [standing_of(run.directory) for run in runs]
-        for place, (run, standing) in enumerate(zip(runs, standings, strict=True)):
+        for index, (run, standing) in enumerate(zip(runs, standings, strict=True)):
             if run.directory in failures and standing.state not in ("finished", "live"):
-                standings[place] = standing._replace(state="failed", message=failures[run.directory])
+                standings[index] = standing._replace(state="failed", message=failures[run.directory])
         print_summary(runs, standings)
         if stopped:
             raise stopped
@@ -72,7 +72,7 @@ class Sweep(Sweeper):
     def _train(self, runs, failures):
         """Launch what is open, in order, until nothing is; fills `failures` with {directory: message}.
 
-        After a pass over the grid it looks again: what others trained may be finished, or left by an owner that died. A run
+        After a pass over the grid it checks again: what others trained may be finished, or left by an owner that died. A run
         that failed here is not tried again.
         Three passes in a row in which no run came to an end (its worker was killed, say) are the last.
         """
