@@ -1,4 +1,4 @@
-"""From the command line to a run: overrides checked, exceptions turned into one message and an exit code."""
+"""From the command line to a run: checks the overrides, turns exceptions into one message and an exit code."""
 
 import contextlib
 import os
@@ -8,15 +8,12 @@ import traceback
 
 from lcm.config import options
 from lcm.config.command_line import composition_problem, override_problems
-from lcm.errors import NotFinite, OwnedElsewhere, Stopped, SweepFailed, UserError, listed
+from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
 from lcm.files import unwritable
 from lcm.runs.grid import resolved
 from lcm.runs.state import commit
 from lcm.runs.worker import run_one
 from lcm.training.signals import STOP
-
-EXPECTED = (UserError, OwnedElsewhere, Stopped, NotFinite, SweepFailed)  # each with its exit code
-_tracebacks = False  # what a user asks for with HYDRA_FULL_ERROR=1; Hydra gets it always (`main`)
 
 
 def run_task(train, cfg):
@@ -33,40 +30,32 @@ def run_task(train, cfg):
             return train(config)
         outcome = run_one(train, config)
         if outcome.state == "stopped" and "SUBMITIT_EXECUTOR" in os.environ:
-            leave_cluster_job(outcome.signal)
+            # A job of the submitit launcher. SIGUSR1 means that its time is up: submitit's own handler, which has this signal
+            # whenever no run is in progress, puts the job back into the queue. After any other signal SLURM decides (scancel,
+            # scontrol requeue, pre-emption). The job leaves no result either way: its sweep waits for the continued job's.
+            if outcome.signal == "SIGUSR1":
+                signal.raise_signal(signal.SIGUSR1)
+            sys.exit(Stopped.exit_code)
         return outcome
     except Exception as error:
         end(error, debug=cfg.get("debug") is True)
 
 
-def leave_cluster_job(name):
-    """End a job of the submitit launcher whose run was saved after the signal `name`; never returns.
-
-    SIGUSR1 means that its time is up: submitit's own handler, which has this signal whenever no run is in progress, puts the
-    job back into the queue. After any other signal it is SLURM that decides (scancel, scontrol requeue, pre-emption). The job
-    leaves no result either way: its sweep waits for the one that the continued job will leave.
-    """
-    if name == "SIGUSR1":
-        signal.raise_signal(signal.SIGUSR1)
-    sys.exit(Stopped.exit_code)
-
-
 def end(error, debug=False):
     """Print an exception as one message and exit with its code; unknown ones, and all of them with `debug`, with traceback."""
-    if STOP.at_once and not isinstance(error, Stopped):  # from code that a signal's exception left half done
+    if STOP.at_once and not isinstance(error, Stopped):  # from code that a signal's exception interrupted
         error = Stopped(STOP.requested, "nothing was in progress that is not saved")
-    expected = isinstance(error, EXPECTED)
-    if debug or not expected or _tracebacks:
+    if debug or not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     if isinstance(error, Stopped):
         print(f"stopped by {error}; the same command continues", file=sys.stderr)
     elif not isinstance(error, SweepFailed):  # whose summary is there already
-        print(f"error: {error if expected else f'{type(error).__name__}: {error}'}", file=sys.stderr)
-    sys.exit(error.exit_code if expected else 1)
+        print(f"error: {in_words(error)}", file=sys.stderr)
+    sys.exit(error.exit_code if isinstance(error, EXPECTED) else 1)
 
 
 class SurvivingStream:
-    """A stream to the user that may disappear without ending the run: `python train.py | head`, a terminal that was closed."""
+    """A stream whose reader may disappear without ending the run: `python train.py | head`, a terminal that was closed."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -83,7 +72,7 @@ class SurvivingStream:
     def _surviving(self):
         try:
             yield
-        except OSError:  # from here on to nowhere, what the stream still holds too
+        except OSError:  # from now on to /dev/null, with what the stream still holds
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -91,24 +80,16 @@ class SurvivingStream:
         return getattr(self._stream, name)
 
 
-def register_sweeper():
-    """Let Hydra find this project's sweeper: it takes sweepers only from a package `hydra_plugins`, by their full name."""
-    from hydra.core.plugins import Plugins
-
-    from lcm.runs.sweep import Sweep
-
-    Plugins.instance().class_name_to_class["hydra_plugins.lcm.Sweep"] = Sweep
-
-
 def main(task):
     """Run Hydra's `task` on this process's command line; exits with 0, or as `end` says."""
-    global _tracebacks
     from hydra._internal.utils import get_args_parser
+    from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from lcm.runs.sweep import Sweep
+
     sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
-    _tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
     if options.CONFIGS is None:
@@ -119,12 +100,11 @@ def main(task):
             arguments = get_args_parser().parse_args()  # ends with a usage message for unknown flags
             if found := override_problems(arguments.overrides, arguments.multirun):
                 raise listed("nothing was started:", found)
-            register_sweeper()
+            # Hydra takes sweepers only from a package `hydra_plugins`, by their full name
+            Plugins.instance().class_name_to_class["hydra_plugins.lcm.Sweep"] = Sweep
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
     except (HydraException, OmegaConfBaseException) as error:
-        if _tracebacks:
-            traceback.print_exception(error)
         end(UserError(f"the config cannot be composed: {composition_problem(error)}"))
     except OSError as error:
         end(unwritable(error.filename, error) if error.filename else error)  # hydra.run.dir

@@ -16,8 +16,8 @@ class UserError(Exception):
     exit_code = 2
 
 
-def one_line(error: BaseException) -> str:
-    """The kind of `error` and the first line of its text."""
+def one_line(error):
+    """The type of `error` and the first line of its text."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
 
@@ -49,7 +49,15 @@ class Stopped(BaseException):
 
     def __init__(self, signal, what):
         super().__init__(f"{signal}: {what}")
-        self.signal = signal
+        self.signal, self.what = signal, what
+
+
+EXPECTED = (UserError, OwnedElsewhere, NotFinite, SweepFailed, Stopped)  # each with its exit code
+
+
+def in_words(error):
+    """An exception as the message that a user reads."""
+    return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
 
 
 def nearest(name, names):
@@ -66,8 +74,7 @@ def listed(title, problems):
 def exit_on_user_error(main):
     """Decorate a script's main: a `UserError` becomes one message on stderr and exit code 2, without a traceback.
 
-    `HYDRA_FULL_ERROR=1` in the environment brings the traceback back. Where the reader of the output has gone (`| head`), the
-    script ends silently with exit code 141, as SIGPIPE would end it.
+    Where the reader of the output has gone (`| head`), the script ends silently with exit code 141, as SIGPIPE would end it.
     """
 
     @functools.wraps(main)
@@ -80,8 +87,6 @@ def exit_on_user_error(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
             sys.exit(128 + signal.SIGPIPE)
         except UserError as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
 

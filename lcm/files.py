@@ -12,9 +12,10 @@ from lcm.errors import UserError
 def write_atomically(file, data, keep=None):
     """Write bytes so that a reader, or a restart after a kill, sees the old file or the new one, never a part.
 
-    For one writer at a time, as in a directory that has an owner: the temporary name is always the same, kills leave no litter.
-    `keep` is a second name, in the same directory, that the old file gets in the same moment.
-    Raises UserError where the disk is full or the place cannot be written; the old files are intact then.
+    For one writer at a time, as in a directory that has an owner: the temporary name is always the same, so that kills leave
+    no litter. With `keep`, another name in the same directory, the old file is renamed to it just before; a kill between the
+    two renames leaves the old file under that name alone.
+    Raises UserError where the disk is full or the folder cannot be written; the old files are intact then.
     """
     file = Path(file)
     temporary = file.with_name(f".{file.name}.tmp")
@@ -24,7 +25,7 @@ def write_atomically(file, data, keep=None):
             stream.flush()
             os.fsync(stream.fileno())
         if keep is not None and file.exists():
-            _give_second_name(file, keep)
+            os.replace(file, keep)
         os.replace(temporary, file)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -33,21 +34,8 @@ def write_atomically(file, data, keep=None):
     sync_directory(file.parent)
 
 
-def _give_second_name(file, name):
-    """Let a file have a second name too: under its first there is a whole file at every moment."""
-    link = name.with_name(f".{name.name}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        link.unlink()
-    try:
-        os.link(file, link)
-    except OSError:  # a file system without hard links
-        os.replace(file, name)
-    else:
-        os.replace(link, name)
-
-
 def sync_directory(directory):
-    """Make renames in a directory last through a power cut; on file systems that cannot, this does nothing."""
+    """Make renames in a directory survive a power cut; on file systems that cannot, this does nothing."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -6,8 +6,8 @@
 
 The repetition is trained by train.py with the threads of the record, in a folder of its own; stopped, the same command
 continues it. On the same processor with the same versions the numbers must be the same, bit for bit; elsewhere they differ by
-rounding, which training magnifies, and the circumstances that differ are named. Further arguments go to train.py: where its
-data lie, for example. Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
+rounding, which training amplifies, and the differences between the environments are named. Further arguments go to train.py,
+the folder of its data for example. Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
 """
 
 import argparse
@@ -18,22 +18,22 @@ from pathlib import Path
 
 from lcm.errors import UserError, exit_on_user_error
 from lcm.reporting.records import Damaged, read_record, read_run
-from lcm.runs.repeat import arguments, compared, differences, other_circumstances, word
+from lcm.runs.repeat import arguments, compared, differences, other_environment, quoted
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def read(place):
+def read(path):
     """(run, Epochs) of a record or a run directory. Raises UserError unless it is one of a finished run."""
-    place = Path(place)
-    if not place.exists():
-        raise UserError(f"{place}: no such file or folder; name a record in results/metrics or a run directory")
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; name a record in results/metrics or a run directory")
     try:
-        run, epochs = read_run(place) if place.is_dir() else read_record(place)
+        run, epochs = read_run(path) if path.is_dir() else read_record(path)
     except Damaged as error:
-        raise UserError(f"{place}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     if run["state"] != "finished":
-        raise UserError(f"{place}: the run is {run['state']}; only a finished one can be compared")
+        raise UserError(f"{path}: the run is {run['state']}; only a finished one can be compared")
     return run, epochs
 
 
@@ -48,11 +48,11 @@ def main(command_line=None):
     parser.add_argument("--show", action="store_true", help="print the command line and train nothing")
     options = parser.parse_intermixed_args(command_line)
     run, epochs = read(options.run)
-    words = [*arguments(run, options.further), f"runs={word(options.runs)}"]
-    print(f"python train.py {shlex.join(words)}", flush=True)
+    overrides = [*arguments(run, options.further), f"runs={quoted(options.runs)}"]
+    print(f"python train.py {shlex.join(overrides)}", flush=True)
     if options.show:
         return
-    if code := subprocess.run([sys.executable, str(ROOT / "train.py"), *words]).returncode:
+    if code := subprocess.run([sys.executable, str(ROOT / "train.py"), *overrides]).returncode:
         sys.exit(code)
     again, epochs_again = read(Path(options.runs) / run["run"])
     apart = differences(epochs, epochs_again)
@@ -62,7 +62,7 @@ def main(command_line=None):
         print(
             f"{column}: differs from epoch {epoch} on, by {largest:.3g} at most; at the end {before:.6g} then, {now:.6g} now"
         )
-    for line in other_circumstances(run, again):
+    for line in other_environment(run, again):
         print(line)
     sys.exit(1 if apart else 0)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from lcm.config.options import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs
-from lcm.runs.standing import Speed, count, standing_of, table
+from lcm.runs.standing import count, standing_of, table, time_left
 
 
 def jobs_of(arguments):
-    """The Jobs of the grid that train.py would run with these arguments."""
+    """Every GridRun that train.py would train with these arguments."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -44,7 +44,9 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", nargs="*", default=["runs"], help="a folder of runs, or train.py's arguments")
-    parser.add_argument("-m", "--multirun", action="store_true", help="taken and ignored: a grid is a grid")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="accepted and ignored: several values are a grid anyway"
+    )
     what = parser.parse_args(arguments).what
     if len(what) == 1 and "=" not in what[0]:
         runs, jobs = Path(what[0]), None
@@ -57,7 +59,7 @@ def main(arguments=None):
         standings = [standing_of(job.directory) for job in jobs]
     print(f"{table(standings, runs)}\n\n{count(standings)}")
     if jobs and any(standing.state != "finished" for standing in standings):
-        print(f"training left: {Speed().left([job.config for job in jobs], standings)}")
+        print(f"training left: {time_left([job.config for job in jobs], standings)}")
 
 
 if __name__ == "__main__":

@@ -6,27 +6,21 @@ whether a reduction fits the sites of a network is checked by `lcm.runs.grid.pro
 
 import difflib
 import json
+import math
 import re
 
-from lcm.config.options import GROUPS, choices, flatten, load, plain
+from lcm.config.options import GROUPS, choices, flatten, load, no_such_option, plain
 from lcm.errors import nearest
 
 
-def number(kind, low=None, high=None, above=None, below=None):
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
     """A rule: an int or float (never a bool) in a range; returns what is expected, or None where the value fits."""
-    words = "a whole number" if kind is int else "a number"
-    bounds = [
-        f"{sign} {bound}"
-        for sign, bound in ((">=", low), ("<=", high), (">", above), ("<", below))
-        if bound is not None
-    ]
-    expected = " ".join([words, " and ".join(bounds)]).strip()
+    bounds = [(">=", low), ("<=", high), (">", above), ("<", below)]
+    bounds = " and ".join(f"{sign} {bound}" for sign, bound in bounds if abs(bound) < math.inf)
+    expected = f"{'a whole number' if kind is int else 'a number'} {bounds}".strip()
 
     def rule(value):
-        fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        fits = fits and value == value and value not in (float("inf"), float("-inf"))
-        fits = fits and (low is None or value >= low) and (high is None or value <= high)
-        fits = fits and (above is None or value > above) and (below is None or value < below)
+        fits = type(value) in (int, kind) and abs(value) < math.inf and low <= value <= high and above < value < below
         return None if fits else expected
 
     return rule
@@ -37,7 +31,7 @@ def one_of(*choices):
     words = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
 
     def rule(value):
-        if any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+        if any(type(value) is type(choice) and value == choice for choice in choices):
             return None
         return " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}{nearest(value, words)}"
 
@@ -128,58 +122,28 @@ FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classe
 
 def check(config):
     """Every problem of a composed, resolved config (nested dicts), a line each; an empty list where there is none."""
-    problems = []
-    for group in GROUPS:
-        section = config.get(group)
-        name, offered = section.get("name") if isinstance(section, dict) else None, choices(group)
-        if name not in offered:
-            problems.append(
-                f"{group}={name}: no such {group}; choose from {', '.join(offered)}{nearest(name, offered)}"
-            )
+    names = {group: (config.get(group) if isinstance(config.get(group), dict) else {}).get("name") for group in GROUPS}
+    problems = [no_such_option(group, name) for group, name in names.items() if name not in choices(group)]
     if problems:
         return problems
-
     flat, expected = flatten(config), flatten(plain(config))
     for key, value in flat.items():
-        if key in expected or (key in RULES and "." not in key):
-            problem = _value_problem(key, value, expected.get(key))
-            problems += [f"{key}={json.dumps(value)}: must be {problem}"] if problem else []
-        else:
-            problems.append(_unknown_key(key, value, config, expected))
-    problems += [
-        f"{key}: missing from the config"
-        for key in expected
-        if key not in flat and not any(key.startswith(f"{name}.") for name in flat)
-    ]
+        if key not in expected:
+            problems.append(f"{key}: no such key for these choices{nearest(key, expected)}")
+        elif problem := _value_problem(key, value, expected[key]):
+            problems.append(f"{key}={json.dumps(value)}: must be {problem}")
+    problems += [f"{key}: missing from the config" for key in expected if key not in flat]
     return problems or _combination_problems(config)
 
 
 def _value_problem(key, value, default):
     """What the value of a known key must be; None where it fits."""
-    if key.endswith(".name"):
-        return None
     if key.endswith("._target_") or key in FACTS:
         return None if value == default else f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
     if key in RULES:
         return RULES[key](value)
-    if default is None or isinstance(default, (list, dict)):
-        fits = default is None or isinstance(value, type(default))
-    elif isinstance(default, bool) or isinstance(value, bool):
-        fits = isinstance(value, bool) and isinstance(default, bool)
-    else:
-        fits = isinstance(value, (int, float) if isinstance(default, float) else type(default))
-    return None if fits else f"of the kind of {default!r}"
-
-
-def _unknown_key(key, value, config, expected):
-    """What is wrong with a key that this combination does not have."""
-    group, _, rest = key.partition(".")
-    below = [name for name in expected if name.startswith(f"{key}.")]
-    if below:
-        return f"{key}={json.dumps(value)}: it holds other keys; set {below[0]}"
-    if group in GROUPS and any(rest in load(group, name) for name in choices(group)):
-        return f"{key}: {group}={config[group]['name']} has no {rest}"
-    return f"{key}: no such key{nearest(key, {*expected, *(key for key in RULES if '.' not in key)})}"
+    fits = default is None or type(value) is type(default) or (type(default), type(value)) == (float, int)
+    return None if fits else f"of the same type as {default!r}"
 
 
 def _combination_problems(config):

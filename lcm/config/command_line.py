@@ -3,47 +3,20 @@
 import functools
 import importlib.util
 
-from lcm.config.check import RULES
-from lcm.config.options import GROUPS, choices, defaults, flatten, load, settings
+from lcm.config.options import GROUPS, choices, flatten, load, no_such_option, settings
 from lcm.errors import nearest
 
-# What other programs call our keys.
-USUAL_NAMES = {
-    "lr": "schedule.learning_rate",
-    "bs": "schedule.batch_size",
-    "wd": "schedule.weight_decay",
-    "num_epochs": "schedule.epochs",
-    "dataset": "data",
-    "arch": "model",
-    "net": "model",
-    "network": "model",
-    "backbone": "model",
-    "attn": "attention",
-    "gpu": "device",
-    "num_workers": "data.workers",
-    "amp": "precision",
-    "output_dir": "runs",
-}
 EXTRAS = {"parallel": "hydra_plugins.hydra_joblib_launcher", "slurm": "hydra_plugins.hydra_submitit_launcher"}
 
 
 @functools.lru_cache(maxsize=1)
 def known_keys():
     """Every key that some combination of the groups has, flat: {"schedule.epochs", ...}."""
-    keys = {*RULES, *flatten(settings())}
+    keys = set(flatten(settings()))
     for group in GROUPS:
         for name in choices(group):
             keys |= {f"{group}.{key}" for key in flatten(load(group, name)) if key != "defaults"}
     return frozenset(keys)
-
-
-def key_hint(key):
-    """`; nearest: KEY` for an unknown key: a usual name for it, the only key with that last part, or one that is like it."""
-    meant = USUAL_NAMES.get(key.rpartition(".")[2].lower())
-    same_end = [known for known in known_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    if meant or len(same_end) == 1:
-        return f"; nearest: {meant or same_end[0]}"
-    return nearest(key, known_keys() | {*GROUPS, "experiment"})
 
 
 def override_problems(arguments, multirun=False):
@@ -56,88 +29,55 @@ def override_problems(arguments, multirun=False):
         try:
             overrides.append((text, OverridesParser.create().parse_override(text)))
         except HydraException as error:
-            reason = str(error).splitlines()[0]
             problems.append(
-                f"{text}: not an override of the form key=value ({reason}); a value with special characters takes two pairs of "
-                "quotes: key=\"'value'\""
+                f"{text}: not an override of the form key=value ({str(error).splitlines()[0]}); a value with special "
+                "characters takes two pairs of quotes: key=\"'value'\""
             )
-    chosen = defaults()
-    for _, override in overrides:
-        if isinstance(override.value(), str):
-            chosen[override.key_or_group] = override.value()
-        elif override.is_sweep_override():
-            chosen.pop(override.key_or_group, None)
-    in_sweep = multirun or any(override.key_or_group == "experiment" for _, override in overrides)
-    for text, override in overrides:
-        if not override.key_or_group.startswith("hydra"):
-            problems += _problems_of(text, override, chosen, in_sweep)
-        elif override.key_or_group == "hydra/launcher":
-            name = override.value()
-            if name in ("parallel", "slurm") and not importlib.util.find_spec(EXTRAS[name]):
-                problems.append(f"{text}: it is an extra that is not installed; pip install -e '.[{name}]'")
-    if problems:  # there will be no composed config to find these in
-        problems += [problem for text, override in overrides for problem in _out_of_range(text, override)]
-    return problems
+    multirun = multirun or any(override.key_or_group == "experiment" for _, override in overrides)
+    return problems + [problem for text, override in overrides for problem in _problems_of(text, override, multirun)]
 
 
-def _out_of_range(text, override):
-    """The problem of a number, a word or a list that no config takes for this key; interpolations and sweeps are not judged."""
-    from hydra.core.override_parser.types import QuotedString
-
-    value = override.value()
-    value = value.text if isinstance(value, QuotedString) else value
-    rule = RULES.get(override.key_or_group)
-    judged = not (override.is_sweep_override() or override.is_delete() or isinstance(value, dict) or "${" in str(value))
-    if rule is None or not judged:
-        return []
-    problem = rule(value)
-    return [f"{text}: must be {problem}"] if problem else []
-
-
-def _problems_of(text, override, chosen, in_sweep):
-    """The problems of one override; `chosen` has the names of the groups, as far as they are the same for a whole sweep."""
+def _problems_of(text, override, multirun):
+    """The problems of one override."""
     from hydra.core.override_parser.types import ChoiceSweep
 
     key, value, groups = override.key_or_group, override.value(), {*GROUPS, "experiment"}
+    extra = EXTRAS.get(str(value)) if key == "hydra/launcher" else None
+    if extra and not importlib.util.find_spec(extra):
+        return [f"{text}: this launcher is not installed; pip install -e '.[{value}]'"]
+    if key.startswith("hydra"):
+        return []
     if override.package is not None:
-        return [f"{text}: a group has one place; write {key}={value}"]
+        return [f"{text}: packages are not supported; write {key}={value}"]
     if override.is_delete():
-        return [f"{text}: no key can be left out; give {key} a value"]
+        return [f"{text}: a key cannot be removed; give {key} a value"]
     if override.is_add() and (key in groups or key in known_keys()):
         return [f"{text}: {key} has a value already; write {text.lstrip('+')}"]
-    if override.is_sweep_override() and not in_sweep:
+    if override.is_sweep_override() and not multirun:
         return [f"{text}: several values are a sweep, one run each; add -m"]
     if key == "experiment" and override.is_sweep_override():
-        return [f"{text}: each experiment has a grid of its own; run them one after another"]
+        return [f"{text}: each experiment has its own grid; run them one after another"]
     if key in groups:
         names = value.list if isinstance(value, ChoiceSweep) else [] if override.is_sweep_override() else [value]
-        offered = choices(key)
-        wrong = [name for name in names if name not in offered and (key, name) != ("experiment", None)]
-        return [
-            f"{key}={'null' if name is None else name}: no such {key}; choose from {', '.join(offered)}"
-            f"{nearest(name, offered)}"
-            for name in wrong
-        ]
-    group, _, rest = key.partition(".")
-    if group in GROUPS and rest == "name":
-        return [f"{text}: it belongs to the option; write {group}={value}"]
+        wrong = [name for name in names if name not in choices(key) and (key, name) != ("experiment", None)]
+        return [no_such_option(key, name) for name in wrong]
+    if key.partition(".")[0] in GROUPS and key.endswith(".name"):
+        return [f"{text}: the name cannot be changed by itself; write {key.partition('.')[0]}={value}"]
     if key not in known_keys() and not any(known.startswith(f"{key}.") for known in known_keys()):
-        return [f"{text}: no such key{key_hint(key)}"]
-    if group in ("model", "attention", "data") and chosen.get(group) in choices(group):
-        own = flatten(load(group, chosen[group]))
-        if key.count(".") == 1 and rest not in own and not any(known.startswith(f"{rest}.") for known in own):
-            return [f"{text}: {group}={chosen[group]} has no {rest}"]
+        same_end = [f"; nearest: {known}" for known in sorted(known_keys()) if known.endswith(f".{key}")]
+        hint = [*same_end, nearest(key, known_keys() | groups) or "; python train.py --help lists them all"][0]
+        return [f"{text}: no such key{hint}"]
     return []
 
 
 def composition_problem(error):
-    """What kept Hydra from composing a config, as one line."""
+    """Why Hydra could not compose a config, as one line."""
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
     missing = [line for line in lines if line.endswith("is not in struct")]
     if missing and lines[0].startswith("Could not override"):
-        return f"{lines[0].split(chr(39))[1]}: this combination has no such key"
+        return f"{error.__cause__.full_key}: this combination has no such key"
     if "Available options in" in str(error):  # hydra/launcher=nope
         options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
         return f"{lines[0]}; choose from {', '.join(options)}"
-    told = [line.rstrip(".") for line in lines if line and not line.startswith(("To append", "Config search path"))]
-    return ": ".join(dict.fromkeys(told[:2]))
+    reasons = [line.rstrip(".") for line in lines if line and not line.startswith(("To append", "Config search path"))]
+    return ": ".join(dict.fromkeys(reasons[:2]))

@@ -35,18 +35,17 @@ def _read(file):
     return yaml.safe_load((CONFIGS / f"{file}.yaml").read_text(encoding="utf-8"))
 
 
+def no_such_option(group, name):
+    """The problem of a name that a group does not have, with the names that it has."""
+    given = "null" if name is None else name
+    return f"{group}={given}: no such {group}; choose from {', '.join(choices(group))}{nearest(name, choices(group))}"
+
+
 def load(group, name):
     """One option of a group as a dict, interpolations unresolved. UserError where there is none of that name."""
     if name not in choices(group):
-        known = choices(group)
-        raise UserError(f"{group}={name}: no such {group}; choose from {', '.join(known)}{nearest(name, known)}")
+        raise UserError(no_such_option(group, name))
     return copy.deepcopy(_read(f"{group}/{name}"))
-
-
-def defaults():
-    """The options that train.yaml takes where a command line names none: {"data": "digits", ...}."""
-    entries = [entry for entry in _read("train")["defaults"] if isinstance(entry, dict)]
-    return {group: name for entry in entries for group, name in entry.items()}
 
 
 def settings():
@@ -84,7 +83,7 @@ def flatten(config, prefix=""):
 
 
 def known_targets(config):
-    """`config` (of a run.json, which nobody vouches for) with the `_target_` of each group as its YAML file has it.
+    """`config` (of a run.json, which may come from anybody) with the `_target_` of each group as its YAML file has it.
 
     Raises UserError where a group's name is not an option of this checkout.
     """

@@ -7,13 +7,13 @@ from lcm.config.identity import config_hash
 
 
 def run_name(config):
-    """`<data>/<model>/<attention>/seed<k>-<hash8>`: the place of this config's run below the runs folder."""
+    """`<data>/<model>/<attention>/seed<k>-<hash8>`: the path of this config's run below the runs folder."""
     names = [config[group]["name"] for group in ("data", "model", "attention")]
     return "/".join([*names, f"seed{config['seed']}-{config_hash(config)[:8]}"])
 
 
 def run_directory(config):
-    """The run's directory: `config["run_directory"]` where it is set, its own place below `config["runs"]` otherwise."""
+    """The run's directory: `config["run_directory"]` where it is set, below `config["runs"]`, under its name, otherwise."""
     return Path(config["run_directory"] or Path(config["runs"]) / run_name(config))
 
 

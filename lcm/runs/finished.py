@@ -1,4 +1,4 @@
-"""Finished runs that are looked at again: by their directories, or the newest ones of one protocol."""
+"""Finished runs for Score-CAM: by their directories, or the newest ones of one protocol."""
 
 import json
 
@@ -17,13 +17,13 @@ def read_finished(path):
     state = read_state(directory)
     if state["state"] != "finished":
         raise UserError(
-            f"{directory} is not finished, its state is {state['state']!r}: train it again, that continues it"
+            f"{directory} is not finished, its state is {state['state']!r}: the command that trained it continues it"
         )
     return directory, state
 
 
 def newest_arms(root, data, model, attentions, seed=None):
-    """For each attention (directory, run.json) of its newest finished run, all of one `PROTOCOL`, which has the newest run.
+    """For each attention (directory, run.json) of its newest finished run, all of one `PROTOCOL`, that of the newest run.
 
     root: the folder of runs. Raises UserError where an attention has no finished run, or the arms have no protocol in common.
     """

@@ -53,7 +53,7 @@ def owner(directory):
 
 
 def _wait_for(stream, directory):
-    """Lock the open file; for a moment only, since its owner may be about to write who it is, or somebody only asked."""
+    """Lock the open file. Several attempts: its owner may not have written its name yet, and `is_owned` locks it for a moment."""
     for _ in range(4):
         if _lock(stream, fcntl.LOCK_EX):
             return

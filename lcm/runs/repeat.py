@@ -8,27 +8,29 @@ from lcm.config.identity import NOT_IDENTITY, identity, is_under
 from lcm.config.options import GROUPS, choices, flatten, plain
 from lcm.errors import UserError
 
-FREE = tuple(key for key in NOT_IDENTITY if key not in ("runs", "run_directory"))  # where it lies is repeat.py's --runs
-UNQUOTED = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE)  # strings that stay themselves
-TIMES = ("images_per_second", "seconds")  # of an epoch; nobody expects them twice
+FREE = tuple(
+    key for key in NOT_IDENTITY if key not in ("runs", "run_directory")
+)  # repeat.py's --runs says where it is stored
+UNQUOTED = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE)  # strings that need no quotes
+TIMES = ("images_per_second", "seconds")  # of an epoch; wall time differs always
 
 
-def word(value):
+def quoted(value):
     """A value as Hydra's grammar reads it back: `true`, `[0.5,0.75]`, `{stages:[2,3]}`, `'10 minutes'`."""
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{word(item)}' for key, item in value.items())}}}"
+        return f"{{{','.join(f'{key}:{quoted(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
-        return f"[{','.join(map(word, value))}]"
+        return f"[{','.join(map(quoted, value))}]"
     if isinstance(value, str) and not UNQUOTED.fullmatch(value):
         return "'" + value.replace("'", r"\'") + "'"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def arguments(run, further=()):
-    """train.py's arguments for the run of a record, as a list: its names, all that differs from what they stand for, threads.
+    """train.py's arguments for the run of a record, as a list: its names, every key that differs from their values, threads.
 
     Raises UserError where this version of the program has no such run, and where one of the `further` arguments would make
-    it another.
+    it another run.
     """
     for text in further:
         if not is_under(text.partition("=")[0].strip("+~"), FREE):
@@ -40,12 +42,12 @@ def arguments(run, further=()):
             raise UserError(f"{run['run']}: this checkout has no {group}={name}; take the one that has trained it")
         names.append(f"{group}={name}")
     recorded, standard = identity(config), flatten(plain(config))
-    if strangers := sorted(recorded.keys() ^ identity(plain(config)).keys()):
+    if unknown := sorted(recorded.keys() ^ identity(plain(config)).keys()):
         raise UserError(
-            f"{run['run']} was trained by a version with other keys ({', '.join(strangers)}): "
+            f"{run['run']} was trained by a version with other keys ({', '.join(unknown)}): "
             f"git checkout {run.get('commit')} first"
         )
-    changed = [f"{key}={word(value)}" for key, value in recorded.items() if value != standard[key]]
+    changed = [f"{key}={quoted(value)}" for key, value in recorded.items() if value != standard[key]]
     device = ["device=cpu"] if str(run.get("device")).startswith("cpu") else []
     threads = [f"threads={run['threads']}"] if run.get("threads") else []
     return [*names, *changed, *device, *threads, *further]
@@ -77,19 +79,20 @@ def differences(before, now):
     return found
 
 
-def other_circumstances(before, now):
+def other_environment(before, now):
     """In what two run.json differ that can change rounding, or the images: a line each."""
-    facts = {
-        "images": lambda run: (run.get("data_fingerprint") or "?")[:12],
-        "device": lambda run: run.get("device"),
-        "threads": lambda run: run.get("threads"),
-        "commit": lambda run: f"{run.get('commit')}{' with changes' if run.get('dirty') else ''}",
-        "python": lambda run: (run.get("versions") or {}).get("python"),
-        "torch": lambda run: (run.get("versions") or {}).get("torch"),
-    }
-    lines = [
-        f"{what}: {fact(before)} then, {fact(now)} now" for what, fact in facts.items() if fact(before) != fact(now)
-    ]
+
+    def facts(run):
+        versions = run.get("versions") or {}
+        return {
+            "images": (run.get("data_fingerprint") or "?")[:12],
+            **{key: run.get(key) for key in ("device", "threads")},
+            "commit": f"{run.get('commit')}{' with changes' if run.get('dirty') else ''}",
+            **{key: versions.get(key) for key in ("python", "torch")},
+        }
+
+    then, here = facts(before), facts(now)
+    lines = [f"{key}: {then[key]} then, {here[key]} now" for key in then if then[key] != here[key]]
     if before.get("continued"):
-        lines.append("then: continued under other circumstances, which its record names (`continued`)")
+        lines.append("then: continued in another environment, which its record names (`continued`)")
     return lines

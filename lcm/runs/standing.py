@@ -1,5 +1,6 @@
 """Where runs stand, read from their directories: no torch, no Hydra, a thousand runs in a moment."""
 
+import functools
 import json
 import time
 from collections import Counter
@@ -19,8 +20,8 @@ STATES = ("finished", "live", "stopped", "failed", "to do")
 class Standing(NamedTuple):
     """How far a run is. `top1` in percent, of its last epoch; `left` in seconds; None where not known.
 
-    state: finished; live (a process trains it now); stopped (it has a checkpoint or a start, and nobody trains it: the same
-    command continues); failed; to do (never started).
+    state: finished; live (a process trains it now); stopped (begun, and no process trains it: the same command
+    continues it); failed; to do (never started).
     """
 
     directory: Path
@@ -47,12 +48,12 @@ def standing_of(directory):
         epoch = row.get("epoch", 0)
         left = None
         if epoch and epochs:
-            files = (directory / "metrics.jsonl", directory / "run.json")  # run.json is written when a run goes on
+            files = (directory / "metrics.jsonl", directory / "run.json")  # run.json is written when a run is continued
             in_progress = time.time() - max(file.stat().st_mtime for file in files)
             left = max(0.0, row["seconds"] / epoch * (epochs - epoch) - in_progress)
         return Standing(directory, "live", epoch, epochs, row.get("test_top1"), left)
     if read_state(directory) != state:
-        return standing_of(directory)  # it ended between the two looks
+        return standing_of(directory)  # it ended between the two readings
     if not state:
         message = last_error(directory)
         return Standing(directory, "failed" if message else "to do", message=message)
@@ -83,45 +84,41 @@ def last_error(directory):
     return message.strip() if found else None
 
 
-class Speed:
-    """Seconds an epoch takes, from the finished runs of the same data, network and precision in the same folder."""
+def finished_speeds(folder):
+    """[(attention, (precision, compile), seconds an epoch), ...] of the finished runs of one data set and network."""
+    found = []
+    for file in folder.glob("*/seed*/run.json"):
+        try:
+            run = json.loads(file.read_text())
+            if run["state"] == "finished":
+                kind = run["precision"], run["compile"]
+                found.append((run["attention"], kind, run["seconds"] / run["epochs"]))
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            continue  # a damaged run says nothing about speed
+    return found
 
-    def __init__(self):
-        self.folders = {}
 
-    def _finished(self, folder):
-        """(attention, precision, compile, seconds an epoch) of the finished runs of one data set and network."""
-        if folder not in self.folders:
-            found = self.folders[folder] = []
-            for file in folder.glob("*/seed*/run.json"):
-                try:
-                    run = json.loads(file.read_text())
-                    if run["state"] == "finished":
-                        kind = run["attention"], run["precision"], run["compile"]
-                        found.append((*kind, run["seconds"] / run["epochs"]))
-                except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-                    continue  # a damaged run says nothing about speed
-        return self.folders[folder]
+def time_left(configs, standings):
+    """How long unfinished runs take one after another, in words: "about 12 min 5 s", "not known yet".
 
-    def expected(self, config, epochs):
-        """Seconds for so many epochs of a config's run: the median of those with its attention, or else of all; or None."""
-        name, kind = config["attention"]["name"], (config["precision"], config["compile"])
-        runs = self._finished(Path(config["runs"]) / config["data"]["name"] / config["model"]["name"])
-        runs = [run for run in runs if run[1:3] == kind]
-        runs = [run for run in runs if run[0] == name] or runs
-        return epochs * median(run[3] for run in runs) if runs else None
-
-    def left(self, configs, standings):
-        """What is left of some runs, one after another, in words: "about 12 min 5 s", "not known yet"."""
-        seconds, unknown = 0.0, 0
-        for config, standing in zip(configs, standings, strict=True):
-            if standing.state != "finished":
-                expected = self.expected(config, config["schedule"]["epochs"] - standing.epoch)
-                seconds, unknown = seconds + (expected or 0.0), unknown + (expected is None)
-        if not unknown:
-            return f"about {clock(seconds)}"
-        rest = f"{unknown} run{'s' * (unknown > 1)} of unknown length"
-        return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
+    A run's seconds an epoch are the median over the finished runs with its data, network, precision and attention in the same
+    folder, or over those with any attention.
+    """
+    seconds, unknown, speeds_in = 0.0, 0, functools.cache(finished_speeds)
+    for config, standing in zip(configs, standings, strict=True):
+        if standing.state == "finished":
+            continue
+        folder = Path(config["runs"]) / config["data"]["name"] / config["model"]["name"]
+        kind = config["precision"], config["compile"]
+        speeds = [(name, speed) for name, other, speed in speeds_in(folder) if other == kind]
+        own = [speed for name, speed in speeds if name == config["attention"]["name"]] or [speed for _, speed in speeds]
+        if own:
+            seconds += (config["schedule"]["epochs"] - standing.epoch) * median(own)
+        unknown += not own
+    if not unknown:
+        return f"about {clock(seconds)}"
+    rest = f"{unknown} run{'s' * (unknown > 1)} of unknown length"
+    return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
 
 
 def count(standings):
@@ -132,8 +129,8 @@ def count(standings):
 
 
 def table(standings, runs=None):
-    """One line a run: its path (below the folder `runs`), state, epochs, test top-1, and what is left or what went wrong."""
-    lines = []
+    """One line a run: its path (below the folder `runs`), state, epochs, test top-1, and the time left or what went wrong."""
+    lines = [("run", "state", "epochs", "test top-1", "")]
     for standing in standings:
         name = standing.directory
         if runs is not None and name.is_relative_to(runs):
@@ -142,16 +139,5 @@ def table(standings, runs=None):
         top1 = "" if standing.top1 is None else f"{standing.top1:.2f} %"
         remark = standing.message or ("" if standing.left is None else f"{clock(standing.left)} left")
         lines.append((str(name), standing.state, epochs, top1, " ".join(remark.split())))
-    header = ("run", "state", "epochs", "test top-1", "")
-    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(4)]
-    shown = []
-    for name, state, epochs, top1, remark in [header, *lines]:
-        columns = (
-            name.ljust(widths[0]),
-            state.ljust(widths[1]),
-            epochs.rjust(widths[2]),
-            top1.rjust(widths[3]),
-            remark,
-        )
-        shown.append("  ".join(columns).rstrip())
-    return "\n".join(shown)
+    run, state, epochs, top1, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(f"{a:{run}}  {b:{state}}  {c:>{epochs}}  {d:>{top1}}  {e}".rstrip() for a, b, c, d, e in lines)

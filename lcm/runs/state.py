@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lcm
 from lcm.config.identity import config_hash, deviations, identity
-from lcm.errors import NotFinite, Stopped, UserError
+from lcm.errors import Stopped, UserError, in_words
 from lcm.files import unreadable, write_atomically
 from lcm.runs.directory import now, run_name
 
@@ -40,9 +40,9 @@ def read_state(directory):
 
 
 def damaged(file, reason):
-    """The UserError for a run.json that is not what was written."""
+    """The UserError for a run.json that is damaged."""
     return UserError(
-        f"{file} is damaged ({reason}): delete this one file; the same command writes it anew from the checkpoint and continues"
+        f"{file} is damaged ({reason}): delete this one file; the same command restores it from the checkpoint and continues"
     )
 
 
@@ -56,16 +56,10 @@ def refuse_another_config(directory, state, config):
     if "config" not in state or config_hash(state["config"]) == config_hash(config):
         return
     old, new = identity(state["config"]), identity(config)
-    lines = [
-        f"  {k}: {old.get(k, '-')} there, {new.get(k, '-')} here"
-        for k in sorted({*old, *new})
-        if old.get(k) != new.get(k)
-    ]
-    raise UserError(
-        f"{directory} holds a run of another config:\n"
-        + "\n".join(lines)
-        + "\ntake another directory, or the config that it has"
-    )
+    other = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    lines = [f"  {key}: {old.get(key, '-')} there, {new.get(key, '-')} here" for key in other]
+    lines = [f"{directory} holds a run of another config:", *lines, "take another directory, or the config that it has"]
+    raise UserError("\n".join(lines))
 
 
 def unfinished(directory, config):
@@ -88,25 +82,14 @@ def recorded(directory, state):
     Finished; stopped where a signal or something that a user can mend ended it; failed otherwise.
     """
     write_state(directory, state | {"state": "running", "message": None})
-    outcome = {}
     try:
         yield
-        outcome = {"state": "finished", "message": None, "end": now()}
-    except (Stopped, UserError) as reason:
-        outcome = {"state": "stopped", "message": str(reason)}
-        raise
-    except NotFinite as reason:
-        outcome = {"state": "failed", "message": str(reason)}
-        raise
     except BaseException as error:
-        outcome = {"state": "failed", "message": f"{type(error).__name__}: {error}"}
+        outcome = "stopped" if isinstance(error, (Stopped, UserError)) else "failed"
+        with contextlib.suppress(UserError):  # the first problem is the one to show, often a full disk too
+            write_state(directory, state | {"state": outcome, "message": in_words(error)})
         raise
-    finally:
-        try:
-            write_state(directory, state | outcome)
-        except UserError:
-            if outcome["state"] == "finished":  # otherwise the first problem is the one to show, often a full disk too
-                raise
+    write_state(directory, state | {"state": "finished", "message": None, "end": now()})
 
 
 @functools.cache  # of the code that runs, not of what is committed while a sweep goes on
@@ -153,34 +136,34 @@ def new_state(config, **facts):
 
 
 def environment(device):
-    """What a run's numbers depend on beside its config: {"versions", "device", "commit", "dirty"}; `device` in words."""
+    """What a run's numbers depend on besides its config: {"versions", "device", "commit", "dirty"}; `device` in words."""
     head, dirty = commit()
     return {"versions": versions(), "device": device, "commit": head, "dirty": dirty}
 
 
 def continued(state, here):
-    """`state` of a run that goes on now: in another environment, it says so in `continued`, and since when."""
+    """`state` of a run that continues now; a new environment is appended to its list `continued`, with the time."""
     parts = state.get("continued", [])
     before = {key: (parts[-1] if parts else state).get(key) for key in here}
     return state if before == here else state | {"continued": [*parts, {"start": now(), **here}]}
 
 
 def begun(config, directory, state, data, complexity, threads, device):
-    """run.json of a run that begins now, or goes on where `state` is that of its earlier part; `device` in words.
+    """run.json of a run that begins now, or continues where `state` is that of its earlier part; `device` in words.
 
-    Raises UserError where it goes on with other images.
+    Raises UserError where it would continue with other images.
     """
     here = environment(device)
     if state:
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(
                 f"{directory} was trained on other images of the same name (another copy, order or preparation of "
-                f"{config['data']['name']}): give data.root the copy it began with, or start anew with run_directory=..."
+                f"{config['data']['name']}): give data.root the copy it began with, or start a new run with run_directory=..."
             )
         return continued(state, here)
     counts = {"params": complexity.params, "gfloat": complexity.gfloat, "macs": complexity.macs}
     state = new_state(config, **counts, threads=threads, data_fingerprint=data.fingerprint, **here)
-    if notes := getattr(data, "notes", []):  # images that are not what the protocol asks for
+    if notes := getattr(data, "notes", []):  # where its images differ from the protocol's
         state["deviations"]["data.notes"] = notes
     return state
 

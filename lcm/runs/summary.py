@@ -1,4 +1,4 @@
-"""A run in words: the plan before it starts, its result with the paper's beside it."""
+"""What a run prints: the plan before it starts, its result beside the paper's."""
 
 import sys
 
@@ -6,7 +6,7 @@ from lcm.reporting.protocol import paper_comparison
 
 
 def print_plan(config, data, complexity, state, directory, saved):
-    """What will run; `state` is its run.json, `saved` the checkpoint from which it goes on, or None."""
+    """What will run; `state` is its run.json, `saved` the checkpoint that it continues from, or None."""
     schedule, notes = config["schedule"], getattr(data, "notes", [])
     train, test = data.train(schedule["batch_size"], 0), data.test(schedule["test_batch_size"])
     device = (state.get("continued") or [state])[-1]["device"]

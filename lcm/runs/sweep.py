@@ -2,7 +2,7 @@
 
 Hydra expands the grid and its launchers start the runs (one after another, joblib's workers, SLURM jobs). What is added:
 the whole grid is composed and checked before the first step; runs that are finished are not started; runs that another
-process owns are passed over and looked at again at the end, so that several sweeps on one folder share the work; a summary.
+process owns are skipped and checked again at the end, so that several sweeps on one folder share the work; a summary.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from hydra.core.plugins import Plugins
@@ -19,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
-from lcm.runs.standing import Speed, count, standing_of, table
+from lcm.runs.standing import count, standing_of, table, time_left
 from lcm.runs.worker import Outcome
 
 
@@ -48,20 +47,19 @@ class Sweep(Sweeper):
         """
         runs = grid(self.loader, self.config, arguments)
         refuse_problems(runs)
-        started = time.time()
         standings = [standing_of(run.directory) for run in runs]
         print_plan(runs, standings)
         stopped, failures = None, {}
         if any(standing.state != "finished" for standing in standings):
             prepare_environment()
             try:
-                self._train(runs, failures, started)
+                self._train(runs, failures)
             except Stopped as request:
                 stopped = request
             standings = [standing_of(run.directory) for run in runs]
-        for place, (run, standing) in enumerate(zip(runs, standings, strict=True)):
+        for index, (run, standing) in enumerate(zip(runs, standings, strict=True)):
             if run.directory in failures and standing.state not in ("finished", "live"):
-                standings[place] = standing._replace(state="failed", message=failures[run.directory])
+                standings[index] = standing._replace(state="failed", message=failures[run.directory])
         print_summary(runs, standings)
         if stopped:
             raise stopped
@@ -71,22 +69,22 @@ class Sweep(Sweeper):
         if unfinished:
             raise SweepFailed("not every run of this sweep has finished: see above")
 
-    def _train(self, runs, failures, started):
+    def _train(self, runs, failures):
         """Launch what is open, in order, until nothing is; fills `failures` with {directory: message}.
 
-        After a pass over the grid it looks again: what others trained may be finished, or left by an owner that died. A run
-        that failed since `started` (seconds since 1970) is not tried again, here or by another sweep on the same folder.
+        After a pass over the grid it checks again: what others trained may be finished, or left by an owner that died. A run
+        that failed here is not tried again.
         Three passes in a row in which no run came to an end (its worker was killed, say) are the last.
         """
         number = idle = 0
         while idle < 3:
-            todo = [run for run in runs if is_open(run, failures, started)]
+            todo = [run for run in runs if is_open(run, failures)]
             if not todo:
                 return
             idle += 1
             size = 1 if self.kind == "BasicLauncher" else self.max_batch_size or len(todo)
             for start in range(0, len(todo), size):
-                batch = [run for run in todo[start : start + size] if is_open(run, failures, started)]
+                batch = [run for run in todo[start : start + size] if is_open(run, failures)]
                 if not batch:
                     continue
                 print_launch(runs, batch, self.kind)
@@ -99,10 +97,10 @@ class Sweep(Sweeper):
                 }
                 for outcome in outcomes:
                     if outcome.state == "stopped":
-                        raise Stopped(outcome.signal, outcome.message.partition(": ")[2])
+                        raise Stopped(outcome.signal, outcome.message)
                     if outcome.state == "lost" and self.kind != "JoblibLauncher":
                         return  # runs that a cluster has already may go on: another pass would hand them over again
-                if not all(is_open(run, failures, started) for run in batch):
+                if not all(is_open(run, failures) for run in batch):
                     idle = 0
 
     def _launch(self, batch, number):
@@ -149,21 +147,15 @@ def prepare_environment():
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 
 
-def is_open(run, failures, started):
-    """Whether a job is still to be trained by this sweep: not finished, not owned, not failed since it started."""
-    standing = standing_of(run.directory)
-    if standing.state in ("finished", "live") or run.directory in failures:
-        return False
-    if standing.state == "failed":
-        with contextlib.suppress(OSError):
-            return (run.directory / "run.json").stat().st_mtime < started
-    return True
+def is_open(run, failures):
+    """Whether a run is still to be trained by this sweep: not finished, not owned by another, not failed here."""
+    return run.directory not in failures and standing_of(run.directory).state not in ("finished", "live")
 
 
 def print_launch(runs, batch, launcher):
     """The run that starts now and what is left, or how many are handed over."""
     standings = [standing_of(run.directory) for run in runs]
-    left = Speed().left([run.config for run in runs], standings)
+    left = time_left([run.config for run in runs], standings)
     if launcher == "BasicLauncher":
         finished = sum(standing.state == "finished" for standing in standings)
         print(f"\n[{finished + 1}/{len(runs)}] {batch[0].name or batch[0].directory}  (left: {left})", flush=True)
@@ -176,7 +168,7 @@ def print_plan(runs, standings):
     states = {standing.state for standing in standings}
     print(count(standings) + ("; the failed ones are tried again" if "failed" in states else ""))
     if states != {"finished"}:
-        print(f"training left: {Speed().left([run.config for run in runs], standings)}", flush=True)
+        print(f"training left: {time_left([run.config for run in runs], standings)}", flush=True)
     else:
         print("all finished: nothing to train")
 

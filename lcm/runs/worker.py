@@ -1,9 +1,10 @@
 """One run of a sweep, in whatever process a launcher starts it: its log, its signals, its GPU, and how it ended.
 
-A run of a sweep never raises: what went wrong with it is told by its Outcome and its log.txt.
+A run of a sweep never raises: what went wrong with it is in its Outcome and its log.txt.
 """
 
 import contextlib
+import io
 import multiprocessing
 import os
 import socket
@@ -11,7 +12,7 @@ import sys
 import traceback
 from typing import NamedTuple
 
-from lcm.errors import NotFinite, OwnedElsewhere, Stopped, UserError
+from lcm.errors import NotFinite, OwnedElsewhere, Stopped, UserError, in_words
 from lcm.files import unwritable
 from lcm.runs.directory import now, run_directory
 from lcm.runs.standing import LOG_ERROR, LOG_PART, standing_of
@@ -31,9 +32,7 @@ def run_one(train, config):
     directory = run_directory(config)
     worker = worker_number()
     try:
-        state = standing_of(
-            directory
-        ).state  # asked again by train, with the lock; here to leave the log of others alone
+        state = standing_of(directory).state  # `train` asks again, with the lock; here to leave the log of others alone
         if state in ("live", "finished"):
             return Outcome("owned" if state == "live" else "finished")
         with stoppable(worker), logged(directory, quiet=bool(worker)):
@@ -42,11 +41,11 @@ def run_one(train, config):
     except OwnedElsewhere as error:
         return Outcome("owned", str(error))
     except Stopped as stopped:
-        return Outcome("stopped", str(stopped), stopped.signal)
+        return Outcome("stopped", stopped.what, stopped.signal)
     except Exception as error:
-        if STOP.at_once:  # the signal's exception was swallowed by code that it left half done
-            return Outcome("stopped", STOP.requested, STOP.requested)
-        return Outcome("failed", described(error))
+        if STOP.at_once:  # other code caught the signal's exception and raised its own
+            return Outcome("stopped", "nothing was in progress that is not saved", STOP.requested)
+        return Outcome("failed", in_words(error))
     finally:
         forget(config)
 
@@ -63,98 +62,56 @@ def forget(config):
     release_memory()
 
 
-def described(error):
-    """An exception as the message that a user reads."""
-    return str(error) if isinstance(error, (UserError, NotFinite)) else f"{type(error).__name__}: {error}"
-
-
 @contextlib.contextmanager
 def logged(directory, quiet):
-    """Copy what the block prints to the run's log.txt, and why it ended; `quiet`: nothing but a line at its end is shown.
+    """Copy what the block prints to the run's log.txt, and why it ended; `quiet`: only one line at its end is shown.
 
     Raises what the block raises, and UserError where the log cannot be written.
     """
     end = "finished"
     try:
-        with Log(directory) as log, to_log(log) if quiet else contextlib.redirect_stdout(Tee(sys.stdout, log)):
+        with Log(directory / "log.txt", None if quiet else sys.stdout) as log, contextlib.redirect_stdout(log):
             try:
-                yield
-            except OwnedElsewhere:
-                end = "elsewhere"
-                raise
-            except Stopped as stopped:
-                end = "stopped"
-                log.write(f"\nstopped by {stopped}\n")
-                raise
+                with contextlib.redirect_stderr(log if quiet else sys.stderr):  # a bar is for the terminal alone
+                    yield
             except BaseException as error:
-                end = "failed"
-                if not isinstance(error, (UserError, NotFinite)):
-                    log.write(traceback.format_exc())
-                log.write(f"{LOG_ERROR}{described(error)}\n")
-                if not quiet:
-                    print(f"error: {described(error)}", file=sys.stderr, flush=True)
+                end = {OwnedElsewhere: "elsewhere", Stopped: "stopped"}.get(type(error), "failed")
+                if end == "stopped":
+                    log.write(f"\nstopped by {error}\n")
+                elif end == "failed":
+                    log.write("" if isinstance(error, (UserError, NotFinite)) else traceback.format_exc())
+                    log.write(f"{LOG_ERROR}{in_words(error)}\n")
                 raise
     finally:
         if quiet:
             print(f"{end:9}  {directory}", flush=True)
 
 
-class Log:
-    """A run's log.txt; the first thing that is written to it begins a new part."""
+class Log(io.TextIOBase):
+    """A run's log.txt, and the terminal beside it where there is one; the first thing that is written begins a new part."""
 
-    def __init__(self, directory):
-        self.file = directory / "log.txt"
-        self.stream = None
+    def __init__(self, file, terminal):
+        self.file, self.terminal, self.stream = file, terminal, None
 
     def write(self, text):
         try:
             if self.stream is None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                self.stream = open(self.file, "a", buffering=1)  # noqa: SIM115  closed by __exit__
+                self.stream = open(self.file, "a", buffering=1)  # noqa: SIM115  closed by `close`
                 self.stream.write(f"{LOG_PART}{now()}, process {os.getpid()} on {socket.gethostname()}\n")
             self.stream.write(text)
             self.stream.flush()
         except OSError as error:
             raise unwritable(self.file, error) from error
+        return self.terminal.write(text) if self.terminal else len(text)
 
-    def __enter__(self):
-        return self
+    def flush(self):
+        if self.terminal:
+            self.terminal.flush()
 
-    def __exit__(self, *error):
+    def close(self):
         if self.stream:
             self.stream.close()
-
-
-@contextlib.contextmanager
-def to_log(log):
-    """Send this process's output and errors, those of its C code and of its loader workers too, to the log alone."""
-    log.write("")
-    streams = sys.stdout, sys.stderr
-    kept = [os.dup(stream.fileno()) for stream in streams]
-    try:
-        for stream in streams:
-            stream.flush()
-            os.dup2(log.stream.fileno(), stream.fileno())
-        yield
-    finally:
-        for stream, descriptor in zip(streams, kept, strict=True):
-            stream.flush()
-            os.dup2(descriptor, stream.fileno())
-            os.close(descriptor)
-
-
-class Tee:
-    """Writes to a terminal and a log; for everything else it is the terminal."""
-
-    def __init__(self, terminal, log):
-        self._terminal, self._log = terminal, log
-
-    def write(self, text):
-        self._log.write(text)
-        return self._terminal.write(text)
-
-    def __getattr__(self, name):
-        return getattr(self._terminal, name)
 
 
 def worker_number():

@@ -192,3 +192,20 @@ def test_a_damaged_archive_is_one_message_and_leaves_nothing(tmp_path, kind):
     with pytest.raises(UserError, match=r"set\.tar\.gz is damaged .*Delete it to have it downloaded again"):
         unpack(path, tmp_path / "set")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_second_process_of_the_same_number_does_not_remove_what_the_first_unpacks(tmp_path, monkeypatch):
+    """Containers that share a folder can have equal process ids."""
+    path, extract = archive(tmp_path / "set.tar.gz", [("set/a", b"a")]), tarfile.TarFile.extractall
+
+    def second_unpacks_too(members, draft, **keys):
+        monkeypatch.undo()
+        monkeypatch.setattr("os.getpid", lambda: 1)
+        extract(members, draft, **keys)
+        unpack(path, tmp_path / "set")
+        (tmp_path / "set").rename(tmp_path / "of the second")
+
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", second_unpacks_too)
+    unpack(path, tmp_path / "set")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["of the second", "set", "set.tar.gz"]

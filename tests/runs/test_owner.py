@@ -36,10 +36,9 @@ def held(tmp_path):
 
 def test_the_second_one_is_told_who_since_when_and_where(held):
     directory, process = held
-    started = time.monotonic()
+    assert is_owned(directory) and is_owned(directory)  # asking changes nothing
     with pytest.raises(OwnedElsewhere) as caught, owner(directory):
         pass
-    assert time.monotonic() - started < 5
     message = str(caught.value)
     assert f"{directory} is being trained by process {process.pid} on {socket.gethostname()} since 20" in message
     assert "wait for it, or stop it there first" in message
@@ -54,13 +53,6 @@ def test_train_exits_with_3(tiny, tmp_path):
     assert not (directory_of(config) / "run.json").exists()
 
 
-def test_asking_changes_nothing(held):
-    directory, _ = held
-    assert is_owned(directory) and is_owned(directory)
-    with pytest.raises(OwnedElsewhere), owner(directory):
-        pass
-
-
 def test_the_owner_itself_may_ask_and_keeps_it(tmp_path):
     """A process that closes any descriptor of a locked file loses its lock: asking must not do that."""
 
@@ -68,6 +60,7 @@ def test_the_owner_itself_may_ask_and_keeps_it(tmp_path):
         with owner(tmp_path / "run"):
             pass
 
+    assert not is_owned(tmp_path / "run")
     with owner(tmp_path / "run"):
         assert is_owned(tmp_path / "run")
         with pytest.raises(OwnedElsewhere, match="this very process"), owner(tmp_path / "run"):
@@ -85,10 +78,6 @@ def test_a_dead_owners_lock_is_free_at_once(held):
     assert not is_owned(directory)
     with owner(directory):
         assert f"process {os.getpid()} on " in (directory / "owner.lock").read_text()
-
-
-def test_nobody_owns_what_is_not_there(tmp_path):
-    assert not is_owned(tmp_path / "nowhere") and not is_owned(tmp_path)
 
 
 def test_a_killed_owner_is_replaced_while_its_loader_workers_linger(tiny, tmp_path):
@@ -137,26 +126,9 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    real = open
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    class Full:
-        name = "owner.lock"
-
-        def __init__(self, *args, **kwargs):
-            self.file = real(*args, **kwargs)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def write(self, data):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("lcm.runs.lock.open", Full, raising=False)
+    monkeypatch.setattr("lcm.runs.lock.now", full)
     with pytest.raises(UserError, match=r"no space left while writing .*owner\.lock"), owner(tmp_path):
         pass

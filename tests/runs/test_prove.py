@@ -24,15 +24,15 @@ def prove(script, *arguments):
 def test_ten_kills_and_not_a_byte_differs():
     done = prove("prove_resume.py", "--kills", "10")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^10 kills in \d+ runs and tables, 0 differing bytes", done.stdout, re.MULTILINE)
+    assert re.search("^10 kills, 0 differences", done.stdout, re.MULTILINE)
     by_phase = [int(count) for count in re.findall(r"^ *(\d+) kills while ", done.stdout, re.MULTILINE)]
     assert sum(by_phase) == 10
 
 
-def test_twenty_races_and_one_trains_in_each():
-    done = prove("prove_owner.py", "--races", "20")
+def test_ten_races_and_one_trains_in_each():
+    done = prove("prove_owner.py", "--races", "10")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "\n20 of 20 races: exactly one trained" in done.stdout
+    assert "\n10 of 10 races: exactly one trained" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_one_bit_of_one_weight_is_seen(finished, tmp_path):
     bits = saved["model"]["conv.weight"].view(torch.int32)
     bits[0, 0, 0, 0] ^= 1
     checkpoint.save(directory, saved)
-    assert prove_resume.compare_runs(finished, directory) == [(f"{directory}: model conv.weight", 1)]
+    assert prove_resume.compare_runs(finished, directory) == [f"{directory}: model conv.weight"]
 
 
 @pytest.mark.parametrize("key", ["train_loss", "test_top5", "lr"])
@@ -59,12 +59,10 @@ def test_the_last_digit_of_a_metric_is_seen(finished, tmp_path, key):
     row = json.loads((directory / "metrics.jsonl").read_text())
     row[key] += row[key] * 2**-52
     (directory / "metrics.jsonl").write_text(json.dumps(row | {"seconds": 0}) + "\n")
-    assert [what for what, _ in prove_resume.compare_runs(finished, directory)] == [
-        f"{directory}: metrics.jsonl line 1"
-    ]
+    assert prove_resume.compare_runs(finished, directory) == [f"{directory}: metrics.jsonl line 1"]
 
 
-def test_a_changed_table_is_seen_and_a_missing_one(finished, tmp_path):
+def test_a_changed_table_is_seen_and_a_missing_one(tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "table.md").write_text("| 94.67 | 0.1 hours |\n")
@@ -72,6 +70,6 @@ def test_a_changed_table_is_seen_and_a_missing_one(finished, tmp_path):
     (other / "table.md").write_text("| 94.67 | 12.5 hours |\n")
     assert prove_resume.compare_results(one, other) == []
     (other / "table.md").write_text("| 94.68 | 0.1 hours |\n")
-    assert prove_resume.compare_results(one, other) == [(f"{other}/table.md", 1)]
+    assert prove_resume.compare_results(one, other) == [f"{other}: table.md"]
     (other / "table.md").unlink()
-    assert prove_resume.compare_results(one, other)
+    assert prove_resume.compare_results(one, other) == [f"{other}: table.md"]

@@ -12,7 +12,7 @@ from hydra_config import composed
 from lcm.config.identity import identity
 from lcm.errors import UserError
 from lcm.reporting.records import Epochs, read_record
-from lcm.runs.repeat import arguments, differences, other_circumstances, word
+from lcm.runs.repeat import arguments, differences, other_environment, quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +50,7 @@ def test_every_committed_run_can_be_repeated():
 def test_words_are_read_back_by_hydra(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_override(f"key={word(value)}").value()
+    parsed = OverridesParser.create().parse_override(f"key={quoted(value)}").value()
     strip = lambda v: [strip(i) for i in v] if isinstance(v, list) else getattr(v, "text", v)  # noqa: E731
     assert strip(parsed) == value
 
@@ -78,12 +78,12 @@ def test_one_bit_is_a_difference_and_time_is_none():
     assert found == ("train_loss", 2, 0.25, (0.5, 0.25))
 
 
-def test_circumstances_are_named():
+def test_the_differences_of_two_environments_are_named():
     run = {"device": "cpu (X)", "threads": 1, "commit": "a", "dirty": False, "versions": {"python": "3", "torch": "2"}}
-    assert other_circumstances(run, run) == []
+    assert other_environment(run, run) == []
     now = run | {"commit": "b", "threads": 2, "dirty": True}
-    assert other_circumstances(run, now) == ["threads: 1 then, 2 now", "commit: a then, b with changes now"]
-    assert "continued" in other_circumstances(run | {"continued": [{}]}, run)[0]
+    assert other_environment(run, now) == ["threads: 1 then, 2 now", "commit: a then, b with changes now"]
+    assert "continued" in other_environment(run | {"continued": [{}]}, run)[0]
 
 
 def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):

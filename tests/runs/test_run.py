@@ -86,16 +86,13 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
             write_atomically(file, b"new")
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["run.json"]
 
-    class Dead(BaseException):
-        pass
-
     def die(*args):
-        raise Dead
+        raise SystemExit
 
     for call in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, die)
-            with pytest.raises(Dead):
+            with pytest.raises(SystemExit):
                 write_atomically(file, b"new")
         assert file.read_bytes() == b"old"
     write_atomically(file, b"new")
@@ -125,10 +122,7 @@ def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path, damage):
     (tmp_path / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as caught:
         read_state(tmp_path)
-    assert f"{tmp_path}/run.json is damaged (" in str(caught.value)
-    assert "delete this one file; the same command writes it anew from the checkpoint and continues" in str(
-        caught.value
-    )
+    assert f"{tmp_path}/run.json is damaged (" in str(caught.value) and "delete this one file" in str(caught.value)
 
 
 def test_going_on_with_other_code_or_on_another_machine_is_recorded(monkeypatch):
@@ -171,7 +165,7 @@ def test_the_same_config_elsewhere_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "state", "message"),
+    ("error", "state", "message"),
     [
         (None, "finished", None),
         (Stopped("SIGTERM", "saved after step 3 of epoch 1"), "stopped", "SIGTERM: saved after step 3 of epoch 1"),
@@ -181,23 +175,23 @@ def test_the_same_config_elsewhere_is_the_same(tmp_path):
         (KeyboardInterrupt(), "failed", "KeyboardInterrupt: "),
     ],
 )
-def test_run_json_says_how_it_ended(tmp_path, fault, state, message):
+def test_run_json_says_how_it_ended(tmp_path, error, state, message):
     begun = state_of(config(), message="an old one")
     try:
         with recorded(tmp_path, begun):
             during = read_state(tmp_path)
             begun["result"] = RESULT
-            if fault:
-                raise fault
+            if error:
+                raise error
     except BaseException as caught:
-        assert caught is fault
+        assert caught is error
     assert (during["state"], during["message"]) == ("running", None)
     after = read_state(tmp_path)
     assert (after["state"], after["message"], after["result"]) == (state, message, RESULT)
     assert (after["end"] is not None) == (state == "finished")
 
 
-def test_the_first_fault_is_the_one_that_is_shown(tmp_path, monkeypatch):
+def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
     def full(*args):
         raise UserError("run.json: no space left")
 

@@ -40,18 +40,8 @@ def test_without_a_row_in_the_paper_there_is_one_line():
 
 
 def test_the_last_epoch_is_reported_and_the_first_of_the_best():
-    rows = [
-        {
-            "epoch": e,
-            "train_loss": 1.0,
-            "train_top1": 9.0,
-            "test_loss": 2.0,
-            "test_top1": top1,
-            "test_top5": 9.0,
-            "lr": 0.1,
-        }
-        for e, top1 in enumerate([50.0, 70.0, 70.0, 60.0], 1)
-    ]
+    losses = {"train_loss": 1.0, "train_top1": 9.0, "test_loss": 2.0, "test_top5": 9.0, "lr": 0.1}
+    rows = [{"epoch": epoch, "test_top1": top1, **losses} for epoch, top1 in enumerate([50.0, 70.0, 70.0, 60.0], 1)]
     found = best_and_last(rows)
     assert (found["epoch"], found["test_top1"], found["best_epoch"], found["best_test_top1"]) == (4, 60.0, 2, 70.0)
     assert "lr" not in found
