@@ -28,7 +28,6 @@ from lcm.reporting.render import (
     scaled,
     signed,
 )
-from lcm.reporting.speed import speed_block
 from lcm.reporting.statistics import CONTRADICTED, MINIMUM_PAIRS, SUPPORTED, VERDICTS, pairs_to_reach
 from lcm.reporting.tables import build, comparison_table, counts, read_complexity, read_paper
 
@@ -193,7 +192,6 @@ def readme_blocks(runs, results):
         "summary": summary(runs, results),
         "cost": cost_block(results),
         "cost_cpu": cost_cpu_block(results),
-        "speed": speed_block(results),
     }
     for protocol in [*protocols(runs), Protocol("digits")]:
         for table in build(runs, protocol, results):

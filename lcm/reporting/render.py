@@ -114,27 +114,13 @@ def markdown(table):
     return "\n\n".join(parts) + "\n"
 
 
-_LATEX = {
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_",
-    "$": r"\$",
-    "{": r"\{",
-    "}": r"\}",
+_LATEX = {character: f"\\{character}" for character in "&%#_${}"} | {
     "^": r"\^{}",
     "~": r"\~{}",
-}
-_LATEX |= {
-    "±": r"$\pm$",
-    DASH: "--",
-    "Δ": r"$\Delta$",
-    "×": r"$\times$",
     "\\": r"\textbackslash{}",
-    "<": "$<$",
-    ">": "$>$",
 }
-_LATEX = str.maketrans(_LATEX | {"`": "", "\n": " "})
+_LATEX |= {"±": r"$\pm$", DASH: "--", "Δ": r"$\Delta$", "×": r"$\times$", "<": "$<$", ">": "$>$", "`": "", "\n": " "}
+_LATEX = str.maketrans(_LATEX)
 
 
 def _latex_cell(text):
