@@ -23,7 +23,6 @@ from lcm.reporting.protocol import (
 )
 from lcm.reporting.readme import fill_readme, findings, readme_blocks, summary
 from lcm.reporting.render import DASH, accuracy, latex, markdown, pipes, rounded, signed
-from lcm.reporting.report import make_report
 from lcm.reporting.runs import read_runs
 from lcm.reporting.tables import TITLES, build, comparison_table
 
@@ -324,32 +323,6 @@ def test_findings(results, runs):
     file = results / "complexity.csv"
     file.write_text(file.read_text().replace(",269722,", ",279722,"))
     assert "meet 113 of the paper's 114" in findings(runs, results)
-
-
-def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
-    """As ResNet-20 on CIFAR-10 will end: the README's sentences, Table 2's cells and the curves follow from the records."""
-    long = {"epochs": 300, "compile": True, "seconds": 5 * 3600, "device": "cpu (X <b>)"}
-    runs = [{"top1": 92.11, "continued": [{"commit": "a"}, {"commit": "b"}]}, {"attention": "lcm2", "top1": 92.6}]
-    results = results_of(tmp_path, [run | long for run in runs])
-    runs = read_runs(results / "runs.csv")
-    _, accuracies, decisive = findings(runs, results).splitlines()
-    assert accuracies == (
-        "* **Accuracy**: baselines (networks without attention) not further than 0.6 points from the paper's number: ResNet-20 on "
-        "CIFAR-10 (92.11 ± – (1), -0.15 from the paper's 92.26). Not run yet: the other 14 baselines. Under the paper's schedule "
-        "2 runs took 10.0 hours in all, started on cpu (X &lt;b>), with 2 continuations in another environment (commit, version or "
-        "device; an interruption that changes none of these is not recorded). Nothing can be said about the modules: a test needs "
-        "6 pairs of runs, and no comparison has more than 1."
-    )
-    assert "seed='range(10)'" in decisive and "+0.49 (1 pair) |" in summary(runs, results)
-    table = tables(runs, results)["table2"]
-    cells = {row[0]: row[6:] for row in table.rows}
-    assert cells["ResNet-20"] == ["92.26", "92.11 ± – (1)", "-0.15", "68.34", DASH, DASH]
-    assert cells["ResNet-20+LCM2"] == ["92.70", "92.60 ± – (1)", "-0.10", "69.53", DASH, DASH]
-    assert len(table.missing) == 10 and not table.warning
-    page, pictures = make_report(results)
-    (curves,) = [picture for picture in pictures if picture.name == "curves-cifar10-resnet20"]
-    assert b"none (1)" in curves.svg and b"lcm2 (1)" in curves.svg and b">300<" in curves.svg
-    assert "figures/curves-cifar10-resnet20" in page and page.count("92.60 ± – (1)") >= 2
 
 
 def test_script_without_such_runs(results, capsys):
