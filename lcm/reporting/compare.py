@@ -9,11 +9,10 @@ import yaml
 from lcm.config.identity import NO_DEVIATION, identity, is_under
 from lcm.config.options import GROUPS, flatten
 from lcm.errors import UserError, listed, nearest
-from lcm.reporting.comparison import WORDS, against, header, pair_notes, row_and_record, run_notes, too_few_pairs
+from lcm.reporting.comparison import compare_groups
 from lcm.reporting.figures import forest
-from lcm.reporting.protocol import PAPER_SCHEDULE, in_order, one_a_seed, title
+from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, in_order, one_a_seed, title
 from lcm.reporting.records import RECORDED, Damaged, check, find_runs, read_records, read_run
-from lcm.reporting.render import Table
 from lcm.reporting.report import forest_rows
 from lcm.reporting.runs import frame
 
@@ -111,18 +110,17 @@ def compare_runs(runs, baseline="none", name="comparison"):
         )
     if len(arms) < 2:
         raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
-    compared = against({attention: arms[attention] for attention in in_order(arms, (baseline, *arms))}, baseline)
-    facts = {key: runs[0][1][key] for key in ("data", "model", "schedule", "precision")}
-    lines = [row_and_record(facts | {"attention": attention}, one) for attention, one in compared.items()]
-    rows, records = [row for row, _ in lines], pd.DataFrame([record for _, record in lines], dtype=object)
-    notes = [WORDS.format(against=baseline, family=f"{len(arms) - 1} comparisons of this table")]
-    if needed := too_few_pairs(compared):
-        notes.append(f"Pairs that the test needs before any corrected p-value can reach 0.05: {needed}.")
-    notes += run_notes(*selection) + pair_notes([one.pairs for one in compared.values()])
-    (words, warning), network = _protocol(selection.runs), title(facts["data"], facts["model"])
+    first = selection.runs.iloc[0]
+    groups = {
+        (first.data, first.model): {attention: arms[attention] for attention in in_order(arms, (baseline, *arms))}
+    }
+    family = f"{len(arms) - 1} comparisons of this table"
+    protocol = Protocol(first.schedule, first.precision)
+    table = compare_groups(groups, selection, protocol, baseline, family)
+    (words, warning), network = _protocol(selection.runs), title(first.data, first.model)
     heading = f"Every attention against {baseline}: {network}, {words}"
-    table = Table(name, heading, header(baseline), rows, notes, records, warning=warning, labels=3)
-    return table, forest(list(forest_rows(records)), f"{network}: attention minus {baseline}\n{words}")
+    figure = forest(list(forest_rows(table.records)), f"{network}: attention minus {baseline}\n{words}")
+    return table._replace(name=name, title=heading, warning=warning), figure
 
 
 def terminal(table):

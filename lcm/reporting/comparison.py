@@ -5,9 +5,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from lcm.reporting.protocol import DATA_TITLE
-from lcm.reporting.render import DASH, accuracy, interval, mean_and_deviation, p_value, rounded, scaled, signed
+from lcm.reporting.render import DASH, Table, accuracy, interval, mean_and_deviation, p_value, rounded, scaled, signed
 from lcm.reporting.statistics import Comparison, compare, holm, pairs_to_reach, verdict
 
+FAMILY = "attentions of one network on one data set"
 ENVIRONMENT = {"commit": "commit", "torch": "version of torch", "device": "device"}
 WORDS = (
     "Test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). Differences are paired: the same seed "
@@ -76,11 +77,32 @@ def row_and_record(names, compared, command=""):
     return row, record | {"verdict": word, "command": command}
 
 
-def too_few_pairs(compared):
-    """How many pairs any verdict needs, where an arm that has some has fewer; None otherwise."""
-    pairs = [one.comparison.n for one in compared.values() if one.comparison.n]
-    needed = pairs_to_reach(len(compared) - 1)
-    return needed if pairs and min(pairs) < needed else None
+def compare_groups(groups, selection, protocol, baseline="none", family=FAMILY, command=lambda *arm: ""):
+    """The Table, still without a name and a title, of groups of arms, every arm against the group's `baseline`.
+
+    groups: {(data, model): {attention: runs}}. selection: the runs of them all, and what was left out. command: what
+    command(data, model, attention, seeds) says stands below the table for an arm without runs.
+    """
+    rows, records, starts, short, pairs = [], [], [], [], []
+    for (data, model), arms in groups.items():
+        starts.append(len(rows))
+        compared, seeds = against(arms, baseline), {seed for arm in arms.values() for seed in arm["seed"]}
+        needed, counts = pairs_to_reach(len(compared) - 1), [one.comparison.n for one in compared.values()]
+        short += [f"{model} on {data}: {needed}"] if any(0 < count < needed for count in counts) else []
+        for attention, one in compared.items():
+            facts = {"data": data, "model": model, "attention": attention}
+            facts |= {"schedule": protocol.schedule_of(data), "precision": protocol.precision}
+            row, record = row_and_record(facts, one, "" if len(one.runs) else command(data, model, attention, seeds))
+            rows.append(row)
+            records.append(record)
+            pairs.append(one.pairs)
+    notes = [WORDS.format(against=baseline, family=family)]
+    if short:
+        notes.append("Pairs that the test needs before any corrected p-value can reach 0.05: " + "; ".join(short) + ".")
+    notes += run_notes(*selection) + pair_notes(pairs)
+    missing = tuple(record["command"] for record in records if record["command"])
+    records = pd.DataFrame(records, dtype=object)
+    return Table("", "", header(baseline), rows, notes, records, tuple(starts[1:]), missing, labels=3)
 
 
 def pair_notes(pairs):

@@ -16,18 +16,18 @@ from lcm.reporting.protocol import (
     select,
     title,
 )
+from lcm.reporting.records import read_records, record_name
 from lcm.reporting.render import (
     DASH,
     accuracy,
+    inert,
     markdown_rows,
-    mean_and_deviation,
     pipes,
     plural,
     rounded,
     scaled,
     signed,
 )
-from lcm.reporting.speed import speed_block
 from lcm.reporting.statistics import CONTRADICTED, MINIMUM_PAIRS, SUPPORTED, VERDICTS, pairs_to_reach
 from lcm.reporting.tables import build, comparison_table, counts, read_complexity, read_paper
 
@@ -79,7 +79,7 @@ def findings(runs, results):
     judged = judge_contests(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
     lines = {
         "Counts": _counts(results),
-        "Accuracy": f"{_baselines(runs, results)} {_modules(judged)}",
+        "Accuracy": " ".join(filter(None, [_baselines(runs, results), _effort(runs, results), _modules(judged)])),
         "What would decide": _decisive(results, judged),
     }
     return "\n".join(f"* **{name}**: {words}" for name, words in lines.items())
@@ -101,31 +101,49 @@ def _counts(results):
 
 def _baselines(runs, results):
     """Whether the networks without attention reach the paper's accuracies under its own schedule."""
-    arms, words = select(runs, Protocol()).arms(), {"reached": [], "not reached": []}
+    near, far = (f"{word} than {REACHED} points from the paper's number" for word in ("not further", "further"))
+    arms, words = select(runs, Protocol()).arms(), {near: [], far: []}
     paper = read_paper(results).drop_duplicates(["data", "model", "attention", "metric"])
     baselines = paper[(paper["attention"] == "none") & (paper["metric"] == "top1")]
     for row in baselines.itertuples():
         arm = arms.get((row.data, row.model, "none"))
         if arm is not None:
-            reached = abs(mean_and_deviation(arm["test_top1"])[0] - row.value) <= REACHED
-            text = f"{title(row.data, row.model)} ({accuracy(arm['test_top1'])}, the paper {rounded(row.value, 2)})"
-            words["reached" if reached else "not reached"].append(text)
+            difference = arm["test_top1"].mean() - row.value
+            text = f"{title(row.data, row.model)} ({accuracy(arm['test_top1'])}, "
+            text += f"{signed(difference)} from the paper's {rounded(row.value, 2)})"
+            words[near if abs(difference) <= REACHED else far].append(text)
     if not any(words.values()):
         return (
             f"none of the paper's {len(baselines)} baselines (networks without attention) was run under its own schedule yet"
             f"{' (shorter ones: table below)' if len(runs) else ''}, so that its accuracies are untested."
         )
-    found = [f"{word} within {REACHED} points: {'; '.join(names)}" for word, names in words.items() if names]
+    found = [f"{word}: {', '.join(names)}" for word, names in words.items() if names]
     missing = len(baselines) - sum(map(len, words.values()))
-    found += [f"not run yet: the other {missing} baselines"] if missing else []
-    return f"the paper's baselines are {'. '.join(found)}."
+    ending = f" Not run yet: the other {missing} baselines." if missing else ""
+    return f"baselines (networks without attention) {'; '.join(found)}.{ending}"
+
+
+def _effort(runs, results):
+    """How long the runs of the paper's protocol took, on what, and what is recorded of their interruptions."""
+    runs = select(runs, Protocol()).runs
+    if runs.empty:
+        return ""
+    folder, wanted = Path(results) / "metrics", set(runs["run"].map(record_name))
+    records, _ = read_records(folder, skip={file.name for file in folder.glob("*.jsonl")} - wanted)
+    count = sum(len(run.get("continued") or []) for run, _ in records.values())
+    devices = inert("; ".join(sorted(set(runs["device"]))))
+    return (
+        f"Under the paper's schedule {plural(len(runs), 'run')} took {runs['seconds'].sum() / 3600:.1f} hours in all, started on "
+        f"{devices}, with {plural(count, 'continuation')} in another environment (commit, version or device; an interruption that "
+        "changes none of these is not recorded)."
+    )
 
 
 def _modules(judged):
     """What the number of pairs under the paper's schedule can say about the modules."""
     pairs = max((part.comparison.n for part in judged.values()), default=0)
     if pairs < MINIMUM_PAIRS:
-        have = f"there {'is' if pairs == 1 else 'are'} {pairs} at most" if pairs else "there is none yet"
+        have = f"no comparison has more than {pairs}" if pairs else "there is none yet"
         return f"Nothing can be said about the modules: a test needs {MINIMUM_PAIRS} pairs of runs, and {have}."
     words = [part.verdict for part in judged.values()]
     return (
@@ -174,7 +192,6 @@ def readme_blocks(runs, results):
         "summary": summary(runs, results),
         "cost": cost_block(results),
         "cost_cpu": cost_cpu_block(results),
-        "speed": speed_block(results),
     }
     for protocol in [*protocols(runs), Protocol("digits")]:
         for table in build(runs, protocol, results):

@@ -103,6 +103,8 @@ def row(run):
     data = {} if data is None else data
     if not all(isinstance(part, dict) for part in (*parts, data)):
         raise Damaged("run.json: result, versions, config, its data and deviations must be JSON objects")
+    if not isinstance(run.get("continued") or [], list):
+        raise Damaged("run.json: continued must be a JSON array")
     result, versions, _, deviations = parts
     facts = {key: run.get(key) for key in COLUMNS} | {key: result.get(key) for key in RESULT}
     facts |= {key: versions.get(key) for key in ("python", "torch", "lcm")}

@@ -88,14 +88,14 @@ def plural(count, noun):
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _inert(text):
+def inert(text):
     """Text on one line, in which no HTML tag begins."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
 
 
 def pipes(header, rows, labels=1):
     """Rows of text as a Markdown table whose first `labels` columns stand left, the others right."""
-    rows = [[_inert(cell).replace("|", r"\|") for cell in row] for row in rows]
+    rows = [[inert(cell).replace("|", r"\|") for cell in row] for row in rows]
     lines = [header, ["---"] * labels + ["---:"] * (len(header) - labels), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -108,33 +108,19 @@ def markdown_rows(table):
 def markdown(table):
     """The file TABLE.md."""
     warning = [f"> **{table.warning}**"] if table.warning else []
-    parts = [f"# {table.title}", *warning, markdown_rows(table), *map(_inert, table.notes)]
+    parts = [f"# {table.title}", *warning, markdown_rows(table), *map(inert, table.notes)]
     if table.missing:
         parts += [f"{table.missing_words}:", "\n".join(["```", *table.missing, "```"])]
     return "\n\n".join(parts) + "\n"
 
 
-_LATEX = {
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_",
-    "$": r"\$",
-    "{": r"\{",
-    "}": r"\}",
+_LATEX = {character: f"\\{character}" for character in "&%#_${}"} | {
     "^": r"\^{}",
     "~": r"\~{}",
-}
-_LATEX |= {
-    "±": r"$\pm$",
-    DASH: "--",
-    "Δ": r"$\Delta$",
-    "×": r"$\times$",
     "\\": r"\textbackslash{}",
-    "<": "$<$",
-    ">": "$>$",
 }
-_LATEX = str.maketrans(_LATEX | {"`": "", "\n": " "})
+_LATEX |= {"±": r"$\pm$", DASH: "--", "Δ": r"$\Delta$", "×": r"$\times$", "<": "$<$", ">": "$>$", "`": "", "\n": " "}
+_LATEX = str.maketrans(_LATEX)
 
 
 def _latex_cell(text):

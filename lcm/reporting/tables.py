@@ -9,16 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lcm.reporting.comparison import (
-    WORDS,
-    against,
-    header,
-    measured,
-    pair_notes,
-    row_and_record,
-    run_notes,
-    too_few_pairs,
-)
+from lcm.reporting.comparison import compare_groups, measured, run_notes
 from lcm.reporting.protocol import (
     ATTENTIONS,
     DATA_TITLE,
@@ -153,39 +144,27 @@ def comparison_table(selection, protocol):
     found = selection.groups()
     if quickstart:
         found.setdefault(("digits", "resnet20"), empty)
-    rows, groups, records, short, pairs = [], [], [], [], []
-    for data, model in found:
-        runs = found[data, model]
-        # For the paper's own schedule, rows that the paper has not are no gaps.
-        names = in_order([*runs["attention"], *(("none",) if protocol.schedule is None else ATTENTIONS)])
-        compared = against({attention: runs[runs["attention"] == attention] for attention in names})
-        if needed := too_few_pairs(compared):
-            short.append(f"{model} on {data}: {needed}")
-        groups.append(len(rows))
-        for attention, one in compared.items():
-            overrides = [f"data={data}", f"model={model}", f"attention={attention}", *protocol.overrides]
-            command = _command(*overrides, seeds=set(runs["seed"]))
-            if quickstart and (data, model) == ("digits", "resnet20"):
-                command = _command("experiment=quickstart", f"attention={attention}")
-            facts = {"data": data, "model": model, "attention": attention}
-            facts |= {"schedule": protocol.schedule_of(data), "precision": protocol.precision}
-            row, record = row_and_record(facts, one, "" if len(one.runs) else command)
-            rows.append(row)
-            records.append(record)
-            pairs.append(one.pairs)
-    notes = [WORDS.format(against="none", family="attentions of one network on one data set")]
-    if short:
-        notes.append("Pairs that the test needs before any corrected p-value can reach 0.05: " + "; ".join(short) + ".")
-    notes += run_notes(*selection) + pair_notes(pairs)
-    title = f"Every attention against none: {protocol.words}"
+    # For the paper's own schedule, rows that the paper has not are no gaps.
+    shown = ("none",) if protocol.schedule is None else ATTENTIONS
+    groups = {
+        group: {name: runs[runs["attention"] == name] for name in in_order([*runs["attention"], *shown])}
+        for group, runs in found.items()
+    }
+
+    def command(data, model, attention, seeds):
+        if quickstart and (data, model) == ("digits", "resnet20"):
+            return _command("experiment=quickstart", f"attention={attention}")
+        overrides = [f"data={data}", f"model={model}", f"attention={attention}", *protocol.overrides]
+        return _command(*overrides, seeds=seeds)
+
+    name, title = f"comparison{protocol.suffix}", f"Every attention against none: {protocol.words}"
     warning = f"Not the paper's schedule: runs with {protocol.words}." if protocol.schedule else ""
     if quickstart:
+        name = "quickstart" if protocol == Protocol("digits") else name
         title = "Quickstart: ResNet-20 with each attention on scikit-learn's digits"
         warning = f"A check that everything works, not a result about the paper: runs with {protocol.words}."
-    name = "quickstart" if protocol == Protocol("digits") else f"comparison{protocol.suffix}"
-    records = pd.DataFrame(records, dtype=object)
-    missing = [record for record in records.get("command", []) if record]
-    return Table(name, title, header(), rows, notes, records, tuple(groups[1:]), tuple(missing), warning, labels=3)
+    table = compare_groups(groups, selection, protocol, command=command)
+    return table._replace(name=name, title=title, warning=warning)
 
 
 def build(runs, protocol, results):

@@ -48,7 +48,7 @@ def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
     assert (mine["low"], mine["high"]) == pytest.approx(bca_interval(differences), abs=1e-4)
     assert mine["p"] == pytest.approx(sign_flip_p(differences), abs=1e-4) and mine["p_holm"] == 0.0625
     assert (
-        mine["verdict"] == "inconclusive" and "can reach 0.05: 7." in text
+        mine["verdict"] == "inconclusive" and "can reach 0.05: resnet20 on digits: 7." in text
     )  # six seeds are too few for two comparisons
     assert "ResNet-20: mine" in (tmp_path / "mine.svg").read_text() and (tmp_path / "mine.png").exists()
     assert "\\begin{table}" in (tmp_path / "mine.tex").read_text()

@@ -15,9 +15,11 @@ from invented_runs import ROOT, results_of
 
 from lcm.reporting import figures
 from lcm.reporting.protocol import Protocol, select
+from lcm.reporting.readme import findings, summary
+from lcm.reporting.render import DASH
 from lcm.reporting.report import forest_rows, make_report, write_report
 from lcm.reporting.runs import read_runs
-from lcm.reporting.tables import comparison_table
+from lcm.reporting.tables import build, comparison_table
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,32 @@ def test_without_any_run(tmp_path):
         18 + 12 + 12 + 12 + 18
     )  # below its table and at the end
     Requests().feed(page)
+
+
+def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
+    """As ResNet-20 on CIFAR-10 will end: the README's sentences, Table 2's cells and the curves follow from the records."""
+    long = {"epochs": 300, "compile": True, "seconds": 5 * 3600, "device": "cpu (X <b>)"}
+    runs = [{"top1": 92.11, "continued": [{"commit": "a"}, {"commit": "b"}]}, {"attention": "lcm2", "top1": 92.6}]
+    results = results_of(tmp_path, [run | long for run in runs])
+    runs = read_runs(results / "runs.csv")
+    _, accuracies, decisive = findings(runs, results).splitlines()
+    assert accuracies == (
+        "* **Accuracy**: baselines (networks without attention) not further than 0.6 points from the paper's number: ResNet-20 on "
+        "CIFAR-10 (92.11 ± – (1), -0.15 from the paper's 92.26). Not run yet: the other 14 baselines. Under the paper's schedule "
+        "2 runs took 10.0 hours in all, started on cpu (X &lt;b>), with 2 continuations in another environment (commit, version or "
+        "device; an interruption that changes none of these is not recorded). Nothing can be said about the modules: a test needs "
+        "6 pairs of runs, and no comparison has more than 1."
+    )
+    assert "seed='range(10)'" in decisive and "+0.49 (1 pair) |" in summary(runs, results)
+    table = {table.name: table for table in build(runs, Protocol(), results)}["table2"]
+    cells = {row[0]: row[6:] for row in table.rows}
+    assert cells["ResNet-20"] == ["92.26", "92.11 ± – (1)", "-0.15", "68.34", DASH, DASH]
+    assert cells["ResNet-20+LCM2"] == ["92.70", "92.60 ± – (1)", "-0.10", "69.53", DASH, DASH]
+    assert len(table.missing) == 10 and not table.warning
+    page, pictures = make_report(results)
+    (curves,) = [picture for picture in pictures if picture.name == "curves-cifar10-resnet20"]
+    assert b"none (1)" in curves.svg and b"lcm2 (1)" in curves.svg and b">300<" in curves.svg
+    assert "figures/curves-cifar10-resnet20" in page and page.count("92.60 ± – (1)") >= 2
 
 
 @pytest.mark.slow

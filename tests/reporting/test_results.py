@@ -99,7 +99,7 @@ def test_figure4_shows_recorded_runs():
     assert len(shown) >= 3 and all(recorded[network["run"]] == network["config_hash"] for network in shown)
 
 
-@pytest.mark.parametrize("file", ["README.md", "REPRODUCTION.md", "results/README.md"])
+@pytest.mark.parametrize("file", ["README.md", "REPRODUCTION.md", "results/README.md", "docs/sweeps.md"])
 def test_readme_blocks(file, made):
     text = (ROOT / file).read_text(encoding="utf-8")
     begun = len(re.findall(r"<!-- results:begin \S+ -->", text))

@@ -136,6 +136,7 @@ DAMAGE = {
     "line 2 is epoch": lines(lambda found: found[::2]),
     "the last line of metrics.jsonl": lambda d: edit(d, result__test_top1=99.0),
     "must be JSON objects": lambda d: edit(d, config="none"),
+    "continued must be a JSON array": lambda d: edit(d, continued=2),
 }
 
 
