@@ -10,9 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from lcm import draw_weights, fill_sites
-from lcm.attention import CBAM, SqueezeExcite
-from lcm.models import CifarDenseNet
+from lcm import fill_sites
+from lcm.attention import SqueezeExcite
 from lcm.training.folding import fold
 
 
@@ -245,20 +244,6 @@ def test_what_stands_between_convolution_and_norm_is_not_folded_away(after):
     nn.init.uniform_(network[1].running_var, 0.5, 2)
     fill_sites(network.eval(), se, after=after, seed=0)
     torch.testing.assert_close(fold(network, 8)(images(8)), network(images(8)))
-
-
-@pytest.mark.parametrize("after", ["block*.*.bn", "block*.*.conv", "transition*.conv"])
-def test_the_other_forms_of_a_dense_block_do_not_pass_attention_over(after):
-    """Blocks in one buffer, and networks folded for evaluation, compute what their layers do without calling all of them."""
-    networks = [CifarDenseNet(10, 4, 10, memory=memory) for memory in ("fast", "linear")]
-    for network in networks:
-        fill_sites(network, lambda channels: CBAM(channels, 2), after=after)
-        draw_weights(network, 0)
-    fast, linear = (network.double() for network in networks)
-    x = images(32, 2).double()
-    torch.testing.assert_close(linear(x), fast(x))
-    with torch.no_grad():
-        torch.testing.assert_close(fold(fast.eval(), 32)(x), fast(x))
 
 
 def test_filled_twice_is_refused():

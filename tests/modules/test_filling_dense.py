@@ -9,7 +9,7 @@ from lcm import build_network, fill_sites
 from lcm.attention import SqueezeExcite
 from lcm.training.folding import fold
 
-PATTERNS = ("block1.*.bn", "block2.*.conv", "transition1.bn")
+PATTERNS = ("block*.*.bn", "block*.*.conv", "transition*.bn", "transition*.conv")
 
 
 @pytest.mark.parametrize("after", PATTERNS)
