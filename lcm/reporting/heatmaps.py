@@ -32,12 +32,11 @@ def draw(titles, classes, normalisation, images, labels, cams):
     titles: of the networks. classes: names. normalisation: (mean, std), a value for each colour. images: (N, 3, H, W), normalised.
     labels: (N,). cams: a `lcm.score_cam.ScoreCAM` for each network.
     """
-    panel, gap, text = 1.0, 0.06, 0.17
+    panel, gap, text, head = 1.0, 0.06, 0.17, 0.38
     columns = 2 if len(images) > 3 else 1
     rows = -(-len(images) // columns)
     block_width, block_height = (panel + gap) * (1 + len(titles)) + 0.1, 2 * panel + gap + 2 * text
     width = 0.1 + columns * (block_width + 0.2) + 0.55
-    head = 0.38
     height = head + rows * block_height + (rows - 1) * 0.15
     figure = Figure((width, height), facecolor="white")
     colours = matplotlib.colormaps["inferno"]
@@ -77,8 +76,7 @@ def draw(titles, classes, normalisation, images, labels, cams):
             if not heat.any():
                 write(x + panel / 2, top + 0.42, "no evidence", color="white")
             if row == 0:
-                title = title.replace(" + ", "\n+ ")
-                write(x + panel / 2, head - 0.06, title, weight="bold", va="bottom")
+                write(x + panel / 2, head - 0.06, title.replace(" + ", "\n+ "), weight="bold", va="bottom")
     bar = figure.colorbar(
         matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colours),
         cax=place(width - 0.6, head, 0.1, 2 * panel + gap),
