@@ -8,7 +8,6 @@ convolutions and matrix products, whoever computes them, and nothing else.
 
 import math
 from dataclasses import dataclass, field
-from decimal import ROUND_HALF_UP, Decimal
 
 import torch
 from torch import nn
@@ -107,12 +106,6 @@ def _paper_operations(module, args, y):
             n = y.shape[module.dim]
             return y.numel() // n * (3 * n - 1)
     return 0
-
-
-def as_printed(value, cell):
-    """The value rounded as the paper rounded the printed cell: to three decimals, half up, and again to the cell's."""
-    rounded = Decimal(repr(value)).quantize(Decimal("0.001"), ROUND_HALF_UP)
-    return str(rounded.quantize(Decimal(cell), ROUND_HALF_UP))
 
 
 class _MatrixProducts(TorchDispatchMode):

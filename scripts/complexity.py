@@ -14,11 +14,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from lcm.complexity import as_printed, count
+from lcm.complexity import count
 from lcm.config.options import load
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.models.build import build_network, paper_complexity
+from lcm.reporting.render import as_printed
 
 KEYS = ["table", "label", "model", "attention"]
 PAPER = Path(__file__).parents[1] / "results" / "paper.csv"

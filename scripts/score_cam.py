@@ -30,12 +30,12 @@ def main(arguments=None):
 
     data = explained.data_of(runs, options.root)
     sources, images, labels = explained.examples(data, options.index, options.images, options.classes)
-    cams = []
-    for title, run in zip(heatmaps.titles([state for _, state in runs]), runs, strict=True):
+    states, cams = [state for _, state in runs], []
+    titles = heatmaps.titles(states)
+    for title, run in zip(titles, runs, strict=True):
         cams.append(explained.explain(run, data, images, labels, options.layer, options.chunk, options.device))
         print(f"{title}: P = {' '.join(f'{p:.4f}' for p in cams[-1].probability.tolist())}", flush=True)
-    states = [state for _, state in runs]
-    figure = heatmaps.draw(heatmaps.titles(states), data.classes, (data.mean, data.std), images, labels, cams)
+    figure = heatmaps.draw(titles, data.classes, (data.mean, data.std), images, labels, cams)
     heatmaps.save(options.out, figure, heatmaps.facts(states, data, options.layer, sources, labels, cams))
     print(f"{options.out}.png, {options.out}.svg, {options.out}.json")
 

@@ -20,12 +20,12 @@ from lcm.reporting.records import read_records, record_name
 from lcm.reporting.render import (
     DASH,
     accuracy,
+    as_printed,
     inert,
     markdown_rows,
     pipes,
     plural,
     rounded,
-    scaled,
     signed,
 )
 from lcm.reporting.statistics import CONTRADICTED, MINIMUM_PAIRS, SUPPORTED, VERDICTS, pairs_to_reach
@@ -89,10 +89,9 @@ def _counts(results):
     """How many of the paper's printed counts ours are equal to, rounded as the paper has rounded them."""
     paper = read_paper(results).drop_duplicates(["table", "label"])
     ours = paper.merge(read_complexity(results), how="left", on=["table", "model", "attention"])
-    equal = 0
-    for row in ours.itertuples():
-        for printed, exact in ((row.params_m, scaled(row.params, 6, 3)), (row.gflops, rounded(row.gfloat, 3))):
-            equal += exact != DASH and rounded(exact, len(printed.partition(".")[2])) == printed
+    params = zip(ours["params"] / 1e6, ours["params_m"], strict=True)
+    gfloat = zip(ours["gfloat"], ours["gflops"], strict=True)
+    equal = sum(as_printed(exact, printed) == printed for exact, printed in [*params, *gfloat])
     return (
         f"the networks here meet {equal} of the paper's {2 * len(ours)} printed cells of parameters and GFloat "
         "(`results/complexity.csv`)."

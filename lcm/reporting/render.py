@@ -48,6 +48,11 @@ def rounded(number, places):
     return str(Decimal(str(number)).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP))
 
 
+def as_printed(number, cell):
+    """The number rounded as the paper rounded its printed `cell`: to three decimals, half up, and again to the cell's."""
+    return DASH if pd.isna(number) else rounded(rounded(number, 3), len(cell.partition(".")[2]))
+
+
 def scaled(count, power, places):
     """An exact count in units of 10**power as text."""
     return rounded(count if pd.isna(count) else Decimal(int(count)) / 10**power, places)

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcm import build_network, count
 from lcm.attention import NonLocal
-from lcm.complexity import Complexity, as_printed
+from lcm.complexity import Complexity
 from lcm.models.build import paper_complexity
+from lcm.reporting.render import as_printed
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torchvision.models import DenseNet
 
-from lcm.complexity import as_printed
 from lcm.config.options import load as load_config
 from lcm.data import Digits
 from lcm.models.build import build_network
+from lcm.reporting.render import as_printed
 
 EXTRA_HEAD = 8_081_356 - 7_056_356  # the head that DenseNet-121's printed counts hold besides the trained one
 
