@@ -10,11 +10,13 @@ import re
 
 import pytest
 import torch
+from plain import sgd
 from tiny import ROOT
 
 from lcm.errors import UserError
 from lcm.training import checkpoint
 from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS, Damaged, SaveInterval, newest, read, save
+from lcm.training.step import TrainStep
 
 
 def payload(step):
@@ -65,6 +67,23 @@ def test_the_newest_is_read_bit_for_bit(directory):
     assert steps(directory) == (1, 0)
     assert torch.load(directory / NAME, weights_only=True)["step"] == 1  # without this program too
     assert list(checkpoint.load_model_weights(directory)) == ["weight"]
+
+
+def test_a_step_is_restored_or_the_checkpoint_named(tmp_path):
+    one, same, other = (
+        TrainStep(network, sgd(network, fused=True), None, "cpu")
+        for network in map(torch.nn.Linear, (3, 3, 3), (2, 2, 4))
+    )
+    with torch.no_grad():
+        for number, tensor in enumerate(one.state()[:-1]):  # but for `bad`
+            tensor.fill_(number)
+    save(tmp_path, one.snapshot(1))
+    checkpoint.restore(tmp_path, newest(tmp_path), same)
+    assert all(map(torch.equal, one.state(), same.state()))
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}/checkpoint\.pt was written by another version .*\(Error.*\): con"
+    ):
+        checkpoint.restore(tmp_path, newest(tmp_path), other)
 
 
 def test_there_may_be_none_yet(tmp_path):
@@ -187,6 +206,9 @@ def test_when_a_checkpoint_is_due(monkeypatch, every, due):
 
 def test_a_damaged_one_never_replaces_the_good_one(directory, monkeypatch):
     (directory / NAME).write_bytes(b"damaged")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"cannot write {directory}/{DAMAGED} \(no\)"):
+        patch.setattr(os, "replace", raising(PermissionError(errno.EACCES, "no")))
+        newest(directory, "c0ffee", set_aside=True)
     assert newest(directory, "c0ffee", set_aside=True)["step"] == 0
     assert (directory / DAMAGED).read_bytes() == b"damaged"
     with monkeypatch.context() as patch, pytest.raises(Dead):  # killed before the new one has its name

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from plain import CPU, distance, evaluation_step, invented_batches, plain_evaluation, plain_training, training_step
 from plain import small_network as small
 
@@ -78,15 +79,29 @@ def test_bf16_learns_the_digits_as_float32_does():
     assert (plain.mean() - half.mean()).abs() <= plain.std().clamp_min(0.5)
 
 
-def test_folded_evaluation_follows_the_weights():
+def test_training_metrics_are_means_over_images():
+    """At rate 0, where plain PyTorch sees the same weights in each batch; the last batch is smaller."""
+    network, batches = small("resnet20"), invented_batches(70, 16)
+    row = train_epoch(training_step(network, batches, 0.0), 1)
+    loss = hits = 0
+    for images, labels in (batches.prepare(raw, CPU) for raw in batches.iterate(0)):
+        with torch.no_grad():
+            logits = network.train()(images)
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        hits += (logits.argmax(1) == labels).sum().item()
+    assert row == pytest.approx({"train_loss": loss / 70, "train_top1": 100 * hits / 70}, rel=1e-5)
+
+
+@pytest.mark.parametrize("image_size", [32, None], ids=["folded", "not folded"])
+def test_evaluation_follows_the_weights(image_size):
     """The network folded before an epoch is not what is evaluated after it."""
     network, test = small("resnet20"), invented_batches(50, 25, seed=None)
-    step = evaluation_step(network, test)
+    step = evaluation_step(network, test, image_size=image_size)
     before = evaluate(step, 0)
     train_epoch(training_step(network, invented_batches()), 1)
     after = evaluate(step, 1)
     assert after == pytest.approx(plain_evaluation(network, test), rel=1e-3) and after != before
-    assert step.step.forward is not network
+    assert (step.step.forward is network) == (image_size is None)
 
 
 @pytest.mark.parametrize("switch, layout", [("true", torch.channels_last), ("false", torch.contiguous_format)])
