@@ -1,7 +1,7 @@
 """This project's speed beside a plain PyTorch training loop, measured in turns, in one run, on this machine.
 
     python scripts/benchmark                                  # all parts; about an hour on two cores
-    python scripts/benchmark --parts evaluation               # that part anew; results/benchmark.csv keeps the others
+    python scripts/benchmark --parts evaluation               # that part again; results/benchmark.csv keeps the others
     python scripts/benchmark --quick --parts step --out FILE  # shows that it works
     python scripts/benchmark --gpu --parts epoch              # on a GPU, into results/benchmark-gpu.csv
 

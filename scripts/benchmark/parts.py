@@ -1,6 +1,6 @@
 """The parts. Each measures one group of sides after another and yields the rows of a group as soon as it has them.
 
-On a GPU, tf32 is compared with a reference that has TF32 as well, fp32 and bf16 with one that has not.
+On a GPU, tf32 is compared with a reference that has TF32 as well, fp32 and bf16 with one without it.
 """
 
 import statistics
