@@ -39,7 +39,7 @@ def train(config):
 
 
 def train_owned(config, directory, state, stop):
-    """The run in a directory that this process owns; `state` is its run.json so far, {} for a new run."""
+    """Train in a directory that this process owns; `state` is its run.json so far, {} for a new run."""
     import torch
 
     from lcm.complexity import count
@@ -93,7 +93,7 @@ def train_owned(config, directory, state, stop):
 
 
 def run_epochs(config, directory, state, step, test_step, saved, stop):
-    """The epochs of a run, from its first or from the checkpoint `saved` to its last; `state` gets its result."""
+    """Train the epochs of a run, all of them or those after the checkpoint `saved`; its result is stored in `state`."""
     from lcm.training import checkpoint
     from lcm.training.epochs import evaluate, learning_rate, train_epoch
     from lcm.training.log import RunLog
@@ -109,7 +109,7 @@ def run_epochs(config, directory, state, step, test_step, saved, stop):
         return round(first["seconds"] + time.monotonic() - began, 3)
 
     def save(epoch, done):
-        """Save after `done` steps of an epoch; where a signal has come, stop there."""
+        """Save after `done` steps of an epoch, and stop there if a signal has come."""
         run = {"config_hash": state["config_hash"], "run": json.dumps(state), "metrics": log.text}
         run |= {"epoch": epoch, "index": done, "seconds": seconds()}
         checkpoint.save(directory, run | step.step.snapshot(epoch))

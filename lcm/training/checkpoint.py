@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any moment: one file, a checksum, the one before kept.
+"""Checkpoints that survive a kill at any moment: written atomically, with a checksum, the one before kept.
 
-`checkpoint.pt` is an ordinary torch file (`torch.load` reads it) with the SHA-256 of its bytes after its end.
-Only `weights_only=True` ever reads it.
+`checkpoint.pt` is a file of torch.save with the SHA-256 of its bytes appended; torch.load reads it. This project reads it with
+`weights_only=True` alone.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lcm.errors import UserError
+from lcm.errors import UserError, listed
 from lcm.files import unreadable, unwritable, write_atomically
 from lcm.training.memory import is_out_of_memory
 
@@ -39,13 +39,13 @@ class SaveInterval:
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint whose bytes are not those that were written."""
 
 
 def save(directory, payload):
     """Write `payload` (tensors and plain values) as the newest checkpoint and keep the one before.
 
-    Raises UserError where the disk is full or cannot be written; both old checkpoints are intact then.
+    Raises UserError where the disk is full or cannot be written; both old checkpoints are then intact.
     """
     buffer = io.BytesIO()
     torch.save(payload, buffer)
@@ -58,8 +58,8 @@ def save(directory, payload):
 def read(file, config_hash=None):
     """The payload of one checkpoint file.
 
-    Raises Damaged, with the reason, where it is not whole or another run's; FileNotFoundError; UserError where it
-    cannot be read at the moment, on a network folder for example.
+    Raises Damaged, with the reason, where it is incomplete or another run's; FileNotFoundError; UserError where the system
+    cannot read it, which on a network folder may pass.
     """
     try:
         data = Path(file).read_bytes()
@@ -76,7 +76,7 @@ def read(file, config_hash=None):
         raise Damaged("its checksum does not match")
     try:
         payload = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # what a pickle of another program raises cannot be known
+    except Exception as error:  # the pickle of another program may raise anything
         if is_out_of_memory(error):
             raise
         raise Damaged(f"not readable as weights ({(str(error) or repr(error)).splitlines()[0]})") from error
@@ -86,15 +86,14 @@ def read(file, config_hash=None):
 
 
 def newest(directory, config_hash=None, warn=print, set_aside=False):
-    """The newest usable checkpoint of a run, None where the run has none yet.
+    """The payload of a run's newest usable checkpoint; None where the run has no checkpoint yet.
 
-    A damaged one is named through `warn` and the one before is taken; `set_aside`, for the run's owner, renames the damaged one,
-    so that the next `save` does not keep it in the place of the good one. Raises UserError where there are some but none is
-    usable; nothing is deleted.
+    A damaged one is reported through `warn` and the one before is taken. `set_aside`, for the run's owner, renames the damaged
+    one, so that the next `save` does not keep it instead of the good one. Raises UserError where there are checkpoints but none
+    is usable; nothing is deleted.
     """
     problems = []
-    for name in (NAME, PREVIOUS):
-        file = Path(directory) / name
+    for file in (Path(directory) / NAME, Path(directory) / PREVIOUS):
         try:
             payload = read(file, config_hash)
         except FileNotFoundError:
@@ -102,25 +101,26 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
         except Damaged as damage:
             problems.append(f"{file}: {damage}")
             continue
-        for problem in problems:
-            warn(f"warning: damaged checkpoint ({problem}); continuing from {file.name}")
-        if problems and set_aside:
-            try:
-                os.replace(Path(directory) / NAME, Path(directory) / DAMAGED)
-            except OSError as error:
-                raise unwritable(Path(directory) / DAMAGED, error) from error
+        if problems:
+            warn(f"warning: damaged checkpoint ({problems[0]}); continuing from {file.name}")
+            if set_aside:
+                _set_aside(Path(directory))
         return payload
     if problems:
-        raise UserError(
-            "no usable checkpoint:\n  "
-            + "\n  ".join(problems)
-            + f"\nnothing was deleted; move {directory} away to start this run anew"
-        )
+        problems.append(f"nothing was deleted; move {directory} away to start this run anew")
+        raise listed("no usable checkpoint:", problems)
     return None
 
 
+def _set_aside(directory):
+    try:
+        os.replace(directory / NAME, directory / DAMAGED)
+    except OSError as error:
+        raise unwritable(directory / DAMAGED, error) from error
+
+
 def restore(directory, saved, step):
-    """Let a TrainStep continue from a checkpoint's payload. Raises UserError where its tensors are not this network's."""
+    """Load a checkpoint's payload into a TrainStep. Raises UserError where its tensors are not this network's."""
     try:
         step.restore(saved)
     except (KeyError, RuntimeError, TypeError) as error:

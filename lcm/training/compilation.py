@@ -1,4 +1,4 @@
-"""torch.compile for training, in one place and at one moment: before the first step."""
+"""torch.compile for training, before the first step."""
 
 import time
 
@@ -8,13 +8,13 @@ from lcm.errors import UserError
 
 
 def compiled(network, batch_size, image_size, autocast, layout=torch.channels_last, say=print):
-    """The network's training pass as compiled by torch.compile, for batches of one size.
+    """The network's forward and backward pass compiled by torch.compile, for batches of one size.
 
-    A smaller batch, an epoch's last, goes through the network as it is: compiling a second time, with dynamic sizes, costs half
-    a minute, and torch may use that slower version for whole batches afterwards.
+    A smaller batch, an epoch's last, goes through the network uncompiled: compiling again, with dynamic sizes, takes half a
+    minute, and torch may use that slower version for whole batches afterwards.
 
     Args:
-        network: in training mode, where it will be trained.
+        network: in training mode, on the device on which it will be trained.
         batch_size, image_size, layout: of the batches to come, float32 (batch_size, 3, image_size, image_size).
         autocast: the context that the forward pass will run in.
 
@@ -36,7 +36,7 @@ def compiled(network, batch_size, image_size, autocast, layout=torch.channels_la
         reason = next((line for line in lines if "error: " in line), lines[0] if lines else type(error).__name__)
         raise UserError(
             f"compile=true: torch.compile cannot compile here ({reason}): it needs a C++ compiler (g++, or what the "
-            "environment names as CXX) and Python's header files; install them, or take compile=false"
+            "environment variable CXX names) and Python's header files; install them, or take compile=false"
         ) from error
     network.zero_grad()
     for buffer, value in zip(network.buffers(), kept, strict=True):

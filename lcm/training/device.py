@@ -1,4 +1,4 @@
-"""The machine a run computes on: device, threads, precision, the C allocator. Set up once, before the first tensor."""
+"""The machine that a run computes on: device, threads, precision, the C allocator. Set up once, before the first tensor."""
 
 import ctypes
 import gc
@@ -23,28 +23,21 @@ def set_up(threads, device, precision, deterministic, allocator):
 
 def choose_device(name):
     """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. Raises UserError where that GPU is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        reason = (
-            "this torch is built without CUDA"
-            if torch.version.cuda is None
-            else "torch finds no usable NVIDIA GPU or driver"
-        )
+        found = "torch finds no usable NVIDIA GPU or driver"
+        reason = found if torch.version.cuda else "this torch is built without CUDA"
         raise UserError(f"device={name}: {reason}; take device=cpu, or device=auto")
-    device = torch.device(name if ":" in name else "cuda:0")
-    if device.index >= torch.cuda.device_count():
-        raise UserError(
-            f"device={name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0; take one of them"
-        )
+    device, count = torch.device(name if ":" in name else "cuda:0"), torch.cuda.device_count()
+    if device.index >= count:
+        raise UserError(f"device={name}: there are {count} GPUs, counted from cuda:0; take one of them")
     torch.cuda.set_device(device)
     return device
 
 
 def describe_device(device):
-    """The device in words: "NVIDIA H200" or "cpu (Intel(R) Xeon(R) Processor @ 2.80GHz, 2 threads)"."""
+    """The device's name: "NVIDIA H200" or "cpu (Intel(R) Xeon(R) Processor @ 2.80GHz, 2 threads)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"
@@ -66,27 +59,24 @@ def cpu_info(key):
 
 def set_precision(precision, device):
     """fp32, tf32 or bf16. Returns the autocast context to run the network in; raises UserError where the device lacks it."""
-    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+    gpu, bf16 = device.type == "cuda", precision == "bf16"
+    if precision == "tf32" and (not gpu or torch.cuda.get_device_capability(device) < (8, 0)):
         raise UserError("precision=tf32: only NVIDIA GPUs from Ampere on have it; take precision=fp32")
-    if (
-        precision == "bf16"
-        and device.type == "cpu"
-        and not {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split())
-    ):
+    if bf16 and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; take precision=fp32")
+    if bf16 and not gpu and not {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split()):
         raise UserError(
             f"precision=bf16: this processor ({processor()}) has neither avx512_bf16 nor amx_bf16, so bf16 would be slower "
             "than fp32; take precision=fp32"
         )
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; take precision=fp32")
-    if device.type == "cuda":
+    if gpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # no cache of cast weights: it would keep a captured graph's tensors
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
 def set_deterministic(deterministic, device):
-    """On a GPU: only kernels that give the same bits each time, or cuDNN's choice of the fastest. A CPU needs nothing."""
+    """On a GPU: deterministic kernels alone, or those that cuDNN finds fastest. On a CPU all kernels are deterministic."""
     if device.type == "cuda":
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -98,16 +88,13 @@ def set_deterministic(deterministic, device):
 
 
 def release_memory():
-    """Free what a finished run has left, in Python's reference cycles and in the GPU allocator's cache.
-
-    Between two runs of one process: otherwise the next run, and other processes, find less memory free than there is.
-    """
+    """Free the memory of a finished run: reference cycles and the GPU allocator's cache. For the next run of this process."""
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 def available_processors():
-    """Processors that this process may use: its affinity and its cgroup's quota."""
+    """Processors that this process may use, by its affinity and its cgroup's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
@@ -123,13 +110,12 @@ def set_threads(threads, say=print):
     """Set torch's CPU threads and return their number.
 
     `auto`: all processors that this process may use, at most OMP_NUM_THREADS where the environment has it (the parallel
-    launcher gives each of its processes a share). The number decides in which order sums are formed, so that it does not
-    depend on what other programs do at the moment; where they slow this process down, a warning says so.
+    launcher gives each of its processes a share). The number decides in which order sums are formed. It therefore does not
+    depend on the load of the machine; where other programs slow this process down, a warning says so.
     """
     if threads == "auto":
-        threads = available_processors()
-        if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-            threads = min(threads, max(1, int(os.environ["OMP_NUM_THREADS"])))
+        limit = os.environ.get("OMP_NUM_THREADS", "")
+        threads = min(available_processors(), max(1, int(limit)) if limit.isdigit() else math.inf)
     waited = share_waited()
     if waited > 0.2 and threads > 1:
         say(
@@ -141,7 +127,7 @@ def set_threads(threads, say=print):
 
 
 def share_waited(schedstat="/proc/self/schedstat"):
-    """Of the time in which this process could have run, the share it waited for a processor; 0 where Linux does not tell."""
+    """The share of its runnable time that this process waited for a processor; 0 where the system does not say."""
     try:
         with open(schedstat) as file:
             ran, waited = map(int, file.read().split()[:2])  # ns
@@ -151,7 +137,7 @@ def share_waited(schedstat="/proc/self/schedstat"):
 
 
 def keep_pages():
-    """Tell glibc's allocator to keep freed pages: a training step then causes no page faults. Nothing on other C libraries."""
+    """Let glibc's allocator keep freed pages, so that a training step causes no page faults. Returns whether it will."""
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,7 @@
 """One epoch of training and one of evaluation.
 
-Everything that an epoch draws is a function of (seed, epoch), and the learning rate one of the epoch alone: a run that was
-stopped after any step and continued ends with the same bits as one that was not.
+The random numbers of an epoch are a function of (seed, epoch), its learning rate is one of the epoch alone: a run that is stopped
+after any step and continued ends with the same bits as one that is not stopped.
 """
 
 import math
@@ -11,7 +11,7 @@ from lcm.training.step import not_finite
 
 
 def learning_rate(schedule, epoch):
-    """The rate of an epoch (from 1): divided by `divide_by` when each share in `divide_at` of the epochs is over."""
+    """The rate of an epoch (from 1): divided by `divide_by` after each share of the epochs in `divide_at`."""
     passed = sum(epoch - 1 >= round(share * schedule["epochs"], 6) for share in schedule["divide_at"])
     return schedule["learning_rate"] / schedule["divide_by"] ** passed
 
@@ -20,8 +20,8 @@ def train_epoch(step, epoch, start=0, after_step=lambda done: None):
     """Train through epoch `epoch` (from 1), from its step `start` on.
 
     Args:
-        step: a TrainStep bound to its batches (`lcm.training.graphs.bind`). From a `start` other than 0 its totals go on.
-        after_step: called with the number of the epoch's steps that are done; what it raises ends the epoch.
+        step: a TrainStep bound to its batches (`lcm.training.graphs.bind`). Its totals are reset where `start` is 0.
+        after_step: called with the number of the epoch's finished steps; what it raises ends the epoch.
 
     Returns:
         {"train_loss": mean cross-entropy, "train_top1": percent} over the whole epoch, while the weights changed.
@@ -35,7 +35,7 @@ def train_epoch(step, epoch, start=0, after_step=lambda done: None):
     feed.start(epoch - 1, start)
     for index in range(start, feed.steps):
         step(index)
-        if train.bad.device.type == "cpu" and train.bad:  # a GPU is asked at the end of the epoch
+        if train.bad.device.type == "cpu" and train.bad:  # from a GPU it is read at the end of the epoch
             break
         after_step(index + 1)
     if train.bad:
@@ -48,7 +48,7 @@ def evaluate(step, epoch, after_step=lambda: None):
     """The whole test set once, after epoch `epoch`.
 
     Args:
-        step: a TestStep bound to its batches. Batch norms are folded anew, unless the step is captured with the network's own.
+        step: a TestStep bound to its batches. Batch norms are folded again, unless the step is captured, which folds none.
         after_step: called after each step; what it raises ends the evaluation.
 
     Returns:

@@ -1,8 +1,8 @@
-"""A network for evaluation alone: each batch norm that follows a convolution becomes part of that convolution.
+"""Batch-norm folding: for evaluation, each batch norm that follows a convolution becomes part of that convolution.
 
-In evaluation a batch norm is one factor and one summand a channel. Where the maps that it reads come straight from a
-convolution that nothing else reads, both go into the convolution's weight and bias: the same function, up to rounding,
-in one pass over the map less. Modules that know a quicker form of themselves for evaluation (`for_evaluation`) take it.
+In evaluation a batch norm is one factor and one summand a channel. Where its input is the output of a convolution that nothing
+else reads, both are folded into the convolution's weight and bias: the same function, up to rounding, with one pass over the map
+less. Modules that have a faster form for evaluation (`for_evaluation`) are replaced by it.
 """
 
 import copy
@@ -15,20 +15,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lcm.attention.vector import VectorConv
 from lcm.models.dense_block import factor_and_summand
 
-# Forward passes that are linear in the layer's weight and bias; a subclass with another forward pass is left alone.
+# Forward passes that are linear in the layer's weight and bias; a layer with any other is not folded.
 LINEAR = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Linear.forward, VectorConv.forward}
 
 
-@torch.inference_mode(False)  # the graph of a forward pass is read, whatever mode the caller is in
+@torch.inference_mode(False)  # the autograd graph of a forward pass is read, also where the caller is in inference mode
 def fold(network, image_size):
-    """A network that computes what `network` computes in evaluation mode, with its batch norms folded where that is exact.
+    """A network that computes what `network` computes in evaluation mode, with batch norms folded into convolutions.
 
-    The result shares all other tensors with `network`, which stays as it is, its mode and its gradients included; fold
-    again when weights have changed. Where there is nothing to gain, the result is `network` itself, in its own mode.
-    It is made for use without gradients: dense blocks have none.
+    It shares all other tensors with `network`, which is not changed; after a change of the weights, fold again. Where nothing can
+    be folded or replaced, it is `network` itself, in its present mode. For use without gradients: folded dense blocks have none.
 
     Args:
-        network: images (N, 3, image_size, image_size) -> logits. It runs once, on a black image.
+        network: images (N, 3, image_size, image_size) -> logits. It runs once, on one black image.
         image_size: height and width in pixels.
     """
     tensors = (*network.parameters(), *network.buffers())
@@ -37,25 +36,25 @@ def fold(network, image_size):
     for layer, name in pairs:
         _absorb(layer, folded.get_submodule(name))
         folded.set_submodule(name, nn.Identity().eval())
-    quicker = [
-        (name, part) for name, part in folded.named_modules() if hasattr(part, "for_evaluation") and not _hooked(part)
+    replaceable = [
+        (n, part) for n, part in folded.named_modules() if hasattr(part, "for_evaluation") and not _hooked(part)
     ]
-    for name, module in quicker:
+    for name, module in replaceable:
         folded.set_submodule(name, module.for_evaluation().eval())
-    return folded if pairs or quicker else network
+    return folded if pairs or replaceable else network
 
 
 def _hooked(network):
-    """Whether something stands behind one of its modules: `fill_sites(..., after=)`."""
+    """Whether one of its modules has a forward hook, as `fill_sites(..., after=)` registers them."""
     return any(module._forward_hooks for module in network.modules())
 
 
 def _foldable(network, image):
-    """Pairs (layer, name of the batch norm) in which the batch norm alone reads what the layer makes.
+    """Pairs (layer, name of the batch norm) in which the batch norm is the only reader of the layer's output.
 
-    Found in the graph of one forward pass, not by names or by the order of the modules.
+    Found in the autograd graph of one forward pass, not by names or by the order of the modules.
     """
-    made, calls, norms = {}, Counter(), []  # node of the graph -> the layer that made it; (name, node)
+    made, calls, norms = {}, Counter(), []  # made: node of the graph -> layer
     handles = []
 
     def linear_hook(layer, args, output):
@@ -103,7 +102,7 @@ def _foldable(network, image):
 
 @torch.no_grad()
 def _absorb(layer, norm):
-    """Give `layer` the weight and bias with which it does what `norm` did after it, computed in float64."""
+    """Fold `norm` into the weight and bias of `layer` before it, in float64."""
     weight = layer.weight
     factor, bias = factor_and_summand(norm)
     if layer.bias is not None:

@@ -1,8 +1,8 @@
-"""Where a step's batches come from, and whole steps as CUDA graphs.
+"""The batches of a step, and whole steps as CUDA graphs.
 
 `HostFeed` has batches that the CPU assembles or, for photographs, that the device crops by ordinary operations. `ResidentFeed`
 keeps the data set and the epoch's plan on the device and does crop, mirror and normalisation inside the step. On a CPU nothing
-is captured and the rest is the same code.
+is captured; the rest is the same code.
 """
 
 import torch
@@ -14,19 +14,35 @@ WARM_UPS = 3  # steps before a capture, as PyTorch's documentation of CUDA graph
 IN_FLIGHT = 3  # steps by which the CPU may be ahead of a GPU
 
 
-class HostFeed:
-    """Batches assembled on the CPU, in this process or by loader workers, and prepared on the device."""
+class Feed:
+    """The batches of epochs, from `batches` (lcm.data) to a device."""
 
     def __init__(self, batches, device):
         self.batches, self.device = batches, device
         self.steps, self.images, self.batch_size = len(batches), batches.images, batches.batch_size
 
-    def start(self, epoch, step=0):
-        self._iterator = self.batches.iterate(epoch, step)
-
     def size(self, step):
         """Images in the batch of a step: the last one may be smaller."""
         return min(self.batch_size, self.images - step * self.batch_size)
+
+    def sizes(self):
+        """The sizes of an epoch's batches, the larger first."""
+        return sorted({self.size(0), self.size(self.steps - 1)}, reverse=True)
+
+    def load(self, size):
+        """What has to happen before each replay, outside the graph."""
+
+    def state(self):
+        """The tensors that `take` changes."""
+        return []
+
+
+class HostFeed(Feed):
+    """Batches assembled on the CPU, in this process or by loader workers, and prepared on the device."""
+
+    def start(self, epoch, step=0):
+        """Begin epoch `epoch` (from 0) at its step `step`."""
+        self._iterator = self.batches.iterate(epoch, step)
 
     def take(self, size=None):
         """The next batch: images (B, 3, H, W) float32, labels (B,) int64."""
@@ -38,11 +54,10 @@ class BufferFeed(HostFeed):
 
     def __init__(self, batches, device):
         super().__init__(batches, device)
-        first = batches.prepare(batches.epoch(0)[0], device)
-        self.buffers = [part.clone() for part in first]
+        self.buffers = [part.clone() for part in batches.prepare(batches.epoch(0)[0], device)]
 
     def load(self, size):
-        """Copy the next batch into the buffers: before each replay, outside the graph."""
+        """Copy the next batch into the buffers."""
         for buffer, part in zip(self.buffers, super().take(), strict=True):
             buffer[:size].copy_(part)
 
@@ -50,16 +65,12 @@ class BufferFeed(HostFeed):
         """The batch that was loaded last."""
         return tuple(buffer[:size] for buffer in self.buffers)
 
-    def state(self):
-        return []
 
-
-class ResidentFeed:
-    """The whole set as bytes on the device; a batch is an index away, and the place in the epoch is a device tensor."""
+class ResidentFeed(Feed):
+    """The whole set as bytes on the device; a batch is a slice of the epoch's plan, whose cursor is a device tensor."""
 
     def __init__(self, batches, device):
-        self.batches, self.device = batches, device
-        self.steps, self.images, self.batch_size = len(batches), batches.images, batches.batch_size
+        super().__init__(batches, device)
         self.resident = batches.resident.to(device)
         self.plan = [drawn.to(device) for drawn in self.resident.plan(0)]
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
@@ -70,21 +81,15 @@ class ResidentFeed:
             buffer.copy_(drawn)
         self.cursor.fill_(step * self.batch_size)
 
-    size = HostFeed.size
-
-    def load(self, size):
-        """Nothing: a graph of the step takes the batch itself."""
-
     def take(self, size):
         """The next `size` images: (B, 3, H, W) float32 in channels-last memory, and their labels (B,) int64."""
-        place = self.cursor + self.range[:size]
-        index, offsets, mirror = (drawn[place] for drawn in self.plan)
+        positions = self.cursor + self.range[:size]
+        index, offsets, mirror = (drawn[positions] for drawn in self.plan)
         self.cursor += size
         crops = self.resident.crop(self.resident.images, index, offsets, mirror)
         return normalise(crops, self.resident.scale, self.resident.shift), self.resident.labels[index]
 
     def state(self):
-        """What `take` changes."""
         return [self.cursor]
 
 
@@ -95,21 +100,18 @@ def feed(batches, device):
 
 
 class Pace:
-    """Keeps the CPU at most `IN_FLIGHT` steps ahead of a GPU, where it would otherwise queue a whole epoch at once.
+    """Keeps the CPU at most `IN_FLIGHT` steps ahead of a GPU; otherwise it would queue a whole epoch at once.
 
-    So a signal is noticed within a few steps, and times that are measured are those of the work. Nothing on a CPU.
+    A signal is then noticed within a few steps, and measured times are those of the GPU's work. On a CPU it does nothing.
     """
 
     def __init__(self, device):
         self.device, self.steps = device, 0
-        self.events = []  # one for each of the last steps
-        if device.type == "cuda":
-            self.events = [
-                torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT)
-            ]  # blocking: waits without spinning
+        # an event for each of the last steps; blocking: the CPU waits without spinning
+        self.events = [torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT)] if device.type == "cuda" else []
 
     def step(self):
-        """Call after each step: waits for the one `IN_FLIGHT` steps back."""
+        """Call after each step: waits for the step `IN_FLIGHT` steps back."""
         if self.events:
             event = self.events[self.steps % IN_FLIGHT]
             event.synchronize()  # returns at once where it was never recorded
@@ -146,23 +148,18 @@ class Captured:
         self.pace.step()
 
 
-def can_capture(feed, capture):
-    """Whether a step from this feed is to be captured."""
-    return capture and feed.device.type == "cuda"
-
-
 def bind(step, feed, capture, warn=print):
     """The step bound to its feed: captured for every batch size on a GPU where `capture` is true, eager otherwise.
 
-    Weights, statistics, momenta, totals and the position in the epoch are those before, whatever happens.
+    Changes no weight, statistic, momentum or total and no position in the epoch, also where it fails.
 
     Args:
-        warn: called with one line where only capturing fails: the step then runs eagerly.
+        warn: called with one line where capturing alone fails; the step then runs eagerly.
 
     Raises:
-        What the step itself raises, captured or not: out of memory, an error of torch.compile.
+        What the step itself raises: out of memory, an error of torch.compile.
     """
-    if not can_capture(feed, capture):
+    if not capture or feed.device.type != "cuda":
         return Eager(step, feed)
     buffered = BufferFeed(feed.batches, feed.device) if isinstance(feed, HostFeed) else feed
     changed = [*step.state(), *buffered.state()]
@@ -191,17 +188,12 @@ def bind(step, feed, capture, warn=print):
     return Eager(step, feed)
 
 
-def batch_sizes(feed):
-    """The sizes of an epoch's batches, the larger first."""
-    return sorted({feed.size(0), feed.size(feed.steps - 1)}, reverse=True)
-
-
 def warm_up(step, feed):
-    """A few steps of every batch size on a stream of their own, which is returned: kernels are chosen, buffers allocated."""
+    """A few steps of every batch size on a new stream, which is returned: kernels are chosen, buffers allocated."""
     stream = torch.cuda.Stream(feed.device)
     stream.wait_stream(torch.cuda.current_stream(feed.device))
     with torch.cuda.stream(stream):
-        for size in batch_sizes(feed) * WARM_UPS:
+        for size in feed.sizes() * WARM_UPS:
             rewind(feed)
             step(*feed.take(size))
     torch.cuda.current_stream(feed.device).wait_stream(stream)
@@ -211,7 +203,7 @@ def warm_up(step, feed):
 def capture_all(step, feed, stream, graphs):
     """Capture the step for every batch size, on `stream` (the default one may be another device's), into `graphs`."""
     pool = torch.cuda.graph_pool_handle()
-    for size in batch_sizes(feed):
+    for size in feed.sizes():
         rewind(feed)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream):
@@ -220,6 +212,6 @@ def capture_all(step, feed, stream, graphs):
 
 
 def rewind(feed):
-    """Put a feed at the start of its epoch: there may be no batches left."""
-    for position in feed.state():
-        position.zero_()
+    """Put a feed at the start of its epoch, after which enough images are left."""
+    for cursor in feed.state():
+        cursor.zero_()

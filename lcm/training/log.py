@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, one JSON object an epoch; TensorBoard events are a view made from it."""
+"""The record of a run: metrics.jsonl, one JSON object an epoch. TensorBoard's events are made from it."""
 
 import contextlib
 import json
@@ -11,9 +11,9 @@ from lcm.files import unreadable, unwritable, write_atomically
 
 
 class RunLog:
-    """Appends epochs to `directory/metrics.jsonl`, brought back first to the `text` that a checkpoint vouches for.
+    """Appends epochs to `directory/metrics.jsonl`, after restoring the file to `text`, the record that a checkpoint holds.
 
-    With `tensorboard=True` the same numbers go to `directory/tensorboard`, rewritten from the record when a run continues.
+    With `tensorboard=True` the same numbers go to `directory/tensorboard`, which is rewritten when a run continues.
     """
 
     def __init__(self, directory, text="", tensorboard=True, warn=print):
@@ -25,16 +25,16 @@ class RunLog:
         self._events, self._shown = None, 0
 
     def _restore(self, warn):
-        """A run that was killed has at most two epochs more than its checkpoint; anything else is named."""
+        """A killed run's file may be longer than its checkpoint's record; any other difference is reported."""
         try:
             present = self.file.read_bytes()
         except FileNotFoundError:
             present = None
         except OSError as error:
             raise unreadable(self.file, error) from error
-        if present and not self.text and present.count(b"\n") > 1:
+        if present and not self.text and (epochs := present.count(b"\n")) > 1:
             raise UserError(
-                f"{self.file} has {present.count(10)} epochs, but there is no checkpoint to continue from: put checkpoint.pt back, "
+                f"{self.file} has {epochs} epochs, but there is no checkpoint to continue from: put checkpoint.pt back, "
                 f"or move {self.file.parent} away to start this run anew"
             )
         if present != self.text.encode():
@@ -43,11 +43,11 @@ class RunLog:
             write_atomically(self.file, self.text.encode())
 
     def append(self, row):
-        """Add one epoch's row; on the disk when this returns."""
+        """Add one epoch's row; it is on the disk when this returns."""
         line = json.dumps(row, allow_nan=False) + "\n"
         try:
             with open(self.file, "r+b") as stream:
-                stream.truncate(len(self.text))  # behind it may be a line that a full disk cut short
+                stream.truncate(len(self.text))  # a full disk may have left a part of a line after it
                 stream.seek(len(self.text))
                 stream.write(line.encode())
                 stream.flush()
@@ -59,13 +59,13 @@ class RunLog:
         if self._events_folder:
             try:
                 self._show()
-            except OSError:  # a view must not end a run; the next epoch writes it anew
+            except OSError:  # does not end the run; after the next epoch they are rewritten
                 self.close()
                 self._events, self._shown = None, 0
 
     def _show(self):
-        """Bring the events up to the record."""
-        if shutil.disk_usage(self.file.parent).free < 2**20:  # on a full disk their thread would print a traceback
+        """Write the events of all rows that have none yet."""
+        if shutil.disk_usage(self.file.parent).free < 2**20:  # on a full disk SummaryWriter's thread prints a traceback
             return
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter

@@ -1,4 +1,4 @@
-"""Out of memory, on the device or the host: recognised and explained."""
+"""Out-of-memory errors of the device and the host: recognised and explained."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ def is_out_of_memory(error):
 
 @contextlib.contextmanager
 def memory_explained(device):
-    """Turn an exception that means that memory ran out into a UserError; `device` as the config names it."""
+    """Turn out-of-memory errors of the block into a UserError; `device` as the config names it."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a user sees while a run trains: a bar on a terminal, one line an epoch in a log."""
+"""The display of a run's progress: a bar on a terminal, one line an epoch in a log."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ def clock(seconds):
 class Progress:
     """Shows steps and epochs of a run of `epochs` epochs of `steps` steps.
 
-    Estimates come from the steps of this process, so that they hold for a run that is continued anywhere.
+    Estimates use the steps of this process alone, so that they hold for a run continued at any step.
 
     `style`: "bar", "lines", or "auto" (a bar where stderr is a terminal).
     """
@@ -25,11 +25,10 @@ class Progress:
         self.bar_wanted = style == "bar" or (style == "auto" and sys.stderr.isatty())
         self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
         self.started, self.bar = time.monotonic(), None
-        self._made = 0  # steps made by this process
-        self._estimated, self._shown = False, 0.0
+        self._made, self._estimated = 0, False  # steps of this process; whether the first estimate was shown
 
     def step(self, epoch, done, totals):
-        """After step `done` of an epoch; `totals` (loss, hits, images) where reading them costs nothing, else None."""
+        """Call after step `done` of an epoch; `totals`: tensor (loss, hits, images), None where reading it would wait for a GPU."""
         self._made += 1
         now = time.monotonic()
         if self._made == 1:  # the first step warms up
@@ -38,24 +37,20 @@ class Progress:
             self._estimated = True
             left = (now - self._warm) / (self._made - 1) * ((self.epochs - epoch + 1) * self.steps - done)
             self.say(f"estimated time: {clock(left)} for training, and evaluation on top")
-        if not self.bar_wanted or (now - self._shown < 0.1 and done < self.steps):
+        if not self.bar_wanted:
             return
-        self._shown = now
         if self.bar is None:
             from tqdm import tqdm
 
-            title = f"epoch {epoch}/{self.epochs}"
-            self.bar = tqdm(total=self.steps, initial=done, desc=title, unit="step", leave=False)
-            self._from = (now, done)
-        self.bar.n = done
-        speed = (done - self._from[1]) * self.batch_size / (now - self._from[0]) if now > self._from[0] else 0
-        shown = f"{speed:.0f} images/s"
-        if totals is not None and totals[2]:
-            shown = f"loss {totals[0] / totals[2]:.4f}, top-1 {100 * totals[1] / totals[2]:.2f} %, {shown}"
-        self.bar.set_postfix_str(shown)
+            title, scale = f"epoch {epoch}/{self.epochs}", self.batch_size  # shown are images, and images/s
+            self.bar = tqdm(total=self.steps, initial=done, desc=title, unit="image", unit_scale=scale, leave=False)
+        if totals is not None:
+            loss, hits, images = totals.tolist()
+            self.bar.set_postfix_str(f"loss {loss / images:.4f}, top-1 {100 * hits / images:.2f} %", refresh=False)
+        self.bar.update(done - self.bar.n)
 
     def epoch(self, row):
-        """After an epoch: one line."""
+        """Call after an epoch, with its row of metrics: prints one line."""
         self.clear()
         left = (time.monotonic() - self.started) / max(self._made, 1) * (self.epochs - row["epoch"]) * self.steps
         self.say(

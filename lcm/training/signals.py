@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGUSR1, SIGHUP: save within one step, then stop. What a cluster sends before it takes a machine."""
+"""SIGTERM, SIGINT, SIGUSR1, SIGHUP, which a cluster sends before it takes a machine away: save within one step, then stop."""
 
 import contextlib
 import signal
@@ -7,18 +7,17 @@ from lcm.errors import SIGNALS, Stopped
 
 
 class StopRequest:
-    """What the signals do.
+    """The signals' handler.
 
-    While a network trains (`patient`) the first of them is remembered, and the loop over steps asks `requested` after each one;
-    later ones change nothing, so that SIGUSR1 before a time limit stays a SIGUSR1. A second SIGINT, from somebody who does not want
-    to wait, raises Stopped at once. At any other time there is nothing to save and the first signal raises Stopped at once: a
-    download of an hour ends there and then.
+    While a network trains (`patient`), the first signal is stored in `requested`, which the loop reads after each step. Later
+    signals change nothing: SIGUSR1 before a time limit remains the reason. Only a second SIGINT raises Stopped at once. At any
+    other time, during a download for example, there is nothing to save and the first signal raises Stopped at once.
     """
 
     def __init__(self):
         self.requested = None  # the first signal's name
-        self.at_once = False  # Stopped was raised wherever the program was
-        self._listening = self._patient = self._interrupted = False
+        self.at_once = False  # whether Stopped was raised in the middle of something
+        self.is_listening = self._patient = self._interrupted = False
 
     def _handle(self, number, frame):
         name = signal.Signals(number).name
@@ -35,40 +34,36 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self):
-        """Handle SIGNALS while the block runs; the handlers of before are put back after it. Inside another: no change.
+        """Handle SIGNALS while the block runs, then restore the earlier handlers. A nested block changes nothing.
 
-        A signal that is ignored stays so (nohup, a shell's background jobs).
+        A signal that is ignored stays ignored (nohup, a shell's background jobs).
         """
-        if self._listening:
+        if self.is_listening:
             yield self
             return
-        self.requested, self.at_once, self._interrupted, self._listening, before = None, False, False, True, {}
+        self.requested, self.at_once, self._interrupted, self.is_listening, before = None, False, False, True, {}
         try:
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
+                    with contextlib.suppress(ValueError):  # not in the main thread, where the caller handles signals
                         before[number] = signal.signal(number, self._handle)
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._listening = False
-
-    @property
-    def is_listening(self):
-        return self._listening
+            self.is_listening = False
 
     def patient(self):
-        """A block in which signals are only remembered: it saves when it is ready."""
+        """A block in which a signal sets `requested` and raises nothing: the block saves when it can."""
         return self._with_patience(True)
 
     def impatient(self):
-        """A block within `patient` in which signals raise Stopped at once again."""
+        """A block within `patient` in which a signal raises Stopped at once again."""
         return self._with_patience(False)
 
     @contextlib.contextmanager
     def _with_patience(self, patient):
-        if self.requested:  # it came before, or at a moment at which Python swallows exceptions
+        if self.requested:  # before this block, or where other code caught the exception
             self._stop_now()
         before, self._patient = self._patient, patient
         try:
@@ -77,4 +72,4 @@ class StopRequest:
             self._patient = before
 
 
-STOP = StopRequest()  # the one of this process
+STOP = StopRequest()  # of this process

@@ -1,7 +1,7 @@
 """One training step and one evaluation step.
 
-Learning rate, metrics and the check for finite losses are tensors on the device: a GPU waits for the CPU once an epoch only, and
-a whole step can be captured as a CUDA graph (lcm/training/graphs.py). On a CPU the same code runs operation by operation.
+Learning rate, metrics and the check for finite losses are tensors on the device: the CPU waits for a GPU once an epoch only, and a
+whole step can be captured as a CUDA graph (lcm/training/graphs.py). On a CPU the same code runs operation by operation.
 """
 
 import torch
@@ -17,7 +17,7 @@ def in_float32(logits):
 
 
 def not_finite(what, epoch):
-    """The NotFinite for a loss or weight that became infinite or NaN in an epoch."""
+    """The exception for a loss or weight that became infinite or NaN in an epoch."""
     return NotFinite(
         f"{what} stopped being a finite number in epoch {epoch}; the last checkpoint is from before it. "
         "Lower schedule.learning_rate, or take precision=fp32"
@@ -27,13 +27,13 @@ def not_finite(what, epoch):
 class TrainStep:
     """Forward, loss, backward, SGD; adds loss, hits and images to `totals` (float64, on the device).
 
-    `bad` becomes 1 with the first loss that is not finite and from then on keeps the optimizer from changing the weights
-    (its `found_inf`), so that a GPU need not be asked after each step.
+    `bad` becomes 1 with the first loss that is not finite. As the optimizer's `found_inf` it prevents any further update, so that
+    the CPU need not read each loss from a GPU.
 
     Args:
-        network: what is trained; a step puts it into training mode.
+        network: trained; each step sets it to training mode.
         optimizer: torch.optim.SGD(fused=True) on the network's parameters, its learning rate a tensor on their device.
-        autocast: the context that the forward pass runs in.
+        autocast: the context of the forward pass.
         compiled: called for the forward pass instead of `network`, for example `lcm.training.compilation.compiled`.
         layout: memory layout of the images, as of the network's weights: torch.channels_last or torch.contiguous_format.
     """
@@ -43,7 +43,7 @@ class TrainStep:
         self.forward = network if compiled is None else compiled
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
         self.bad = optimizer.found_inf = torch.zeros(1, device=device)
-        self.momenta = {}  # parameter's name -> momentum; zeros from now on, because a captured step can allocate none
+        self.momenta = {}  # parameter's name -> momentum; allocated here, because a captured step cannot do it
         (group,) = optimizer.param_groups
         if group["momentum"]:
             for name, parameter in network.named_parameters():
@@ -70,18 +70,18 @@ class TrainStep:
         return [*self.network.state_dict().values(), *self.momenta.values(), self.totals, self.bad]
 
     def snapshot(self, epoch):
-        """What a checkpoint keeps: weights, momenta and totals on the CPU. Raises NotFinite where one is not worth keeping."""
+        """A checkpoint's tensors: weights, momenta and totals, on the CPU. Raises NotFinite for a loss or weight that is not."""
         if self.bad:
             raise not_finite("the training loss", epoch)
         model = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
         if not all(tensor.isfinite().all() for tensor in model.values()):
-            raise not_finite("a weight", epoch)  # a finite loss may have gradients that are not
+            raise not_finite("a weight", epoch)  # a finite loss can have infinite gradients
         momenta = {name: tensor.cpu() for name, tensor in self.momenta.items()}
         return {"totals": self.totals.cpu(), "model": model, "momentum": momenta}
 
     @torch.no_grad()
     def restore(self, saved):
-        """Continue from a `snapshot`. Raises KeyError or RuntimeError where it is another network's."""
+        """Load a `snapshot`. Raises KeyError or RuntimeError where it is another network's."""
         self.network.load_state_dict(saved["model"])
         for name, momentum in self.momenta.items():
             momentum.copy_(saved["momentum"][name])
@@ -92,8 +92,8 @@ class TestStep:
     """Forward in evaluation mode; adds loss, top-1 hits, top-5 hits and images to `totals` (float64, on the device).
 
     Args:
-        network: what is evaluated; a step puts it into evaluation mode.
-        image_size: height and width of the images, for `fold`; None: batch norms are never folded.
+        network: evaluated; each step sets it to evaluation mode.
+        image_size: height and width of the images, for `fold`; None: no batch-norm folding.
         layout: as of a TrainStep.
     """
 
@@ -105,7 +105,7 @@ class TestStep:
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)
 
     def fold(self):
-        """Evaluate from now on with the present weights, batch norms folded into convolutions (lcm/training/folding.py)."""
+        """Evaluate with the present weights from now on, batch norms folded into convolutions (lcm/training/folding.py)."""
         if self.image_size:
             self.forward = fold(self.network, self.image_size)
 

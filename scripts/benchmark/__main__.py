@@ -1,23 +1,13 @@
 """This project's speed beside a plain PyTorch training loop, measured in turns, in one run, on this machine.
 
     python scripts/benchmark                                  # all parts; about an hour on two cores
-    python scripts/benchmark --parts evaluation               # that part anew; results/benchmark.csv keeps the others
-    python scripts/benchmark --quick --parts step --out FILE  # a first look, in minutes
+    python scripts/benchmark --parts evaluation               # that part again; results/benchmark.csv keeps the others
+    python scripts/benchmark --quick --parts step --out FILE  # shows that it works
     python scripts/benchmark --gpu --parts epoch              # on a GPU, into results/benchmark-gpu.csv
 
-Each side is a process of its own with the same number of threads, which works for some seconds when it is its turn. A round
-of turns during which other programs kept a tenth of a processor busy is thrown away, counted and repeated. Figures are medians
-over the rounds; a ratio is taken within each round first. The images are random bytes in CIFAR's shape.
-
-Parts and what their ratio means
-  step        training steps, this project's with their batches, over the reference's on a batch at hand: images/s
-  epoch       whole epochs, data and metrics included: images/s over the reference's
-  attention   one training step with each attention module: its time over that of no attention
-  assembly    random crop, mirror and normalisation of a batch of 64 in one process: images/s over DataLoader with PIL
-  evaluation  images/s over a plain no_grad loop at its best batch size, its images at hand as tensors
-  startup     from the command to the first finished step: time over that of a plain Hydra application
-  memory      DenseNet-100, batch 64: peak resident memory over the reference's
-With --gpu: step, epoch, packed (several runs at once on one GPU: images/s of all over those of one), memory.
+Each side is a process of its own with the same number of threads, which works for some seconds at each turn. A round of turns
+during which other programs kept a tenth of a processor busy is thrown away, counted and repeated. Figures are medians over the
+rounds; a ratio is taken within each round first. The images are random bytes in CIFAR's shape. docs/benchmark.md has the details.
 """
 
 import argparse
@@ -35,7 +25,7 @@ from lcm.config.options import choices, load
 from lcm.errors import UserError, exit_on_user_error
 
 GPU_MINUTES = 7  # in which the rounds of a part begin; it ends within eight
-GPU_STEPS = 200  # of a unit of work: a GPU is waited for after them, not after each
+STEPS, GPU_STEPS = 20, 200  # of an epoch; on a GPU, which is waited for after them, of each unit of work
 
 
 def parse(arguments):
@@ -43,19 +33,15 @@ def parse(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--parts", help="which of them, with commas (default: all)")
-    parser.add_argument(
-        "--networks", default="resnet20,densenet40", help="networks for 32x32 images (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, help="undisturbed rounds (default: 5, on a GPU 3)")
-    parser.add_argument("--seconds", type=float, help="length of a turn (default: 5, on a GPU 2)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the processors that this process may use)")
-    parser.add_argument("--quick", action="store_true", help="one round of half a second: a look, no measurement")
-    parser.add_argument(
-        "--out", metavar="FILE", help="default: results/benchmark.csv, with --gpu results/benchmark-gpu.csv"
-    )
-    parser.add_argument("--gpu", action="store_true", help="the parts for a GPU")
-    parser.add_argument("--device", help=argparse.SUPPRESS)  # of the sides: the GPU's parts can run on a CPU, in tests
+    add = parser.add_argument
+    add("--parts", help=f"some of {', '.join(PARTS)}; with --gpu of {', '.join(GPU_PARTS)} (default: all)")
+    add("--networks", default="resnet20,densenet40", help="networks for 32x32 images (default: %(default)s)")
+    add("--rounds", type=int, help="undisturbed rounds (default: 5, on a GPU 3)")
+    add("--threads", type=int, help="CPU threads (default: the processors that this process may use)")
+    add("--quick", action="store_true", help="one round of short turns: shows that it works, measures nothing")
+    add("--out", metavar="FILE", help="default: results/benchmark.csv, with --gpu results/benchmark-gpu.csv")
+    add("--gpu", action="store_true", help="the parts for a GPU")
+    add("--device", help=argparse.SUPPRESS)  # of the sides: the GPU's parts can run on a CPU, in tests
     options = parser.parse_args(arguments)
     known = GPU_PARTS if options.gpu else PARTS
     options.parts = options.parts.split(",") if options.parts else list(known)
@@ -65,13 +51,12 @@ def parse(arguments):
     small = [name for name in choices("model") if load("model", name)["image_size"] == 32]
     if unknown := [name for name in options.networks if name not in small]:
         raise UserError(f"--networks {unknown[0]}: no network for 32x32 images; choose from {', '.join(small)}")
-    rounds, seconds = (1, 0.5) if options.quick else (3, 2.0) if options.gpu else (5, 5.0)
+    rounds, options.seconds = (1, 0.1) if options.quick else (3, 2.0) if options.gpu else (5, 5.0)  # of a turn
     options.rounds = rounds if options.rounds is None else options.rounds
-    options.seconds = seconds if options.seconds is None else options.seconds
-    if options.rounds < 1 or options.seconds <= 0 or (options.threads is not None and options.threads < 1):
-        raise UserError("--rounds and --threads must be at least 1, --seconds above 0")
+    if options.rounds < 1 or (options.threads is not None and options.threads < 1):
+        raise UserError("--rounds and --threads must be at least 1")
     options.minutes = GPU_MINUTES / (2 * len(options.networks)) if options.gpu else math.inf  # of a group of sides
-    options.steps = (2 if options.quick else GPU_STEPS) if options.gpu else 0
+    options.steps = 2 if options.quick else GPU_STEPS if options.gpu else STEPS
     options.out = Path(options.out or ROOT / "results" / f"benchmark{'-gpu' * options.gpu}.csv")
     if not options.out.resolve().parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}; make it first")

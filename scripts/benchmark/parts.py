@@ -1,14 +1,14 @@
 """The parts. Each measures one group of sides after another and yields the rows of a group as soon as it has them.
 
-On a GPU, tf32 is compared with a reference that has TF32 as well, fp32 and bf16 with one that has not.
+On a GPU, tf32 is compared with a reference that has TF32 as well, fp32 and bf16 with one without it.
 """
 
 import statistics
 
-from benchmark.gpu import packed
+from benchmark.packed import packed
 from benchmark.sides import Side, take_turns
 from benchmark.table import faster, larger, remarked, slower, summarise
-from benchmark.worker import IMAGES, rate
+from benchmark.worker import rate
 
 VARIANTS = {"reference": ("fp32", "fp32 compiled", "bf16", "bf16 compiled")}  # what is measured beside each reference
 HOW = ("eager", "captured", "captured NCHW", "captured compiled")
@@ -19,13 +19,13 @@ GPU_VARIANTS = {
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
 LARGE = "densenet100"  # the network of the part `memory`
 PLAIN_BATCHES = (64, 128, 256, 512)  # of the plain evaluation loop
+TEST_BATCHES = 8  # batches of a test set for each of an epoch: 160, as CIFAR has; each pass folds batch norms once
 
 
 def groups(options, what):
     """The sides of `step` and `epoch`: for each network a reference and this project's variants beside it."""
     for network in options.networks:
-        steps = 1 if what == "step" and not options.gpu else options.steps
-        spec = {"network": network, "steps": steps}
+        spec = {"network": network, "steps": 1 if what == "step" and not options.gpu else options.steps}
         for name, variants in (GPU_VARIANTS if options.gpu else VARIANTS).items():
             reference = Side(options, what, name, side="reference", **spec)
             yield [reference, *(Side(options, what, variant, base=reference, **spec) for variant in variants)]
@@ -33,39 +33,27 @@ def groups(options, what):
 
 def step(options):
     for sides in groups(options, "step"):
-        rows = summarise(take_turns("step", sides, options), "step")
-        for i, side in enumerate(sides):
-            if side.spec.compile and not side.refused:
-                rows[i] = remarked(rows[i], f"ready after {side.first:.0f} s")
-        yield rows
+        yield summarise(take_turns("step", sides, options), "step")
 
 
 def epoch(options):
     for sides in groups(options, "epoch"):
-        rows = summarise(take_turns("epoch", sides, options), "epoch")
-        for i, row in enumerate(rows):
-            if "images_per_second" in row:
-                minutes = 300 * IMAGES / row["images_per_second"] / 60
-                rows[i] = remarked(row, f"300 epochs of CIFAR: {minutes:.3g} min of training")
-        yield rows
+        yield summarise(take_turns("epoch", sides, options), "epoch")
 
 
 def attention(options):
     for network in options.networks:
         for variant in ("fp32", "bf16") if network.startswith("densenet") else ("fp32", "fp32 compiled", "bf16"):
-            base, sides = None, []
-            for name in ATTENTIONS:
-                sides.append(Side(options, "step", variant, base=base, network=network, attention=name))
-                base = sides[0]
-            rounds = take_turns("attention", sides, options)
-            yield summarise(rounds, "attention", slower)
+            none, *others = [Side(options, "step", variant, network=network, attention=name) for name in ATTENTIONS]
+            for side in others:
+                side.base = none
+            yield summarise(take_turns("attention", [none, *others], options), "attention", slower)
 
 
 def assembly(options):
     reference = Side(options, "assembly", "reference", side="reference", threads=1)
     sides = [reference, Side(options, "assembly", "project", base=reference, threads=1)]
-    rows = summarise(take_turns("assembly", sides, options), "assembly")
-    yield [row | {"network": "-"} for row in rows]
+    yield [row | {"network": "-"} for row in summarise(take_turns("assembly", sides, options), "assembly")]
 
 
 def evaluation(options):
@@ -74,25 +62,24 @@ def evaluation(options):
             Side(options, "evaluation", f"reference, batch {batch}", side="reference", network=network, batch=batch)
             for batch in PLAIN_BATCHES
         ]
-        spec = {"network": network, "steps": options.steps}
-        ours = [Side(options, "evaluation", precision, **spec) for precision in ("fp32", "bf16")]
-        rounds = take_turns("evaluation", plain + ours, options)
-        for side in plain + ours:
-            side.base = max(plain, key=lambda side: median_rate(side, rounds))
+        spec = {"network": network, "steps": TEST_BATCHES * options.steps}
+        sides = plain + [Side(options, "evaluation", precision, **spec) for precision in ("fp32", "bf16")]
+        rounds = take_turns("evaluation", sides, options)
+
+        def images_per_second(side, rounds=rounds):
+            return 0.0 if side.refused else statistics.median(rate(reports[side]) for reports in rounds.reports)
+
+        for side in sides:
+            side.base = max(plain, key=images_per_second)
         yield summarise(rounds, "evaluation")
-
-
-def median_rate(side, rounds):
-    """Images a second of a side; 0 where it failed."""
-    return 0.0 if side.refused else statistics.median(rate(reports[side]) for reports in rounds.reports)
 
 
 def memory(options):
     spec = {
         "network": LARGE,
         "seconds": 1e-9,
-        "steps": min(options.steps, 20) or 1,
-    }  # a turn is one unit: it takes seconds
+        "steps": min(options.steps, 20) if options.gpu else 1,
+    }  # a unit takes seconds
     plain = Side(options, "step", "reference", side="reference", **spec)
     sides = [plain]
     for precision in ("fp32 ", "bf16 ") if options.gpu else ("",):

@@ -91,7 +91,7 @@ def assembly(spec):
 
 
 def evaluation(spec):
-    """A forward pass without gradients over a batch that is at hand."""
+    """A forward pass without gradients over a batch that is on the device already."""
     network, _ = training(spec)
     network.eval()
     images, labels = batch_at_hand(spec)

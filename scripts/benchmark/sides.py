@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from benchmark.other_load import Load
+from benchmark import other_load
 from benchmark.worker import Spec, prepare, rate, turn
 
 from lcm.errors import UserError
@@ -16,7 +16,7 @@ DISTURBED = 0.1  # processors that other programs keep busy; a round with more i
 
 
 class Side:
-    """The process of one side, as its parent sees it: start it, let it have its turns, stop it.
+    """One side, as the parent of its processes sees it.
 
     Args:
         what: the function that makes its unit of work, in the file `side`.
@@ -29,18 +29,15 @@ class Side:
     def __init__(self, options, what, variant="fp32", side="project", base=None, runs=1, **fields):
         words = variant.split()
         fields = {"device": options.device, "threads": options.threads, "seconds": options.seconds} | fields
-        self.spec = Spec(
-            side,
-            what,
-            precision=next((word for word in words if word in ("tf32", "bf16")), "fp32"),
-            compile="compiled" in words,
-            capture="eager" not in words,
-            channels_last="NCHW" not in words,
-            loaders=options.loaders,
-            **fields,
-        )
+        fields |= {"precision": next((word for word in words if word in ("tf32", "bf16")), "fp32")}
+        fields |= {
+            "compile": "compiled" in words,
+            "capture": "eager" not in words,
+            "channels_last": "NCHW" not in words,
+        }
+        self.spec = Spec(side, what, loaders=options.loaders, **fields)
         self.variant, self.base, self.runs = variant, base or self, runs
-        self.pools, self.refused, self.first = [], None, 0.0
+        self.pools, self.refused = [], None  # refused: why it cannot do its work
 
     def launch(self):
         """Start the processes and do not wait for them."""
@@ -50,14 +47,14 @@ class Side:
             self.prepared = [pool.submit(prepare, self.spec) for pool in self.pools]
 
     def start(self):
-        """Have the processes ready for their turns; False where they cannot do their work, `refused` says why."""
+        """Have the processes ready for their turns; returns whether they are."""
         if self.refused is None:
             self.launch()
-            self.first = max(self._results(self.prepared), default=0.0)
+            self._results(self.prepared)
         return self.refused is None
 
     def turn(self):
-        """Let it have its turn; its report, that of all its processes together. None where one failed."""
+        """The report of one turn, of all its processes together; None where one failed."""
         reports = self._results([pool.submit(turn) for pool in self.pools])
         if not reports:
             return None
@@ -97,7 +94,7 @@ def take_turns(title, sides, options, stay=True):
     It gives up after twice as many disturbed rounds, and begins no further round after `options.minutes`.
 
     Args:
-        stay: keep the processes between the rounds; otherwise only one is there at a time.
+        stay: keep the processes between the rounds; otherwise only one runs at a time.
     """
     print(f"{title}, {sides[0].spec.network}: {', '.join(side.variant for side in sides)}", file=sys.stderr)
     undisturbed, disturbed = [], []
@@ -127,11 +124,10 @@ def one_round(sides, stay):
     reports, most = {}, 0.0
     for side in sides:
         if side.start():
-            load = Load()
-            report = side.turn()
-            if report:
+            before = other_load.work()
+            if report := side.turn():
                 reports[side] = report
-                most = max(most, load.others(report["cpu_of_turn"]))
+                most = max(most, other_load.others(before, report["cpu_of_turn"]))
             if not stay:
                 side.stop()
     return reports, most

@@ -1,7 +1,5 @@
 """Rows: medians over rounds, as lines of a CSV file and on the terminal. A row is a dict; what was not measured is missing."""
 
-import csv
-import io
 import statistics
 import time
 
@@ -35,11 +33,11 @@ def summarise(rounds, what, ratio=faster):
     for side in rounds.sides:
         row = {"network": side.spec.network, "attention": side.spec.attention, "what": what, "variant": side.variant}
         rows.append(row)
-        if side.refused:
-            row["remark"] = short(side.refused)
+        if side.refused:  # a precision that the machine lacks, or the first line of another reason
+            lacks = side.refused.startswith("precision=")
+            row["remark"] = "not on this processor" if lacks else side.refused.splitlines()[0][:200]
             continue
         reports = [reports[side] for reports in rounds.reports]
-        ratios = [ratio(reports[side], reports[side.base]) for reports in rounds.reports if side.base in reports]
         row |= {
             "images_per_second": statistics.median(map(rate, reports)),
             "cpu_seconds_per_image": statistics.median(report["cpu"] / report["images"] for report in reports),
@@ -48,7 +46,7 @@ def summarise(rounds, what, ratio=faster):
             "disturbed": rounds.disturbed,
             "remark": "" if rounds.undisturbed else "disturbed",
         }
-        if ratios:
+        if ratios := [ratio(of[side], of[side.base]) for of in rounds.reports if side.base in of]:
             row |= {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     return rows
 
@@ -58,21 +56,16 @@ def remarked(row, words):
     return row | {"remark": "; ".join(filter(None, [words, row["remark"]]))}
 
 
-def short(refusal):
-    """ "not on this processor" for a precision that the machine lacks, otherwise the first line of the reason."""
-    return "not on this processor" if refusal.startswith("precision=") else refusal.splitlines()[0][:200]
-
-
 class Table:
     """The CSV file that rows are added to, group by group.
 
-    Rows of a part and network that are measured anew replace those that the file had of them; all others stay.
+    New rows of a part and network replace those that the file had when this was made; all others stay.
 
     Args:
-        machine: what the rows' columns `machine`, `torch` and `threads` say.
+        machine: the rows' columns `machine`, `torch` and `threads`.
 
     Raises:
-        UserError: the file is something else.
+        UserError: the file is not a table of this class.
     """
 
     def __init__(self, file, **machine):
@@ -83,18 +76,14 @@ class Table:
 
     def add(self, part, rows):
         """Write rows of a part to the file, now, and show them."""
-        new = []
-        for row in rows:
-            cells = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-            new.append(self.common | {"part": part} | cells)
-        old = list(csv.DictReader(io.StringIO(self.file.read_text(encoding="utf-8")))) if self.file.exists() else []
-        anew = {(part, row["network"]) for row in new} - self.measured
-        self.measured |= anew
-        order = list(dict.fromkeys(row["part"] for row in old + new))
-        kept = [row for row in old if (row["part"], row["network"]) not in anew]
-        lines = io.StringIO()
-        table = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(sorted(kept + new, key=lambda row: order.index(row["part"])))
-        write(self.file, lines.getvalue())
-        print(pd.DataFrame(new, columns=COLUMNS[5:], dtype=object).to_string(index=False, na_rep=""), flush=True)
+        cells = [{key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows]
+        new = pd.DataFrame([self.common | {"part": part} | row for row in cells], columns=COLUMNS, dtype=object)
+        exists = self.file.exists()
+        old = pd.read_csv(self.file, dtype=str, keep_default_na=False) if exists else pd.DataFrame(columns=COLUMNS)
+        replaced = set(new["network"]) - {network for of, network in self.measured if of == part}
+        self.measured |= {(part, network) for network in replaced}
+        kept = old[(old["part"] != part) | ~old["network"].isin(replaced)]
+        order = list(dict.fromkeys([*old["part"], part]))
+        table = pd.concat([kept, new]).sort_values("part", key=lambda parts: parts.map(order.index), kind="stable")
+        write(self.file, table.to_csv(index=False, lineterminator="\n"))
+        print(new[COLUMNS[5:]].to_string(index=False, na_rep=""), flush=True)

@@ -1,4 +1,4 @@
-"""What a side does in its process: it gets ready, then works for some seconds whenever it is asked to."""
+"""The process of a side: it gets ready, then works for some seconds at each turn."""
 
 import contextlib
 import dataclasses
@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
-
-IMAGES = 50_000  # of an epoch of CIFAR: the longest pass over the data
 
 
 @dataclasses.dataclass
@@ -29,11 +27,11 @@ class Spec:
     seconds: float = 5.0  # of a turn
     loaders: int = 2  # loader processes of the reference
     batch: int = 64
-    steps: int = 1  # training steps of a unit of work; 0: as many as fill a turn
+    steps: int = 1  # training steps of a unit of work
 
 
 class Worker:
-    """A side at work in this process. `first`: seconds of the first unit of work, set-up and compilation included.
+    """A side at work in this process. It has done one unit of work, so that everything is compiled.
 
     Raises:
         UserError: the machine cannot do what the side needs, for example bf16.
@@ -43,31 +41,17 @@ class Worker:
         import torch
 
         self.spec = spec
-        self.functions = importlib.import_module(f"benchmark.{spec.side}")
         self.wait = torch.cuda.synchronize if spec.device == "cuda" else lambda: None
         torch.set_num_threads(spec.threads)
         # The same for both sides: cuDNN's default would give a float32 reference TF32 convolutions.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
         torch.backends.cudnn.benchmark = True
-        spec.steps = spec.steps or self._steps_in_a_turn()
-        started = time.perf_counter()
-        self.unit = getattr(self.functions, spec.what)(spec)
+        self.unit = getattr(importlib.import_module(f"benchmark.{spec.side}"), spec.what)(spec)
         self.unit()
         self.wait()
-        self.first = time.perf_counter() - started
-
-    def _steps_in_a_turn(self):
-        unit = self.functions.step(dataclasses.replace(self.spec, compile=False, steps=1))
-        unit()
-        started = time.perf_counter()
-        unit()
-        unit()
-        self.wait()
-        seconds = (time.perf_counter() - started) / 2
-        return min(max(4, round(self.spec.seconds / seconds)), IMAGES // self.spec.batch)
 
     def turn(self):
-        """Work for `spec.seconds`, one unit at least; what was done, as a dict."""
+        """Work for `spec.seconds`, one unit at least; returns what was done, as a dict."""
         before = cpu_seconds()
         if self.spec.what == "step":
             self.unit()  # not counted: the caches hold another side's data
@@ -81,14 +65,13 @@ class Worker:
 
 
 def prepare(spec):
-    """Make this process the side of a Spec; returns `first`, see Worker."""
+    """Make this process the side of a Spec."""
     global worker
     worker = Worker(spec)
-    return worker.first
 
 
 def turn():
-    """A turn of the side that this process is."""
+    """A turn of this process's side."""
     return worker.turn()
 
 
@@ -98,7 +81,7 @@ def rate(report):
 
 
 def cpu_seconds():
-    """CPU seconds so far of this process and its children, loader processes that still run included."""
+    """CPU seconds so far of this process and its children, running loader processes included."""
     total = sum(os.times()[:4])
     for child in multiprocessing.active_children():
         with contextlib.suppress(OSError):
@@ -113,5 +96,4 @@ def peak_mb(device):
         import torch
 
         return torch.cuda.max_memory_reserved() / 1e6
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6

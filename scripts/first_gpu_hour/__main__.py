@@ -1,13 +1,12 @@
 """The first hour with a GPU: tests, same bits, speed, memory, several runs at once, a killed run, then Table 2.
 
     python scripts/first_gpu_hour                          # all parts; the same command continues where it stopped
-    python scripts/first_gpu_hour --parts weights,resumed  # these anew
-    python scripts/first_gpu_hour data.root=/datasets      # words of train.py's command line, for Table 2
+    python scripts/first_gpu_hour --parts weights,resumed  # these again
+    python scripts/first_gpu_hour data.root=/datasets      # overrides of train.py, for Table 2
     python scripts/first_gpu_hour --rehearse               # on a CPU, in a minute, with tiny settings
 
-Each part takes --minutes at most. Its result is in results/first-gpu-hour/NN-part.json before the next one begins, what it
-printed beside it in NN-part.log. docs/gpu.md says what each result means. Exit codes: 0 all parts done, 1 one failed, 75 one
-was out of time.
+Each part takes --minutes at most. When it ends, its result is written to results/first-gpu-hour/NN-part.json, its output to
+NN-part.log. docs/gpu.md says what each result means. Exit codes: 0 all parts done, 1 one failed, 75 one ran out of time.
 """
 
 import argparse
@@ -27,8 +26,8 @@ from lcm.files import write_atomically
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="words of train.py's command line, for Table 2")
-    parser.add_argument("--parts", help=f"these anew, with commas, of {', '.join(PARTS)}")
+    parser.add_argument("overrides", nargs="*", help="overrides of train.py, for Table 2")
+    parser.add_argument("--parts", help=f"these again, with commas, of {', '.join(PARTS)}")
     parser.add_argument("--minutes", type=float, default=8, help="of each part, at most (default: %(default)g)")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny settings, into a temporary folder")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/first-gpu-hour")
@@ -52,17 +51,15 @@ def carry_out(name, options):
     options.log.unlink(missing_ok=True)
     options.deadline = started + 60 * options.minutes
     try:
-        state, found = "done", PARTS[name](options)
+        state, details = "done", PARTS[name](options)
     except Failed as error:
-        state, found = "failed", {"reason": str(error)}
+        state, details = "failed", {"reason": str(error)}
     except OutOfTime:
-        state, found = (
-            "stopped",
-            {"reason": f"out of time after {options.minutes:g} minutes; the same command continues"},
-        )
-    result = {"part": name, "state": state, "seconds": round(time.monotonic() - started, 1), **found}
+        reason = f"out of time after {options.minutes:g} minutes; the same command continues"
+        state, details = "stopped", {"reason": reason}
+    result = {"part": name, "state": state, "seconds": round(time.monotonic() - started, 1), **details}
     write_atomically(path, f"{json.dumps(result, indent=2)}\n".encode())
-    print(f"{name:8} {state} after {result['seconds']:.0f} s  {found.get('reason', '')}", flush=True)
+    print(f"{name:8} {state} after {result['seconds']:.0f} s  {details.get('reason', '')}", flush=True)
     return state
 
 

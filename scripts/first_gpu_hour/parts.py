@@ -1,6 +1,6 @@
-"""The parts of the first hour with a GPU: each a function from the options to what it found, a dict.
+"""The parts of the first hour with a GPU: each a function from the options to its findings, a dict.
 
-A part raises Failed where what it was to show is not so, OutOfTime where its minutes are over and what it started was stopped.
+A part raises Failed where its claim does not hold, and OutOfTime where its minutes are over and its processes were stopped.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ class OutOfTime(Exception):
 
 
 def start(options, *arguments):
-    """Python with these arguments, in a process group of its own, its output appended to the part's log."""
+    """Start Python with these arguments in a new process group, its output appended to the part's log."""
     with open(options.log, "a") as log:
         command = [sys.executable, *arguments]
         return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=log, stderr=subprocess.STDOUT)
 
 
 def finish(options, process):
-    """Wait for a process to its end. Raises Failed where its exit code is not 0; OutOfTime: it was stopped by SIGTERM."""
+    """Wait for a process. Raises Failed where its exit code is not 0, OutOfTime where it had to be stopped by SIGTERM."""
     try:
         code = process.wait(max(0, options.deadline - time.monotonic()))
     except BaseException as reason:  # out of time, or Ctrl-C
@@ -57,13 +57,12 @@ def run(options, *arguments):
 
 def gpu_tests(options):
     """The tests that need a GPU; in a rehearsal they are skipped."""
-    return run(
-        options, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", *["tests/training/test_gpu.py"] * options.rehearse
-    )
+    files = ["tests/training/test_gpu.py"] if options.rehearse else []
+    return run(options, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", *files)
 
 
 def benchmark(part):
-    """A part of scripts/benchmark, which keeps its rows in results/benchmark-gpu.csv; a rehearsal checks the command alone."""
+    """A part of scripts/benchmark, which writes results/benchmark-gpu.csv; a rehearsal checks its command line alone."""
 
     def measured(options):
         arguments = ["--gpu", "--parts", part]
@@ -93,16 +92,15 @@ def demand_same_bits(one, other):
         tensors.append({(kind, name): t for kind in ("model", "momentum") for name, t in saved[kind].items()})
     differing = [" ".join(name) for name, t in tensors[0].items() if not torch.equal(t, tensors[1][name])]
     if rows[0] != rows[1] or differing:
-        raise Failed(
-            f"{one.name} and {other.name} differ: {len(differing)} of {len(tensors[0])} tensors {differing[:3]}"
-        )
+        count = f"{len(differing)} of {len(tensors[0])} tensors {differing[:3]}"
+        raise Failed(f"{one.name} and {other.name} differ: {count}")
 
 
 def same_bits(name, override, kill=False):
-    """A part: short deterministic runs on the digits give the bits of captured ones that nothing disturbed.
+    """A part: short deterministic runs on the digits give the same bits as captured runs that are not interrupted.
 
-    The digits are built in, and their last batch is smaller, so that there are two graphs. With `kill` the run is killed after
-    its first checkpoint and continued.
+    The digits are a built-in data set, and their last batch is smaller, so that there are two graphs. With `kill` the run is
+    killed after its first checkpoint and continued.
     """
 
     def compare(options):
@@ -112,7 +110,7 @@ def same_bits(name, override, kill=False):
         for model in models:
             whole, other = (options.out / "runs" / f"{model}-{kind}" for kind in ("captured", name))
             shutil.rmtree(other, ignore_errors=True)
-            run(options, *words, f"model={model}", f"run_directory={whole}")  # does nothing where it has run
+            run(options, *words, f"model={model}", f"run_directory={whole}")  # does nothing where it is finished
             disturbed = [*words, f"model={model}", f"run_directory={other}", override]
             if kill:
                 process = start(options, *disturbed)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lcm.data.in_memory import Batches, Resident
+from lcm.models.build import build_network
 from lcm.training.graphs import bind, feed
 from lcm.training.step import TestStep, TrainStep
 
@@ -99,3 +100,9 @@ def digest(tensors):
     for name, tensor in tensors.items():
         found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
+
+
+def small_network(model, memory="fast", device=CPU):
+    """A small ResNet or DenseNet with LCM2, in channels-last memory."""
+    overrides = {"layers": 8} if model == "resnet20" else {"layers": 7, "memory": memory}
+    return build_network(model, "lcm2", seed=0, **overrides).to(device, memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ Runs are processes of their own, forked from this one, which has torch imported:
 """
 
 import contextlib
+import json
 import os
 import runpy
 import shutil
@@ -215,3 +216,16 @@ def directory_of(config):
     from lcm.runs.directory import run_directory
 
     return run_directory(config)
+
+
+def state_of(config):
+    """The run.json of a config's run."""
+    return json.loads((directory_of(config) / "run.json").read_text())
+
+
+def place_of(config):
+    """(epoch, step) of a run's newest checkpoint."""
+    from lcm.training import checkpoint
+
+    saved = checkpoint.read(directory_of(config) / checkpoint.NAME)
+    return saved["epoch"], saved["index"]

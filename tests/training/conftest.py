@@ -1,4 +1,4 @@
-"""The undisturbed run with which the runs of these tests are compared, and the comparison."""
+"""The undisturbed run with which the runs of these tests are compared, and how a run has to end."""
 
 import pytest
 from prove_resume import compare_runs
@@ -16,12 +16,25 @@ def reference(request, tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def finishes_exactly(reference, tmp_path):
-    """A function: train a config's run to its end; it has to end with the bytes of the undisturbed one. Returns Ended."""
+def ends(tmp_path):
+    """A function: train a run; it ends with this exit code and one message, which has these words. Returns Ended."""
 
-    def finish(config, prepare=None):
+    def end(config, code, *words, prepare=None):
         ended = run(tmp_path, config, prepare)
-        assert ended.code == 0, ended.err
+        assert ended.code == code and "Traceback" not in ended.err, ended
+        assert all(part in ended.err for part in words), ended.err
+        return ended
+
+    return end
+
+
+@pytest.fixture
+def finishes_exactly(ends, reference):
+    """A function: train a run to its end, which has the bytes of the undisturbed run and was continued from a place."""
+
+    def finish(config, place="", prepare=None):
+        ended = ends(config, 0, prepare=prepare)
+        assert place in ended.out, ended.out
         assert compare_runs(reference, directory_of(config)) == []
         return ended
 

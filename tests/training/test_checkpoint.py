@@ -10,11 +10,13 @@ import re
 
 import pytest
 import torch
+from plain import sgd
 from tiny import ROOT
 
 from lcm.errors import UserError
 from lcm.training import checkpoint
 from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS, Damaged, SaveInterval, newest, read, save
+from lcm.training.step import TrainStep
 
 
 def payload(step):
@@ -22,15 +24,14 @@ def payload(step):
     return {"config_hash": "c0ffee", "step": step, "model": {"weight": torch.randn(64, generator=generator)}}
 
 
-def sealed(body):
-    """Bytes with the seal that a whole checkpoint has."""
-    return body + b"\nsha256 " + hashlib.sha256(body).hexdigest().encode() + b"\n"
-
-
-def saved_by_torch(value, **options):
+def saved_by_torch(value, sealed=True, **options):
     buffer = io.BytesIO()
     torch.save(value, buffer, **options)
-    return buffer.getvalue()
+    return with_checksum(buffer.getvalue()) if sealed else buffer.getvalue()
+
+
+def with_checksum(body):
+    return body + b"\nsha256 " + hashlib.sha256(body).hexdigest().encode() + b"\n"
 
 
 def raising(error):
@@ -42,6 +43,10 @@ def raising(error):
     return raises
 
 
+class Dead(BaseException):
+    """A kill: no `except Exception` catches it."""
+
+
 @pytest.fixture
 def directory(tmp_path):
     """A run directory with two checkpoints: step 1, and before it step 0."""
@@ -50,13 +55,35 @@ def directory(tmp_path):
     return tmp_path
 
 
+def steps(directory):
+    """The steps of a directory's two checkpoints, which are all that it holds."""
+    assert sorted(os.listdir(directory)) == [PREVIOUS, NAME]
+    return read(directory / NAME)["step"], read(directory / PREVIOUS)["step"]
+
+
 def test_the_newest_is_read_bit_for_bit(directory):
     found = newest(directory, "c0ffee", set_aside=True)
     assert found["step"] == 1 and torch.equal(found["model"]["weight"], payload(1)["model"]["weight"])
-    assert read(directory / PREVIOUS)["step"] == 0
-    assert sorted(os.listdir(directory)) == [PREVIOUS, NAME]
+    assert steps(directory) == (1, 0)
     assert torch.load(directory / NAME, weights_only=True)["step"] == 1  # without this program too
     assert list(checkpoint.load_model_weights(directory)) == ["weight"]
+
+
+def test_a_step_is_restored_or_the_checkpoint_named(tmp_path):
+    one, same, other = (
+        TrainStep(network, sgd(network, fused=True), None, "cpu")
+        for network in map(torch.nn.Linear, (3, 3, 3), (2, 2, 4))
+    )
+    with torch.no_grad():
+        for number, tensor in enumerate(one.state()[:-1]):  # but for `bad`
+            tensor.fill_(number)
+    save(tmp_path, one.snapshot(1))
+    checkpoint.restore(tmp_path, newest(tmp_path), same)
+    assert all(map(torch.equal, one.state(), same.state()))
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}/checkpoint\.pt was written by another version .*\(Error.*\): con"
+    ):
+        checkpoint.restore(tmp_path, newest(tmp_path), other)
 
 
 def test_there_may_be_none_yet(tmp_path):
@@ -66,34 +93,31 @@ def test_there_may_be_none_yet(tmp_path):
 
 
 def test_500_damages_recognised_and_the_one_before_used(directory):
-    """Bits flipped anywhere, seal included, and files cut anywhere."""
-    whole, dice, used = (directory / NAME).read_bytes(), random.Random(0), 0
+    """Bits flipped anywhere, checksum included, and files cut anywhere; who only reads changes nothing."""
+    whole, dice = (directory / NAME).read_bytes(), random.Random(0)
     for number in range(500):
-        if number % 2:
-            place = dice.randrange(len(whole) * 8)
-            damaged = bytearray(whole)
-            damaged[place // 8] ^= 1 << place % 8
-        else:
-            damaged = whole[: dice.randrange(len(whole))]
+        damaged = bytearray(whole[: dice.randrange(len(whole)) if number % 2 else None])
+        if number % 2 == 0:
+            damaged[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
         (directory / NAME).write_bytes(damaged)
         warnings = []
-        used += newest(directory, "c0ffee", warn=warnings.append)["step"] == 0
+        assert newest(directory, "c0ffee", warn=warnings.append)["step"] == 0
         assert len(warnings) == 1 and str(directory / NAME) in warnings[0] and PREVIOUS in warnings[0]
-    assert used == 500 and not (directory / DAMAGED).exists()  # whoever only reads changes nothing
+    assert sorted(os.listdir(directory)) == [PREVIOUS, NAME]
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "empty"),
-        (b"not a checkpoint", "cut short, or no checkpoint"),
-        (saved_by_torch(payload(7)), "cut short, or no checkpoint"),  # another program's, without a seal
-        (sealed(b"not a torch file"), "not readable as weights"),
-        (sealed(saved_by_torch(payload(7) | {"config_hash": "beef"})), "another run's"),
-        (sealed(saved_by_torch([1, 2, 3])), "another run's"),
-    ],
-)
-def test_what_is_not_ours_is_named(directory, content, reason):
+FOREIGN = {  # content -> how it is named
+    b"": "empty",
+    b"not a checkpoint": "cut short, or no checkpoint",
+    saved_by_torch(payload(7), sealed=False): "cut short, or no checkpoint",
+    with_checksum(b"not a torch file"): "not readable as weights",
+    saved_by_torch(payload(7) | {"config_hash": "beef"}): "another run's",
+    saved_by_torch([1, 2, 3]): "another run's",
+}
+
+
+@pytest.mark.parametrize("content, reason", FOREIGN.items(), ids=range(len(FOREIGN)))
+def test_what_is_no_checkpoint_of_this_run_is_named(directory, content, reason):
     (directory / NAME).write_bytes(content)
     warnings = []
     assert newest(directory, "c0ffee", warn=warnings.append)["step"] == 0
@@ -101,7 +125,7 @@ def test_what_is_not_ours_is_named(directory, content, reason):
 
 
 class Malice:
-    """Unpickled by a reader that runs what it reads, it leaves a file behind."""
+    """Unpickled by a reader that runs what it reads, it leaves a file."""
 
     def __init__(self, file):
         self.file = file
@@ -113,12 +137,10 @@ class Malice:
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
 def test_a_malicious_pickle_is_refused_and_not_run(directory, tmp_path_factory, form):
     trace = tmp_path_factory.mktemp("trace") / "ran"
+    body = saved_by_torch(payload(2) | {"extra": Malice(trace)}, _use_new_zipfile_serialization=form == "zip")
     if form == "bare pickle":
-        body = pickle.dumps(Malice(trace))
-    else:
-        evil = payload(2) | {"extra": Malice(trace)}
-        body = saved_by_torch(evil, _use_new_zipfile_serialization=form == "zip")
-    (directory / NAME).write_bytes(sealed(body))
+        body = with_checksum(pickle.dumps(Malice(trace), protocol=2))
+    (directory / NAME).write_bytes(body)
     with pytest.raises(Damaged, match="not readable as weights"):
         read(directory / NAME)
     assert not trace.exists()
@@ -128,13 +150,11 @@ def test_a_malicious_pickle_is_refused_and_not_run(directory, tmp_path_factory, 
 
 def test_nothing_in_this_repository_unpickles():
     """torch.load with weights_only=True alone; data files and results are read by readers that can run nothing."""
-    loads = re.compile(r"torch\.load\((?:[^()]|\([^()]*\))*\)")
     unsafe = re.compile(r"pickle\.(load|loads|Unpickler)\(|allow_pickle=True|read_pickle|weights_only=False")
     for file in (*ROOT.glob("*.py"), *ROOT.glob("lcm/**/*.py"), *ROOT.glob("scripts/**/*.py")):
         text = file.read_text()
-        assert all("weights_only=True" in call for call in loads.findall(text)), file
-        assert text.count("torch.load(") == len(loads.findall(text)), file
-        assert not unsafe.search(text), file
+        safe = re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*weights_only=True\)", text)
+        assert text.count("torch.load(") == len(safe) and not unsafe.search(text), file
 
 
 def test_none_usable_is_said_and_nothing_deleted(directory):
@@ -142,26 +162,23 @@ def test_none_usable_is_said_and_nothing_deleted(directory):
     (directory / PREVIOUS).write_bytes(b"rubbish")
     with pytest.raises(UserError) as caught:
         newest(directory, "c0ffee", set_aside=True)
-    for part in (str(directory / NAME), "empty", str(directory / PREVIOUS), "nothing was deleted", "move"):
+    for part in (f"{directory / NAME}: empty", f"{directory / PREVIOUS}: cut", "nothing was deleted; move"):
         assert part in str(caught.value)
     assert (directory / PREVIOUS).read_bytes() == b"rubbish" and (directory / NAME).read_bytes() == b""
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_a_read_error_that_passes_is_no_damage(directory, monkeypatch, number):
-    """A network folder that is away for a moment: the good checkpoint stays where it is."""
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Path, "read_bytes", raising(OSError(number, "away")))
-        with pytest.raises(UserError, match=rf"cannot read {directory}/checkpoint\.pt \(away\)"):
-            newest(directory, "c0ffee", set_aside=True)
-    assert sorted(os.listdir(directory)) == [PREVIOUS, NAME] and newest(directory, "c0ffee")["step"] == 1
-
-
-def test_all_of_it_is_on_the_disk_before_it_has_its_name(directory, monkeypatch):
-    sizes, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (sizes.append(os.fstat(file).st_size), fsync(file)))
-    save(directory, payload(2))
-    assert sizes[0] == (directory / NAME).stat().st_size
+@pytest.mark.parametrize(
+    "function, error, raised",
+    [
+        ("pathlib.Path.read_bytes", OSError(errno.ESTALE, "away"), UserError),  # a network folder, for a moment
+        ("torch.load", MemoryError(), MemoryError),
+    ],
+)
+def test_an_error_that_passes_is_no_damage(directory, monkeypatch, function, error, raised):
+    with monkeypatch.context() as patch, pytest.raises(raised, match=r"^(cannot read .*checkpoint\.pt \(away\).*)?$"):
+        patch.setattr(function, raising(error))
+        newest(directory, "c0ffee", set_aside=True)
+    assert steps(directory) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -174,38 +191,30 @@ def test_the_reason_is_one_line_and_the_first(directory, monkeypatch, error, rea
 
 
 @pytest.mark.parametrize(
-    ("every", "steps"), [("epoch", []), ("1 step", [1, 2, 3, 4, 5, 6]), ("2 steps", [2, 4, 6]), ("500 steps", [])]
+    ("every", "due"),
+    [("epoch", []), ("1 step", [1, 2, 3, 4, 5]), ("2 steps", [2, 4]), ("500 steps", []), ("1 minutes", [2, 5])],
 )
-def test_every_few_steps(every, steps):
-    interval = SaveInterval(every)
-    assert [step for step in range(1, 7) if interval.due(step)] == steps
+def test_when_a_checkpoint_is_due(monkeypatch, every, due):
+    moments = [0, 59, 60, 61, 119, 121]  # in seconds, of the start and of five steps
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    now = moments[0]
+    interval, found = SaveInterval(every), []
+    for step, now in enumerate(moments[1:], 1):  # noqa: B007
+        found += [step] * interval.due(step)
+    assert found == due
 
 
-def test_every_few_minutes(monkeypatch):
-    now = [0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    interval, due = SaveInterval("1 minutes"), []
-    for now[0] in (59, 60, 61, 119, 121):
-        due.append(interval.due(1))
-    assert due == [False, True, False, False, True]
-
-
-def test_a_damaged_one_never_takes_the_place_of_the_good_one(directory, monkeypatch):
+def test_a_damaged_one_never_replaces_the_good_one(directory, monkeypatch):
     (directory / NAME).write_bytes(b"damaged")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"cannot write {directory}/{DAMAGED} \(no\)"):
+        patch.setattr(os, "replace", raising(PermissionError(errno.EACCES, "no")))
+        newest(directory, "c0ffee", set_aside=True)
     assert newest(directory, "c0ffee", set_aside=True)["step"] == 0
     assert (directory / DAMAGED).read_bytes() == b"damaged"
-    with monkeypatch.context() as patch:  # killed before the new one has its name
+    with monkeypatch.context() as patch, pytest.raises(Dead):  # killed before the new one has its name
         patch.setattr(os, "replace", raising(Dead()))
-        with pytest.raises(Dead):
-            save(directory, payload(2))
+        save(directory, payload(2))
     assert newest(directory, "c0ffee")["step"] == 0
-    save(directory, payload(2))
-    save(directory, payload(3))
-    assert (read(directory / NAME)["step"], read(directory / PREVIOUS)["step"]) == (3, 2)
-
-
-class Dead(BaseException):
-    """In place of SIGKILL: no `except OSError` sees it."""
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["with hard links", "without"])
@@ -231,25 +240,27 @@ def test_a_death_between_any_two_system_calls_loses_nothing(directory, monkeypat
             return called
 
         with monkeypatch.context() as patch:
-            for name in ("link", "replace", "fsync", "unlink") if links else ("replace", "fsync", "unlink"):
+            for name in ("link", "replace", "fsync", "unlink")[not links :]:
                 patch.setattr(os, name, dying(getattr(os, name)))
             try:
                 save(directory, payload(2))
             except Dead:
                 deaths += 1
-        warnings = []
-        assert newest(directory, "c0ffee", warn=warnings.append)["step"] in (1, 2) and warnings == []
+        assert newest(directory, "c0ffee", warn=pytest.fail)["step"] in (1, 2)
     assert deaths >= 8
-    save(directory, payload(2))
     save(directory, payload(3))
-    assert (read(directory / NAME)["step"], read(directory / PREVIOUS)["step"]) == (3, 2)
+    assert steps(directory) == (3, 2)
 
 
-def test_a_failed_write_leaves_both_old_ones(directory, monkeypatch):
+def test_all_of_it_is_on_the_disk_before_it_has_its_name_or_both_old_ones_stay(directory, monkeypatch):
+    sizes, fsync = [], os.fsync
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: (sizes.append(os.fstat(file).st_size), fsync(file)))
+        save(directory, payload(2))
+    assert sizes[0] == (directory / NAME).stat().st_size
     monkeypatch.setattr(os, "fsync", raising(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(
         UserError, match=r"no space left while writing .*checkpoint\.pt: what was saved before is intact"
     ):
-        save(directory, payload(2))
-    assert read(directory / NAME)["step"] == 1 and read(directory / PREVIOUS)["step"] == 0
-    assert sorted(os.listdir(directory)) == [PREVIOUS, NAME]
+        save(directory, payload(3))
+    assert steps(directory) == (2, 1)

@@ -1,7 +1,6 @@
 """compile=true: compiled training computes what plain training does, compiles once, and a killed run ends with the same bits."""
 
 import copy
-import json
 import os
 import shutil
 import signal
@@ -14,27 +13,25 @@ import pytest
 import torch
 from plain import distance, invented_batches, training_step
 from prove_resume import compare_runs
-from tiny import Process, after_step, die, directory_of, run
+from tiny import Process, after_step, die, directory_of, run, state_of
 
 from lcm.attention import LCM2
 from lcm.models import CifarResNet, fill_sites
-from lcm.training import checkpoint
 from lcm.training.compilation import compiled
 from lcm.training.epochs import train_epoch
 
 can_compile = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
 needs_compiler = pytest.mark.skipif(not can_compile, reason="needs a C++ compiler and Python's header files")
-UNEVEN = "schedule.batch_size=10"  # of 48 images: the last batch has 8
 
 
 @pytest.fixture(scope="module")
 def uneven(tiny, tmp_path_factory):
-    """(a function from a folder's name to the config of a compiled run in it, the folder in which `whole` is finished)."""
+    """A function from a folder's name to the config of a compiled run in it; the one in `whole` is finished."""
     folder = tmp_path_factory.mktemp("compiled")
 
-    def config(name, *overrides):
-        words = ["attention=none", "schedule.epochs=2", "checkpoint.every=2 steps", "compile=true", UNEVEN, *overrides]
-        return tiny(f"runs={folder / name}", *words)
+    def config(name, every="checkpoint.every=2 steps"):
+        uneven = "schedule.batch_size=10"  # of 48 images: the last batch has 8
+        return tiny(f"runs={folder / name}", "attention=none", "schedule.epochs=2", "compile=true", uneven, every)
 
     def count_compilations():
         from torch._dynamo.utils import counters
@@ -45,7 +42,7 @@ def uneven(tiny, tmp_path_factory):
     ended = run(folder, config("whole"), count_compilations)
     assert ended.code == 0 and "fp32, compiled" in ended.out and ended.out.count("compiled in") == 1, ended.err
     assert "\ngraphs 1\n" in ended.out  # one for whole batches; the smaller ones at the end of two epochs make none
-    return config, folder
+    return config
 
 
 def compare_with_plain():
@@ -74,7 +71,7 @@ def test_it_is_the_same_training(tmp_path):
     assert ended.code == 0, ended.out + ended.err
 
 
-def test_a_signal_does_not_wait_for_the_compiler(tiny, tmp_path):
+def test_a_signal_does_not_wait_for_the_compiler(tiny, ends, tmp_path):
     """Nothing is lost by it: there was no step yet."""
 
     def signal_while_it_compiles():
@@ -86,37 +83,29 @@ def test_a_signal_does_not_wait_for_the_compiler(tiny, tmp_path):
 
         convert_frame._compile = compiles_for_minutes
 
-    config = tiny(f"runs={tmp_path}", "attention=none", "compile=true")
-    started = time.monotonic()
-    ended = run(tmp_path, config, signal_while_it_compiles)
-    assert ended.code == 75 and "SIGTERM: nothing was in progress that is not saved" in ended.err
-    assert time.monotonic() - started < 60 and not (directory_of(config) / checkpoint.NAME).exists()
-    assert json.loads((directory_of(config) / "run.json").read_text())["state"] == "stopped"
+    config, started = tiny(f"runs={tmp_path}", "attention=none", "compile=true"), time.monotonic()
+    ends(config, 75, "SIGTERM: nothing was in progress that is not saved", prepare=signal_while_it_compiles)
+    assert time.monotonic() - started < 60 and not (directory_of(config) / "checkpoint.pt").exists()
+    assert state_of(config)["state"] == "stopped"
 
 
 @needs_compiler
 @pytest.mark.parametrize("step, place", [(8, "epoch 2, step 2"), (10, "epoch 2, step 4")])
-def test_a_killed_run_is_continued_exactly(uneven, step, place):
+def test_a_killed_run_is_continued_exactly(uneven, ends, step, place):
     """Also where the first batch of the process that continues is the smaller one."""
-    config, folder = uneven
-    assert (
-        run(folder, config(f"killed{step}", "checkpoint.every=1 steps"), after_step(step, die)).code == -signal.SIGKILL
-    )
-    ended = run(folder, config(f"killed{step}"))
-    assert ended.code == 0 and f"continuing  from {place}" in ended.out, ended
-    assert compare_runs(*(directory_of(config(name)) for name in ("whole", f"killed{step}"))) == []
+    config = uneven(f"killed{step}", "checkpoint.every=1 steps")
+    ends(config, -signal.SIGKILL, prepare=after_step(step, die))
+    assert f"continuing  from {place}" in ends(config, 0).out
+    assert compare_runs(directory_of(uneven("whole")), directory_of(config)) == []
 
 
-def test_a_machine_without_compiler_is_told_so(tiny, tmp_path):
+def test_a_machine_without_compiler_is_told_so(tiny, ends, tmp_path):
     def no_compiler():
         import torch._inductor.config
 
         torch._inductor.config.cpp.cxx = (None, "/nowhere/g++")
 
     config = tiny(f"runs={tmp_path}", "attention=none", "compile=true")
-    ended = run(tmp_path, config, no_compiler)
-    assert ended.code == 2 and "Traceback" not in ended.err
-    message = ended.err.splitlines()[-1]
-    assert message.startswith("error: compile=true: torch.compile cannot compile here") and "/nowhere/g++" in message
-    assert message.endswith("install them, or take compile=false")
-    assert json.loads((directory_of(config) / "run.json").read_text())["state"] == "stopped"
+    message = ends(config, 2, "/nowhere/g++", prepare=no_compiler).err.splitlines()[-1]
+    assert message.startswith("error: compile=true: torch.compile cannot compile here")
+    assert message.endswith("install them, or take compile=false") and state_of(config)["state"] == "stopped"

@@ -1,18 +1,17 @@
-"""The same config and seed give the same bits; workers and the place of a continuation change nothing; arms are true pairs."""
+"""The same config and seed give the same bits; workers and the step of a continuation change nothing; arms are true pairs."""
 
-import json
+import copy
 import signal
 
 import pytest
 import torch
 from plain import digest, evaluation_step, training_step
 from prove_resume import compare_runs
-from tiny import ATTENTIONS, FewDigits, after_step, die, directory_of, run
+from tiny import ATTENTIONS, FewDigits, after_step, die, directory_of, place_of, state_of
 
 from lcm.config.options import load
 from lcm.errors import NotFinite
 from lcm.models.build import build_network
-from lcm.training import checkpoint
 from lcm.training.epochs import evaluate, learning_rate, train_epoch
 
 
@@ -22,86 +21,82 @@ def few_digits(attention, seed=0):
     return training_step(network, data.train(8, seed)), evaluation_step(network, data.test(8))
 
 
+def watch_batches(step, change=lambda images: images):
+    """A list that gets the digest of every batch that a training step takes from now on; `change` is applied to its images."""
+    seen, take = [], step.feed.take
+
+    def taken(*args):
+        images, labels = take(*args)
+        seen.append(digest({"images": images, "labels": labels}))
+        return change(images), labels
+
+    step.feed.take = taken
+    return seen
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_twice_the_same_bits(attention):
     found = []
-    for chance in (1, 2):
+    for chance, seed in ((1, 0), (2, 0), (1, 1)):
         torch.manual_seed(chance)  # the global generator has no say ...
-        step, test = few_digits(attention)
+        step, test = few_digits(attention, seed)
         before = torch.random.get_rng_state()
         numbers = train_epoch(step, 1) | evaluate(test, 1)
         assert torch.equal(torch.random.get_rng_state(), before)  # ... and training leaves it alone
         found.append((digest(step.step.network.state_dict()), numbers))
-    assert found[0] == found[1]
-    step, test = few_digits(attention, seed=1)
-    assert train_epoch(step, 1) | evaluate(test, 1) != numbers
+    assert found[0] == found[1] and found[0][0] != found[2][0] and found[0][1] != found[2][1]
 
 
-def test_arms_of_one_seed_share_their_backbone_and_their_images(monkeypatch):
+def test_arms_of_one_seed_share_their_backbone_and_their_images():
     """All seven attentions: the same initialisation wherever both have it, the same images in the same order."""
     first, seen = {}, {}
     for attention in ATTENTIONS:
         step, _ = few_digits(attention)
-        first[attention] = step.step.network.state_dict()
-        seen[attention], take = [], step.feed.take
-
-        def taken(*args, seen=seen[attention], take=take):
-            images, labels = take(*args)
-            seen.append(digest({"images": images, "labels": labels}))
-            return images, labels
-
-        first[attention] = {name: tensor.clone() for name, tensor in first[attention].items()}
-        monkeypatch.setattr(step.feed, "take", taken)
+        first[attention] = copy.deepcopy(step.step.network.state_dict())
+        seen[attention] = watch_batches(step)
         for epoch in (1, 2):
             train_epoch(step, epoch)
     assert len(seen["none"]) == len(set(seen["none"])) == 12
-    assert all(images == seen["none"] for images in seen.values())
     backbone = first["none"]
     for attention, weights in first.items():
-        assert set(backbone) <= set(weights)
+        assert seen[attention] == seen["none"] and set(backbone) <= set(weights)
         assert digest({name: weights[name] for name in backbone}) == digest(backbone), attention
         assert attention == "none" or set(weights) > set(backbone)
 
 
-def test_workers_and_a_continuation_inside_an_epoch_change_nothing(tiny, tmp_path):
+def test_workers_and_a_continuation_inside_an_epoch_change_nothing(tiny, ends, tmp_path):
     """data.workers=0, 2, 4; and killed in the middle of epoch 2, continued with another number of workers."""
-    configs = [tiny(f"runs={tmp_path}/{workers}", f"data.workers={workers}") for workers in (0, 2, 4)]
-    for config in configs:
-        ended = run(tmp_path, config)
-        assert ended.code == 0, ended.err
-    for config in configs[1:]:
-        assert compare_runs(directory_of(configs[0]), directory_of(config)) == []
-
+    whole, *others = [tiny(f"runs={tmp_path}/{workers}", f"data.workers={workers}") for workers in (0, 2, 4)]
     parts = [tiny(f"runs={tmp_path}/parts", f"data.workers={w}", "checkpoint.every=3 steps") for w in (4, 0)]
-    assert run(tmp_path, parts[0], after_step(10, die)).code == -signal.SIGKILL
-    saved = checkpoint.read(directory_of(parts[0]) / checkpoint.NAME)
-    assert (saved["epoch"], saved["index"]) == (2, 3)
-    assert run(tmp_path, parts[1]).code == 0
-    assert compare_runs(directory_of(configs[0]), directory_of(parts[1])) == []
+    ends(parts[0], -signal.SIGKILL, prepare=after_step(10, die))
+    assert place_of(parts[0]) == (2, 3)
+    for config in (whole, *others, parts[1]):
+        ends(config, 0)
+        assert compare_runs(directory_of(whole), directory_of(config)) == []
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoiled():
     step, _ = few_digits("lcm2")
-    take, before, done = step.feed.take, [], []
+    trained, before, done = [*step.step.network.parameters(), *step.step.momenta.values()], [], []
 
-    def taken(*args):
-        images, labels = take(*args)
-        if len(done) == 3:  # in the fourth step
-            before.extend(tensor.clone() for tensor in (*step.step.network.parameters(), *step.step.momenta.values()))
-            images = images * float("nan")
-        return images, labels
+    def spoil(images):
+        if len(done) != 3 or before:
+            return images
+        before.extend(tensor.clone() for tensor in trained)
+        return images * float("nan")  # in the fourth step
 
-    step.feed.take = taken
+    watch_batches(step, spoil)
     with pytest.raises(NotFinite, match=r"the training loss stopped being a finite number in epoch 1.*learning_rate"):
         train_epoch(step, 1, after_step=done.append)
-    assert done == [1, 2, 3]  # it went no further
-    assert all(map(torch.equal, before, (*step.step.network.parameters(), *step.step.momenta.values())))
+    assert done == [1, 2, 3]  # it went no further ...
+    step(4)  # ... where a GPU does, and its loss is finite again
+    assert all(map(torch.equal, before, trained))
     with pytest.raises(NotFinite, match="the training loss stopped being a finite number in epoch 7"):
-        step.step.snapshot(7)  # on a GPU a checkpoint can be due before the loss was looked at
+        step.step.snapshot(7)  # on a GPU a checkpoint can be due before the loss is read
 
 
 def test_what_is_no_number_is_neither_saved_nor_recorded():
-    """A finite loss can have gradients that are not; a checkpoint after that step would keep the wreck."""
+    """A finite loss can have gradients that are not; a checkpoint after that step would keep them."""
     step, test = few_digits("none")
     with torch.no_grad():
         step.step.network.fc.weight[3, 5] = float("inf")
@@ -111,16 +106,14 @@ def test_what_is_no_number_is_neither_saved_nor_recorded():
         evaluate(test, 2)
 
 
-def test_a_diverged_run_is_failed_with_exit_code_1(tiny, tmp_path):
+def test_a_diverged_run_is_failed_with_exit_code_1(tiny, ends, tmp_path):
     config = tiny(f"runs={tmp_path}", "schedule.learning_rate=1e30")
-    ended = run(tmp_path, config)
-    assert ended.code == 1 and "Traceback" not in ended.err and "Lower schedule.learning_rate" in ended.err, ended
-    assert ended.err.startswith(
-        "error: the training loss stopped being a finite number in epoch 1; the last checkpoint"
-    )
-    state = json.loads((directory_of(config) / "run.json").read_text())
-    assert state["state"] == "failed" and state["message"] in ended.err and state["result"] is None
-    assert run(tmp_path, config).code == 1  # and again, not silently something else
+    ended = ends(config, 1, "Lower schedule.learning_rate")
+    words = "error: the training loss stopped being a finite number in epoch 1; the last checkpoint"
+    state = state_of(config)
+    assert ended.err.startswith(words) and state["message"] in ended.err
+    assert state["state"] == "failed" and state["result"] is None
+    ends(config, 1)  # and again, not silently something else
 
 
 PAPER = {  # section 4.1.2: 300 epochs, divided by 10 at 50 % and 75 %; 100 epochs, divided by 10 at epochs 30 and 60
@@ -135,8 +128,7 @@ def test_the_learning_rate_is_the_papers(name):
     schedule = load("schedule", name)
     assert schedule["epochs"] == sum(map(len, PAPER[name].values()))
     for rate, epochs in PAPER[name].items():
-        for epoch in epochs:
-            assert learning_rate(schedule, epoch) == pytest.approx(rate, rel=1e-15), epoch
+        assert [learning_rate(schedule, epoch) for epoch in epochs] == pytest.approx([rate] * len(epochs), rel=1e-15)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 10, 40, 100, 300])

@@ -1,4 +1,4 @@
-"""What a GPU is asked and told, without one: precision, determinism, memory."""
+"""The machine: what a GPU is told, without one; threads=auto, so that a run's bits do not depend on the moment; memory."""
 
 import gc
 import weakref
@@ -11,6 +11,7 @@ from lcm.attention.vector import ComparedMaximum, maximum
 from lcm.config.options import choices
 from lcm.errors import UserError
 from lcm.models.build import build_network
+from lcm.training import device
 from lcm.training.device import release_memory, set_deterministic, set_precision
 
 CUDA = torch.device("cuda:0")
@@ -39,21 +40,6 @@ def test_determinism_does_not_fill_new_tensors(deterministic):
     assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
-def test_memory_of_a_finished_run_is_released(monkeypatch):
-    emptied = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held() is None))
-    tensor = torch.zeros(1)
-    tensor.itself = tensor  # a reference cycle, as a network and its optimizer have some
-    held = weakref.ref(tensor)
-    gc.disable()
-    try:
-        del tensor
-        release_memory()
-    finally:
-        gc.enable()
-    assert emptied == [True]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape, dim", [((5, 7), 1), ((3, 20, 4), 1), ((2, 5, 6, 8), -1)])
 def test_the_gradient_of_a_maximum_by_comparison(shape, dim, dtype):
@@ -78,15 +64,72 @@ class NoScatter(TorchDispatchMode):
 @pytest.mark.parametrize("attention", choices("attention"))
 def test_deterministic_training_never_scatters(attention, deterministic):
     network = build_network("resnet20", attention, layers=8)
-    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     with NoScatter():
-        torch.nn.functional.cross_entropy(network(images), labels).backward()
+        torch.nn.functional.cross_entropy(network(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
 
 
 def test_only_deterministic_training_compares(deterministic):
     x = torch.randn(3, 4, requires_grad=True)
     assert maximum(x, 1).grad_fn.name() == "ComparedMaximumBackward"
     torch.use_deterministic_algorithms(False)
-    assert maximum(x, 1).grad_fn.name() == "MaxBackward0"
     with pytest.raises(AssertionError, match="scatter"), NoScatter():
         maximum(x, 1).sum().backward()
+
+
+def test_memory_of_a_finished_run_is_released(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held() is None))
+    tensor = torch.zeros(1)
+    tensor.itself = tensor  # a reference cycle, as a network and its optimizer have some
+    held = weakref.ref(tensor)
+    gc.disable()
+    try:
+        del tensor
+        release_memory()
+    finally:
+        gc.enable()
+    assert emptied == [True]
+
+
+@pytest.mark.parametrize(
+    "threads, omp, waited, number, warned",
+    [
+        ("auto", None, 0.0, 8, False),
+        ("auto", "3", 0.2, 3, False),
+        ("auto", "64", 0.21, 8, True),
+        ("auto", "0", 0.9, 1, False),  # nothing to reduce
+        ("auto", "4,2", 0.0, 8, False),
+        (3, "2", 0.9, 3, True),
+    ],
+)
+def test_threads(monkeypatch, threads, omp, waited, number, warned):
+    """OMP_NUM_THREADS is an upper bound of `auto`; a busy machine changes nothing but the warning."""
+    before, said = torch.get_num_threads(), []
+    monkeypatch.setattr(device, "available_processors", lambda: 8)
+    monkeypatch.setattr(device, "share_waited", lambda: waited)
+    monkeypatch.setenv("OMP_NUM_THREADS", omp) if omp else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        assert device.set_threads(threads, said.append) == torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+    assert [line.startswith("warning: other programs keep the processors busy") for line in said] == [True] * warned
+
+
+def test_affinity_and_quota(monkeypatch, tmp_path):
+    def opened(path):
+        assert path == "/sys/fs/cgroup/cpu.max"
+        return open(tmp_path / "cpu.max")
+
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda process: set(range(6)))
+    monkeypatch.setattr(device, "open", opened, raising=False)
+    for content, processors in {"max 100000": 6, "250000 100000": 2, "50000 100000": 1, "900000 100000": 6}.items():
+        (tmp_path / "cpu.max").write_text(content + "\n")
+        assert device.available_processors() == processors
+
+
+def test_the_share_that_this_process_waited(tmp_path):
+    assert device.share_waited(tmp_path / "nowhere") == 0
+    for content, share in {"0 0 0": 0, "300 100 7": 0.25}.items():
+        (tmp_path / "schedstat").write_text(f"{content}\n")
+        assert device.share_waited(tmp_path / "schedstat") == share
+    assert 0 <= device.share_waited() <= 1

@@ -1,15 +1,18 @@
 """A disk that fills up, a file that must not grow, a folder that cannot be written: one message, nothing lost, continued."""
 
-import json
 import os
 import resource
 import shutil
 import subprocess
 
 import pytest
-from tiny import directory_of, run
+from tiny import directory_of, place_of, state_of
 
+import lcm.runs.state
 from lcm.training import checkpoint
+from lcm.training.log import RunLog
+
+FULL = "what was saved before is intact; make room and run the same command again\n"
 
 
 @pytest.fixture
@@ -17,105 +20,78 @@ def mounted(request, tmp_path):
     """A file system of 4 MB: a run of the tiny setting takes 2 while it saves."""
     if not request.config.getoption("--as-root", default=False):
         pytest.skip("mounts a file system: --as-root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
-def fill(disk):
-    """Leave not one byte."""
-    with open(disk / "ballast", "ab", buffering=0) as ballast:
-        for size in (2**16, 1):
-            try:
-                while True:
-                    ballast.write(b"x" * size)
-            except OSError:
-                continue
+@pytest.fixture
+def fill(mounted):
+    """A function: leave not one byte on the disk; with `name` of `holder`: when that is called for the second time."""
 
+    def now():
+        with open(mounted / "ballast", "ab", buffering=0) as ballast:
+            for size in (2**16, 1):
+                try:
+                    while True:
+                        ballast.write(b"x" * size)
+                except OSError:
+                    continue
 
-def fill_at(disk, holder, name, call):
-    """Arrange that the disk is full from the `call`-th time on that holder.name is called."""
-
-    def prepare():
+    def later(holder, name):
         original, calls = getattr(holder, name), []
 
         def called(*args, **kwargs):
             calls.append(1)
-            if len(calls) == call:
-                fill(disk)
+            if len(calls) == 2:
+                now()
             return original(*args, **kwargs)
 
         setattr(holder, name, called)
 
-    return prepare
+    return lambda *where: (later if where else now)(*where)
 
 
-def check_message(ended):
-    assert ended.code == 2, ended
-    assert ended.err.startswith("error: no space left while writing ") and ended.err.count("\n") == 1, ended.err
-    assert "what was saved before is intact; make room and run the same command again" in ended.err
-
-
-@pytest.mark.parametrize("moment", ["metrics", "checkpoint", "the end"])
-def test_full_while_it_trains(tiny, finishes_exactly, mounted, tmp_path, moment):
-    import lcm.runs.state
-    from lcm.training.log import RunLog
-
+@pytest.mark.parametrize(
+    "where, place",
+    [((RunLog, "append"), (2, 0)), ((checkpoint, "save"), (2, 0)), ((lcm.runs.state, "write_state"), (4, 0))],
+    ids=["metrics", "checkpoint", "the end"],
+)
+def test_full_while_it_trains(tiny, ends, finishes_exactly, mounted, fill, where, place):
     config = tiny(f"runs={mounted}", "tensorboard=true")
-    directory = directory_of(config)
-    where = {
-        "metrics": (RunLog, "append", 2),
-        "checkpoint": (checkpoint, "save", 2),
-        "the end": (lcm.runs.state, "write_state", 2),
-    }
-    ended = run(tmp_path, config, fill_at(mounted, *where[moment]))
-    check_message(ended)
-    assert json.loads((directory / "run.json").read_text())["state"] in ("running", "stopped")
-    saved = checkpoint.read(directory / checkpoint.NAME)
-    assert (saved["epoch"], saved["index"]) == ((4, 0) if moment == "the end" else (2, 0))
-    check_message(run(tmp_path, config))  # still full
-    assert checkpoint.read(directory / checkpoint.NAME)["epoch"] == saved["epoch"]
+    ended = ends(config, 2, "error: no space left while writing ", FULL, prepare=lambda: fill(*where))
+    assert ended.err.count("\n") == 1 and state_of(config)["state"] in ("running", "stopped")
+    assert place_of(config) == place
+    ends(config, 2, FULL)  # still full
+    assert place_of(config) == place
     (mounted / "ballast").unlink()
-    ended = finishes_exactly(config)
-    assert f"continuing  from epoch {saved['epoch']}" in ended.out
-    assert not [name for name in os.listdir(directory) if name.endswith(".tmp")]
+    finishes_exactly(config, f"continuing  from epoch {place[0]}")
+    assert not [name for name in os.listdir(directory_of(config)) if name.endswith(".tmp")]
 
 
-def test_full_from_the_start(tiny, finishes_exactly, mounted, tmp_path):
+def test_full_from_the_start(tiny, ends, finishes_exactly, mounted, fill):
     config = tiny(f"runs={mounted}")
-    fill(mounted)
-    check_message(run(tmp_path, config))
+    fill()
+    ends(config, 2, FULL)
     (mounted / "ballast").unlink()
     finishes_exactly(config)
 
 
-def test_a_limit_on_the_size_of_files(tiny, finishes_exactly, tmp_path):
+def test_a_limit_on_the_size_of_files(tiny, ends, finishes_exactly, tmp_path):
     """As a full disk, where nothing can be mounted: the kernel really refuses to write a checkpoint."""
     config = tiny(f"runs={tmp_path}")
-
-    def prepare():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
-    ended = run(tmp_path, config, prepare)
-    assert ended.code == 2 and "Traceback" not in ended.err
-    assert ended.err.startswith(f"error: cannot write {directory_of(config)}/checkpoint.pt (File too large)")
+    message = f"error: cannot write {directory_of(config)}/checkpoint.pt (File too large)"
+    ends(config, 2, message, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)))
     assert not (directory_of(config) / checkpoint.NAME).exists()
     finishes_exactly(config)
 
 
-def test_a_folder_that_cannot_be_written(tiny, mounted, tmp_path):
-    subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
-    ended = run(tmp_path, tiny(f"runs={mounted}/runs"))
-    assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
-    assert ended.err.startswith(f"error: cannot write {mounted}/runs/digits/resnet20/lcm2/seed0-")
-    assert "check the folder's owner and permissions, or choose another folder" in ended.err
-
-
-def test_a_finished_run_that_only_can_be_read(tiny, reference, mounted, tmp_path):
-    """Somebody else's results: the same command shows them."""
+def test_a_folder_that_only_can_be_read(tiny, ends, reference, mounted):
+    """A new run cannot be written; the same command shows somebody else's finished one."""
     shutil.copytree(reference, mounted / "run", ignore=shutil.ignore_patterns("checkpoint*"))
     subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
-    ended = run(tmp_path, tiny(f"run_directory={mounted}/run"))
-    assert ended.code == 0 and f"already finished: {mounted}/run\ntest top-1 " in ended.out, ended.err
+    where = f"error: cannot write {mounted}/runs/digits/resnet20/lcm2/seed0-"
+    ends(tiny(f"runs={mounted}/runs"), 2, where, "check the folder's owner and permissions, or choose another folder")
+    assert f"already finished: {mounted}/run\ntest top-1 " in ends(tiny(f"run_directory={mounted}/run"), 0).out

@@ -3,20 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import torch
+from first_gpu_hour import __main__ as hour
+from first_gpu_hour import parts
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "scripts"))
-
-from first_gpu_hour import __main__ as hour  # noqa: E402
-from first_gpu_hour import parts  # noqa: E402
+from lcm.training import checkpoint
 
 
 def test_the_rehearsal(tmp_path):
     """To its end, each part with a result; the second time there is nothing to do."""
-    command = [sys.executable, ROOT / "scripts" / "first_gpu_hour", "--rehearse", "--out", tmp_path]
+    command = [sys.executable, parts.ROOT / "scripts" / "first_gpu_hour", "--rehearse", "--out", tmp_path]
     ended = subprocess.run(command, capture_output=True, text=True)
     results = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]
     assert ended.returncode == 0 and ended.stderr == "", (ended, results)
@@ -57,10 +55,6 @@ def test_a_part_out_of_time_is_stopped_by_a_signal(one_part, tmp_path):
 
 
 def test_runs_that_differ_are_named(tmp_path, monkeypatch):
-    import torch
-
-    from lcm.training import checkpoint
-
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text('{"config_hash": "0"}')

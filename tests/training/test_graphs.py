@@ -4,11 +4,11 @@ import contextlib
 
 import pytest
 import torch
-from plain import CPU, invented_batches, sgd
+from plain import CPU, invented_batches, sgd, small_network
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lcm.models.build import build_network
+from lcm.data.in_memory import Batches
 from lcm.training.epochs import evaluate, train_epoch
 from lcm.training.graphs import IN_FLIGHT, BufferFeed, Captured, Eager, HostFeed, ResidentFeed, bind
 from lcm.training.step import TestStep, TrainStep
@@ -38,70 +38,70 @@ class Recorder(TorchDispatchMode):
                     old.copy_(new)
 
 
+class Stream(str):
+    __slots__ = ()
+
+    def wait_stream(self, other):
+        pass
+
+
 class StandIn:
     """torch.cuda as far as lcm.training.graphs uses it; `fail` maps the number of a capture to the exception it raises."""
 
     def __init__(self):
-        self.current, self.fail, self.captures, self.emptied = "default", {}, 0, 0
+        self.current, self.fail, self.captures, self.emptied = Stream("default"), {}, 0, 0
         self.recorded = self.waited = 0  # steps
 
-    def install(self, monkeypatch):
-        cuda = self
+    @contextlib.contextmanager
+    def stream(self, other):
+        before, self.current = self.current, other
+        yield
+        self.current = before  # not in a `finally`: a capture that fails leaves its stream behind
 
-        class Event:
-            number = 0
+    @contextlib.contextmanager
+    def graph(self, recorder, pool, stream):
+        assert pool == "pool" and stream == "side"
+        self.captures += 1
+        with self.stream(stream):
+            with recorder:
+                yield
+            if self.captures in self.fail:
+                raise self.fail[self.captures]
 
-            def __init__(self, blocking):
-                assert blocking
-
-            def record(self, stream):
-                assert stream == "default"
-                cuda.recorded += 1
-                self.number = cuda.recorded
-
-            def synchronize(self):
-                cuda.waited = max(cuda.waited, self.number)
-
-        class Stream(str):
-            __slots__ = ()
-            wait_stream = lambda self, other: None  # noqa: E731
-
-        @contextlib.contextmanager
-        def stream(other):
-            before, cuda.current = cuda.current, other
-            yield
-            cuda.current = before  # not in a `finally`: a capture that fails leaves its stream behind
-
-        @contextlib.contextmanager
-        def graph(recorder, pool, stream):
-            assert pool == "pool" and stream == "side"
-            cuda.captures += 1
-            with torch.cuda.stream(stream):
-                with recorder:
-                    yield
-                if cuda.captures in cuda.fail:
-                    raise cuda.fail[cuda.captures]
-
-        self.current = Stream("default")
-        for name, value in {
-            "Event": Event, "Stream": lambda device: Stream("side"), "stream": stream, "graph": graph, "CUDAGraph": Recorder,
-            "current_stream": lambda device: cuda.current, "set_stream": lambda other: setattr(cuda, "current", other),
-            "graph_pool_handle": lambda: "pool", "synchronize": lambda device: None,
-            "empty_cache": lambda: setattr(cuda, "emptied", cuda.emptied + 1),
-        }.items():  # fmt: skip
-            monkeypatch.setattr(torch.cuda, name, value)
+    def empty_cache(self):
+        self.emptied += 1
 
 
 @pytest.fixture
 def cuda(monkeypatch):
-    stand_in = StandIn()
-    stand_in.install(monkeypatch)
-    return stand_in
+    cuda = StandIn()
+
+    class Event:
+        number = 0
+
+        def __init__(self, blocking):
+            assert blocking
+
+        def record(self, stream):
+            assert stream == "default"
+            cuda.recorded += 1
+            self.number = cuda.recorded
+
+        def synchronize(self):
+            cuda.waited = max(cuda.waited, self.number)
+
+    values = {"Event": Event, "Stream": lambda device: Stream("side"), "CUDAGraph": Recorder}
+    values |= {"stream": cuda.stream, "graph": cuda.graph, "empty_cache": cuda.empty_cache}
+    values |= {"current_stream": lambda device: cuda.current, "synchronize": lambda device: None}
+    values |= {"set_stream": lambda other: setattr(cuda, "current", other), "graph_pool_handle": lambda: "pool"}
+    for name, value in values.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return cuda
 
 
 def a_step(kind=ResidentFeed, rate=0.05, evaluation=False):
     """(step, feed) on the CPU whose feed says that it is on a GPU: 70 images in batches of 16, the last one of 6."""
-    network = build_network("resnet20", "lcm2", seed=0, layers=8).to(memory_format=torch.channels_last)
+    network = small_network("resnet20")
     source = kind(invented_batches(70, 16), CPU)
     source.device = CUDA
     autocast = torch.autocast("cpu", enabled=False)
@@ -113,12 +113,20 @@ def a_step(kind=ResidentFeed, rate=0.05, evaluation=False):
 @pytest.fixture(autouse=True)
 def no_transfers(monkeypatch):
     """Batches that a feed prepares for its GPU stay on the CPU."""
-    prepare = type(invented_batches(16)).prepare
-    monkeypatch.setattr(type(invented_batches(16)), "prepare", lambda self, raw, device: prepare(self, raw, CPU))
+    prepare = Batches.prepare
+    monkeypatch.setattr(Batches, "prepare", lambda self, raw, device: prepare(self, raw, CPU))
 
 
-def copies(step, source):
-    return [tensor.clone() for tensor in [*step.state(), *(source.state() if isinstance(source, ResidentFeed) else [])]]
+@pytest.fixture
+def unchanged():
+    """A function of a step and its feed: remembers their tensors and returns a function that checks them."""
+
+    def remember(step, source):
+        tensors = [*step.state(), *source.state()]
+        kept = [tensor.clone() for tensor in tensors]
+        return lambda: all(map(torch.equal, kept, tensors))
+
+    return remember
 
 
 @pytest.mark.parametrize("kind", [ResidentFeed, HostFeed])
@@ -131,17 +139,14 @@ def test_captured_and_eager_give_the_same_bits(cuda, kind):
         assert isinstance(bound, Captured if capture else Eager)
         found = [train_epoch(bound, 1)]
         step.optimizer.param_groups[0]["lr"].fill_(0.01)
-        found.append(train_epoch(bound, 2))
-        found.append(train_epoch(bound, 3, start=3))
+        found += [train_epoch(bound, 2), train_epoch(bound, 3, start=3)]
         results.append((found, step.state()))
     assert cuda.captures == 2  # one for each size, none of them during an epoch
-    assert results[0][0] == results[1][0]
-    assert all(map(torch.equal, results[0][1], results[1][1]))
+    assert results[0][0] == results[1][0] and all(map(torch.equal, results[0][1], results[1][1]))
 
 
 def test_captured_evaluation_follows_the_weights(cuda):
-    step, source = a_step(evaluation=True)
-    bound, eager = bind(step, source, True), bind(*a_step(evaluation=True), False)
+    bound, eager = (bind(*a_step(evaluation=True), capture) for capture in (True, False))
     for change in (0.0, 0.3):
         for network in (bound.step.network, eager.step.network):
             with torch.no_grad():
@@ -151,57 +156,54 @@ def test_captured_evaluation_follows_the_weights(cuda):
 
 @pytest.mark.parametrize("kind", [ResidentFeed, HostFeed])
 @pytest.mark.parametrize("position", [0, 2])
-def test_capturing_changes_nothing(cuda, kind, position):
+def test_capturing_changes_nothing(cuda, unchanged, kind, position):
     """Before the first step and in the middle of an epoch, after which it goes on as if nothing had been."""
     step, source = a_step(kind)
     source.start(0)
     eager = Eager(step, source)
     for index in range(position):
         eager(index)
-    before = copies(step, source)
+    same = unchanged(step, source)
     bound = bind(step, source, True)
-    assert all(map(torch.equal, before, copies(step, source)))
-    assert cuda.current == "default" and cuda.captures == 2
+    assert same() and cuda.current == "default" and cuda.captures == 2
     assert isinstance(bound.feed, BufferFeed if kind is HostFeed else ResidentFeed)
 
 
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("kind", [ResidentFeed, HostFeed])
-def test_a_capture_that_fails_leaves_an_eager_step(cuda, kind, number):
+def test_a_capture_that_fails_leaves_an_eager_step(cuda, unchanged, kind, number):
     """Whichever of the two: one line says why, no tensor is changed, no graph keeps memory, the default stream is back."""
     cuda.fail, lines = {number: NO_GRAPH}, []
     step, source = a_step(kind)
-    before = copies(step, source)
+    same = unchanged(step, source)
     bound = bind(step, source, True, lines.append)
-    assert all(map(torch.equal, before, copies(step, source)))
-    assert isinstance(bound, Eager) and bound.feed is source and cuda.current == "default" and cuda.emptied == 1
+    assert same() and isinstance(bound, Eager) and bound.feed is source
+    assert cuda.current == "default" and cuda.emptied == 1
     assert all(parameter.grad is None for parameter in step.network.parameters())
     (line,) = lines
     assert line.startswith("no CUDA graph (operation not permitted when stream is capturing): every step")
-    expected = train_epoch(bind(*a_step(kind), False), 1)
-    assert train_epoch(bound, 1) == expected
+    assert train_epoch(bound, 1) == train_epoch(bind(*a_step(kind), False), 1)
 
 
-OUT_OF_MEMORY = [
-    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    torch.AcceleratorError("CUDA error: out of memory") if hasattr(torch, "AcceleratorError") else RuntimeError("out of memory"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "driver", "cublas"])
-@pytest.mark.parametrize("number", [1, 2])
-def test_out_of_memory_is_no_missing_graph(cuda, error, number):
+@pytest.mark.parametrize(
+    "error, number",
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1),
+        (getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"), 2),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 2),
+    ],
+    ids=["torch", "driver", "cublas"],
+)
+def test_out_of_memory_is_no_missing_graph(cuda, unchanged, error, number):
     cuda.fail = {number: error}
     step, source = a_step()
-    before = copies(step, source)
+    same = unchanged(step, source)
     with pytest.raises(type(error), match=r"memory|ALLOC"):
         bind(step, source, True, pytest.fail)
-    assert all(map(torch.equal, before, copies(step, source)))
-    assert cuda.current == "default"
+    assert same() and cuda.current == "default"
 
 
-def test_an_error_of_the_step_itself_is_no_missing_graph(cuda):
+def test_an_error_of_the_step_itself_is_no_missing_graph(cuda, unchanged):
     """For example of torch.compile: raised as it is, once, before anything is captured."""
     step, source = a_step()
     calls = []
@@ -210,11 +212,10 @@ def test_an_error_of_the_step_itself_is_no_missing_graph(cuda):
         calls.append(len(images))
         raise RuntimeError("backend='inductor' raised: no C++ compiler")
 
-    step.forward, before = fails, copies(step, source)
+    step.forward, same = fails, unchanged(step, source)
     with pytest.raises(RuntimeError, match="no C"):
         bind(step, source, True, pytest.fail)
-    assert calls == [16] and cuda.captures == 0
-    assert all(map(torch.equal, before, copies(step, source)))
+    assert calls == [16] and cuda.captures == 0 and same()
 
 
 @pytest.mark.parametrize("capture", [True, False])

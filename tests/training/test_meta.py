@@ -4,7 +4,6 @@ Meta tensors have shapes, strides and a device but no data: nothing can be read 
 captured CUDA graph, and a tensor left on the CPU is noticed where it meets the others.
 """
 
-import functools
 import sys
 
 import pytest
@@ -43,14 +42,8 @@ class Autocast(TorchFunctionMode):
         return super().__exit__(*error)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        to = {
-            "conv2d": self.dtype,
-            "linear": self.dtype,
-            "matmul": self.dtype,
-            "__matmul__": self.dtype,
-            "bmm": self.dtype,
-        }
-        to |= {"softmax": torch.float32, "sum": torch.float32, "layer_norm": torch.float32}
+        to = dict.fromkeys(("conv2d", "linear", "matmul", "__matmul__", "bmm"), self.dtype)
+        to |= dict.fromkeys(("softmax", "sum", "layer_norm"), torch.float32)
         dtype = to.get(function.__name__) if self.dtype else None
         if dtype and not (kwargs or {}).get("dtype"):
             cast = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
@@ -94,12 +87,10 @@ def meta():
     library.impl("_fused_sgd_.tensor_lr", fused_sgd)
     with pytest.MonkeyPatch.context() as patch:
         enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+        patch.setattr(sys.modules["torch.optim.sgd"], "_device_dtype_check_for_fused", lambda *args, **options: None)
         patch.setattr(torch, "autocast", Autocast)
         patch.setattr(
-            sys.modules["torch.optim.sgd"], "_device_dtype_check_for_fused", lambda *arguments, **options: None
-        )
-        patch.setattr(
-            torch, "is_autocast_enabled", lambda *k: Autocast.current is not None if k == ("meta",) else enabled(*k)
+            torch, "is_autocast_enabled", lambda *k: bool(Autocast.current) if k == ("meta",) else enabled(*k)
         )
         patch.setattr(torch, "get_autocast_dtype", lambda k: Autocast.current if k == "meta" else dtype(k))
         yield
@@ -131,11 +122,6 @@ def watch_layouts(network, layout):
             module.register_forward_hook(check)
 
 
-@functools.cache
-def data():
-    return invented_batches(70, 16)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("attention", choices("attention"))
 @pytest.mark.parametrize("model, family, memory", networks())
@@ -148,7 +134,7 @@ def test_a_step(model, family, memory, attention, precision):
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
     optimizer.param_groups[0]["lr"] = torch.empty((), device=META)  # its constructor reads the number
     autocast = Autocast("meta", torch.bfloat16, enabled=precision == "bf16")
-    feed = ResidentFeed(data(), META)
+    feed = ResidentFeed(invented_batches(70, 16), META)
     feed.start(0)
     train, test = TrainStep(network, optimizer, autocast, META), TestStep(network, autocast, META)
     updated.clear()

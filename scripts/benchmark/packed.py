@@ -25,11 +25,10 @@ def packed(options):
 
 
 def together(options, network, how):
-    sides = []
-    for runs in RUNS:
-        one = sides[0] if sides else None
-        variant = f"fp32 captured, {runs} at once, {how}"
-        sides.append(Side(options, "epoch", variant, base=one, runs=runs, network=network, steps=options.steps))
+    spec = {"network": network, "steps": options.steps}
+    sides = [Side(options, "epoch", f"fp32 captured, {runs} at once, {how}", runs=runs, **spec) for runs in RUNS]
+    for side in sides:
+        side.base = sides[0]
     return summarise(take_turns("packed", sides, options), "packed")
 
 
