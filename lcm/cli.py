@@ -38,10 +38,10 @@ def run_task(train, cfg):
             sys.exit(Stopped.exit_code)
         return outcome
     except Exception as error:
-        end(error, debug=cfg.get("debug") is True)
+        exit_with_message(error, debug=cfg.get("debug") is True)
 
 
-def end(error, debug=False):
+def exit_with_message(error, debug=False):
     """Print an exception as one message and exit with its code; unknown ones, and all of them with `debug`, with traceback."""
     if STOP.at_once and not isinstance(error, Stopped):  # from code that a signal's exception interrupted
         error = Stopped(STOP.requested, "nothing was in progress that is not saved")
@@ -61,17 +61,14 @@ class SurvivingStream:
         self._stream = stream
 
     def write(self, text):
-        with self._surviving():
-            return self._stream.write(text)
+        return self._surviving(self._stream.write, text)
 
     def flush(self):
-        with self._surviving():
-            self._stream.flush()
+        return self._surviving(self._stream.flush)
 
-    @contextlib.contextmanager
-    def _surviving(self):
+    def _surviving(self, call, *arguments):
         try:
-            yield
+            return call(*arguments)
         except OSError:  # from now on to /dev/null, with what the stream still holds
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
@@ -81,7 +78,7 @@ class SurvivingStream:
 
 
 def main(task):
-    """Run Hydra's `task` on this process's command line; exits with 0, or as `end` says."""
+    """Run Hydra's `task` on this process's command line; exits with 0, or as `exit_with_message` says."""
     from hydra._internal.utils import get_args_parser
     from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
@@ -105,8 +102,8 @@ def main(task):
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
     except (HydraException, OmegaConfBaseException) as error:
-        end(UserError(f"the config cannot be composed: {composition_problem(error)}"))
+        exit_with_message(UserError(f"the config cannot be composed: {composition_problem(error)}"))
     except OSError as error:
-        end(unwritable(error.filename, error) if error.filename else error)  # hydra.run.dir
+        exit_with_message(unwritable(error.filename, error) if error.filename else error)  # hydra.run.dir
     except (Stopped, Exception) as error:
-        end(error)
+        exit_with_message(error)

@@ -7,7 +7,6 @@ import signal
 import sys
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-FINISHED = 0
 
 
 class UserError(Exception):

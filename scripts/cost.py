@@ -7,10 +7,10 @@ Two steps each, after one that is not counted; where images are large, with few 
 """
 
 import argparse
-import csv
-import io
 import time
 from pathlib import Path
+
+import pandas as pd
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
@@ -46,14 +46,13 @@ def main(arguments=None):
     from lcm.training.device import choose_device, describe_device
 
     device = choose_device(options.device)
-    lines = io.StringIO()
-    table = csv.writer(lines, lineterminator="\n")
-    table.writerow(["model", "attention", "seconds_per_image", "batch", "device"])
+    rows = []
     for index, (model, attention) in enumerate(sorted(pairs), 1):
         seconds, batch = seconds_per_image(model, attention, device.type)
         print(f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms an image", flush=True)
-        table.writerow([model, attention, f"{seconds:.4g}", batch, describe_device(device)])
-    write(Path(options.results) / "cost.csv", lines.getvalue())
+        rows.append([model, attention, f"{seconds:.4g}", batch, describe_device(device)])
+    table = pd.DataFrame(rows, columns=["model", "attention", "seconds_per_image", "batch", "device"])
+    write(Path(options.results) / "cost.csv", table.to_csv(index=False))
     print(f"{options.results}/cost.csv written")
 
 

@@ -56,14 +56,8 @@ def main(command_line=None):
         sys.exit(code)
     again, epochs_again = read(Path(options.runs) / run["run"])
     apart = differences(epochs, epochs_again)
-    if not apart:
-        print(f"the same numbers, bit for bit: {len(epochs)} epochs of {', '.join(compared(epochs))}")
-    for column, epoch, largest, (before, now) in apart:
-        print(
-            f"{column}: differs from epoch {epoch} on, by {largest:.3g} at most; at the end {before:.6g} then, {now:.6g} now"
-        )
-    for line in other_environment(run, again):
-        print(line)
+    same = f"the same numbers, bit for bit: {len(epochs)} epochs of {', '.join(compared(epochs))}"
+    print("\n".join([*(apart or [same]), *other_environment(run, again)]))
     sys.exit(1 if apart else 0)
 
 

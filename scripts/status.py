@@ -12,7 +12,7 @@ from pathlib import Path
 from lcm.config.options import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs
-from lcm.runs.standing import count, standing_of, table, time_left
+from lcm.runs.standing import standing_of, table, time_left, totals
 
 
 def jobs_of(arguments):
@@ -57,7 +57,7 @@ def main(arguments=None):
         jobs = jobs_of(what)
         runs = Path(jobs[0].config["runs"])
         standings = [standing_of(job.directory) for job in jobs]
-    print(f"{table(standings, runs)}\n\n{count(standings)}")
+    print(f"{table(standings, runs)}\n\n{totals(standings)}")
     if jobs and any(standing.state != "finished" for standing in standings):
         print(f"training left: {time_left([job.config for job in jobs], standings)}")
 

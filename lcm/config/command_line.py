@@ -47,12 +47,6 @@ def _problems_of(text, override, multirun):
         return [f"{text}: this launcher is not installed; pip install -e '.[{value}]'"]
     if key.startswith("hydra"):
         return []
-    if override.package is not None:
-        return [f"{text}: packages are not supported; write {key}={value}"]
-    if override.is_delete():
-        return [f"{text}: a key cannot be removed; give {key} a value"]
-    if override.is_add() and (key in groups or key in known_keys()):
-        return [f"{text}: {key} has a value already; write {text.lstrip('+')}"]
     if override.is_sweep_override() and not multirun:
         return [f"{text}: several values are a sweep, one run each; add -m"]
     if key == "experiment" and override.is_sweep_override():

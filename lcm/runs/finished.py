@@ -33,7 +33,7 @@ def newest_arms(root, data, model, attentions, seed=None):
             state = read_state(file.parent)
             if state["state"] == "finished" and seed in (None, state.get("seed")):
                 protocol = json.dumps([state.get(key) for key in PROTOCOL])
-                newest[protocol] = max(newest.get(protocol, (file.parent, state)), (file.parent, state), key=_end)
+                newest[protocol] = max(newest.get(protocol, (file.parent, state)), (file.parent, state), key=_ended)
     if missing := [attention for attention, newest in arms.items() if not newest]:
         for group, name in (("data", data), ("model", model), *(("attention", name) for name in missing)):
             load(group, name)  # says so where there is no such thing to train
@@ -49,11 +49,11 @@ def newest_arms(root, data, model, attentions, seed=None):
     if not common:
         have = [f"\n  {attention}: " + "; ".join(map(_in_words, newest.values())) for attention, newest in arms.items()]
         raise UserError("the arms have no protocol in common: name the runs to compare" + "".join(have))
-    chosen = max(common, key=lambda protocol: max(_end(newest[protocol]) for newest in arms.values()))
+    chosen = max(common, key=lambda protocol: max(_ended(newest[protocol]) for newest in arms.values()))
     return [newest[chosen] for newest in arms.values()]
 
 
-def _end(run):
+def _ended(run):
     return str(run[1].get("end"))
 
 

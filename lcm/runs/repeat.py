@@ -2,15 +2,12 @@
 
 import json
 import re
-from typing import NamedTuple
 
 from lcm.config.identity import NOT_IDENTITY, identity, is_under
 from lcm.config.options import GROUPS, choices, flatten, plain
 from lcm.errors import UserError
 
-FREE = tuple(
-    key for key in NOT_IDENTITY if key not in ("runs", "run_directory")
-)  # repeat.py's --runs says where it is stored
+FREE = [key for key in NOT_IDENTITY if key not in ("runs", "run_directory")]  # repeat.py has --runs
 UNQUOTED = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE)  # strings that need no quotes
 TIMES = ("images_per_second", "seconds")  # of an epoch; wall time differs always
 
@@ -53,30 +50,23 @@ def arguments(run, further=()):
     return [*names, *changed, *device, *threads, *further]
 
 
-class Difference(NamedTuple):
-    """A column of which two records differ: from which epoch on, by how much at most, and its last values."""
-
-    column: str
-    epoch: int
-    largest: float
-    last: tuple
+def differences(before, now):
+    """Where two `Epochs` of one length differ, a line a column; without times, and without tolerance."""
+    lines = []
+    for column in compared(before):
+        pairs = list(zip(before.column(column), now.column(column), strict=True))
+        apart = [epoch for epoch, (a, b) in enumerate(pairs, 1) if a != b]
+        if apart:
+            largest, (then, here) = max(abs(a - b) for a, b in pairs), pairs[-1]
+            lines.append(
+                f"{column}: differs from epoch {apart[0]} on, by {largest:.3g} at most; at the end {then:.6g} then, {here:.6g} now"
+            )
+    return lines
 
 
 def compared(epochs):
     """The columns that are compared."""
     return [column for column in epochs.columns if column not in TIMES]
-
-
-def differences(before, now):
-    """The `Difference`s of two `Epochs` of one length, in the order of the columns; without times, and without tolerance."""
-    found = []
-    for column in compared(before):
-        pairs = list(zip(before.column(column), now.column(column), strict=True))
-        apart = [epoch for epoch, (a, b) in enumerate(pairs, 1) if a != b]
-        if apart:
-            largest = max(abs(a - b) for a, b in pairs)
-            found.append(Difference(column, apart[0], largest, pairs[-1]))
-    return found
 
 
 def other_environment(before, now):

@@ -1,9 +1,8 @@
 """Where runs stand, read from their directories: no torch, no Hydra, a thousand runs in a moment."""
 
-import functools
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -18,7 +17,7 @@ STATES = ("finished", "live", "stopped", "failed", "to do")
 
 
 class Standing(NamedTuple):
-    """How far a run is. `top1` in percent, of its last epoch; `left` in seconds; None where not known.
+    """How far a run is. `top1` in percent, of its last epoch; `left` in seconds, `pace` in seconds an epoch; None where not known.
 
     state: finished; live (a process trains it now); stopped (begun, and no process trains it: the same command
     continues it); failed; to do (never started).
@@ -31,6 +30,7 @@ class Standing(NamedTuple):
     top1: float | None = None
     left: float | None = None
     message: str | None = None
+    pace: float | None = None
 
 
 def standing_of(directory):
@@ -40,27 +40,27 @@ def standing_of(directory):
         state = read_state(directory)
     except UserError as damage:
         return Standing(directory, "failed", message=str(damage))
-    epochs = state.get("epochs")
-    if state.get("state") == "finished":
-        return Standing(directory, "finished", epochs, epochs, (state.get("result") or {}).get("test_top1"))
+    row = last_row(directory)
+    epoch, epochs = row.get("epoch", 0), state.get("epochs")
+    pace = row["seconds"] / epoch if epoch else None
+    standing = Standing(directory, state.get("state"), epoch, epochs, row.get("test_top1"), pace=pace)
+    if standing.state == "finished":
+        return standing
     if is_owned(directory):
-        row = last_row(directory)
-        epoch = row.get("epoch", 0)
         left = None
         if epoch and epochs:
             files = (directory / "metrics.jsonl", directory / "run.json")  # run.json is written when a run is continued
             in_progress = time.time() - max(file.stat().st_mtime for file in files)
-            left = max(0.0, row["seconds"] / epoch * (epochs - epoch) - in_progress)
-        return Standing(directory, "live", epoch, epochs, row.get("test_top1"), left)
+            left = max(0.0, pace * (epochs - epoch) - in_progress)
+        return standing._replace(state="live", left=left)
     if read_state(directory) != state:
         return standing_of(directory)  # it ended between the two readings
     if not state:
         message = last_error(directory)
-        return Standing(directory, "failed" if message else "to do", message=message)
-    row = last_row(directory)
-    kept = "failed" if state.get("state") == "failed" else "stopped"
-    message = state.get("message") or ("killed, or its machine went down" if kept == "stopped" else None)
-    return Standing(directory, kept, row.get("epoch", 0), epochs, row.get("test_top1"), message=message)
+        return standing._replace(state="failed" if message else "to do", message=message)
+    if standing.state == "failed":
+        return standing._replace(message=state.get("message"))
+    return standing._replace(state="stopped", message=state.get("message") or "killed, or its machine went down")
 
 
 def last_row(directory):
@@ -84,44 +84,27 @@ def last_error(directory):
     return message.strip() if found else None
 
 
-def finished_speeds(folder):
-    """[(attention, (precision, compile), seconds an epoch), ...] of the finished runs of one data set and network."""
-    found = []
-    for file in folder.glob("*/seed*/run.json"):
-        try:
-            run = json.loads(file.read_text())
-            if run["state"] == "finished":
-                kind = run["precision"], run["compile"]
-                found.append((run["attention"], kind, run["seconds"] / run["epochs"]))
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue  # a damaged run says nothing about speed
-    return found
-
-
 def time_left(configs, standings):
-    """How long unfinished runs take one after another, in words: "about 12 min 5 s", "not known yet".
+    """How long the unfinished runs of a grid take one after another, in words: "about 12 min 5 s", "not known yet".
 
-    A run's seconds an epoch are the median over the finished runs with its data, network, precision and attention in the same
-    folder, or over those with any attention.
+    A run's pace is the median over the grid's runs of its data, network and precision that have made epochs.
     """
-    seconds, unknown, speeds_in = 0.0, 0, functools.cache(finished_speeds)
-    for config, standing in zip(configs, standings, strict=True):
-        if standing.state == "finished":
-            continue
-        folder = Path(config["runs"]) / config["data"]["name"] / config["model"]["name"]
-        kind = config["precision"], config["compile"]
-        speeds = [(name, speed) for name, other, speed in speeds_in(folder) if other == kind]
-        own = [speed for name, speed in speeds if name == config["attention"]["name"]] or [speed for _, speed in speeds]
-        if own:
-            seconds += (config["schedule"]["epochs"] - standing.epoch) * median(own)
-        unknown += not own
+    kinds = [(c["data"]["name"], c["model"]["name"], c["precision"], c["compile"]) for c in configs]
+    paces, seconds, unknown = defaultdict(list), 0.0, 0
+    for kind, standing in zip(kinds, standings, strict=True):
+        paces[kind] += [standing.pace] if standing.pace else []
+    for kind, config, standing in zip(kinds, configs, standings, strict=True):
+        if standing.state != "finished" and paces[kind]:
+            seconds += (config["schedule"]["epochs"] - standing.epoch) * median(paces[kind])
+        elif standing.state != "finished":
+            unknown += 1
     if not unknown:
         return f"about {clock(seconds)}"
     rest = f"{unknown} run{'s' * (unknown > 1)} of unknown length"
     return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
 
 
-def count(standings):
+def totals(standings):
     """ "42 runs: 30 finished, 1 live, 11 to do" """
     numbers = Counter(standing.state for standing in standings)
     parts = [f"{numbers[state]} {state}" for state in STATES if numbers[state]]

@@ -111,8 +111,6 @@ def commit():
 
 def new_state(config, **facts):
     """run.json of a run that starts; `facts` are what only the caller knows (params, gfloat, ..., and `environment`)."""
-    if "commit" not in facts:
-        facts["commit"], facts["dirty"] = commit()
     return {
         "state": "running",
         "message": None,
@@ -128,6 +126,7 @@ def new_state(config, **facts):
         **facts,
         "result": None,
         "continued": [],
+        "interruptions": 0,
         "host": socket.gethostname(),
         "start": now(),
         "end": None,
@@ -137,15 +136,21 @@ def new_state(config, **facts):
 
 def environment(device):
     """What a run's numbers depend on besides its config: {"versions", "device", "commit", "dirty"}; `device` in words."""
+    import torch
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "lcm": lcm.__version__}
+    if torch.version.cuda and torch.cuda.is_available():
+        versions["cuda"] = torch.version.cuda
     head, dirty = commit()
-    return {"versions": versions(), "device": device, "commit": head, "dirty": dirty}
+    return {"versions": versions, "device": device, "commit": head, "dirty": dirty}
 
 
 def continued(state, here):
-    """`state` of a run that continues now; a new environment is appended to its list `continued`, with the time."""
+    """`state` of a run that continues now: one interruption more; a new environment is appended to `continued`, with the time."""
     parts = state.get("continued", [])
     before = {key: (parts[-1] if parts else state).get(key) for key in here}
-    return state if before == here else state | {"continued": [*parts, {"start": now(), **here}]}
+    parts = parts if before == here else [*parts, {"start": now(), **here}]
+    return state | {"continued": parts, "interruptions": state.get("interruptions", 0) + 1}
 
 
 def begun(config, directory, state, data, complexity, threads, device):
@@ -166,13 +171,3 @@ def begun(config, directory, state, data, complexity, threads, device):
     if notes := getattr(data, "notes", []):  # where its images differ from the protocol's
         state["deviations"]["data.notes"] = notes
     return state
-
-
-def versions():
-    """Versions of what a run's numbers depend on."""
-    import torch
-
-    found = {"python": platform.python_version(), "torch": torch.__version__, "lcm": lcm.__version__}
-    if torch.version.cuda and torch.cuda.is_available():
-        found["cuda"] = torch.version.cuda
-    return found

@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
-from lcm.runs.standing import count, standing_of, table, time_left
+from lcm.runs.standing import standing_of, table, time_left, totals
 from lcm.runs.worker import Outcome
 
 
@@ -111,8 +111,7 @@ class Sweep(Sweeper):
                 return [returned.return_value for returned in returns]
             except Exception as error:  # a worker was killed, SLURM refused a job; the directories tell what was done
                 print(f"error: {self.kind} gave up: {type(error).__name__}: {error}", file=sys.stderr)
-                finished = [standing_of(run.directory).state == "finished" for run in batch]
-                return [Outcome("finished" if done else "lost") for done in finished]
+                return [Outcome("lost")] * len(batch)
 
 
 @contextlib.contextmanager
@@ -166,7 +165,7 @@ def print_launch(runs, batch, launcher):
 def print_plan(runs, standings):
     """What the sweep will do, before it starts."""
     states = {standing.state for standing in standings}
-    print(count(standings) + ("; the failed ones are tried again" if "failed" in states else ""))
+    print(totals(standings) + ("; the failed ones are tried again" if "failed" in states else ""))
     if states != {"finished"}:
         print(f"training left: {time_left([run.config for run in runs], standings)}", flush=True)
     else:
@@ -176,7 +175,7 @@ def print_plan(runs, standings):
 def print_summary(runs, standings):
     """Every run with its result, and every failure with its message and log."""
     runs = Path(runs[0].config["runs"])
-    print(f"\n{table([s._replace(message=None) for s in standings], runs)}\n\n{count(standings)}", flush=True)
+    print(f"\n{table([s._replace(message=None) for s in standings], runs)}\n\n{totals(standings)}", flush=True)
     for standing in standings:
         if standing.state == "failed":
             print(

@@ -28,29 +28,54 @@ class Outcome(NamedTuple):
 
 
 def run_one(train, config):
-    """Train the run of a resolved config with `train(config)`; returns an Outcome, whatever happens."""
-    directory = run_directory(config)
-    worker = worker_number()
+    """Train the run of a resolved config with `train(config)`; returns an Outcome, whatever happens.
+
+    In a worker of the parallel launcher what it prints goes to its log.txt alone, and one line at its end says how it ended.
+    """
+    directory, worker = run_directory(config), worker_number()
     try:
         state = standing_of(directory).state  # `train` asks again, with the lock; here to leave the log of others alone
         if state in ("live", "finished"):
             return Outcome("owned" if state == "live" else "finished")
-        with stoppable(worker), logged(directory, quiet=bool(worker)):
-            train(config | {"device": share_gpus(config["device"], worker)})
-        return Outcome("finished")
-    except OwnedElsewhere as error:
-        return Outcome("owned", str(error))
-    except Stopped as stopped:
-        return Outcome("stopped", stopped.what, stopped.signal)
-    except Exception as error:
-        if STOP.at_once:  # other code caught the signal's exception and raised its own
-            return Outcome("stopped", "nothing was in progress that is not saved", STOP.requested)
-        return Outcome("failed", in_words(error))
+        with stoppable(worker), Log(directory / "log.txt", None if worker else sys.stdout) as log:
+            outcome = _train(train, config | {"device": share_gpus(config["device"], worker)}, log)
+    except (Stopped, Exception) as error:  # a signal before it began, or a log that cannot be written
+        outcome = outcome_of(error)
     finally:
-        forget(config)
+        free_memory(config)
+    if worker:
+        print(f"{outcome.state:9}  {directory}", flush=True)
+    return outcome
 
 
-def forget(config):
+def _train(train, config, log):
+    """The Outcome of train(config), whose output goes to the log; at its end the log says why it ended."""
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(sys.stderr if log.terminal else log):
+            train(config)
+        return Outcome("finished")
+    except (Stopped, Exception) as error:
+        outcome = outcome_of(error)
+        if outcome.state == "stopped":
+            log.write(f"\nstopped by {outcome.signal}: {outcome.message}\n")
+        elif outcome.state == "failed":
+            log.write("" if isinstance(error, (UserError, NotFinite)) else traceback.format_exc())
+            log.write(f"{LOG_ERROR}{outcome.message}\n")
+        return outcome
+
+
+def outcome_of(error):
+    """The Outcome of a run that an exception has ended."""
+    if isinstance(error, Stopped):
+        return Outcome("stopped", error.what, error.signal)
+    if isinstance(error, OwnedElsewhere):
+        return Outcome("owned", str(error))
+    if STOP.at_once:  # other code caught the signal's exception and raised its own
+        return Outcome("stopped", "nothing was in progress that is not saved", STOP.requested)
+    return Outcome("failed", in_words(error))
+
+
+def free_memory(config):
     """Free what the run has left: the network, compiled code, the GPU's memory."""
     torch = sys.modules.get("torch")
     if torch is None:  # nothing was trained
@@ -62,43 +87,21 @@ def forget(config):
     release_memory()
 
 
-@contextlib.contextmanager
-def logged(directory, quiet):
-    """Copy what the block prints to the run's log.txt, and why it ended; `quiet`: only one line at its end is shown.
-
-    Raises what the block raises, and UserError where the log cannot be written.
-    """
-    end = "finished"
-    try:
-        with Log(directory / "log.txt", None if quiet else sys.stdout) as log, contextlib.redirect_stdout(log):
-            try:
-                with contextlib.redirect_stderr(log if quiet else sys.stderr):  # a bar is for the terminal alone
-                    yield
-            except BaseException as error:
-                end = {OwnedElsewhere: "elsewhere", Stopped: "stopped"}.get(type(error), "failed")
-                if end == "stopped":
-                    log.write(f"\nstopped by {error}\n")
-                elif end == "failed":
-                    log.write("" if isinstance(error, (UserError, NotFinite)) else traceback.format_exc())
-                    log.write(f"{LOG_ERROR}{in_words(error)}\n")
-                raise
-    finally:
-        if quiet:
-            print(f"{end:9}  {directory}", flush=True)
-
-
 class Log(io.TextIOBase):
-    """A run's log.txt, and the terminal beside it where there is one; the first thing that is written begins a new part."""
+    """A new part of a run's log.txt, and the terminal beside it where there is one. UserError where it cannot be written."""
 
     def __init__(self, file, terminal):
-        self.file, self.terminal, self.stream = file, terminal, None
+        self.file, self.terminal = file, None
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = open(file, "a")  # noqa: SIM115  closed by `close`
+        except OSError as error:
+            raise unwritable(file, error) from error
+        self.write(f"{LOG_PART}{now()}, process {os.getpid()} on {socket.gethostname()}\n")
+        self.terminal = terminal
 
     def write(self, text):
         try:
-            if self.stream is None:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                self.stream = open(self.file, "a", buffering=1)  # noqa: SIM115  closed by `close`
-                self.stream.write(f"{LOG_PART}{now()}, process {os.getpid()} on {socket.gethostname()}\n")
             self.stream.write(text)
             self.stream.flush()
         except OSError as error:
@@ -110,8 +113,7 @@ class Log(io.TextIOBase):
             self.terminal.flush()
 
     def close(self):
-        if self.stream:
-            self.stream.close()
+        self.stream.close()
 
 
 def worker_number():

@@ -1,8 +1,12 @@
-"""What Hydra itself makes of a command line."""
+"""Configs for tests: as Hydra composes a command line, and as the names alone give them; and the run.json of one."""
 
 from pathlib import Path
 
+from lcm.config.options import plain
+from lcm.runs.state import new_state
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SCHEDULE = {"digits": "digits", "cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}
 
 
 def composed(*overrides):
@@ -12,3 +16,22 @@ def composed(*overrides):
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         return OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+
+
+def config(model="resnet20", attention="lcm2", data="digits", schedule=None, **changes):
+    """What these names stand for, without Hydra, with changes: config(schedule__epochs=2)."""
+    names = {"model": model, "attention": attention, "data": data, "schedule": schedule or SCHEDULE[data]}
+    found = plain({group: {"name": name} for group, name in names.items()})
+    for key, value in changes.items():
+        *groups, last = key.split("__")
+        place = found
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    return found
+
+
+def begun_state(config, **changes):
+    """The run.json of a run of this config that has just begun."""
+    facts = {"params": 1, "gfloat": 0.1, "macs": 1, "threads": 1, "versions": {}, "device": "cpu"}
+    return new_state(config, **facts, data_fingerprint="f00d") | changes

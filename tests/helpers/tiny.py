@@ -1,4 +1,4 @@
-"""A setting in which a whole run takes about a second on one core: what prove_resume.py, prove_owner.py and the tests train.
+"""A setting in which a whole run takes about a second on one core: what the proofs and the tests train.
 
 Configs of its own under the names of real ones (digits, resnet20), so that all else is the real thing: the checks, train.train,
 the run directories, the tables. 48 training and 24 test images, ResNet-8, 3 epochs of 6 steps.
@@ -8,6 +8,7 @@ Runs are processes of their own, forked from this one, which has torch imported:
 
 import contextlib
 import json
+import multiprocessing
 import os
 import runpy
 import shutil
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lcm.config.options
-from lcm import cli as launch
+from lcm import cli
 from lcm.data.digits import Digits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,65 +92,60 @@ class Ended(NamedTuple):
     err: str
 
 
-class Process:
+class Process(multiprocessing.get_context("fork").Process):
     """A forked process, leader of its own group, that runs function(*args); what it prints goes to `folder`/`name`.out, .err."""
 
     def __init__(self, folder, function, *args, name="process"):
+        super().__init__(target=function, args=args)
         self.out, self.err = (Path(folder) / f"{name}.{kind}" for kind in ("out", "err"))
-        self.ended = None
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid:
-            return
-        code = 70
+        self.start()
+
+    def run(self):
+        os.setpgid(0, 0)
+        for stream, file in ((1, self.out), (2, self.err)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        code = 1
         try:
-            os.setpgid(0, 0)
-            for stream, file in ((1, self.out), (2, self.err)):
-                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-            sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-            function(*args)
+            super().run()
             code = 0
         except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-            if isinstance(ended.code, str):
-                print(ended.code, file=sys.stderr)
+            code = ended.code or 0
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)
+            os._exit(code)  # multiprocessing's own end would wait for a loader's workers
 
-    def poll(self, options=os.WNOHANG):
+    @property
+    def ended(self):
         """Ended, or None while it runs."""
-        pid, status = os.waitpid(self.pid, options)
-        if not pid:
+        if self.exitcode is None:
             return None
         texts = (file.read_text(errors="replace") if file.exists() else "" for file in (self.out, self.err))
-        self.ended = Ended(os.waitstatus_to_exitcode(status), *texts)
-        return self.ended
+        return Ended(self.exitcode, *texts)
 
-    def kill(self, group):
+    def kill(self, group=False):
         """SIGKILL, to its loader workers too where `group`. Returns Ended."""
-        with contextlib.suppress(ProcessLookupError):  # not yet a leader
-            if group:
+        if group:
+            with contextlib.suppress(ProcessLookupError):  # not yet a leader
                 os.killpg(self.pid, signal.SIGKILL)
-        os.kill(self.pid, signal.SIGKILL)
-        return self.poll(0)
+        super().kill()
+        return self.wait()
 
     def wait(self, timeout=300):
-        """Ended, when it has. Raises TimeoutError."""
+        """Ended, when it has; loader workers may outlive it. Raises TimeoutError."""
         end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            if ended := self.poll():
-                return ended
+        while self.exitcode is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"not ended after {timeout} s: {self.kill(group=True)}")
             time.sleep(0.002)
-        raise TimeoutError(f"not ended after {timeout} s: {self.kill(group=True)}")
+        return self.ended
 
 
 def train_as_main(config, prepare=None):
@@ -163,10 +159,10 @@ def train_as_main(config, prepare=None):
     if prepare:
         prepare()
     try:
-        with launch.STOP.listening():
+        with cli.STOP.listening():
             train(config)
     except (Stopped, Exception) as error:
-        launch.end(error)
+        cli.exit_with_message(error)
 
 
 def run(folder, config, prepare=None):
@@ -229,3 +225,25 @@ def place_of(config):
 
     saved = checkpoint.read(directory_of(config) / checkpoint.NAME)
     return saved["epoch"], saved["index"]
+
+
+def compare_runs(one, other):
+    """In what two directories of equal runs differ, wall time apart: a line each."""
+    here, there = _content(one), _content(other)
+    return [f"{other}: {what}" for what in sorted({*here, *there}) if here.get(what) != there.get(what)]
+
+
+def _content(directory):
+    """{what: its text or bytes} of everything that two equal runs have in common."""
+    from lcm.training import checkpoint
+
+    saved = checkpoint.read(directory / checkpoint.NAME)
+    tensors = {f"{part} {name}": tensor for part in ("model", "momentum") for name, tensor in saved[part].items()}
+    found = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    found["position"] = [saved[key] for key in ("epoch", "index", "config_hash")]
+    for number, line in enumerate((directory / "metrics.jsonl").read_text().splitlines(), 1):
+        found[f"metrics.jsonl line {number}"] = json.loads(line) | {"seconds": None, "images_per_second": None}
+    state = json.loads((directory / "run.json").read_text())
+    for key in ("state", "message", "result", "run", "params", "macs", "gfloat", "data_fingerprint", "threads"):
+        found[f"run.json {key}"] = state[key]
+    return found

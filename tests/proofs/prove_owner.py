@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "helpers"), str(Path(__file__).resolve().parents[2])]
 import tiny
 
-from lcm.errors import FINISHED, OwnedElsewhere
+from lcm.errors import OwnedElsewhere
 from lcm.runs.directory import run_directory
 
 
@@ -66,9 +66,9 @@ def race(folder, config, number):
     winner = trained.index(1)
     won, lost = ends[winner], ends[1 - winner]
     owner = rf"is being trained by process {processes[winner].pid} on {re.escape(socket.gethostname())} since 20\d\d-"
-    if won.code == FINISHED and lost.code == OwnedElsewhere.exit_code and re.search(owner, lost.err):
+    if won.code == 0 and lost.code == OwnedElsewhere.exit_code and re.search(owner, lost.err):
         return "one trained, the other named its owner and left", True
-    if won.code == FINISHED and lost.code == FINISHED and "finished" in lost.out:
+    if won.code == 0 and lost.code == 0 and "finished" in lost.out:
         return "one trained, the other came when it was finished", True
     return f"{won} {lost}", False
 

@@ -36,15 +36,6 @@ def test_in_parallel_the_same_bytes_as_one_after_another(tmp_path, undisturbed):
     assert all("epoch   1/2" in log.read_text() for log in (tmp_path / "runs").rglob("log.txt"))
 
 
-def test_in_parallel_one_failure_stops_nothing(tmp_path):
-    code, output = sweep(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_FAULT="/se/seed0")
-    assert code == 1, output
-    assert states(tmp_path) == {"finished": 5, "failed": 1}
-    assert "failed: runs/digits/resnet20/se/seed0-" in output and "the loss of a test is not finite" in output
-    assert all(epochs == sorted(epochs) for epochs in trained(tmp_path).values())
-    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
-
-
 @pytest.mark.parametrize("group", [False, True], ids=["SIGTERM to the sweep alone", "Ctrl-C, to all processes"])
 def test_in_parallel_a_signal_saves_every_run_in_progress(tmp_path, group):
     process = start(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_SECONDS=0.5)

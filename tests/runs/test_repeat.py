@@ -74,8 +74,9 @@ def epochs(*losses, seconds=0.5):
 def test_one_bit_is_a_difference_and_time_is_none():
     before = epochs(2.0, 1.0, 0.5)
     assert differences(before, epochs(2.0, 1.0, 0.5, seconds=0.7)) == []
-    (found,) = differences(before, epochs(2.0, 1.0000000000000002, 0.25))
-    assert found == ("train_loss", 2, 0.25, (0.5, 0.25))
+    assert differences(before, epochs(2.0, 1.0000000000000002, 0.25)) == [
+        "train_loss: differs from epoch 2 on, by 0.25 at most; at the end 0.5 then, 0.25 now"
+    ]
 
 
 def test_the_differences_of_two_environments_are_named():

@@ -1,19 +1,12 @@
 """What a run prints before it starts and when it is finished."""
 
 import pytest
-from tiny import run
 
 from lcm.runs.summary import best_and_last, result_line
 
 RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_epoch": 280}
-STATE = {
-    "data": "cifar10",
-    "model": "resnet20",
-    "attention": "none",
-    "schedule": "cifar",
-    "epochs": 300,
-    "deviations": {},
-}
+PAPERS = {"data": "cifar10", "model": "resnet20", "attention": "none", "schedule": "cifar"}
+STATE = PAPERS | {"epochs": 300, "deviations": {}}
 
 
 @pytest.mark.parametrize(
@@ -45,17 +38,3 @@ def test_the_last_epoch_is_reported_and_the_first_of_the_best():
     found = best_and_last(rows)
     assert (found["epoch"], found["test_top1"], found["best_epoch"], found["best_test_top1"]) == (4, 60.0, 2, 70.0)
     assert "lr" not in found
-
-
-def test_a_bug_in_a_data_set_shows_its_own_traceback(tiny, tmp_path):
-    def bug():
-        import tiny
-
-        def broken_reader(self, **keys):
-            return {}["no such key"]
-
-        tiny.FewDigits.__init__ = broken_reader
-
-    ended = run(tmp_path, tiny(f"runs={tmp_path}"), bug)
-    assert ended.code == 1 and "in broken_reader" in ended.err and "hydra" not in ended.err
-    assert ended.err.endswith("error: KeyError: 'no such key'\n")

@@ -63,7 +63,8 @@ def test_a_lost_run_json_is_written_again(config, directory, finishes_exactly):
     (directory / "run.json").unlink()
     finishes_exactly(config, f"{directory} has lost its run.json; written anew from the checkpoint")
     after = state_of(config)
-    assert {key for key in before if after[key] != before[key]} <= {"state", "result", "end", "seconds", "continued"}
+    changing = {"state", "result", "end", "seconds", "continued", "interruptions"}
+    assert {key for key in before if after[key] != before[key]} <= changing
 
 
 @pytest.mark.parametrize("content", [b"", b'{"state": "runn', b"{}"])
