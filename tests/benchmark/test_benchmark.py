@@ -17,6 +17,7 @@ from benchmark.sides import Rounds, Side, take_turns
 from benchmark.startup import ROOT
 from benchmark.table import Table, larger, slower, summarise
 from benchmark.worker import Spec, Worker
+from tiny import ATTENTIONS
 
 
 def options(**changes):
@@ -178,6 +179,15 @@ def test_sides_of_a_gpu():
     assert {side.spec.precision for side in tf32} == {"tf32"} and tf32[0].spec.side == "reference"
     how = [(side.spec.capture, side.spec.channels_last, side.spec.compile) for side in tf32[1:]]
     assert how == [(False, True, False), (True, True, False), (True, False, False), (True, True, True)]
+
+
+def test_each_attention_is_compared_with_none(monkeypatch):
+    monkeypatch.setattr(parts, "take_turns", lambda title, sides, options: sides)
+    monkeypatch.setattr(parts, "summarise", lambda sides, *_: sides)
+    groups = list(parts.attention(options()))
+    assert [sides[0].variant for sides in groups] == ["fp32", "fp32 compiled", "bf16"]
+    assert all([side.spec.attention for side in sides] == list(ATTENTIONS) for sides in groups)
+    assert all(side.base is sides[0] for sides in groups for side in sides)
 
 
 def test_units_do_what_they_are_counted_for(monkeypatch):

@@ -148,7 +148,7 @@ MODULES = {  # of 8 channels
     "cbam without bias": (CBAM(8, 1, bias=False), cbam),
     "nonlocal": (NonLocal(8), non_local),
     "gc": (GlobalContext(8, 4), global_context),
-    "eca": (ECA(8), eca),
+    "eca": (ECA(8, gamma=1), eca),  # k = 5
     "simam": (SimAM(8), simam),
     "ca": (CoordinateAttention(8), coordinate),
 }
