@@ -3,7 +3,6 @@
     python scripts/score_cam.py                                      # digits, ResNet-20: no attention, SE and LCM2
     python scripts/score_cam.py --data cifar10 --index 3 14 159 265  # these images of the test set
     python scripts/score_cam.py runs/digits/resnet20/*/seed0-*       # these runs
-    python scripts/score_cam.py --data mini_imagenet --model resnet50 --images goose.jpg --classes n01855672
 
 Without run directories it takes the newest finished runs that differ in nothing but the attention. For each image the figure
 has the input and, for each network, the heatmap above, the overlay below, and P, the softmax probability of the true class.
@@ -13,7 +12,7 @@ Writes OUT.png, OUT.svg and OUT.json (which runs and images, P, the predicted cl
 import argparse
 from pathlib import Path
 
-from lcm.errors import UserError, exit_on_user_error
+from lcm.errors import exit_on_user_error
 from lcm.reporting import heatmaps
 from lcm.runs import finished
 
@@ -21,22 +20,21 @@ from lcm.runs import finished
 @exit_on_user_error
 def main(arguments=None):
     options = parse(arguments)
-    named = [finished.read_finished(path) for path in options.runs]
-    runs = named or finished.newest_arms(
+    runs = [finished.read_finished(path) for path in options.runs] or finished.newest_arms(
         options.runs_root, options.data, options.model, options.attention, options.seed
     )
 
     from lcm.runs import explained  # after what fails fast
 
     data = explained.data_of(runs, options.root)
-    sources, images, labels = explained.examples(data, options.index, options.images, options.classes)
+    numbers, images, labels = explained.examples(data, options.index)
     states, cams = [state for _, state in runs], []
     titles = heatmaps.titles(states)
     for title, run in zip(titles, runs, strict=True):
         cams.append(explained.explain(run, data, images, labels, options.layer, options.chunk, options.device))
         print(f"{title}: P = {' '.join(f'{p:.4f}' for p in cams[-1].probability.tolist())}", flush=True)
     figure = heatmaps.draw(titles, data.classes, (data.mean, data.std), images, labels, cams)
-    heatmaps.save(options.out, figure, heatmaps.facts(states, data, options.layer, sources, labels, cams))
+    heatmaps.save(options.out, figure, heatmaps.facts(states, data, options.layer, numbers, labels, cams))
     print(f"{options.out}.png, {options.out}.svg, {options.out}.json")
 
 
@@ -51,19 +49,14 @@ def parse(arguments):
     found.add_argument("--model", default="resnet20", help="default: resnet20")
     found.add_argument("--attention", nargs="+", default=["none", "se", "lcm2"], help="default: none se lcm2")
     found.add_argument("--seed", type=int, help="default: the newest that all arms have")
-    shown = parser.add_argument_group("images")
     evenly = "numbers in the test set, from 0; default: four, evenly spread, so that nobody has picked them"
-    shown.add_argument("--index", nargs="+", type=int, default=[], metavar="I", help=evenly)
-    shown.add_argument("--images", nargs="+", type=Path, default=[], metavar="FILE", help="image files")
-    shown.add_argument("--classes", nargs="+", default=[], metavar="C", help="true class of each file, or one for all")
-    shown.add_argument("--root", metavar="FOLDER", help="folder of the data set; default: that of the training")
+    parser.add_argument("--index", nargs="+", type=int, metavar="I", help=evenly)
+    parser.add_argument("--root", metavar="FOLDER", help="folder of the data set; default: that of the training")
     parser.add_argument("--layer", help="dotted name; default: the last map before the global pooling")
     parser.add_argument("--chunk", type=int, default=64, help="masked images in one forward pass; default: 64")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
     parser.add_argument("--out", type=Path, default=Path("results/figure4"), metavar="STEM", help="results/figure4")
     options = parser.parse_args(arguments)
-    if options.chunk < 1:
-        raise UserError(f"--chunk {options.chunk}: must be at least 1")
     if options.out.suffix in (".png", ".svg", ".json"):
         options.out = options.out.with_suffix("")
     return options

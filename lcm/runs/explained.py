@@ -28,23 +28,19 @@ def data_of(runs, root=None):
     return data
 
 
-def examples(data, indices, files, classes):
-    """(numbers in the test set or names of files, normalised images (N, 3, H, W), labels (N,)); four of the test set, evenly
-    spread, where neither `indices` nor `files` are given. Raises UserError."""
+def examples(data, indices):
+    """(numbers in the test set, normalised images (N, 3, H, W), labels (N,)); four, evenly spread, where no `indices` are given.
+
+    Raises UserError for a number that the test set does not have.
+    """
     batches = data.test(1)
+    indices = indices or [batches.images * i // 4 for i in range(4)]
     for index in indices:
         if not 0 <= index < batches.images:
             raise UserError(f"--index {index}: the test images of {data.name} are 0 to {batches.images - 1}")
-    if not indices and not files:
-        indices = [batches.images * i // 4 for i in range(4)]
     epoch = batches.epoch(0)
-    parts = [([index], *batches.prepare(epoch[index], "cpu")) for index in indices]
-    if files:
-        from lcm.data.image_files import from_files
-
-        parts.append(from_files(data, files, classes))
-    sources, images, labels = zip(*parts, strict=True)
-    return [source for part in sources for source in part], torch.cat(images), torch.cat(labels)
+    images, labels = zip(*(batches.prepare(epoch[index], "cpu") for index in indices), strict=True)
+    return indices, torch.cat(images), torch.cat(labels)
 
 
 def explain(run, data, images, labels, layer=None, chunk=64, device="auto"):

@@ -43,14 +43,13 @@ def parse(arguments):
     add("--gpu", action="store_true", help="the parts for a GPU")
     add("--device", help=argparse.SUPPRESS)  # of the sides: the GPU's parts can run on a CPU, in tests
     options = parser.parse_args(arguments)
-    known = GPU_PARTS if options.gpu else PARTS
-    options.parts = options.parts.split(",") if options.parts else list(known)
-    if unknown := [part for part in options.parts if part not in known]:
-        raise UserError(f"--parts {unknown[0]}: there is no such part; choose from {', '.join(known)}")
-    options.networks = options.networks.split(",")
+    options.known = GPU_PARTS if options.gpu else PARTS
     small = [name for name in choices("model") if load("model", name)["image_size"] == 32]
-    if unknown := [name for name in options.networks if name not in small]:
-        raise UserError(f"--networks {unknown[0]}: no network for 32x32 images; choose from {', '.join(small)}")
+    for name, known in (("parts", options.known), ("networks", small)):
+        chosen = getattr(options, name)
+        setattr(options, name, chosen.split(",") if chosen else list(known))
+        if unknown := [word for word in getattr(options, name) if word not in known]:
+            raise UserError(f"--{name} {unknown[0]}: there is none of that name; choose from {', '.join(known)}")
     rounds, options.seconds = (1, 0.1) if options.quick else (3, 2.0) if options.gpu else (5, 5.0)  # of a turn
     options.rounds = rounds if options.rounds is None else options.rounds
     if options.rounds < 1 or (options.threads is not None and options.threads < 1):
@@ -76,11 +75,9 @@ def main(arguments=None):
     options.threads = options.threads or available_processors()
     options.loaders = min(8, available_processors()) if options.gpu else 2
     machine = torch.cuda.get_device_name() if options.device == "cuda" else processor()
-    known = GPU_PARTS if options.gpu else PARTS
-    table = Table(options.out, machine=machine, torch=torch.__version__, threads=options.threads)
-    failed = 0
+    table, failed = Table(options.out, machine=machine, torch=torch.__version__, threads=options.threads), 0
     for part in options.parts:
-        for rows in known[part](options):
+        for rows in options.known[part](options):
             table.add(part, rows)
             failed += sum("failed: " in row["remark"] for row in rows)
     if failed:

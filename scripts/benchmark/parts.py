@@ -4,10 +4,11 @@ On a GPU, tf32 is compared with a reference that has TF32 as well, fp32 and bf16
 """
 
 import statistics
+from functools import partial
 
 from benchmark.packed import packed
 from benchmark.sides import Side, take_turns
-from benchmark.table import faster, larger, remarked, slower, summarise
+from benchmark.table import faster, larger, slower, summarise
 from benchmark.worker import rate
 
 VARIANTS = {"reference": ("fp32", "fp32 compiled", "bf16", "bf16 compiled")}  # what is measured beside each reference
@@ -31,14 +32,9 @@ def groups(options, what):
             yield [reference, *(Side(options, what, variant, base=reference, **spec) for variant in variants)]
 
 
-def step(options):
-    for sides in groups(options, "step"):
-        yield summarise(take_turns("step", sides, options), "step")
-
-
-def epoch(options):
-    for sides in groups(options, "epoch"):
-        yield summarise(take_turns("epoch", sides, options), "epoch")
+def training(what, options):
+    for sides in groups(options, what):
+        yield summarise(take_turns(what, sides, options), what)
 
 
 def attention(options):
@@ -51,9 +47,9 @@ def attention(options):
 
 
 def assembly(options):
-    reference = Side(options, "assembly", "reference", side="reference", threads=1)
-    sides = [reference, Side(options, "assembly", "project", base=reference, threads=1)]
-    yield [row | {"network": "-"} for row in summarise(take_turns("assembly", sides, options), "assembly")]
+    reference = Side(options, "assembly", "reference", side="reference", network="-", threads=1)
+    sides = [reference, Side(options, "assembly", "project", base=reference, network="-", threads=1)]
+    yield summarise(take_turns("assembly", sides, options), "assembly")
 
 
 def evaluation(options):
@@ -62,24 +58,21 @@ def evaluation(options):
             Side(options, "evaluation", f"reference, batch {batch}", side="reference", network=network, batch=batch)
             for batch in PLAIN_BATCHES
         ]
-        spec = {"network": network, "steps": TEST_BATCHES * options.steps}
-        sides = plain + [Side(options, "evaluation", precision, **spec) for precision in ("fp32", "bf16")]
-        rounds = take_turns("evaluation", sides, options)
+        steps = TEST_BATCHES * options.steps
+        ours = [Side(options, "evaluation", variant, network=network, steps=steps) for variant in ("fp32", "bf16")]
+        rounds = take_turns("evaluation", [*plain, *ours], options)
 
         def images_per_second(side, rounds=rounds):
             return 0.0 if side.refused else statistics.median(rate(reports[side]) for reports in rounds.reports)
 
-        for side in sides:
+        for side in rounds.sides:
             side.base = max(plain, key=images_per_second)
         yield summarise(rounds, "evaluation")
 
 
 def memory(options):
-    spec = {
-        "network": LARGE,
-        "seconds": 1e-9,
-        "steps": min(options.steps, 20) if options.gpu else 1,
-    }  # a unit takes seconds
+    steps = min(options.steps, 20) if options.gpu else 1  # a step takes seconds on a CPU
+    spec = {"network": LARGE, "seconds": 1e-9, "steps": steps}
     plain = Side(options, "step", "reference", side="reference", **spec)
     sides = [plain]
     for precision in ("fp32 ", "bf16 ") if options.gpu else ("",):
@@ -94,12 +87,14 @@ def startup(options):
     plain = Side(options, "plain", "plain Hydra application", side="startup", seconds=1e-9)
     sides = [plain, Side(options, "train", "train.py", side="startup", base=plain, seconds=1e-9)]
     rows = summarise(take_turns("startup", sides, options), "startup", slower)
-    for i, row in enumerate(rows):
-        if not sides[i].refused:  # the memory is that of the process that waits for the command
+    for side, row in zip(sides, rows, strict=True):
+        if not side.refused:  # the memory is that of the process that waits for the command
             seconds, cpu, _ = (row.pop(key) for key in ("images_per_second", "cpu_seconds_per_image", "peak_mb"))
-            rows[i] = remarked(row, f"{1 / seconds:.2f} s, {cpu:.2f} CPU-s")
+            words = [f"{1 / seconds:.2f} s, {cpu:.2f} CPU-s", row["remark"]]
+            row["remark"] = "; ".join(filter(None, words))
     yield rows
 
 
-PARTS = {part.__name__: part for part in (step, epoch, attention, assembly, evaluation, startup, memory)}
-GPU_PARTS = {part.__name__: part for part in (step, epoch, packed, memory)}
+PARTS = {"step": partial(training, "step"), "epoch": partial(training, "epoch")}
+GPU_PARTS = PARTS | {"packed": packed, "memory": memory}
+PARTS |= {part.__name__: part for part in (attention, assembly, evaluation, startup, memory)}

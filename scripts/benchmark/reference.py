@@ -7,6 +7,7 @@ function makes a unit of work: called, it returns the number of images that it w
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from lcm.models.build import build_network
@@ -60,14 +61,8 @@ def step(spec):
 def epoch(spec):
     """A pass over `spec.steps` batches, data and metrics included."""
     _, train = training(spec)
-    loader = torch.utils.data.DataLoader(
-        Images(spec.steps * spec.batch),
-        spec.batch,
-        shuffle=True,
-        num_workers=spec.loaders,
-        persistent_workers=spec.loaders > 0,
-        pin_memory=spec.device == "cuda",
-    )
+    workers = {"num_workers": spec.loaders, "persistent_workers": spec.loaders > 0, "pin_memory": spec.device == "cuda"}
+    loader = DataLoader(Images(spec.steps * spec.batch), spec.batch, shuffle=True, **workers)
 
     def unit():
         loss_sum = top1_sum = top5_sum = seen = 0
@@ -86,7 +81,7 @@ def epoch(spec):
 
 def assembly(spec):
     """Batches alone, in this process."""
-    loader = torch.utils.data.DataLoader(Images(20 * spec.batch), spec.batch, shuffle=True)
+    loader = DataLoader(Images(20 * spec.batch), spec.batch, shuffle=True)
     return lambda: sum(len(labels) for _, labels in loader)
 
 

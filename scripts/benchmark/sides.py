@@ -28,14 +28,10 @@ class Side:
 
     def __init__(self, options, what, variant="fp32", side="project", base=None, runs=1, **fields):
         words = variant.split()
-        fields = {"device": options.device, "threads": options.threads, "seconds": options.seconds} | fields
-        fields |= {"precision": next((word for word in words if word in ("tf32", "bf16")), "fp32")}
-        fields |= {
-            "compile": "compiled" in words,
-            "capture": "eager" not in words,
-            "channels_last": "NCHW" not in words,
-        }
-        self.spec = Spec(side, what, loaders=options.loaders, **fields)
+        precision = next((word for word in words if word in ("tf32", "bf16")), "fp32")
+        how = {"compile": "compiled" in words, "capture": "eager" not in words, "channels_last": "NCHW" not in words}
+        usual = {key: getattr(options, key) for key in ("device", "threads", "seconds", "loaders")}
+        self.spec = Spec(side, what, precision=precision, **how, **usual | fields)
         self.variant, self.base, self.runs = variant, base or self, runs
         self.pools, self.refused = [], None  # refused: why it cannot do its work
 

@@ -51,11 +51,6 @@ def summarise(rounds, what, ratio=faster):
     return rows
 
 
-def remarked(row, words):
-    """The row with one more remark, before those that it has."""
-    return row | {"remark": "; ".join(filter(None, [words, row["remark"]]))}
-
-
 class Table:
     """The CSV file that rows are added to, group by group.
 

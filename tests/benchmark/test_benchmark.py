@@ -2,22 +2,22 @@
 
 import csv
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmark import parts, project, reference, sides, startup, worker
+from benchmark import other_load, parts, project, reference, sides, startup, worker
 from benchmark.__main__ import main
 from benchmark.sides import Rounds, Side, take_turns
+from benchmark.startup import ROOT
 from benchmark.table import Table, larger, slower, summarise
 from benchmark.worker import Spec, Worker
-
-ROOT = Path(__file__).parents[2]
+from tiny import ATTENTIONS
 
 
 def options(**changes):
@@ -58,7 +58,7 @@ def load(monkeypatch):
     def busy(turns):
         turns = iter(turns)
         fake = lambda start, children: next(turns) + children - report()["cpu_of_turn"]  # noqa: E731
-        monkeypatch.setattr(sides.other_load, "others", fake)
+        monkeypatch.setattr(other_load, "others", fake)
 
     return busy
 
@@ -181,6 +181,15 @@ def test_sides_of_a_gpu():
     assert how == [(False, True, False), (True, True, False), (True, False, False), (True, True, True)]
 
 
+def test_each_attention_is_compared_with_none(monkeypatch):
+    monkeypatch.setattr(parts, "take_turns", lambda title, sides, options: sides)
+    monkeypatch.setattr(parts, "summarise", lambda sides, *_: sides)
+    groups = list(parts.attention(options()))
+    assert [sides[0].variant for sides in groups] == ["fp32", "fp32 compiled", "bf16"]
+    assert all([side.spec.attention for side in sides] == list(ATTENTIONS) for sides in groups)
+    assert all(side.base is sides[0] for sides in groups for side in sides)
+
+
 def test_units_do_what_they_are_counted_for(monkeypatch):
     bound, seen = [], []
     monkeypatch.setattr(project, "bind", lambda *args, bind=project.bind: bound.append(bind(*args)) or bound[-1])
@@ -258,9 +267,9 @@ def test_the_parts_for_a_gpu_with_their_sides_on_the_cpu(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--parts", "step,lop"], "no such part"),
-        (["--parts", "step,packed"], "no such part"),
-        (["--networks", "resnet50"], "no network for 32x32 images"),
+        (["--parts", "step,lop"], "--parts lop: there is none of that name"),
+        (["--parts", "step,packed"], "--parts packed: there is none"),
+        (["--networks", "resnet50"], "--networks resnet50: there is none of that name; choose from densenet"),
         (["--rounds", "0"], "at least 1"),
         (["--out", "/nowhere/b.csv"], "no folder /nowhere"),
         (["--out", "/proc/version"], "not a table of this script"),
@@ -300,3 +309,42 @@ def test_most_parts_from_the_command_line(tmp_path):
         assert {v for w, v in rows if w == what} == {"reference", *parts.VARIANTS["reference"]}
     ours, plain = (float(rows["step", side]["cpu_seconds_per_image"]) for side in ("fp32", "reference"))
     assert ours < plain and float(rows["startup", "train.py"]["ratio"]) > 0
+
+
+# --------------------------------------------------------------------------------------------- the load of the machine
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """A function (moment, seconds of work and of rest, own seconds): sets what is read then."""
+    monkeypatch.setattr(other_load, "STAT", str(tmp_path / "stat"))
+
+    def read(moment, own=0.0, **seconds):
+        kinds = ("user", "nice", "system", "idle", "disk", "irq", "softirq", "steal", "guest", "guest_nice")
+        fields = [str(int(seconds.get(kind, 0) * os.sysconf("SC_CLK_TCK"))) for kind in kinds]
+        (tmp_path / "stat").write_text(f"cpu  {' '.join(fields)}\ncpu0 1 1 1\n")
+        monkeypatch.setattr(other_load.time, "monotonic", lambda: moment)
+        monkeypatch.setattr(other_load.os, "times", lambda: (own / 2, own / 4, own / 8, own / 8, moment))
+        return other_load.work()
+
+    return read
+
+
+def test_others_are_all_work_less_ones_own_and_that_of_children(at):
+    """Time that is idle or that the host withholds is no work."""
+    start = at(100, user=50, system=5, idle=400)
+    at(110, user=62, system=8, idle=405, disk=2, steal=6, own=7.0)  # 15 seconds of work in 10
+    assert other_load.others(start) == pytest.approx(0.8)
+    assert other_load.others(start, children=5.0) == pytest.approx(0.3)
+    at(110, user=54, system=5, idle=405, irq=3, own=4.0)
+    assert other_load.others(start) == pytest.approx(0.3)
+
+
+def test_a_moment_is_too_short_and_a_machine_without_proc_unknown(at, monkeypatch):
+    start = at(100)
+    at(100.1, user=5)
+    assert other_load.others(start) == 0
+    at(101, user=5)
+    assert other_load.others(start) == 5
+    monkeypatch.setattr(other_load, "STAT", "/nowhere")
+    assert other_load.work() is None and other_load.others(start) == other_load.others(None) == 0

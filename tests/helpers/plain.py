@@ -6,8 +6,11 @@ import hashlib
 import torch
 import torch.nn.functional as F
 
+from lcm.config.options import load
+from lcm.data import Digits
 from lcm.data.in_memory import Batches, Resident
 from lcm.models.build import build_network
+from lcm.training.epochs import evaluate, learning_rate, train_epoch
 from lcm.training.graphs import bind, feed
 from lcm.training.step import TestStep, TrainStep
 
@@ -106,3 +109,24 @@ def small_network(model, memory="fast", device=CPU):
     """A small ResNet or DenseNet with LCM2, in channels-last memory."""
     overrides = {"layers": 8} if model == "resnet20" else {"layers": 7, "memory": memory}
     return build_network(model, "lcm2", seed=0, **overrides).to(device, memory_format=torch.channels_last)
+
+
+def randomise(module):
+    """Random values everywhere, also where a module starts with zeros or ones and where it keeps running statistics."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
+            drawn = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+            tensor.copy_(drawn - 0.5 if tensor.dim() > 1 else drawn + 0.1)
+    return module
+
+
+def digits_top1(network, epochs, seed=0, autocast=None):
+    """Test top-1 (%) after the project's training on the digits, by their own schedule in so many epochs."""
+    data, schedule = Digits(), load("schedule", "digits") | {"epochs": epochs}
+    network.to(memory_format=torch.channels_last)
+    step = training_step(network, data.train(64, seed), autocast=autocast)
+    for epoch in range(1, epochs + 1):
+        step.step.optimizer.param_groups[0]["lr"].fill_(learning_rate(schedule, epoch))
+        train_epoch(step, epoch)
+    return evaluate(evaluation_step(network, data.test(100), autocast), epochs)["test_top1"]

@@ -8,9 +8,7 @@ from omegaconf import OmegaConf
 
 from lcm import UserError, build_network
 from lcm.attention import CBAM, LCM2, SqueezeExcite
-from lcm.config.options import CONFIGS
-from lcm.config.options import load as load_config
-from lcm.models.build import paper_complexity
+from lcm.config.options import choices, load
 
 TINY = {"name": "tiny", "family": "tiny", "image_size": 32, "_target_": "lcm.models.CifarResNet", "layers": 8}
 
@@ -30,7 +28,7 @@ def test_overrides_reach_both_mappings():
 
 
 def test_mappings_as_hydra_composes_them():
-    raw = OmegaConf.create({"model": load_config("model", "densenet40"), "attention": load_config("attention", "cbam")})
+    raw = OmegaConf.create({"model": load("model", "densenet40"), "attention": load("attention", "cbam")})
     resolved = OmegaConf.to_container(raw, resolve=True)
     for model, attention in ((raw.model, raw.attention), (resolved["model"], resolved["attention"])):
         network = build_network(model, attention, seed=1)
@@ -46,62 +44,46 @@ def test_a_model_of_ones_own_gives_its_sizes_itself():
 
 
 def test_building_leaves_the_callers_mappings_alone():
-    model, attention = load_config("model", "resnet20"), load_config("attention", "lcm2")
+    model, attention = load("model", "resnet20"), load("attention", "lcm2")
     build_network(model, attention, layers=8, reduction=2)
-    assert model == load_config("model", "resnet20")
-    assert attention == load_config("attention", "lcm2")
+    assert (model, attention) == (load("model", "resnet20"), load("attention", "lcm2"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
-        ({"model": "resnet_20"}, "model=resnet_20: no such model; choose from densenet100, "),
-        ({"model": "vgg"}, "model=vgg: no such model; choose from densenet100, densenet121, densenet40"),
-        ({"model": "resnet20", "attention": "lcm"}, "attention=lcm: no such attention; choose from "),
+        ("model=resnet_20", "model=resnet_20: no such model; choose from densenet100, densenet121, densenet40"),
+        ("model=resnet20 attention=lcm", "attention=lcm: no such attention; choose from "),
         (
-            {"model": "resnet20", "attention": "se", "reducton": 8},
+            "model=resnet20 attention=se reducton=8",
             "'reducton' is no key of resnet20 and attention se; nearest: reduction; the keys are: layers",
         ),
-        ({"model": "resnet20", "reduction": 8}, "the keys are: layers."),
-        ({"model": "resnet20", "attention": "lcm2", "reduction": 17}, "reduction 17 is larger than the 16 channels"),
-        ({"model": "densenet40", "attention": "se", "reduction": 13}, "reduction 13 is larger than the 12 channels"),
-        ({"model": "resnet20", "layers": 21}, "6n + 2 layers"),
-        ({"model": "densenet40", "layers": 41}, "3n + 4 layers"),
-        ({"model": "densenet40", "memory": "big"}, "memory='big'"),
-        (
-            {"model": "resnet20", "attention": "se", "sites": {"stages": [4]}},
-            "no free site in stage 4: the stages are 1, 2, 3",
-        ),
-        ({"model": "resnet20", "attention": "se", "sites": "some"}, 'is not "every"'),
+        ("model=resnet20 reduction=8", "the keys are: layers."),
+        ("model=resnet20 attention=lcm2 reduction=17", "reduction 17 is larger than the 16 channels"),
+        ("model=densenet40 attention=se reduction=0", "reduction 0 is below 1"),
+        ("model=resnet20 layers=2", "6n + 2 layers (8, 14, 20, 26, 32, ...), not 2"),
+        ("model=resnet20 layers=21", "6n + 2 layers (8, 14, 20, 26, 32, ...), not 21"),
+        ("model=densenet40 layers=4", "3n + 4 layers (7, ..., 40, 64, 100, ...), not 4"),
+        ("model=densenet40 layers=41", "3n + 4 layers (7, ..., 40, 64, 100, ...), not 41"),
+        ("model=densenet40 memory=big", "memory='big' is not one of: fast, linear"),
+        ("model=resnet20 attention=se sites=some", 'is not "every"'),
     ],
-    ids=lambda value: None if isinstance(value, dict) else value[:40],
 )
-def test_what_is_wrong_is_named(arguments, message):
+def test_what_is_wrong_is_named(words, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        build_network(**arguments)
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_a_file_of_models_or_attention_carries_its_own_name(file):
-    if file.parent.name in ("model", "attention"):
-        assert load_config(file.parent.name, file.stem)["name"] == file.stem
-
-
-def test_the_papers_densenet121_counts_a_head_that_never_runs():
-    complexity = paper_complexity("densenet121", "none")
-    trained = build_network("densenet121", num_classes=100)
-    assert complexity.params == 7_978_856 + 102_500
-    assert sum(p.numel() for p in trained.parameters()) == 7_056_356
-    assert not hasattr(trained, "fc")
+        build_network(**OmegaConf.from_dotlist(words.split()))
 
 
 @pytest.mark.parametrize("group", ["model", "attention"])
-def test_a_target_below_a_key_is_not_called(group, tmp_path):
+def test_a_file_carries_its_own_name(group):
+    assert [load(group, name)["name"] for name in choices(group)] == choices(group)
+
+
+@pytest.mark.parametrize("group, key", [("model", "layers"), ("attention", "gamma")])
+def test_a_target_below_a_key_is_not_called(group, key, tmp_path):
     """A run.json may come from anybody: Hydra would call what stands below a key, too."""
-    mappings = {"model": load_config("model", "resnet20"), "attention": load_config("attention", "eca")}
-    mappings[group] |= {
-        "layers" if group == "model" else "gamma": {"_target_": "os.mkdir", "path": str(tmp_path / "called")}
-    }
+    mappings = {"model": load("model", "resnet20"), "attention": load("attention", "eca")}
+    mappings[group][key] = {"_target_": "os.mkdir", "path": str(tmp_path / "called")}
     with pytest.raises((UserError, TypeError)):
-        build_network(mappings["model"], mappings["attention"])
+        build_network(**mappings)
     assert not (tmp_path / "called").exists()

@@ -39,3 +39,17 @@ def finishes_exactly(ends, reference):
         return ended
 
     return finish
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Deterministic algorithms, as a GPU gets them."""
+    import torch
+
+    from lcm.training.device import set_deterministic
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_deterministic(True, torch.device("cuda:0"))
+    yield
+    set_deterministic(False, torch.device("cuda:0"))
+    torch.utils.deterministic.fill_uninitialized_memory = True

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from plain import distance, invented_batches, training_step
-from prove_resume import compare_runs
-from tiny import Process, after_step, die, directory_of, run, state_of
+from tiny import Process, after_step, die, directory_of, state_of
 
 from lcm.attention import LCM2
 from lcm.models import CifarResNet, fill_sites
@@ -22,27 +21,8 @@ from lcm.training.epochs import train_epoch
 
 can_compile = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
 needs_compiler = pytest.mark.skipif(not can_compile, reason="needs a C++ compiler and Python's header files")
-
-
-@pytest.fixture(scope="module")
-def uneven(tiny, tmp_path_factory):
-    """A function from a folder's name to the config of a compiled run in it; the one in `whole` is finished."""
-    folder = tmp_path_factory.mktemp("compiled")
-
-    def config(name, every="checkpoint.every=2 steps"):
-        uneven = "schedule.batch_size=10"  # of 48 images: the last batch has 8
-        return tiny(f"runs={folder / name}", "attention=none", "schedule.epochs=2", "compile=true", uneven, every)
-
-    def count_compilations():
-        from torch._dynamo.utils import counters
-
-        before = counters["stats"]["unique_graphs"]  # of this process's parent: other tests compile, too
-        after_step(10, lambda: print("graphs", counters["stats"]["unique_graphs"] - before))()
-
-    ended = run(folder, config("whole"), count_compilations)
-    assert ended.code == 0 and "fp32, compiled" in ended.out and ended.out.count("compiled in") == 1, ended.err
-    assert "\ngraphs 1\n" in ended.out  # one for whole batches; the smaller ones at the end of two epochs make none
-    return config
+UNEVEN = "schedule.batch_size=10"  # of 48 images: the last batch has 8
+REFERENCE = ("attention=none", "schedule.epochs=2", "compile=true", UNEVEN)
 
 
 def compare_with_plain():
@@ -91,12 +71,20 @@ def test_a_signal_does_not_wait_for_the_compiler(tiny, ends, tmp_path):
 
 @needs_compiler
 @pytest.mark.parametrize("step, place", [(8, "epoch 2, step 2"), (10, "epoch 2, step 4")])
-def test_a_killed_run_is_continued_exactly(uneven, ends, step, place):
+def test_it_compiles_once_and_a_killed_run_is_continued_exactly(tiny, ends, finishes_exactly, tmp_path, step, place):
     """Also where the first batch of the process that continues is the smaller one."""
-    config = uneven(f"killed{step}", "checkpoint.every=1 steps")
-    ends(config, -signal.SIGKILL, prepare=after_step(step, die))
-    assert f"continuing  from {place}" in ends(config, 0).out
-    assert compare_runs(directory_of(uneven("whole")), directory_of(config)) == []
+
+    def count_and_die():
+        from torch._dynamo.utils import counters
+
+        before = counters["stats"]["unique_graphs"]  # of this process's parent: other tests compile, too
+        after_step(step, lambda: (print("graphs", counters["stats"]["unique_graphs"] - before), die()))()
+
+    config = tiny(f"runs={tmp_path}", *REFERENCE, "checkpoint.every=1 steps")
+    out = ends(config, -signal.SIGKILL, prepare=count_and_die).out
+    assert "fp32, compiled" in out and out.count("compiled in") == 1
+    assert "\ngraphs 1\n" in out  # one for whole batches; the smaller ones at the end of two epochs make none
+    finishes_exactly(config, f"continuing  from {place}")
 
 
 def test_a_machine_without_compiler_is_told_so(tiny, ends, tmp_path):

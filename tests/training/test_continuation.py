@@ -8,7 +8,6 @@ import signal
 import pytest
 from tiny import after_step, die, directory_of, place_of, run, state_of
 
-from lcm.training import checkpoint
 from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS
 
 
@@ -34,9 +33,19 @@ def directory(config):
     return directory_of(config)
 
 
-def contents(directory):
-    """What a run that is refused must not touch."""
-    return {f.name: f.read_bytes() for f in directory.iterdir() if f.name not in ("owner.lock", "run.json")}
+@pytest.fixture
+def refused(directory, ends):
+    """A function: a run ends with exit code 2 and these words, and touches nothing in `directory` but run.json."""
+
+    def refuse(config, *words):
+        def contents():
+            return {f.name: f.read_bytes() for f in directory.iterdir() if f.name not in ("owner.lock", "run.json")}
+
+        before = contents()
+        ends(config, 2, *words)
+        assert contents() == before
+
+    return refuse
 
 
 def test_the_kill_itself(config, finishes_exactly):
@@ -68,11 +77,9 @@ def test_a_lost_run_json_is_written_again(config, directory, finishes_exactly):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"state": "runn', b"{}"])
-def test_a_damaged_run_json_stops_the_run(config, directory, ends, content):
+def test_a_damaged_run_json_stops_the_run(config, directory, refused, content):
     (directory / "run.json").write_bytes(content)
-    before = contents(directory)
-    ends(config, 2, "is damaged", "delete this one file")  # which is the test above
-    assert contents(directory) == before
+    refused(config, "is damaged", "delete this one file")  # which is the test above
 
 
 METRICS = {
@@ -103,19 +110,13 @@ def test_a_damaged_checkpoint_costs_two_steps_and_no_byte(config, directory, fin
     assert (directory / DAMAGED).read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"rubbish", "no usable checkpoint:"),
-        (None, "has 2 epochs, but there is no checkpoint to continue from"),  # they would be overwritten
-    ],
-)
-def test_without_a_usable_checkpoint_nothing_is_touched(config, directory, ends, content, words):
-    for file in (directory / NAME, directory / PREVIOUS):
-        file.unlink() if content is None else file.write_bytes(content)
-    before = contents(directory)
-    ends(config, 2, words, f"move {directory} away to start this run anew")
-    assert contents(directory) == before
+def test_without_a_usable_checkpoint_nothing_is_touched(config, directory, refused):
+    (directory / NAME).write_bytes(b"")
+    (directory / PREVIOUS).write_bytes(b"rubbish")
+    advice = f"move {directory} away to start this run anew"
+    refused(config, "no usable checkpoint:", f"{directory / NAME}: empty", f"{directory / PREVIOUS}: cut", advice)
+    (directory / NAME).unlink(), (directory / PREVIOUS).unlink()  # the epochs of the record would be overwritten
+    refused(config, "has 2 epochs, but there is no checkpoint to continue from", advice)
 
 
 def test_killed_before_its_first_checkpoint_it_starts_again(config, directory, finishes_exactly):
@@ -137,23 +138,13 @@ def test_a_run_whose_checkpoint_is_its_last_trains_no_more(tiny, reference, tmp_
     assert "epoch   3/3" not in finishes_exactly(config).out
 
 
-def test_other_images_are_refused(config, directory, ends):
+def test_other_images_are_refused(config, directory, refused):
     (directory / "run.json").write_text(json.dumps(state_of(config) | {"data_fingerprint": "f00d"}))
-    ends(config, 2, "was trained on other images of the same name")
+    refused(config, "was trained on other images of the same name")
 
 
-@pytest.mark.parametrize("lost, words", [(False, "  seed: 0 there, 1 here"), (True, "checkpoint.pt: another run's")])
-def test_another_seed_in_the_same_directory_is_refused(tiny, directory, ends, lost, words):
-    if lost:
-        (directory / "run.json").unlink()
-    before = contents(directory)
-    ends(tiny(f"run_directory={directory}", "seed=1"), 2, words)
-    assert contents(directory) == before
-
-
-def test_a_checkpoint_of_another_version_is_named(config, directory, ends):
-    saved = checkpoint.read(directory / NAME)
-    saved["model"]["another.name"] = saved["model"].pop("conv.weight")
-    checkpoint.save(directory, saved)
-    ends(config, 2, "checkpoint.pt was written by another version of this program")
-    assert state_of(config)["state"] == "stopped"
+def test_another_seed_in_the_same_directory_is_refused(tiny, directory, refused):
+    other = tiny(f"run_directory={directory}", "seed=1")
+    refused(other, "  seed: 0 there, 1 here")
+    (directory / "run.json").unlink()
+    refused(other, "checkpoint.pt: another run's")

@@ -12,19 +12,9 @@ from lcm.config.options import choices
 from lcm.errors import UserError
 from lcm.models.build import build_network
 from lcm.training import device
-from lcm.training.device import release_memory, set_deterministic, set_precision
+from lcm.training.device import release_memory, set_precision
 
 CUDA = torch.device("cuda:0")
-
-
-@pytest.fixture
-def deterministic(monkeypatch):
-    """Deterministic algorithms, as a GPU gets them."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    set_deterministic(True, CUDA)
-    yield
-    set_deterministic(False, CUDA)
-    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def test_emulated_bf16_is_refused(monkeypatch):

@@ -1,29 +1,12 @@
-"""The first hour with a GPU, rehearsed on a CPU; what it says of parts that fail, take too long or are done."""
+"""The first hour with a GPU: what it says of parts that fail, take too long or are done; that its commands are right."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-import torch
+from benchmark.__main__ import parse
 from first_gpu_hour import __main__ as hour
-from first_gpu_hour import parts
 
-from lcm.training import checkpoint
-
-
-def test_the_rehearsal(tmp_path):
-    """To its end, each part with a result; the second time there is nothing to do."""
-    command = [sys.executable, parts.ROOT / "scripts" / "first_gpu_hour", "--rehearse", "--out", tmp_path]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    results = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]
-    assert ended.returncode == 0 and ended.stderr == "", (ended, results)
-    assert [result["part"] for result in results] == list(parts.PARTS)
-    assert {result["state"] for result in results} == {"done"}
-    assert results[1]["same bits"] == ["resnet20"]
-    assert len(list((tmp_path / "runs" / "digits").glob("*/*/*/metrics.jsonl"))) == 2  # of the sweep
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.stdout.count("done already") == len(results)
+from lcm.config.options import choices
 
 
 @pytest.fixture
@@ -31,8 +14,8 @@ def one_part(monkeypatch, tmp_path):
     """A function that carries out one part, which runs a piece of Python; it returns the exit code and the part's result."""
 
     def carry_out(code, *words):
-        monkeypatch.setattr(hour, "PARTS", {"only": lambda options: parts.run(options, "-c", code)})
-        code = hour.main(["--rehearse", "--out", str(tmp_path), *words])
+        monkeypatch.setattr(hour, "PARTS", {"only": ["-c", code]})
+        code = hour.main(["--out", str(tmp_path), *words])
         return code, json.loads((tmp_path / "01-only.json").read_text())
 
     return carry_out
@@ -54,14 +37,15 @@ def test_a_part_out_of_time_is_stopped_by_a_signal(one_part, tmp_path):
     assert (tmp_path / "01-only.log").read_text() == "saved\n"
 
 
-def test_runs_that_differ_are_named(tmp_path, monkeypatch):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text('{"config_hash": "0"}')
-        (tmp_path / name / "metrics.jsonl").write_text(f'{{"epoch": 1, "train_loss": 2.0, "seconds": {ord(name)}}}\n')
-    saved = {name: {"model": {"fc.weight": torch.zeros(2)}, "momentum": {}} for name in "ab"}
-    monkeypatch.setattr(checkpoint, "newest", lambda directory, config_hash: saved[directory.name])
-    parts.demand_same_bits(tmp_path / "a", tmp_path / "b")
-    saved["b"]["model"]["fc.weight"][1] = 1e-30
-    with pytest.raises(parts.Failed, match=r"a and b differ: 1 of 1 tensors \['model fc.weight'\]"):
-        parts.demand_same_bits(tmp_path / "a", tmp_path / "b")
+def test_commands_and_overrides(monkeypatch, tmp_path):
+    """Of the parts for which other tests have no command line of their own."""
+    commands = []
+    monkeypatch.setattr(hour, "run", lambda command, *_: commands.append(command) or 0)
+    assert hour.main(["data.root=/datasets", "--out", str(tmp_path)]) == 0
+    tests, *benchmarks, table2 = commands
+    assert tests[:4] == ["-m", "pytest", "-m", "gpu"] and (hour.ROOT / benchmarks[0][0] / "__main__.py").is_file()
+    parts = [parse([*words[1:], "--out", str(tmp_path / "b.csv")]).parts for words in benchmarks]
+    assert parts == [["step"], ["epoch"], ["memory"], ["packed"]]
+    assert (
+        table2[-1] == "data.root=/datasets" and table2[1] == "experiment=table2" and "table2" in choices("experiment")
+    )

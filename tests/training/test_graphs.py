@@ -185,20 +185,13 @@ def test_a_capture_that_fails_leaves_an_eager_step(cuda, unchanged, kind, number
     assert train_epoch(bound, 1) == train_epoch(bind(*a_step(kind), False), 1)
 
 
-@pytest.mark.parametrize(
-    "error, number",
-    [
-        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1),
-        (getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"), 2),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 2),
-    ],
-    ids=["torch", "driver", "cublas"],
-)
-def test_out_of_memory_is_no_missing_graph(cuda, unchanged, error, number):
-    cuda.fail = {number: error}
+@pytest.mark.parametrize("number", [1, 2])
+def test_out_of_memory_is_no_missing_graph(cuda, unchanged, number):
+    """In any of its wordings (test_memory.py)."""
+    cuda.fail = {number: RuntimeError("CUDA error: out of memory")}
     step, source = a_step()
     same = unchanged(step, source)
-    with pytest.raises(type(error), match=r"memory|ALLOC"):
+    with pytest.raises(RuntimeError, match="memory"):
         bind(step, source, True, pytest.fail)
     assert same() and cuda.current == "default"
 

@@ -13,14 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lcm.attention.vector import VectorConv
-from lcm.config.options import choices, load
+from lcm.config.options import choices
 from lcm.models.build import build_network
 from lcm.training.graphs import ResidentFeed
 from lcm.training.step import TestStep, TrainStep
 
 META = torch.device("meta")
-SIZES = {"cifar_resnet": {"layers": 8}, "cifar_densenet": {"layers": 7}}  # small networks of a family
 
 
 class Autocast(TorchFunctionMode):
@@ -97,40 +95,21 @@ def meta():
     library._destroy()
 
 
-def networks():
-    """The first network of every family, dense blocks in both of their modes."""
-    found = {}
-    for name in choices("model"):
-        config = load("model", name)
-        marks = [pytest.mark.slow] if config["image_size"] == 224 else []
-        for mode in ("fast", "linear") if "memory" in config else (None,):
-            found.setdefault((config["family"], mode), (name, marks))
-    return [pytest.param(name, *key, marks=marks, id=f"{name}-{key[1]}") for key, (name, marks) in found.items()]
-
-
-def watch_layouts(network, layout):
-    """Every convolution of a map gets its input and its weight in `layout`, and keeps it."""
-
-    def check(module, inputs, output):
-        _, channels, *sizes = inputs[0].shape
-        if min(sizes) > 1 and channels > 2:  # neither vectors nor CBAM's two small maps
-            for tensor in (*inputs, module.weight, output):
-                assert tensor.is_contiguous(memory_format=layout), (module, tensor.shape, tensor.stride())
-
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d) and not isinstance(module, VectorConv):
-            module.register_forward_hook(check)
+NETWORKS = [  # of every family, small where it can be
+    ("resnet20", {"layers": 8}),
+    ("densenet40", {"layers": 7, "memory": "fast"}),
+    ("densenet40", {"layers": 7, "memory": "linear"}),
+    *(pytest.param(model, {}, marks=pytest.mark.slow) for model in ("resnet50", "resnext50", "densenet121")),
+]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("attention", choices("attention"))
-@pytest.mark.parametrize("model, family, memory", networks())
-def test_a_step(model, family, memory, attention, precision):
-    overrides = SIZES.get(family, {}) | ({"memory": memory} if memory else {})
+@pytest.mark.parametrize("model, overrides", NETWORKS)
+def test_a_step(model, overrides, attention, precision):
     with META:
         network = build_network(model, attention, **overrides)
     network.to(memory_format=torch.channels_last)
-    watch_layouts(network, torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
     optimizer.param_groups[0]["lr"] = torch.empty((), device=META)  # its constructor reads the number
     autocast = Autocast("meta", torch.bfloat16, enabled=precision == "bf16")
@@ -147,11 +126,7 @@ def test_a_step(model, family, memory, attention, precision):
     assert updated == [len(list(network.parameters()))] * 2
 
 
-def test_what_a_gpu_refuses_is_noticed():
+def test_a_tensor_left_on_the_cpu_is_noticed():
     here, there = torch.zeros(()), torch.zeros(3, device=META)
     with pytest.raises(AssertionError, match="cpu"), OneDevice():
         there + here
-    with pytest.raises(RuntimeError):
-        there.sum().item()
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        there.nonzero()

@@ -29,19 +29,20 @@ def before_data(act):
     return prepare
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind, call, index", [("TrainStep", STEPS + 2, 2), ("TestStep", 3 + 2, STEPS)])
+@pytest.mark.parametrize(
+    "kind, call, index, workers", [("TrainStep", STEPS + 2, 2, (2, 0)), ("TestStep", 3 + 2, STEPS, (0, 4))]
+)
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_saved_within_one_step_and_continued_exactly(
     tiny, ends, finishes_exactly, tmp_path, number, kind, call, index, workers
 ):
-    """In step 2 of epoch 2, and in the second of the three test batches after it."""
-    config = tiny(f"runs={tmp_path}", TWO, f"data.workers={workers}")
-    ended = ends(config, 75, prepare=signal_in(kind, call, number))
+    """In step 2 of epoch 2, and in the second of the three test batches after it; then with another number of workers."""
+    first, then = (tiny(f"runs={tmp_path}", TWO, f"data.workers={n}") for n in workers)
+    ended = ends(first, 75, prepare=signal_in(kind, call, number))
     message = f"{number.name}: saved after step {index} of epoch 2"
-    assert ended.err == f"stopped by {message}; the same command continues\n" and place_of(config) == (2, index)
-    assert (state_of(config)["state"], state_of(config)["message"]) == ("stopped", message)
-    finishes_exactly(config, f"continuing  from epoch 2, step {index}")
+    assert ended.err == f"stopped by {message}; the same command continues\n" and place_of(first) == (2, index)
+    assert (state_of(first)["state"], state_of(first)["message"]) == ("stopped", message)
+    finishes_exactly(then, f"continuing  from epoch 2, step {index}")
 
 
 def test_while_data_are_read_it_ends_at_once(tiny, ends, tmp_path):
