@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def read(path):
-    """(run, Epochs) of a record or a run directory. Raises UserError unless it is one of a finished run."""
+    """(run, epochs) of a record or a run directory. Raises UserError unless it is one of a finished run."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; name a record in results/metrics or a run directory")
@@ -57,7 +57,7 @@ def main(command_line=None):
     again, epochs_again = read(Path(options.runs) / run["run"])
     apart = differences(epochs, epochs_again)
     if not apart:
-        print(f"the same numbers, bit for bit: {len(epochs)} epochs of {', '.join(compared(epochs))}")
+        print(f"the same numbers, bit for bit: {len(epochs['epoch'])} epochs of {', '.join(compared(epochs))}")
     for column, epoch, largest, (before, now) in apart:
         print(
             f"{column}: differs from epoch {epoch} on, by {largest:.3g} at most; at the end {before:.6g} then, {now:.6g} now"

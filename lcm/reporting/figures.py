@@ -1,7 +1,7 @@
 """The figures: learning curves, accuracy against cost, differences with their intervals.
 
-Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` and `png` turn it into bytes that are
-the same each time for one version of matplotlib.
+Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` turns it into bytes, the same each time for
+one version of matplotlib.
 """
 
 import io
@@ -17,19 +17,18 @@ from lcm.config import options
 from lcm.reporting.protocol import in_order
 from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTESTABLE
 
-# Okabe and Ito for the paper's modules, told apart by colour-blind readers too; then others, for modules of one's own.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, for the paper's modules; then others for further modules.
 COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 COLOURS += ("#6a3d9a", "#8c564b", "#bcbd22", "#17becf", "#7b1f3a", "#1b5e20", "#3f51b5", "#a1887f")
 INK, BLACK = "#555555", "#000000"
 VERDICT_COLOURS = {SUPPORTED: "#1a7f37", CONTRADICTED: "#cf222e", INCONCLUSIVE: "#0550ae", UNTESTABLE: "#9a9a9a"}
 MARKERS = "osD^vP*Xh"
-MADE_BY = "drawn by scripts/report.py of lcm"  # stands in every file, so that the next report knows which are its own
 STYLE = {
-    "font.family": "sans-serif",  # named after DejaVu Sans in the SVG, for a reader who has not got it
+    "font.family": "sans-serif",  # where DejaVu Sans is not installed
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
-    "figure.constrained_layout.w_pad": 0.2,  # another reader's letters may be wider
+    "figure.constrained_layout.w_pad": 0.2,  # letters of another font may be wider
     "font.size": 9,
-    "svg.fonttype": "none",  # text stays text: small files, searchable
+    "svg.fonttype": "none",  # text stays text: small files that can be searched
     "svg.hashsalt": "lcm",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,24 +39,14 @@ STYLE = {
 WIDTH = 4.6  # inches
 
 
-def _bytes(figure, **options):
-    with matplotlib.rc_context(STYLE):
-        if figure.get_layout_engine() is not None:  # worked out once for all formats
-            figure.get_layout_engine().execute(figure)
-            figure.set_layout_engine(None)
-        out = io.BytesIO()
-        figure.savefig(out, **options)
-        return out.getvalue()
-
-
 def svg(figure):
-    """The figure as SVG bytes, without a date."""
-    return _bytes(figure, format="svg", metadata={"Date": None, "Description": MADE_BY})
-
-
-def png(figure):
-    """The figure as PNG bytes at 160 dots an inch."""
-    return _bytes(figure, format="png", dpi=160, metadata={"Description": MADE_BY})
+    """The figure as the bytes of an SVG file, without a date."""
+    with matplotlib.rc_context(STYLE):
+        figure.get_layout_engine().execute(figure)  # at the dots per inch of the figure, not of SVG
+        figure.set_layout_engine(None)
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Description": "drawn by scripts/report.py of lcm"})
+        return out.getvalue()
 
 
 def colours(attentions):
@@ -69,9 +58,9 @@ def colours(attentions):
 
 @matplotlib.rc_context(STYLE)
 def learning_curves(arms, title):
-    """Test accuracy over the epochs: above all of them, below the last quarter; mean and range over the seeds.
+    """Test accuracy over the epochs, mean and range over the seeds; the upper axes show all epochs, the lower the last quarter.
 
-    `arms`: {attention: list of runs, each a list of test accuracies by epoch}, all of one length.
+    arms: {attention: [test accuracy of each epoch, for each run]}, all of one length.
     """
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     whole, end = figure.subplots(2, 1)
@@ -82,7 +71,7 @@ def learning_curves(arms, title):
         style = {"color": palette[attention], "linewidth": 1.2, "linestyle": "--" if attention == "lcm1" else "-"}
         last = max(0, count * 3 // 4 - 1)
         for axis, first in ((whole, 0), (end, last)):
-            # some fifty points are all that a curve of this width can show
+            # about fifty points are all that a curve of this width can show
             shown = np.unique(np.append(np.arange(first, count, max(1, (count - first) // 50)), count - 1))
             axis.plot(shown + 1, mean[shown], label=f"{attention} ({len(runs)})", **style)
             if len(runs) > 1:
@@ -105,9 +94,9 @@ def learning_curves(arms, title):
 
 @matplotlib.rc_context(STYLE)
 def accuracy_against(costs, points, title):
-    """Accuracy against costs, one below the other. Filled: ours, with the deviation over seeds; hollow: the paper.
+    """Accuracy against each cost, axes below each other. Filled: ours, with the deviation over seeds; hollow: the paper's.
 
-    `costs`: {column of `points`: its name}; `points`: a DataFrame with columns network, attention, mean, deviation and paper.
+    costs: {column of `points`: its label}. points: a DataFrame with columns network, attention, mean, deviation and paper.
     """
     figure = Figure(figsize=(WIDTH, 0.6 + 2.7 * len(costs)), layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -147,9 +136,9 @@ def _handle(label, colour, marker, **style):
 
 @matplotlib.rc_context(STYLE)
 def forest(rows, title):
-    """Mean differences with their 95 % intervals, one a line, behind them each pair's own as a hollow circle.
+    """Mean differences with their 95 % intervals, one per line, and the difference of each pair of runs as a hollow circle.
 
-    `rows`: a list of (label, Comparison, the paper's difference or None, verdict or None).
+    rows: a list of (label, Comparison, the paper's difference or None, verdict or None).
     """
     figure = Figure(figsize=(WIDTH, 1.3 + 0.2 * len(rows)), layout="constrained")
     axis = figure.subplots()

@@ -1,7 +1,7 @@
-"""What the statistics of this package can and cannot see: false verdicts, power and coverage, measured by simulation.
+"""False verdicts, power and coverage of the statistics of this package, measured by simulation.
 
-Simulated runs are normal with a deviation of 0.25 points, about what CIFAR-10 networks show over seeds, rounded to the 0.01
-that a test set of 10,000 images allows, and independent: paired runs that share luck only do better.
+Simulated runs are independent and normal with a deviation of 0.25 points, about that of CIFAR-10 networks over seeds, rounded to
+0.01 as a test set of 10,000 images implies. Real pairs share part of their noise, which increases the power.
 """
 
 import numpy as np
@@ -26,14 +26,14 @@ def simulate(difference, pairs, comparisons=1, repetitions=1000, seed=0):
         differences = [simulated_differences(difference, pairs, rng) for _ in family]
         adjusted = holm([sign_flip_p(d) for d in differences])
         for index, (d, p) in enumerate(zip(differences, adjusted, strict=True)):
-            # The interval decides nothing where p is too large: spare the bootstrap.
+            # where p is too large the interval decides nothing: skip the bootstrap
             comparison = compare(d) if p <= ALPHA else Comparison(pairs)
             family[index] = verdict(comparison, p) == SUPPORTED
     return float(supported.mean()), float(supported.any(axis=1).mean())
 
 
 def coverage(pairs, repetitions=1000, seed=0):
-    """The share of 95 % BCa intervals that hold the true mean difference."""
+    """The share of 95 % BCa intervals that contain the true mean difference."""
     rng = np.random.default_rng([seed, pairs])
     inside = 0
     for _ in range(repetitions):

@@ -64,14 +64,14 @@ class Difference(NamedTuple):
 
 def compared(epochs):
     """The columns that are compared."""
-    return [column for column in epochs.columns if column not in TIMES]
+    return [column for column in epochs if column not in TIMES]
 
 
 def differences(before, now):
-    """The `Difference`s of two `Epochs` of one length, in the order of the columns; without times, and without tolerance."""
+    """The `Difference`s between two runs of one length (both {column: values}), by column; without times and tolerance."""
     found = []
     for column in compared(before):
-        pairs = list(zip(before.column(column), now.column(column), strict=True))
+        pairs = list(zip(before[column], now[column], strict=True))
         apart = [epoch for epoch, (a, b) in enumerate(pairs, 1) if a != b]
         if apart:
             largest = max(abs(a - b) for a, b in pairs)

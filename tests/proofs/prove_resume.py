@@ -189,8 +189,7 @@ def results_content(results):
             run, epochs = read_record(file)
             config = run.pop("config")
             config["checkpoint"] = config["data"]["workers"] = None
-            columns = {name: epochs.column(name) for name in epochs.columns}
-            text = "\n".join(without_wall_time(part) for part in (run, config, columns))
+            text = "\n".join(without_wall_time(part) for part in (run, config, epochs))
         found[str(file.relative_to(results))] = re.sub(r"[\d.]+ hours", "hours", text)
     return found
 
