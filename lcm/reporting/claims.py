@@ -127,7 +127,7 @@ def judge(claims, judged, complexity):
                 result = _on_average(claim, parts)
             case "cost":
                 result = _cost(claim, complexity)
-            case "not_judged":
+            case _:  # not_judged
                 result = NOT_JUDGED, DASH, claim.note
         results.append(JudgedClaim(claim, *result))
     return results

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from lcm.config import options
 from lcm.reporting.protocol import in_order
-from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTESTABLE
+from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTESTABLE, VERDICTS
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, for the paper's modules; then others for further modules.
 COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -143,32 +143,27 @@ def forest(rows, title):
     figure = Figure(figsize=(WIDTH, 1.3 + 0.2 * len(rows)), layout="constrained")
     axis = figure.subplots()
     axis.axvline(0, color=INK, linewidth=0.8)
-    shades = [VERDICT_COLOURS.get(word, VERDICT_COLOURS[INCONCLUSIVE]) for *_, word in rows]
-    labels, verdicts = [row[0] for row in rows], [row[3] for row in rows if row[1].n]
-    ranged = [(i, c.low, c.high, shades[i]) for i, (_, c, *_) in enumerate(rows) if c.low is not None]
-    if ranged:
-        places, low, high, own = zip(*ranged, strict=True)
-        axis.hlines(places, low, high, colors=own, linewidth=1.4)
-    single = [(difference, i) for i, (_, c, *_) in enumerate(rows) for difference in c.differences]
-    if single:
-        circles = {"facecolors": "none", "edgecolors": [shades[i] for _, i in single], "linewidths": 0.6}
-        axis.scatter(*zip(*single, strict=True), s=11, zorder=2, **circles)
-    means = [(c.mean, i, shades[i]) for i, (_, c, *_) in enumerate(rows) if c.n]
-    if means:
-        x, y, own = zip(*means, strict=True)
-        axis.scatter(x, y, s=16, c=own, zorder=3, linewidths=0)
-    printed = [(paper, i) for i, (_, _, paper, _) in enumerate(rows) if paper is not None]
-    if printed:
-        diamonds = {"marker": "D", "facecolors": "none", "edgecolors": BLACK, "linewidths": 0.8}
-        axis.scatter(*zip(*printed, strict=True), s=20, zorder=3, **diamonds)
-    axis.set_yticks(range(len(rows)), labels, fontsize=7.5)
+    for i, (_, ours, paper, word) in enumerate(rows):
+        colour = VERDICT_COLOURS.get(word, VERDICT_COLOURS[INCONCLUSIVE])
+        if ours.low is not None:
+            axis.hlines(i, ours.low, ours.high, colors=colour, linewidth=1.4)
+        if ours.n:
+            pairs = {"facecolors": "none", "edgecolors": colour, "linewidths": 0.6}
+            axis.scatter(ours.differences, [i] * ours.n, s=11, zorder=2, **pairs)
+            axis.scatter(ours.mean, i, s=16, color=colour, zorder=3, linewidths=0)
+        if paper is not None:
+            diamond = {"marker": "D", "facecolors": "none", "edgecolors": BLACK, "linewidths": 0.8}
+            axis.scatter(paper, i, s=20, zorder=3, **diamond)
+    axis.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=7.5)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("difference in test top-1 (points)")
     figure.suptitle(title, fontsize=10)
     axis.grid(axis="x", alpha=0.25, linewidth=0.5)
-    words = {word: colour for word, colour in VERDICT_COLOURS.items() if word in verdicts}
-    handles = [_handle(word, colour, "o", markersize=4, linestyle="-") for word, colour in words.items()]
-    handles += [_handle("a pair of runs", INK, "o", markersize=3.5, fillstyle="none")] if single else []
-    handles += [_handle("the paper", BLACK, "D", markersize=4.5, fillstyle="none")] if printed else []
+    found = {word for _, ours, _, word in rows if ours.n}
+    marker = {"markersize": 4, "linestyle": "-"}
+    handles = [_handle(word, VERDICT_COLOURS[word], "o", **marker) for word in VERDICTS if word in found]
+    handles += [_handle("a pair of runs", INK, "o", markersize=3.5, fillstyle="none")] if found else []
+    if any(paper is not None for _, _, paper, _ in rows):
+        handles.append(_handle("the paper", BLACK, "D", markersize=4.5, fillstyle="none"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

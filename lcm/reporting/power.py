@@ -56,12 +56,12 @@ def power_page(repetitions=2000):
 
     families = repetitions // FAMILY
     parts = [
-        "# What the verdicts can see",
+        "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: two arms with the true difference of "
         f"the first column, each run with a deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
         f"{repetitions} repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points.",
         "## Share of verdicts `supported`, one comparison\n\n"
-        "The first row holds the wrong verdicts; with fewer than 6 seeds the verdict is always `untestable`.",
+        "The first row has the wrong verdicts; with fewer than 6 seeds the verdict is always `untestable`.",
         table("true difference", shares(1, repetitions)),
         f"## The same with Holm's correction over {FAMILY} comparisons\n\n"
         f"All {FAMILY} with the same true difference ({families} families). With 6 seeds no corrected p-value can reach 0.05.",
@@ -69,7 +69,7 @@ def power_page(repetitions=2000):
         "Families with at least one wrong verdict `supported`, no true difference:",
         table("", [["share", *(share(simulate(0, n, FAMILY, families)[1]) for n in PAIRS)]]),
         "## Coverage of the 95 % BCa interval\n\n"
-        "How often it holds the true difference. It is too narrow for few seeds, which is why no verdict rests on it alone.",
+        "How often it contains the true difference. It is too narrow for few seeds, which is why no verdict rests on it alone.",
         table("", [["coverage", *(share(coverage(n, repetitions)) for n in PAIRS)]]),
     ]
     return "\n\n".join(parts) + "\n"

@@ -10,14 +10,14 @@ from html.parser import HTMLParser
 
 import pytest
 from invented_runs import ROOT, results_of
+from matplotlib.collections import PathCollection
 
 from lcm.reporting import figures
 from lcm.reporting.protocol import Protocol, select
 from lcm.reporting.readme import findings, summary
-from lcm.reporting.render import DASH
 from lcm.reporting.report import forest_rows, make_report
 from lcm.reporting.runs import read_runs
-from lcm.reporting.tables import build, comparison_table
+from lcm.reporting.tables import comparison_table
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,9 @@ def test_every_pair_is_in_the_forest(tmp_path):
     rows = list(forest_rows(comparison_table(select(runs, Protocol()), Protocol()).records))
     axis = figures.forest(rows, "").axes[0]
     assert [row[0] for row in rows] == ["ResNet-20: se", "ResNet-20: lcm2"]
-    assert axis.collections[1].get_offsets().tolist() == [[0.5, 0], [0.75, 0], [1.0, 1], [-0.75, 1], [-1.0, 1]]
-    assert axis.collections[2].get_offsets()[:, 0].tolist() == pytest.approx([0.625, -0.25])
+    points = [found.get_offsets().round(6).tolist() for found in axis.collections if isinstance(found, PathCollection)]
+    se, lcm2 = [[0.5, 0], [0.75, 0]], [[1.0, 1], [-0.75, 1], [-1.0, 1]]
+    assert points == [se, [[0.625, 0]], lcm2, [[-0.25, 1]]]
 
 
 def test_modules_of_ones_own_have_a_colour_and_a_name_in_every_figure(tmp_path):
@@ -138,7 +139,7 @@ def test_without_any_run(tmp_path):
 
 
 def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
-    """As ResNet-20 on CIFAR-10 will end: the README's sentences, Table 2's cells and the curves follow from the records."""
+    """One run each of ResNet-20 without attention and with LCM2 on CIFAR-10: the README's sentences follow from the records."""
     long = {"epochs": 300, "compile": True, "seconds": 5 * 3600, "device": "cpu (X <b>)"}
     runs = [{"top1": 92.11, "continued": [{"commit": "a"}, {"commit": "b"}]}, {"attention": "lcm2", "top1": 92.6}]
     results = results_of(tmp_path, [run | long for run in runs])
@@ -152,11 +153,3 @@ def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
         "6 pairs of runs, and no comparison has more than 1."
     )
     assert "seed='range(10)'" in decisive and "+0.49 (1 pair) |" in summary(runs, results)
-    table = {table.name: table for table in build(runs, Protocol(), results)}["table2"]
-    cells = {row[0]: row[6:] for row in table.rows}
-    assert cells["ResNet-20"] == ["92.26", "92.11 ± – (1)", "-0.15", "68.34", DASH, DASH]
-    assert cells["ResNet-20+LCM2"] == ["92.70", "92.60 ± – (1)", "-0.10", "69.53", DASH, DASH]
-    assert len(table.missing) == 10 and not table.warning
-    _, pictures = make_report(results)
-    (curves,) = [picture for picture in pictures if picture.name == "curves-cifar10-resnet20"]
-    assert b"none (1)" in curves.svg and b"lcm2 (1)" in curves.svg and b">300<" in curves.svg
