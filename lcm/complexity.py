@@ -1,9 +1,9 @@
 """Parameters, the paper's "GFloat", and true multiply-accumulates of a network.
 
-The paper counts as the `thop` package did in 2019: one rule for each kind of module, multiply-accumulates for convolutions
-but additions as well for linear layers and norms, and nothing for what is not a module, matrix products between tensors
-among it. A Non-local block is under-counted by this rule. The true count beside it has the multiply-accumulates of all
-convolutions and matrix products, whoever computes them, and nothing else.
+The paper counts as the `thop` package did in 2019, by one rule for each kind of module: multiply-accumulates of convolutions,
+multiplications and additions of linear layers and norms, and nothing outside modules. Matrix products between tensors are not
+counted, so that the count of a Non-local block is too small. The true count has the multiply-accumulates of all convolutions and
+matrix products, in modules or not, and nothing else.
 """
 
 import math
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 @dataclass
 class Row:
-    """One module that has parameters of its own or does work of its own."""
+    """One module with parameters or operations of its own, those of its submodules not included."""
 
     name: str
     kind: str
@@ -48,7 +48,7 @@ class Complexity:
 def count(network, image_size):
     """Count the parameters and the operations of a network for one image (1, 3, image_size, image_size).
 
-    The network runs once, in evaluation mode and without gradients; it is left as it was.
+    The network runs once, in evaluation mode and without gradients; its mode is restored.
     """
     rows = {
         module: Row(name, type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False)))
@@ -90,7 +90,7 @@ def count(network, image_size):
 
 
 def _paper_operations(module, args, y):
-    """What the paper's counter gives one call of a module, module(*args) = y."""
+    """The paper's count for one call of a module, y = module(*args)."""
     match module:
         case nn.Conv2d():
             return y.numel() * (module.weight[0].numel() + (module.bias is not None))
@@ -109,7 +109,7 @@ def _paper_operations(module, args, y):
 
 
 class _MatrixProducts(TorchDispatchMode):
-    """Reports the multiply-accumulates of each convolution and matrix product that the tensor library runs."""
+    """Reports the multiply-accumulates of each convolution and matrix product that PyTorch runs."""
 
     def __init__(self, report):
         super().__init__()

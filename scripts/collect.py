@@ -1,10 +1,10 @@
-"""Read the finished runs into results/: runs.csv (one row a run) and metrics/ (one compact record a run).
+"""Read the finished runs into results/: runs.csv (one row per run) and metrics/ (one compact record per run).
 
-    python scripts/collect.py                         # runs/ into results/; records that are there already stay
+    python scripts/collect.py                         # runs/ into results/; existing records of other runs stay
     python scripts/collect.py other/runs
     python scripts/collect.py --from results/metrics  # runs.csv from the records alone, byte for byte
 
-Damaged runs are named and left out; they stop nothing.
+Damaged runs are named and left out; the others are collected.
 """
 
 import argparse

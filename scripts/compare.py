@@ -3,10 +3,10 @@
     python scripts/compare.py runs                                     # every run below runs/
     python scripts/compare.py runs data=digits schedule.epochs=30      # those with these settings
     python scripts/compare.py results/metrics data=digits --against se # recorded runs, compared with se
-    python scripts/compare.py runs --out comparisons/mine              # also mine.md, .csv, .tex, .svg and .png
+    python scripts/compare.py runs --out comparisons/mine              # also mine.md, .csv, .tex and .svg
 
-Runs of one seed are pairs. Verdicts are corrected for all comparisons of the table. Runs that cannot be compared end in a message
-that says in what they differ, and exit code 2.
+Runs of one seed are pairs. Verdicts are corrected for all comparisons of the table. Where runs cannot be compared, a message says
+in which settings they differ (exit code 2).
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main(arguments=None):
     )
     parser.add_argument("what", nargs="*", help="folders of runs or records (default: runs), and key=value")
     parser.add_argument("--against", default="none", metavar="ATTENTION", help="compare with this one (default: none)")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex, .svg and .png")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex and .svg")
     options = parser.parse_intermixed_args(arguments)
     choices = [text for text in options.what if "=" in text]
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
@@ -38,8 +38,7 @@ def main(arguments=None):
     if options.out:
         write_tables([table], options.out.parent)
         write(options.out.with_name(f"{name}.svg"), figures.svg(figure))
-        write(options.out.with_name(f"{name}.png"), figures.png(figure))
-        print(f"{options.out}.md, .csv, .tex, .svg, .png written")
+        print(f"{options.out}.md, .csv, .tex, .svg written")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def read(path):
-    """(run, Epochs) of a record or a run directory. Raises UserError unless it is one of a finished run."""
+    """(run, epochs) of a record or a run directory. Raises UserError unless it is one of a finished run."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; name a record in results/metrics or a run directory")
@@ -56,7 +56,7 @@ def main(command_line=None):
         sys.exit(code)
     again, epochs_again = read(Path(options.runs) / run["run"])
     apart = differences(epochs, epochs_again)
-    same = f"the same numbers, bit for bit: {len(epochs)} epochs of {', '.join(compared(epochs))}"
+    same = f"the same numbers, bit for bit: {len(epochs['epoch'])} epochs of {', '.join(compared(epochs))}"
     print("\n".join([*(apart or [same]), *other_environment(run, again)]))
     sys.exit(1 if apart else 0)
 

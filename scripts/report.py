@@ -1,4 +1,4 @@
-"""Make results/report.html, one self-contained page, and results/figures/ (SVG and PNG) from the committed results.
+"""Make results/report.html, one self-contained page, and results/figures/*.svg from the committed results.
 
 python scripts/report.py
 python scripts/report.py --results other/results
@@ -18,7 +18,7 @@ def main(arguments=None):
     parser.add_argument("--results", default="results", help="folder of the results (default: results)")
     options = parser.parse_args(arguments)
     pictures = write_report(options.results)
-    print(f"{options.results}/report.html and {pictures} figures in {options.results}/figures, each as SVG and PNG")
+    print(f"{options.results}/report.html and {pictures} figures in {options.results}/figures")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Build the tables and the list of claims from results/runs.csv and results/paper.csv.
 
     python scripts/tables.py                                  # the paper's own schedules: table1 ... table5, claims
-    python scripts/tables.py --schedule digits                # quickstart: every attention on the embedded digits
-    python scripts/tables.py --schedule short --precision bf16  # the same tables from other runs; their names say so
-    python scripts/tables.py --all                            # all of them, as far as there are runs
-    python scripts/tables.py --all --readme README.md REPRODUCTION.md  # and the result tables between their markers
+    python scripts/tables.py --schedule digits                # every attention on the built-in digits
+    python scripts/tables.py --schedule short --precision bf16  # the same tables from other runs, under other names
+    python scripts/tables.py --all                            # the tables of all protocols that have runs
+    python scripts/tables.py --all --readme README.md REPRODUCTION.md  # also fill the result blocks of these files
 
-Each table is written as Markdown, CSV and LaTeX. Where nothing was run there is a dash and the command that fills it.
+Each table is written as Markdown, CSV and LaTeX. Where nothing was run it has a dash, and below it the command for that run.
 """
 
 import argparse
@@ -24,17 +24,13 @@ from lcm.reporting.tables import build, read_complexity
 
 
 def write_protocol(runs, protocol, results):
-    """Write a protocol's tables, and of the paper's schedules the list of claims."""
+    """Write the tables of a protocol, and for the paper's schedules the list of claims."""
     tables = build(runs, protocol, results)
     if not tables:
-        paper = (
-            f"; {protocol.schedule} is a schedule of the paper: leave --schedule out"
-            if protocol.schedule in PAPER_SCHEDULE.values()
-            else ""
-        )
-        raise UserError(
-            f"no finished run without deviations has {protocol.words}: train one, then run scripts/collect.py{paper}"
-        )
+        advice = "train one, then run scripts/collect.py"
+        if protocol.schedule in PAPER_SCHEDULE.values():
+            advice = f"{protocol.schedule} is a schedule of the paper: leave --schedule out"
+        raise UserError(f"no finished run without deviations has {protocol.words}: {advice}")
     write_tables(tables, results)
     if protocol.schedule is None:
         claims, file = read_claims(results / "claims.yaml"), results / f"claims{protocol.suffix}.md"
@@ -56,7 +52,7 @@ def main(arguments=None):
     parser.add_argument("--all", action="store_true", help="build the tables of every protocol that has finished runs")
     parser.add_argument("--results", default="results", help="folder of the results (default: results)")
     parser.add_argument(
-        "--readme", nargs="+", default=[], metavar="FILE", help="also fill the result tables of these files"
+        "--readme", nargs="+", default=[], metavar="FILE", help="also fill the result blocks of these files"
     )
     options = parser.parse_args(arguments)
     results = Path(options.results)
@@ -65,7 +61,7 @@ def main(arguments=None):
         write_protocol(runs, protocol, results)
     for file in results.glob("benchmark*.csv"):
         write(file.with_suffix(".md"), benchmark_page(read_benchmark(file)))
-        print(f"{file.with_suffix('.md')}: a view of {file.name}")
+        print(f"{file.with_suffix('.md')}: from {file.name}")
     blocks = readme_blocks(runs, results) if options.readme else {}
     for file in options.readme:
         try:
@@ -73,7 +69,7 @@ def main(arguments=None):
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror})") from None
         write(file, fill_readme(text, blocks))
-        print(f"{file}: result tables filled")
+        print(f"{file}: result blocks filled")
 
 
 if __name__ == "__main__":

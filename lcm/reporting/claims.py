@@ -1,34 +1,35 @@
 """The paper's comparative statements, judged by paired runs: results/claims.yaml -> results/claims.md."""
 
-import statistics
+from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import pandas as pd
 import yaml
 
 from lcm.errors import UserError
+from lcm.reporting import statistics
 from lcm.reporting.comparison import pair_notes, paired
-from lcm.reporting.protocol import DATA_TITLE, METRIC_TITLE, NETWORK_TITLE, select
+from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, select
 from lcm.reporting.render import DASH, Table, interval, markdown_rows, p_value, plural, rounded, signed
-from lcm.reporting.statistics import (
-    CONTRADICTED,
-    SUPPORTED,
-    UNTESTABLE,
-    Comparison,
-    compare,
-    every,
-    holm,
-    pairs_to_reach,
-    seeds_needed,
-    verdict,
-)
+from lcm.reporting.statistics import Comparison, compare, every, holm, pairs_to_reach, seeds_needed, verdict
 
 COUNTS = {"params": "parameters", "gfloat": "GFloat", "macs": "multiply-accumulates"}
+NOT_JUDGED = "not judged"
+METHOD = (
+    "An `every` claim has the worst verdict of its comparisons; a comparison is **supported** (the 95 % interval of "
+    "the paired difference lies above zero and the corrected p-value is at most 0.05), **contradicted** (the same "
+    "below zero), **inconclusive** (anything else) or **untestable** (fewer than 6 pairs of seeds: an exact two-sided"
+    " test cannot reach 0.05). One contradicted comparison contradicts such a claim only where its p-value, corrected over the "
+    "claim's own comparisons, is at most 0.05 too. An average is one test of its own. Intervals: BCa bootstrap, too narrow "
+    "where seeds are few; p: exact sign-flip test, Holm's correction over all comparisons of one table of the paper, with runs "
+    "or without; methods and sources: `lcm/reporting/statistics.py`; error rates and power: `results/power.md`."
+)
 
 
-class Contest(NamedTuple):
-    """One comparison of the paper: arm `a`, said to be better, against arm `b`; `paper` is its a - b in points."""
+class Statement(NamedTuple):
+    """One comparison of the paper in top-1: arm `a`, said to be better, against arm `b`; `paper` is its a - b in points."""
 
     table: int
     model: str
@@ -37,30 +38,26 @@ class Contest(NamedTuple):
     b: str
     paper: float
     margin: float = 0.0
-    metric: str = "top1"
-
-    @property
-    def arms(self):
-        """The keys of both arms among the runs of a protocol."""
-        return (self.data, self.model, self.a), (self.data, self.model, self.b)
 
 
 class Claim(NamedTuple):
+    """A sentence of the paper with the statements it rests on; results/claims.yaml explains the fields."""
+
     id: str
     place: str
     quote: str
     holds_if: str
-    contests: tuple = ()
+    statements: tuple = ()
     note: str = ""
     cost: dict | None = None
     limits: dict | None = None
 
 
 class Judged(NamedTuple):
-    """What the runs say about a contest, and how many pairs would show a difference of the paper's size."""
+    """What the runs say about a statement, and how many pairs would show a difference of the paper's size."""
 
-    contest: Contest
-    pairs: object
+    statement: Statement
+    pairs: pd.DataFrame
     comparison: Comparison
     adjusted_p: float | None
     verdict: str
@@ -68,10 +65,12 @@ class Judged(NamedTuple):
 
 
 class JudgedClaim(NamedTuple):
+    """A claim with its verdict, and in words what the paper's own numbers and what the runs say."""
+
     claim: Claim
-    verdict: str | None  # None where no number of this repository decides it
-    paper: str  # what the paper's own numbers say
-    ours: str  # what the runs say, in short
+    verdict: str
+    paper: str
+    ours: str
 
 
 def read_claims(file):
@@ -81,79 +80,77 @@ def read_claims(file):
     except FileNotFoundError:
         raise UserError(f"{file} is missing: it belongs to the repository; bring it back with git checkout") from None
     own = {
-        entry["id"]: [Contest(**facts, margin=float(entry.get("margin", 0))) for facts in entry.get("comparisons", [])]
+        entry["id"]: [Statement(**facts, margin=entry.get("margin", 0.0)) for facts in entry.get("comparisons", [])]
         for entry in entries
     }
     claims = []
     for entry in entries:
-        contests = [c for other in entry.get("comparisons_of", []) for c in own[other]] + own[entry["id"]]
-        contests = tuple(sorted(dict.fromkeys(contests), key=lambda c: c.table))
+        statements = [s for other in entry.get("comparisons_of", []) for s in own[other]] + own[entry["id"]]
+        statements = tuple(sorted(dict.fromkeys(statements), key=lambda s: s.table))
         facts = {key: value for key, value in entry.items() if key in Claim._fields}
-        claims.append(Claim(**facts, contests=contests))
+        claims.append(Claim(**facts, statements=statements))
     return claims
 
 
-def judge_contests(claims, runs, protocol):
-    """{contest: Judged} for every contest of the claims, in the order of the paper's tables and networks.
+def judge_statements(claims, runs, protocol):
+    """{statement: Judged} for every statement of the claims, in the order of the paper's tables and networks.
 
-    Holm's correction is over all contests of one of the paper's tables, those without runs too.
+    Holm's correction is over all statements about one of the paper's tables, those without runs too.
     """
     selection = select(runs, protocol)
     arms, empty, networks, judged = selection.arms(), selection.runs[:0], list(NETWORK_TITLE), {}
-    contests = sorted(
-        {contest for claim in claims for contest in claim.contests},
-        key=lambda c: (c.table, networks.index(c.model), c.data, c.b != "none", c.b, c.a, c.margin),
+    statements = sorted(
+        {statement for claim in claims for statement in claim.statements},
+        key=lambda s: (s.table, networks.index(s.model), s.data, s.b != "none", s.b, s.a, s.margin),
     )
-    for table in sorted({contest.table for contest in contests}):
-        family = [contest for contest in contests if contest.table == table]
-        pairs = [paired(*(arms.get(key, empty) for key in c.arms), c.metric) for c in family]
-        compared = [compare(found["difference"], null=-c.margin) for c, found in zip(family, pairs, strict=True)]
+    for table in sorted({statement.table for statement in statements}):
+        family = [statement for statement in statements if statement.table == table]
+        pairs = [paired(*(arms.get((s.data, s.model, arm), empty) for arm in (s.a, s.b))) for s in family]
+        compared = [compare(found["difference"], null=-s.margin) for s, found in zip(family, pairs, strict=True)]
         adjusted = holm([comparison.p for comparison in compared])
-        for contest, found, comparison, p in zip(family, pairs, compared, adjusted, strict=True):
-            needed = seeds_needed(contest.paper + contest.margin, comparison.deviation, len(family))
-            word = verdict(comparison, p, -contest.margin)
-            judged[contest] = Judged(contest, found, comparison, p, word, needed)
+        for statement, found, comparison, p in zip(family, pairs, compared, adjusted, strict=True):
+            needed = seeds_needed(statement.paper + statement.margin, comparison.deviation, len(family))
+            word = verdict(comparison, p, -statement.margin)
+            judged[statement] = Judged(statement, found, comparison, p, word, needed)
     return judged
 
 
-def cost_rows(claim, complexity):
-    """How much arm `a` costs above arm `b`, in percent by the exact counts, as a DataFrame: one row for each network and arm."""
-    base = complexity[complexity["attention"] == claim.cost["b"]]
-    rows = complexity[complexity["attention"].isin(claim.cost["a"])].merge(base, on=["table", "model"])
-    for key in COUNTS:
-        rows[key] = 100 * (rows[f"{key}_x"].astype(float) / rows[f"{key}_y"].astype(float) - 1)
-    return rows.drop_duplicates(["model", "attention_x"])
-
-
 def judge(claims, judged, complexity):
-    """Every claim judged, in order: a list of JudgedClaim. `judged` is what `judge_contests` returned."""
-    by_kind = {"every": _every, "on_average": _on_average, "cost": lambda claim, _: _cost(claim, complexity)}
-    return [
-        JudgedClaim(claim, *by_kind[claim.holds_if](claim, [judged[c] for c in claim.contests]))
-        if claim.holds_if in by_kind
-        else JudgedClaim(claim, None, DASH, claim.note)
-        for claim in claims
-    ]
+    """Every claim judged, in order: a list of JudgedClaim. `judged` is what `judge_statements` returned."""
+    results = []
+    for claim in claims:
+        parts = [judged[statement] for statement in claim.statements]
+        match claim.holds_if:
+            case "every":
+                result = _every(claim, parts)
+            case "on_average":
+                result = _on_average(claim, parts)
+            case "cost":
+                result = _cost(claim, complexity)
+            case _:  # not_judged
+                result = NOT_JUDGED, DASH, claim.note
+        results.append(JudgedClaim(claim, *result))
+    return results
 
 
 def _every(claim, parts):
-    against = [c for c in claim.contests if c.paper <= -c.margin]
-    named = "; ".join(
-        f"Table {c.table}, {NETWORK_TITLE.get(c.model, c.model)}, {DATA_TITLE[c.data]}: {c.a} against {c.b} {signed(c.paper)}"
-        for c in against
+    against = "; ".join(
+        f"Table {s.table}, {NETWORK_TITLE[s.model]}, {DATA_TITLE[s.data]}: {s.a} against {s.b} {signed(s.paper)}"
+        for s in claim.statements
+        if s.paper <= -s.margin
     )
-    paper = f"CONTRADICT it ({named})" if against else f"hold in {len(parts)} of {len(parts)}"
-    word = every((part.comparison, part.adjusted_p, -part.contest.margin) for part in parts)
+    paper = f"CONTRADICT it ({against})" if against else f"hold in {len(parts)} of {len(parts)}"
+    word = every((part.comparison, part.adjusted_p, -part.statement.margin) for part in parts)
     return word, paper, f"{plural(len(parts), 'comparison')}: {_count(part.verdict for part in parts)}"
 
 
 def _on_average(claim, parts):
-    """By the mean over the claim's contests, seed by seed: only seeds that every contest has."""
-    mean = statistics.fmean(c.paper for c in claim.contests)
+    """By the mean over the claim's statements, seed by seed: only seeds that every statement has."""
+    mean = fmean(s.paper for s in claim.statements)
     paper = f"{'hold' if mean > 0 else 'CONTRADICT it'}: {signed(mean)} over {len(parts)} comparisons"
     differences = [dict(zip(part.pairs["seed"], part.pairs["difference"], strict=True)) for part in parts]
     seeds = sorted(set.intersection(*map(set, differences)))
-    comparison = compare([statistics.fmean(d[seed] for d in differences) for seed in seeds])
+    comparison = compare([fmean(d[seed] for d in differences) for seed in seeds])
     ours = "no seed has all of them"
     if comparison.n:
         ours = f"{signed(comparison.mean)} {interval(comparison)}, p {p_value(comparison.p)}, n {comparison.n}"
@@ -161,48 +158,50 @@ def _on_average(claim, parts):
 
 
 def _cost(claim, complexity):
-    rows, paper = cost_rows(claim, complexity), "see the counts below"
+    """By the exact counts: what an arm `a` adds to arm `b`, in percent, where it adds most."""
+    base = complexity[complexity["attention"] == claim.cost["b"]]
+    rows = complexity[complexity["attention"].isin(claim.cost["a"])].merge(base, on=["table", "model"])
+    paper = "see Tables 1 to 5"
     if rows.empty:
-        return UNTESTABLE, paper, "not counted: `python scripts/complexity.py --csv results/complexity.csv`"
-    worst = rows[list(claim.limits)].max()
-    word = SUPPORTED if all(worst[key] <= limit for key, limit in claim.limits.items()) else CONTRADICTED
-    ours = "at most " + ", ".join(f"{signed(worst[key])} % {COUNTS[key]}" for key in claim.limits)
+        return statistics.UNTESTABLE, paper, "not counted: `python scripts/complexity.py --csv results/complexity.csv`"
+    most = {
+        key: 100 * (rows[f"{key}_x"].astype(float) / rows[f"{key}_y"].astype(float) - 1).max() for key in claim.limits
+    }
+    within = all(most[key] <= limit for key, limit in claim.limits.items())
+    word = statistics.SUPPORTED if within else statistics.CONTRADICTED
+    ours = "at most " + ", ".join(f"{signed(percent)} % {COUNTS[key]}" for key, percent in most.items())
     return word, paper, f"{ours} (limits {', '.join(f'{limit} %' for limit in claim.limits.values())})"
 
 
 def _count(words):
-    words = list(words)
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).items())
 
 
 def summary_table(results, protocol):
-    """One row a claim."""
+    """One row per claim."""
     header = ["", "the paper says", "where", "the paper's own numbers", "our runs", "verdict"]
     rows = []
-    for index, result in enumerate(results, 1):
-        claim = result.claim
-        note = f" **Note:** {claim.note}" if claim.note and claim.holds_if != "not_judged" else ""
-        word = f"**{result.verdict}**" if result.verdict else "not judged"
-        rows.append([str(index), f"“{claim.quote.strip()}”{note}", claim.place, result.paper, result.ours, word])
+    for index, (claim, word, paper, ours) in enumerate(results, 1):
+        note = f" **Note:** {claim.note}" if claim.note and word != NOT_JUDGED else ""
+        rows.append([str(index), f"“{claim.quote.strip()}”{note}", claim.place, paper, ours, word])
     return Table("claims", f"Claims: {protocol.words}", header, rows, labels=len(header))
 
 
-def contest_tables(claims, judged):
+def statement_tables(claims, judged):
     """For each table of the paper, every comparison that the claims make in it."""
     header = ["Network", "Data", "A", "B", "claims", "paper A - B", "ours A - B", "95 % interval", "P(A above B)", "n"]
     header += ["p", "p (Holm)", "seeds needed", "A above B?"]
     tables = []
-    for number in sorted({contest.table for contest in judged}):
-        family = [part for contest, part in judged.items() if contest.table == number]
+    for number in sorted({statement.table for statement in judged}):
+        family = [part for statement, part in judged.items() if statement.table == number]
         rows = []
-        for contest, _, comparison, p, word, needed in family:
-            metric = f" {METRIC_TITLE[contest.metric]}" if contest.metric != "top1" else ""
-            about = f" (by no more than {contest.margin:g} below)" if contest.margin else ""
-            names = [NETWORK_TITLE.get(contest.model, contest.model), DATA_TITLE[contest.data] + metric, contest.a]
-            places = [str(index) for index, claim in enumerate(claims, 1) if contest in claim.contests]
-            ours = [signed(contest.paper), signed(comparison.mean), interval(comparison), rounded(comparison.wins, 2)]
+        for statement, _, comparison, p, word, needed in family:
+            about = f" (by no more than {statement.margin:g} below)" if statement.margin else ""
+            names = [NETWORK_TITLE[statement.model], DATA_TITLE[statement.data], statement.a, statement.b + about]
+            numbers = ", ".join(str(n) for n, claim in enumerate(claims, 1) if statement in claim.statements)
+            ours = [signed(statement.paper), signed(comparison.mean), interval(comparison), rounded(comparison.wins, 2)]
             tests = [str(comparison.n), p_value(comparison.p), p_value(p), str(needed or DASH), word]
-            rows.append([*names, contest.b + about, ", ".join(places), *ours, *tests])
+            rows.append([*names, numbers, *ours, *tests])
         note = (
             f"{len(rows)} comparisons: no corrected p-value can reach 0.05 with fewer than {pairs_to_reach(len(rows))} "
             "pairs. Seeds needed: pairs that would show a difference of the paper's size with probability 0.8 after the "
@@ -210,38 +209,9 @@ def contest_tables(claims, judged):
         )
         notes = [note, *pair_notes([part.pairs for part in family])]
         records = pd.DataFrame({"n": [part.comparison.n for part in family]})
-        tables.append(
-            Table(f"claims-table{number}", f"Comparisons of Table {number}", header, rows, notes, records, labels=4)
-        )
+        name = f"claims-table{number}"
+        tables.append(Table(name, f"Comparisons of Table {number}", header, rows, notes, records, labels=4))
     return tables
-
-
-def cost_tables(claims, complexity):
-    """For each claim about cost, the counts that it compares."""
-    header = ["Network", "A", "B", "parameters", "parameters %", "GFloat %", "multiply-accumulates %"]
-    tables = []
-    for claim in claims:
-        counts = cost_rows(claim, complexity) if claim.holds_if == "cost" else ()
-        rows = []
-        for row in counts.itertuples() if len(counts) else ():
-            added = int(row.params_x - row.params_y)
-            names = [NETWORK_TITLE.get(row.model, row.model), row.attention_x, row.attention_y]
-            percents = [signed(row.params, 2), signed(row.gfloat, 3), signed(row.macs, 3)]
-            rows.append([*names, f"{added:+,}" if added else "0", *percents])
-        if rows:
-            tables.append(Table(f"claims-{claim.id}", f"Counts: A above B ({claim.id})", header, rows, labels=3))
-    return tables
-
-
-WORDS = (
-    "An `every` claim has the worst verdict of its comparisons; a comparison is **supported** (the 95 % interval of "
-    "the paired difference lies above zero and the corrected p-value is at most 0.05), **contradicted** (the same "
-    "below zero), **inconclusive** (anything else) or **untestable** (fewer than 6 pairs of seeds: an exact two-sided"
-    " test cannot reach 0.05). One contradicted comparison contradicts such a claim only where its p-value, corrected over the "
-    "claim's own comparisons, is at most 0.05 too. An average is one test of its own. Intervals: BCa bootstrap, too narrow "
-    "where seeds are few; p: exact sign-flip test, Holm's correction over all comparisons of one table of the paper, with runs "
-    "or without; methods and sources: `lcm/reporting/statistics.py`; what they can see: `results/power.md`."
-)
 
 
 def claims_in_short(results):
@@ -249,13 +219,13 @@ def claims_in_short(results):
     contradicted = [str(index) for index, result in enumerate(results, 1) if result.paper.startswith("CONTRADICT")]
     return (
         f"{len(results)} comparative claims of the paper. Its own numbers contradict {len(contradicted)} of them "
-        f"(number {' and '.join(contradicted) or '-'}). Our verdicts: {_count(r.verdict or 'not judged' for r in results)}."
+        f"(number {' and '.join(contradicted) or '-'}). Our verdicts: {_count(result.verdict for result in results)}."
     )
 
 
 def claims_page(claims, runs, protocol, complexity):
     """results/claims.md as text."""
-    judged = judge_contests(claims, runs, protocol)
+    judged = judge_statements(claims, runs, protocol)
     results = judge(claims, judged, complexity)
     parts = [
         f"# What the paper claims, and what the runs say ({protocol.words})",
@@ -263,8 +233,8 @@ def claims_page(claims, runs, protocol, complexity):
         "retracted; it reports one number for each network and no deviation.",
         claims_in_short(results),
         markdown_rows(summary_table(results, protocol)),
-        WORDS,
+        METHOD,
     ]
-    for table in (*contest_tables(claims, judged), *cost_tables(claims, complexity)):
+    for table in statement_tables(claims, judged):
         parts += [f"## {table.title}", markdown_rows(table), *table.notes]
     return "\n\n".join(parts) + "\n"

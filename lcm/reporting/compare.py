@@ -12,31 +12,35 @@ from lcm.errors import UserError, listed, nearest
 from lcm.reporting.comparison import compare_groups
 from lcm.reporting.figures import forest
 from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, in_order, one_a_seed, title
-from lcm.reporting.records import RECORDED, Damaged, check, find_runs, read_records, read_run
+from lcm.reporting.records import RECORDED, Damaged, find_runs, read_records, read_run, row
 from lcm.reporting.report import forest_rows
 from lcm.reporting.runs import frame
 
-FREE = ("attention", *(key for key in NO_DEVIATION if key != "precision"))  # in what compared runs may differ
+FREE = ("attention", *(key for key in NO_DEVIATION if key != "precision"))  # what may differ between compared runs
 
 
 def read_folders(folders):
-    """([(run.json, row of runs.csv)], [what was left out and why]) of folders of runs, or of records. Raises UserError."""
-    runs, left_out = [], []
+    """([run.json of each finished or failed run], [what was left out and why]) of folders of runs or of records.
+
+    Raises UserError where a folder is missing.
+    """
+    found, left_out = [], []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(
                 f"no folder {folder}: name a folder of runs or of records; KEY=VALUE chooses among its runs"
             )
-        records, damaged = ({}, []) if (folder / "metrics.jsonl").exists() else read_records(folder)
-        found, left_out = list(records.values()), left_out + damaged
+        if not (folder / "metrics.jsonl").exists():  # of a run itself, not a record
+            records, damaged = read_records(folder)
+            found += [run for run, _ in records]
+            left_out += damaged
         for directory in find_runs(folder):
             try:
-                found.append(read_run(directory))
+                found.append(read_run(directory)[0])
             except Damaged as error:
                 left_out.append(f"{directory}: {error}")
-        left_out += [f"{run.get('run')}: {run.get('state')}" for run, _ in found if run.get("state") not in RECORDED]
-        runs += [(run, check(run, epochs)) for run, epochs in found if run.get("state") in RECORDED]
-    return runs, left_out
+    left_out += [f"{run.get('run')}: {run.get('state')}" for run in found if run.get("state") not in RECORDED]
+    return [run for run in found if run.get("state") in RECORDED], left_out
 
 
 def choose(runs, choices):
@@ -44,28 +48,28 @@ def choose(runs, choices):
     for text in choices:
         key, _, values = text.partition("=")
         flat = f"{key}.name" if key in GROUPS else key
-        keys = {known for run, _ in runs for known in flatten(run["config"])}
+        keys = {known for run in runs for known in flatten(run["config"])}
         if runs and flat not in keys:
             raise UserError(f"{text}: no run has a key {key}{nearest(key, {*keys, *GROUPS})}")
         try:
             wanted = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError:
             raise UserError(f"{text}: {values} is not a value") from None
-        runs = [(run, row) for run, row in runs if flatten(run["config"]).get(flat) in wanted]
+        runs = [run for run in runs if flatten(run["config"]).get(flat) in wanted]
     if not runs:
         raise UserError(f"no finished run there has {' '.join(choices) or 'a result'}")
     return runs
 
 
 def _values(runs):
-    """{key: its different values, as JSON} over the configs of some runs."""
-    configs = [identity(run["config"]) for run, _ in runs]
+    """{key: its different values, as JSON} over the configs of `runs`."""
+    configs = [identity(run["config"]) for run in runs]
     keys = sorted({key for config in configs for key in config})
     return {key: sorted({json.dumps(config.get(key)) for config in configs}) for key in keys}
 
 
 def refuse_several_groups(runs):
-    """Raise UserError where runs differ in more than attention and seed, and rounding."""
+    """Raise UserError where runs differ in more than attention and seed (and what only changes rounding)."""
     differences = {key: found for key, found in _values(runs).items() if len(found) > 1 and not is_under(key, FREE)}
     if differences:
         lines = [f"{key}: {', '.join(found)}".replace('"', "") for key, found in differences.items()]
@@ -78,17 +82,17 @@ def refuse_several_groups(runs):
 def label_arms(runs):
     """The rows of `runs`; an attention that was trained with several settings is an arm for each: "se reduction=8"."""
     rows = []
-    for attention in {row["attention"] for _, row in runs}:
-        own = [(run, row) for run, row in runs if row["attention"] == attention]
+    for attention in {run["attention"] for run in runs}:
+        own = [run for run in runs if run["attention"] == attention]
         several = [key for key, found in _values(own).items() if key.startswith("attention.") and len(found) > 1]
-        for run, row in own:
+        for run in own:
             settings = [f"{key.removeprefix('attention.')}={identity(run['config']).get(key)}" for key in several]
-            rows.append(row | {"attention": " ".join([attention, *settings])})
+            rows.append(row(run) | {"attention": " ".join([attention, *settings])})
     return rows
 
 
 def _protocol(runs):
-    """(the protocol of compared runs in words, in what it deviates from that of its names)."""
+    """(the protocol of compared runs in words, a warning where it is not the paper's)."""
     first = runs.iloc[0]
     deviations = {f"{key}={value}": None for text in runs["deviations"] for key, value in json.loads(text).items()}
     shared = [words for words in deviations if not words.startswith("attention.")]
@@ -114,9 +118,8 @@ def compare_runs(runs, baseline="none", name="comparison"):
     groups = {
         (first.data, first.model): {attention: arms[attention] for attention in in_order(arms, (baseline, *arms))}
     }
-    family = f"{len(arms) - 1} comparisons of this table"
     protocol = Protocol(first.schedule, first.precision)
-    table = compare_groups(groups, selection, protocol, baseline, family)
+    table = compare_groups(groups, selection, protocol, baseline)
     (words, warning), network = _protocol(selection.runs), title(first.data, first.model)
     heading = f"Every attention against {baseline}: {network}, {words}"
     figure = forest(list(forest_rows(table.records)), f"{network}: attention minus {baseline}\n{words}")

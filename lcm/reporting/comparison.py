@@ -1,21 +1,18 @@
-"""Arms of one network on one data set compared seed by seed with one of them, and what a reader must know about runs."""
-
-from typing import NamedTuple
+"""The attentions of one network on one data set, each compared seed by seed with a baseline, and the notes below such tables."""
 
 import pandas as pd
 
-from lcm.reporting.protocol import DATA_TITLE
+from lcm.reporting.protocol import ATTENTIONS, DATA_TITLE, in_order
 from lcm.reporting.render import DASH, Table, accuracy, interval, mean_and_deviation, p_value, rounded, scaled, signed
-from lcm.reporting.statistics import Comparison, compare, holm, pairs_to_reach, verdict
+from lcm.reporting.statistics import compare, holm, pairs_to_reach, verdict
 
-FAMILY = "attentions of one network on one data set"
 ENVIRONMENT = {"commit": "commit", "torch": "version of torch", "device": "device"}
-WORDS = (
+METHOD = (
     "Test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). Differences are paired: the same seed "
     "has the same initialisation, image order and augmentation in both arms. 95 % BCa bootstrap interval of the mean "
     "difference, too narrow where seeds are few (`results/power.md`); P(better): share of seeds on which the attention is above "
-    "{against}; p: exact two-sided sign-flip test; Holm's correction over the {family}. Parameters and MACs are those of the "
-    "trained network."
+    "{against}; p: exact two-sided sign-flip test; Holm's correction over the attentions of one network on one data set. "
+    "Parameters and MACs are those of the trained network."
 )
 
 
@@ -27,46 +24,20 @@ def measured(arm, metric="top1"):
     return {"mean": mean, "deviation": deviation, "n": len(arm), "best_epoch_on_test": best, "seeds": seeds}
 
 
-def paired(a, b, metric="top1"):
-    """One row for each seed that both arms have on the same data files: `difference`, and of both runs what they ran on."""
-    facts = ["seed", "data_fingerprint", f"test_{metric}", *ENVIRONMENT]
+def paired(a, b):
+    """One row for each seed that both arms have on the same data files: `difference`, and the environment of both runs."""
+    facts = ["seed", "data_fingerprint", "test_top1", *ENVIRONMENT]
     pairs = a[facts].merge(b[facts], on=["seed", "data_fingerprint"], suffixes=("_a", "_b"))
-    return pairs.assign(difference=pairs[f"test_{metric}_a"] - pairs[f"test_{metric}_b"])
+    return pairs.assign(difference=pairs["test_top1_a"] - pairs["test_top1_b"])
 
 
-class Compared(NamedTuple):
-    """One arm beside the one it is compared with (whose own `comparison` has no pairs, and whose `verdict` is None)."""
+def row_and_record(names, arm, comparison, adjusted, command):
+    """An arm (its runs) and its comparison as a row of text, and as columns of the CSV file.
 
-    runs: pd.DataFrame
-    pairs: pd.DataFrame
-    comparison: Comparison
-    p_holm: float | None
-    verdict: str | None
-
-
-def against(arms, baseline="none"):
-    """{attention: Compared} for `arms` ({attention: runs}); Holm's correction over all arms, those without runs too."""
-    pairs = {a: paired(arm, arms[baseline]) for a, arm in arms.items() if a != baseline}
-    compared = {a: compare(found["difference"]) for a, found in pairs.items()}
-    adjusted = dict(zip(compared, holm([comparison.p for comparison in compared.values()]), strict=True))
-    results = {}
-    for name, arm in arms.items():
-        comparison, p = compared.get(name, Comparison(0)), adjusted.get(name)
-        word = verdict(comparison, p) if comparison.n else None
-        results[name] = Compared(arm, pairs.get(name, paired(arm[:0], arm)), comparison, p, word)
-    return results
-
-
-def header(baseline="none"):
-    """The columns of a comparison's table; the first three are its labels."""
-    columns = ["Data", "Network", "Attention", "Para (M)", "MACs (G)", "Test top-1 (%)", f"minus {baseline}"]
-    return [*columns, "95 % interval", "P(better)", "p", "p (Holm)", f"better than {baseline}?"]
-
-
-def row_and_record(names, compared, command=""):
-    """A line of a comparison's table as text, and as columns of its CSV file. `names`: data, model, attention, schedule, ..."""
-    arm, _, comparison, adjusted, word = compared
+    names: data, model, attention, schedule, precision. adjusted: Holm's p-value. command: the one that trains a missing arm.
+    """
     params, macs = (arm[key].iloc[0] if len(arm) else None for key in ("params", "macs"))
+    word = verdict(comparison, adjusted) if comparison.n else None
     row = [DATA_TITLE.get(names["data"], names["data"]), names["model"], names["attention"], scaled(params, 6, 3)]
     row += [scaled(macs, 9, 4), accuracy(arm["test_top1"]), signed(comparison.mean), interval(comparison)]
     row += [rounded(comparison.wins, 2), p_value(comparison.p), p_value(adjusted), word or DASH]
@@ -77,59 +48,75 @@ def row_and_record(names, compared, command=""):
     return row, record | {"verdict": word, "command": command}
 
 
-def compare_groups(groups, selection, protocol, baseline="none", family=FAMILY, command=lambda *arm: ""):
-    """The Table, still without a name and a title, of groups of arms, every arm against the group's `baseline`.
+def compare_groups(groups, selection, protocol, baseline="none"):
+    """The Table, still without name and title, that compares every arm of each group with the group's `baseline`.
 
-    groups: {(data, model): {attention: runs}}. selection: the runs of them all, and what was left out. command: what
-    command(data, model, attention, seeds) says stands below the table for an arm without runs.
+    groups: {(data, model): {attention: runs}}. selection: all their runs, and those left out.
     """
-    rows, records, starts, short, pairs = [], [], [], [], []
+    rows, records, short, pairs = [], [], [], []
     for (data, model), arms in groups.items():
-        starts.append(len(rows))
-        compared, seeds = against(arms, baseline), {seed for arm in arms.values() for seed in arm["seed"]}
-        needed, counts = pairs_to_reach(len(compared) - 1), [one.comparison.n for one in compared.values()]
-        short += [f"{model} on {data}: {needed}"] if any(0 < count < needed for count in counts) else []
-        for attention, one in compared.items():
-            facts = {"data": data, "model": model, "attention": attention}
-            facts |= {"schedule": protocol.schedule_of(data), "precision": protocol.precision}
-            row, record = row_and_record(facts, one, "" if len(one.runs) else command(data, model, attention, seeds))
+        found = {name: paired(arm if name != baseline else arm[:0], arms[baseline]) for name, arm in arms.items()}
+        compared = {name: compare(pairs_of_arm["difference"]) for name, pairs_of_arm in found.items()}
+        others = [name for name in arms if name != baseline]
+        adjusted = dict(zip(others, holm([compared[name].p for name in others]), strict=True))
+        needed = pairs_to_reach(len(others))
+        short += [f"{model} on {data}: {needed}"] if any(0 < c.n < needed for c in compared.values()) else []
+        for attention, arm in arms.items():
+            names = {"data": data, "model": model, "attention": attention}
+            names |= {"schedule": protocol.schedule_of(data), "precision": protocol.precision}
+            command = "" if len(arm) else protocol.command(f"data={data}", f"model={model}", f"attention={attention}")
+            row, record = row_and_record(names, arm, compared[attention], adjusted.get(attention), command)
             rows.append(row)
             records.append(record)
-            pairs.append(one.pairs)
-    notes = [WORDS.format(against=baseline, family=family)]
+        pairs += found.values()
+    notes = [METHOD.format(against=baseline)]
     if short:
         notes.append("Pairs that the test needs before any corrected p-value can reach 0.05: " + "; ".join(short) + ".")
     notes += run_notes(*selection) + pair_notes(pairs)
     missing = tuple(record["command"] for record in records if record["command"])
     records = pd.DataFrame(records, dtype=object)
-    return Table("", "", header(baseline), rows, notes, records, tuple(starts[1:]), missing, labels=3)
+    header = ["Data", "Network", "Attention", "Para (M)", "MACs (G)", "Test top-1 (%)", f"minus {baseline}"]
+    header += ["95 % interval", "P(better)", "p", "p (Holm)", f"better than {baseline}?"]
+    return Table("", "", header, rows, notes, records, missing, labels=3)
+
+
+def comparison_table(selection, protocol):
+    """Every attention against none, paired by seed, for each data set and network that a protocol has runs of.
+
+    The paper's attentions without runs have a row too, but not under its own schedule: there its tables say what is missing.
+    """
+    shown = ("none",) if protocol.schedule is None else ATTENTIONS
+    groups = {
+        group: {name: runs[runs["attention"] == name] for name in in_order([*runs["attention"], *shown])}
+        for group, runs in selection.groups().items()
+    }
+    name, title = f"comparison{protocol.suffix}", f"Every attention against none: {protocol.words}"
+    warning = f"Not the paper's schedule: runs with {protocol.words}." if protocol.schedule else ""
+    return compare_groups(groups, selection, protocol)._replace(name=name, title=title, warning=warning)
 
 
 def pair_notes(pairs):
-    """In what the two runs of a pair differ beside the attention, over a list of DataFrames of pairs."""
-    pairs, parts = pd.concat(pairs) if pairs else (), []
-    for key, words in ENVIRONMENT.items() if len(pairs) else ():
-        if count := (pairs[f"{key}_a"] != pairs[f"{key}_b"]).sum():
-            parts.append(f"{count} in the {words}")
-    return (
-        [f"Pairs whose two runs differ in more than the attention, of {len(pairs)}: {', '.join(parts)}."]
-        if parts
-        else []
-    )
+    """How many pairs have two runs of different environments, as a list of at most one note. `pairs`: a list of DataFrames."""
+    if not pairs:
+        return []
+    pairs = pd.concat(pairs)
+    counts = {words: (pairs[f"{key}_a"] != pairs[f"{key}_b"]).sum() for key, words in ENVIRONMENT.items()}
+    parts = [f"{count} in the {words}" for words, count in counts.items() if count]
+    note = f"Pairs whose two runs differ in more than the attention, of {len(pairs)}: {', '.join(parts)}."
+    return [note] if parts else []
 
 
 def run_notes(used, failed, duplicates):
-    """What a reader must know about the runs behind a table, and about those that were left out of it."""
+    """The notes on the runs behind a table (hours, devices, deviating settings), and on those that were left out of it."""
     notes, used = [], used.drop_duplicates("run")
     if len(used):
         devices = "; ".join(sorted(set(used["device"].replace("", "an unknown device"))))
         notes.append(f"Runs: {len(used)}, {used['seconds'].sum() / 3600:.1f} hours in all, on {devices}.")
+    unverified = (~used["data_verified"]).sum()
     counts = {
         "from a checkout with uncommitted changes.": used["dirty"].sum(),
         "with `compile=true`: the same arithmetic, rounded in another order.": used["compile"].sum(),
-        "with `data.verify=false`: their images were not compared with the official ones.": (
-            ~used["data_verified"]
-        ).sum(),
+        "with `data.verify=false`: their images were not compared with the official ones.": unverified,
     }
     for source, count in used["data_cache"].replace("", pd.NA).value_counts().sort_index().items():
         side = f"a short side of {source} pixels" if source.isdigit() else source

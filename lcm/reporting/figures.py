@@ -1,7 +1,7 @@
 """The figures: learning curves, accuracy against cost, differences with their intervals.
 
-Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` and `png` turn it into bytes that are
-the same each time for one version of matplotlib.
+Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` turns it into bytes, the same each time for
+one version of matplotlib.
 """
 
 import io
@@ -15,21 +15,20 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from lcm.config import options
 from lcm.reporting.protocol import in_order
-from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTESTABLE
+from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTESTABLE, VERDICTS
 
-# Okabe and Ito for the paper's modules, told apart by colour-blind readers too; then others, for modules of one's own.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, for the paper's modules; then others for further modules.
 COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 COLOURS += ("#6a3d9a", "#8c564b", "#bcbd22", "#17becf", "#7b1f3a", "#1b5e20", "#3f51b5", "#a1887f")
 INK, BLACK = "#555555", "#000000"
 VERDICT_COLOURS = {SUPPORTED: "#1a7f37", CONTRADICTED: "#cf222e", INCONCLUSIVE: "#0550ae", UNTESTABLE: "#9a9a9a"}
 MARKERS = "osD^vP*Xh"
-MADE_BY = "drawn by scripts/report.py of lcm"  # stands in every file, so that the next report knows which are its own
 STYLE = {
-    "font.family": "sans-serif",  # named after DejaVu Sans in the SVG, for a reader who has not got it
+    "font.family": "sans-serif",  # where DejaVu Sans is not installed
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
-    "figure.constrained_layout.w_pad": 0.2,  # another reader's letters may be wider
+    "figure.constrained_layout.w_pad": 0.2,  # letters of another font may be wider
     "font.size": 9,
-    "svg.fonttype": "none",  # text stays text: small files, searchable
+    "svg.fonttype": "none",  # text stays text: small files that can be searched
     "svg.hashsalt": "lcm",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,24 +39,14 @@ STYLE = {
 WIDTH = 4.6  # inches
 
 
-def _bytes(figure, **options):
-    with matplotlib.rc_context(STYLE):
-        if figure.get_layout_engine() is not None:  # worked out once for all formats
-            figure.get_layout_engine().execute(figure)
-            figure.set_layout_engine(None)
-        out = io.BytesIO()
-        figure.savefig(out, **options)
-        return out.getvalue()
-
-
 def svg(figure):
-    """The figure as SVG bytes, without a date."""
-    return _bytes(figure, format="svg", metadata={"Date": None, "Description": MADE_BY})
-
-
-def png(figure):
-    """The figure as PNG bytes at 160 dots an inch."""
-    return _bytes(figure, format="png", dpi=160, metadata={"Description": MADE_BY})
+    """The figure as the bytes of an SVG file, without a date."""
+    with matplotlib.rc_context(STYLE):
+        figure.get_layout_engine().execute(figure)  # at the dots per inch of the figure, not of SVG
+        figure.set_layout_engine(None)
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Description": "drawn by scripts/report.py of lcm"})
+        return out.getvalue()
 
 
 def colours(attentions):
@@ -69,9 +58,9 @@ def colours(attentions):
 
 @matplotlib.rc_context(STYLE)
 def learning_curves(arms, title):
-    """Test accuracy over the epochs: above all of them, below the last quarter; mean and range over the seeds.
+    """Test accuracy over the epochs, mean and range over the seeds; the upper axes show all epochs, the lower the last quarter.
 
-    `arms`: {attention: list of runs, each a list of test accuracies by epoch}, all of one length.
+    arms: {attention: [test accuracy of each epoch, for each run]}, all of one length.
     """
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     whole, end = figure.subplots(2, 1)
@@ -82,7 +71,7 @@ def learning_curves(arms, title):
         style = {"color": palette[attention], "linewidth": 1.2, "linestyle": "--" if attention == "lcm1" else "-"}
         last = max(0, count * 3 // 4 - 1)
         for axis, first in ((whole, 0), (end, last)):
-            # some fifty points are all that a curve of this width can show
+            # about fifty points are all that a curve of this width can show
             shown = np.unique(np.append(np.arange(first, count, max(1, (count - first) // 50)), count - 1))
             axis.plot(shown + 1, mean[shown], label=f"{attention} ({len(runs)})", **style)
             if len(runs) > 1:
@@ -105,9 +94,9 @@ def learning_curves(arms, title):
 
 @matplotlib.rc_context(STYLE)
 def accuracy_against(costs, points, title):
-    """Accuracy against costs, one below the other. Filled: ours, with the deviation over seeds; hollow: the paper.
+    """Accuracy against each cost, axes below each other. Filled: ours, with the deviation over seeds; hollow: the paper's.
 
-    `costs`: {column of `points`: its name}; `points`: a DataFrame with columns network, attention, mean, deviation and paper.
+    costs: {column of `points`: its label}. points: a DataFrame with columns network, attention, mean, deviation and paper.
     """
     figure = Figure(figsize=(WIDTH, 0.6 + 2.7 * len(costs)), layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -147,39 +136,34 @@ def _handle(label, colour, marker, **style):
 
 @matplotlib.rc_context(STYLE)
 def forest(rows, title):
-    """Mean differences with their 95 % intervals, one a line, behind them each pair's own as a hollow circle.
+    """Mean differences with their 95 % intervals, one per line, and the difference of each pair of runs as a hollow circle.
 
-    `rows`: a list of (label, Comparison, the paper's difference or None, verdict or None).
+    rows: a list of (label, Comparison, the paper's difference or None, verdict or None).
     """
     figure = Figure(figsize=(WIDTH, 1.3 + 0.2 * len(rows)), layout="constrained")
     axis = figure.subplots()
     axis.axvline(0, color=INK, linewidth=0.8)
-    shades = [VERDICT_COLOURS.get(word, VERDICT_COLOURS[INCONCLUSIVE]) for *_, word in rows]
-    labels, verdicts = [row[0] for row in rows], [row[3] for row in rows if row[1].n]
-    ranged = [(i, c.low, c.high, shades[i]) for i, (_, c, *_) in enumerate(rows) if c.low is not None]
-    if ranged:
-        places, low, high, own = zip(*ranged, strict=True)
-        axis.hlines(places, low, high, colors=own, linewidth=1.4)
-    single = [(difference, i) for i, (_, c, *_) in enumerate(rows) for difference in c.differences]
-    if single:
-        circles = {"facecolors": "none", "edgecolors": [shades[i] for _, i in single], "linewidths": 0.6}
-        axis.scatter(*zip(*single, strict=True), s=11, zorder=2, **circles)
-    means = [(c.mean, i, shades[i]) for i, (_, c, *_) in enumerate(rows) if c.n]
-    if means:
-        x, y, own = zip(*means, strict=True)
-        axis.scatter(x, y, s=16, c=own, zorder=3, linewidths=0)
-    printed = [(paper, i) for i, (_, _, paper, _) in enumerate(rows) if paper is not None]
-    if printed:
-        diamonds = {"marker": "D", "facecolors": "none", "edgecolors": BLACK, "linewidths": 0.8}
-        axis.scatter(*zip(*printed, strict=True), s=20, zorder=3, **diamonds)
-    axis.set_yticks(range(len(rows)), labels, fontsize=7.5)
+    for i, (_, ours, paper, word) in enumerate(rows):
+        colour = VERDICT_COLOURS.get(word, VERDICT_COLOURS[INCONCLUSIVE])
+        if ours.low is not None:
+            axis.hlines(i, ours.low, ours.high, colors=colour, linewidth=1.4)
+        if ours.n:
+            pairs = {"facecolors": "none", "edgecolors": colour, "linewidths": 0.6}
+            axis.scatter(ours.differences, [i] * ours.n, s=11, zorder=2, **pairs)
+            axis.scatter(ours.mean, i, s=16, color=colour, zorder=3, linewidths=0)
+        if paper is not None:
+            diamond = {"marker": "D", "facecolors": "none", "edgecolors": BLACK, "linewidths": 0.8}
+            axis.scatter(paper, i, s=20, zorder=3, **diamond)
+    axis.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=7.5)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("difference in test top-1 (points)")
     figure.suptitle(title, fontsize=10)
     axis.grid(axis="x", alpha=0.25, linewidth=0.5)
-    words = {word: colour for word, colour in VERDICT_COLOURS.items() if word in verdicts}
-    handles = [_handle(word, colour, "o", markersize=4, linestyle="-") for word, colour in words.items()]
-    handles += [_handle("a pair of runs", INK, "o", markersize=3.5, fillstyle="none")] if single else []
-    handles += [_handle("the paper", BLACK, "D", markersize=4.5, fillstyle="none")] if printed else []
+    found = {word for _, ours, _, word in rows if ours.n}
+    marker = {"markersize": 4, "linestyle": "-"}
+    handles = [_handle(word, VERDICT_COLOURS[word], "o", **marker) for word in VERDICTS if word in found]
+    handles += [_handle("a pair of runs", INK, "o", markersize=3.5, fillstyle="none")] if found else []
+    if any(paper is not None for _, _, paper, _ in rows):
+        handles.append(_handle("the paper", BLACK, "D", markersize=4.5, fillstyle="none"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

@@ -1,7 +1,7 @@
-"""What the statistics of this package can and cannot see: false verdicts, power and coverage, measured by simulation.
+"""False verdicts, power and coverage of the statistics of this package, measured by simulation.
 
-Simulated runs are normal with a deviation of 0.25 points, about what CIFAR-10 networks show over seeds, rounded to the 0.01
-that a test set of 10,000 images allows, and independent: paired runs that share luck only do better.
+Simulated runs are independent and normal with a deviation of 0.25 points, about that of CIFAR-10 networks over seeds, rounded to
+0.01 as a test set of 10,000 images implies. Real pairs share part of their noise, which increases the power.
 """
 
 import numpy as np
@@ -26,14 +26,14 @@ def simulate(difference, pairs, comparisons=1, repetitions=1000, seed=0):
         differences = [simulated_differences(difference, pairs, rng) for _ in family]
         adjusted = holm([sign_flip_p(d) for d in differences])
         for index, (d, p) in enumerate(zip(differences, adjusted, strict=True)):
-            # The interval decides nothing where p is too large: spare the bootstrap.
+            # where p is too large the interval decides nothing: skip the bootstrap
             comparison = compare(d) if p <= ALPHA else Comparison(pairs)
             family[index] = verdict(comparison, p) == SUPPORTED
     return float(supported.mean()), float(supported.any(axis=1).mean())
 
 
 def coverage(pairs, repetitions=1000, seed=0):
-    """The share of 95 % BCa intervals that hold the true mean difference."""
+    """The share of 95 % BCa intervals that contain the true mean difference."""
     rng = np.random.default_rng([seed, pairs])
     inside = 0
     for _ in range(repetitions):
@@ -56,12 +56,12 @@ def power_page(repetitions=2000):
 
     families = repetitions // FAMILY
     parts = [
-        "# What the verdicts can see",
+        "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: two arms with the true difference of "
         f"the first column, each run with a deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
         f"{repetitions} repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points.",
         "## Share of verdicts `supported`, one comparison\n\n"
-        "The first row holds the wrong verdicts; with fewer than 6 seeds the verdict is always `untestable`.",
+        "The first row has the wrong verdicts; with fewer than 6 seeds the verdict is always `untestable`.",
         table("true difference", shares(1, repetitions)),
         f"## The same with Holm's correction over {FAMILY} comparisons\n\n"
         f"All {FAMILY} with the same true difference ({families} families). With 6 seeds no corrected p-value can reach 0.05.",
@@ -69,7 +69,7 @@ def power_page(repetitions=2000):
         "Families with at least one wrong verdict `supported`, no true difference:",
         table("", [["share", *(share(simulate(0, n, FAMILY, families)[1]) for n in PAIRS)]]),
         "## Coverage of the 95 % BCa interval\n\n"
-        "How often it holds the true difference. It is too narrow for few seeds, which is why no verdict rests on it alone.",
+        "How often it contains the true difference. It is too narrow for few seeds, which is why no verdict rests on it alone.",
         table("", [["coverage", *(share(coverage(n, repetitions)) for n in PAIRS)]]),
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""What the paper's protocol is, in names: orders and titles, its schedules and accuracies, and which runs a table takes.
+"""The paper's protocol: its names and their order, schedules and accuracies; and which runs a table takes.
 
 Without pandas: train.py asks here for the paper's number.
 """
@@ -45,7 +45,7 @@ def paper_epochs(data):
 
 
 def read_csv(file):
-    """The lines of a CSV file as dicts. Raises UserError where it is missing."""
+    """The rows of a CSV file as dicts. Raises UserError where it is missing."""
     try:
         with open(file, encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
@@ -61,8 +61,8 @@ def paper_accuracy(data, model, attention, file=PAPER):
 
 
 def paper_comparison(state):
-    """The line beside a finished run's result (its run.json): what the paper prints, and in what the run differs from the
-    paper's protocol; "" where the paper has no such row."""
+    """What is printed below the result of a finished run (its run.json `state`): the paper's numbers, and the settings in which
+    the run differs from the paper's protocol; "" where the paper has no such row."""
     paper = paper_accuracy(state["data"], state["model"], state["attention"])
     if not paper:
         return ""
@@ -83,7 +83,7 @@ class Protocol(NamedTuple):
 
     @property
     def suffix(self):
-        """What the names of this protocol's files carry; nothing for the paper's schedule in fp32."""
+        """The end of the names of this protocol's files; empty for the paper's schedule in fp32."""
         parts = [self.schedule, None if self.precision == "fp32" else self.precision]
         return "".join(f"-{part}" for part in parts if part)
 
@@ -92,18 +92,18 @@ class Protocol(NamedTuple):
         schedule = f"schedule={self.schedule}" if self.schedule else "the paper's schedule"
         return f"{schedule}, precision={self.precision}"
 
-    @property
-    def overrides(self):
-        """What a command line needs for a run of this protocol."""
+    def command(self, *overrides):
+        """The command line that trains a run of this protocol."""
         schedule = [f"schedule={self.schedule}"] if self.schedule else []
-        return schedule + ([] if self.precision == "fp32" else [f"precision={self.precision}"])
+        precision = [] if self.precision == "fp32" else [f"precision={self.precision}"]
+        return " ".join(["python train.py", *overrides, *schedule, *precision])
 
     def schedule_of(self, data):
         """The schedule's name on a data set; None where the paper has no such data set."""
         return self.schedule or PAPER_SCHEDULE.get(data)
 
     def takes(self, runs):
-        """The mask of the runs that follow this protocol; the paper's own runs of a schedule are its alone."""
+        """The mask of the runs that follow this protocol. Runs of the paper's own schedule follow no other protocol."""
         paper = runs["schedule"] == runs["data"].map(PAPER_SCHEDULE).fillna("")
         schedule = paper if self.schedule is None else (runs["schedule"] == self.schedule) & ~paper
         return schedule & (runs["precision"] == self.precision) & (runs["deviations"] == "{}")
@@ -120,7 +120,7 @@ def protocols(runs):
 
 
 class Selection(NamedTuple):
-    """DataFrames: the runs of a protocol, one a seed, in the order of the tables, and what was left out."""
+    """DataFrames: the finished runs of a protocol, one per seed, in the order of the tables, and those left out."""
 
     runs: object
     failed: object
@@ -146,9 +146,9 @@ def one_a_seed(runs):
     failed = runs["state"] == "failed"
     duplicate = runs[~failed].duplicated(["data", "model", "attention", "seed"])
     finished = runs[~failed][~duplicate]
-    place = {name: index for names in (NETWORK_TITLE, ATTENTIONS) for index, name in enumerate(names)}
-    # known names by their place, others after them by name
-    keys = {key: finished[key].map(lambda name: (place.get(name, len(place)), name)) for key in ("model", "attention")}
-    order = finished.assign(model=keys["model"], attention=keys["attention"])
+    models, attentions = in_order(finished["model"], NETWORK_TITLE), in_order(finished["attention"])
+    order = finished.assign(
+        model=finished["model"].map(models.index), attention=finished["attention"].map(attentions.index)
+    )
     order = order.sort_values(["data", "model", "attention", "seed"]).index
     return Selection(finished.loc[order], runs[failed], runs[~failed][duplicate])

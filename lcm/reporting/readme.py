@@ -1,42 +1,24 @@
-"""The result blocks of the README: text between `<!-- results:begin NAME -->` and `<!-- results:end -->`, never written by hand."""
+"""The result blocks of a README, generated between `<!-- results:begin NAME -->` and `<!-- results:end -->`."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from lcm.errors import UserError
-from lcm.reporting.claims import claims_in_short, judge, judge_contests, read_claims
+from lcm.reporting.claims import claims_in_short, judge, judge_statements, read_claims
 from lcm.reporting.cost import card_steps, cells, cost_block, cost_cpu_block, duration, hours
-from lcm.reporting.protocol import (
-    ATTENTIONS,
-    DATA_TITLE,
-    NETWORK_TITLE,
-    Protocol,
-    in_order,
-    protocols,
-    select,
-    title,
-)
-from lcm.reporting.records import read_records, record_name
-from lcm.reporting.render import (
-    DASH,
-    accuracy,
-    as_printed,
-    inert,
-    markdown_rows,
-    pipes,
-    plural,
-    rounded,
-    signed,
-)
+from lcm.reporting.protocol import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, in_order, protocols, select, title
+from lcm.reporting.records import read_records
+from lcm.reporting.render import DASH, accuracy, as_printed, inert, markdown_rows, pipes, plural, rounded, signed
 from lcm.reporting.statistics import CONTRADICTED, MINIMUM_PAIRS, SUPPORTED, VERDICTS, pairs_to_reach
 from lcm.reporting.tables import build, comparison_table, counts, read_complexity, read_paper
 
 _BLOCK = re.compile(r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)", re.DOTALL)
-REACHED = 0.6  # points: how near to the paper's number a baseline counts as reached
+REACHED = 0.6  # points from the paper's number within which a baseline counts as reached
 
 
 def _difference(record):
-    """`+0.12 [-0.10, +0.34]`, bold where the verdict is not open; `+0.12 (2 pairs)` where so few have no interval; a dash."""
+    """`+0.12 [-0.10, +0.34]`, bold where the verdict is decided; `+0.12 (2 pairs)` where these are too few for an interval."""
     if record is None or not record.pairs:
         return DASH
     text = signed(record.difference)
@@ -47,8 +29,8 @@ def _difference(record):
 
 
 def summary(runs, results):
-    """What was found so far: every attention's difference from none on every network and data set that has runs, and the
-    verdicts on the claims, in few lines."""
+    """What was found so far: the difference of every attention from none on each network and data set that has runs, and how many
+    claims have which verdict."""
     others = [name for name in in_order([*ATTENTIONS, *runs["attention"]]) if name != "none"]
     header, rows = ["data", "network", "schedule", "precision", "none", *others], []
     for protocol in protocols(runs):
@@ -61,7 +43,7 @@ def summary(runs, results):
             baseline = accuracy(own.loc[own["attention"] == "none", "test_top1"])
             rows.append([*names, baseline, *(_difference(records.get((data, model, other))) for other in others)])
     claims = read_claims(Path(results) / "claims.yaml")
-    judged = judge_contests(claims, runs, Protocol())
+    judged = judge_statements(claims, runs, Protocol())
     verdicts = claims_in_short(judge(claims, judged, read_complexity(results)))
     if not rows:
         return f"Nothing was run yet. {verdicts}"
@@ -69,14 +51,14 @@ def summary(runs, results):
         "Test top-1 (%) of the last epoch for `none`, mean ± standard deviation (seeds); for the others the paired "
         "difference from it, mean and 95 % interval over the seeds (too narrow where they are few). Bold: interval "
         "and exact test, corrected for the comparisons of the row, agree that it is not zero; with fewer than "
-        f"{pairs_to_reach(len(others))} seeds a row of {len(others)} comparisons can have nothing bold."
+        f"{pairs_to_reach(len(others))} seeds nothing in a row of {len(others)} comparisons can be bold."
     )
     return f"{pipes(header, rows, labels=4)}\n\n{legend}\n\n{verdicts}"
 
 
 def findings(runs, results):
     """The state of knowledge in three lines: the paper's counts, its accuracies, and what would decide about the modules."""
-    judged = judge_contests(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
+    judged = judge_statements(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
     lines = {
         "Counts": _counts(results),
         "Accuracy": " ".join(filter(None, [_baselines(runs, results), _effort(runs, results), _modules(judged)])),
@@ -86,21 +68,18 @@ def findings(runs, results):
 
 
 def _counts(results):
-    """How many of the paper's printed counts ours are equal to, rounded as the paper has rounded them."""
+    """How many of the paper's printed counts equal ours, rounded as the paper rounded them."""
     paper = read_paper(results).drop_duplicates(["table", "label"])
     ours = paper.merge(read_complexity(results), how="left", on=["table", "model", "attention"])
     params = zip(ours["params"] / 1e6, ours["params_m"], strict=True)
     gfloat = zip(ours["gfloat"], ours["gflops"], strict=True)
     equal = sum(as_printed(exact, printed) == printed for exact, printed in [*params, *gfloat])
-    return (
-        f"the networks here meet {equal} of the paper's {2 * len(ours)} printed cells of parameters and GFloat "
-        "(`results/complexity.csv`)."
-    )
+    return f"the networks here have {equal} of the paper's {2 * len(ours)} printed counts (`results/complexity.csv`)."
 
 
 def _baselines(runs, results):
     """Whether the networks without attention reach the paper's accuracies under its own schedule."""
-    near, far = (f"{word} than {REACHED} points from the paper's number" for word in ("not further", "further"))
+    near, far = f"within {REACHED} points of the paper's number", f"more than {REACHED} points from the paper's number"
     arms, words = select(runs, Protocol()).arms(), {near: [], far: []}
     paper = read_paper(results).drop_duplicates(["data", "model", "attention", "metric"])
     baselines = paper[(paper["attention"] == "none") & (paper["metric"] == "top1")]
@@ -114,7 +93,7 @@ def _baselines(runs, results):
     if not any(words.values()):
         return (
             f"none of the paper's {len(baselines)} baselines (networks without attention) was run under its own schedule yet"
-            f"{' (shorter ones: table below)' if len(runs) else ''}, so that its accuracies are untested."
+            f"{' (shorter ones: table below)' if len(runs) else ''}, so its accuracies are untested."
         )
     found = [f"{word}: {', '.join(names)}" for word, names in words.items() if names]
     missing = len(baselines) - sum(map(len, words.values()))
@@ -123,13 +102,13 @@ def _baselines(runs, results):
 
 
 def _effort(runs, results):
-    """How long the runs of the paper's protocol took, on what, and what is recorded of their interruptions."""
+    """How long the runs of the paper's protocol took, on which devices, and how often they were continued elsewhere."""
     runs = select(runs, Protocol()).runs
     if runs.empty:
         return ""
-    folder, wanted = Path(results) / "metrics", set(runs["run"].map(record_name))
-    records, _ = read_records(folder, skip={file.name for file in folder.glob("*.jsonl")} - wanted)
-    count = sum(len(run.get("continued") or []) for run, _ in records.values())
+    records, _ = read_records(Path(results) / "metrics")
+    names = set(runs["run"])
+    count = sum(len(run.get("continued") or []) for run, _ in records if run["run"] in names)
     devices = inert("; ".join(sorted(set(runs["device"]))))
     return (
         f"Under the paper's schedule {plural(len(runs), 'run')} took {runs['seconds'].sum() / 3600:.1f} hours in all, started on "
@@ -145,27 +124,24 @@ def _modules(judged):
         have = f"no comparison has more than {pairs}" if pairs else "there is none yet"
         return f"Nothing can be said about the modules: a test needs {MINIMUM_PAIRS} pairs of runs, and {have}."
     words = [part.verdict for part in judged.values()]
-    return (
-        "Of the comparisons that the paper makes "
-        + ", ".join(f"{words.count(word)} are {word}" for word in VERDICTS)
-        + "."
-    )
+    counts = ", ".join(f"{words.count(word)} are {word}" for word in VERDICTS)
+    return f"Of the comparisons that the paper makes {counts}."
 
 
 def _decisive(results, judged):
     """The cheapest table of the paper, with the fewest seeds that can decide."""
     seconds, how = card_steps(results)
-    families = {table: [c for c in judged if c.table == table] for table in cells(results)}
+    families = Counter(statement.table for statement in judged)
     options = []
     for table, runs in cells(results).items():
-        seeds, time = pairs_to_reach(len(families[table])), hours(runs, seconds)
+        seeds, time = pairs_to_reach(families[table]), hours(runs, seconds)
         options.append((float("inf") if time is None else time * seeds, table, seeds, len(runs)))
     time, table, seeds, runs = min(options)
+    time = duration(None if time == float("inf") else time, 1)
     known = "as measured" if how.startswith("Measured") else "at least, as computed"
     return (
-        f"`python train.py experiment=table{table} seed='range({seeds})'`: {seeds * runs} runs, {seeds} seeds because no test of "
-        f"fewer can decide once it is corrected for the table's {len(families[table])} comparisons; "
-        f"{duration(None if time == float('inf') else time, 1)} on one card {known}."
+        f"`python train.py experiment=table{table} seed='range({seeds})'`: {seeds * runs} runs, {time} on one card {known}. "
+        f"After correction for the table's {families[table]} comparisons no test of fewer than {seeds} seeds can decide."
     )
 
 
@@ -184,7 +160,7 @@ def fill_readme(text, blocks):
 
 
 def readme_blocks(runs, results):
-    """What a README may show, by name: `findings`, `summary`, `cost` and others, and every table of these runs."""
+    """{name: Markdown} of all blocks that a README may show: `findings`, `summary`, `cost` and others, and every table."""
     blocks = {
         "counts": markdown_rows(counts(runs)) if len(runs) else "Nothing was run yet.",
         "findings": findings(runs, results),
@@ -192,7 +168,7 @@ def readme_blocks(runs, results):
         "cost": cost_block(results),
         "cost_cpu": cost_cpu_block(results),
     }
-    for protocol in [*protocols(runs), Protocol("digits")]:
+    for protocol in protocols(runs):
         for table in build(runs, protocol, results):
             hint = f"\n\nDashes: not run yet; the commands are in `results/{table.name}.md`." if table.missing else ""
             blocks[table.name] = markdown_rows(table) + hint

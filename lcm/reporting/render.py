@@ -1,4 +1,4 @@
-"""A table and its views as Markdown, LaTeX and CSV (HTML: report.html.jinja), and numbers as they are printed."""
+"""A table as Markdown, LaTeX and CSV (HTML: report.html.jinja), and numbers as they are printed."""
 
 import re
 import statistics
@@ -14,7 +14,7 @@ DASH = "–"
 
 
 class Table(NamedTuple):
-    """A table ready to be written: cells are text, the first `labels` of a row its names; a rule stands before `groups`."""
+    """A table ready to be written: cells are text; the first `labels` columns are names."""
 
     name: str
     title: str
@@ -22,7 +22,6 @@ class Table(NamedTuple):
     rows: list
     notes: list = []  # noqa: RUF012  never changed
     records: pd.DataFrame = pd.DataFrame()  # the CSV file: one row for each cell
-    groups: tuple = ()
     missing: tuple = ()  # the commands that fill its dashes
     warning: str = ""
     labels: int = 1
@@ -34,11 +33,8 @@ class Table(NamedTuple):
 
     @property
     def missing_words(self):
-        """What stands above the commands that fill the dashes."""
-        words = f"Not run yet: {len(self.missing)}, each with its command"
-        if any("seed=" in command for command in self.missing):
-            return words
-        return f"{words} (`seed='range(10)'` at its end for ten seeds)"
+        """The line above the commands that fill the dashes."""
+        return f"Not run yet: {len(self.missing)}, each with its command (`seed='range(10)'` at its end for ten seeds)"
 
 
 def rounded(number, places):
@@ -94,24 +90,24 @@ def plural(count, noun):
 
 
 def inert(text):
-    """Text on one line, in which no HTML tag begins."""
+    """Text on one line in which nothing is an HTML tag."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
 
 
 def pipes(header, rows, labels=1):
-    """Rows of text as a Markdown table whose first `labels` columns stand left, the others right."""
+    """Rows of text as a Markdown table; its first `labels` columns are aligned left, the others right."""
     rows = [[inert(cell).replace("|", r"\|") for cell in row] for row in rows]
     lines = [header, ["---"] * labels + ["---:"] * (len(header) - labels), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def markdown_rows(table):
-    """The table proper in Markdown."""
+    """The table alone in Markdown, without title and notes."""
     return pipes(table.header, table.rows, table.labels)
 
 
 def markdown(table):
-    """The file TABLE.md."""
+    """The text of TABLE.md."""
     warning = [f"> **{table.warning}**"] if table.warning else []
     parts = [f"# {table.title}", *warning, markdown_rows(table), *map(inert, table.notes)]
     if table.missing:
@@ -119,40 +115,17 @@ def markdown(table):
     return "\n\n".join(parts) + "\n"
 
 
-_LATEX = {character: f"\\{character}" for character in "&%#_${}"} | {
-    "^": r"\^{}",
-    "~": r"\~{}",
-    "\\": r"\textbackslash{}",
-}
-_LATEX |= {"±": r"$\pm$", DASH: "--", "Δ": r"$\Delta$", "×": r"$\times$", "<": "$<$", ">": "$>$", "`": "", "\n": " "}
-_LATEX = str.maketrans(_LATEX)
-
-
-def _latex_cell(text):
-    text = text.replace("**", "")
-    if text[:1] in "+-" and text[1:2].isdigit():
-        return f"${text}$"
-    if text.startswith("["):  # an interval
-        return text.replace("[-", "[$-$").replace(" -", " $-$")
-    return text.translate(_LATEX)
+_LATEX = str.maketrans({"±": r"$\pm$", DASH: "--", "<": "$<$", ">": "$>$"})  # what pandas does not escape
 
 
 def latex(table):
-    """A booktabs table for \\input, the notes as comments."""
-    warning = f" \\textbf{{{_latex_cell(table.warning)}}}" if table.warning else ""
-    lines = [
-        *(f"% {' '.join(note.split())}" for note in table.notes),
-        r"\begin{table}",
-        rf"\caption{{{_latex_cell(re.sub(r'^Table .. ', '', table.title))}.{warning}}}",
-        rf"\begin{{tabular}}{{{'l' * table.labels}{'r' * (len(table.header) - table.labels)}}}",
-        r"\toprule",
-        " & ".join(map(_latex_cell, table.header)) + r" \\",
-        r"\midrule",
-    ]
-    for index, row in enumerate(table.rows):
-        lines += [r"\midrule"] if index in table.groups else []
-        lines.append(" & ".join(map(_latex_cell, row)) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+    """A booktabs tabular for \\input, below comments with title, warning and notes."""
+    comments = [" ".join(text.split()) for text in (table.title, table.warning, *table.notes) if text]
+    columns = "l" * table.labels + "r" * (len(table.header) - table.labels)
+    cells = pd.DataFrame(table.rows, columns=table.header)
+    text = cells.to_latex(index=False, escape=True, column_format=columns).translate(_LATEX)
+    text = re.sub(r"(?<=[ \[])[+-]\d[\d.]*", r"$\g<0>$", text)
+    return "".join(f"% {comment}\n" for comment in comments) + text
 
 
 def csv_text(table):

@@ -1,4 +1,4 @@
-"""The DataFrame of runs, one row a run, from run directories to results/runs.csv. Everything else in reporting starts from it."""
+"""The DataFrame of runs, one row per run, from run directories to results/runs.csv. Everything else in reporting starts from it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,25 +7,14 @@ import pandas as pd
 
 from lcm.errors import UserError
 from lcm.files import write
-from lcm.reporting.records import (
-    COLUMNS,
-    OPTIONAL,
-    RECORDED,
-    Damaged,
-    check,
-    find_runs,
-    read_record,
-    read_records,
-    read_run,
-    record,
-    record_name,
-)
+from lcm.reporting import records
+from lcm.reporting.records import COLUMNS, OPTIONAL, Damaged
 
 ORDER = ["data", "model", "attention", "schedule", "seed", "run"]
 
 
 def frame(rows):
-    """The DataFrame of runs from rows as `check` returns them; missing text is ""."""
+    """The DataFrame of runs from rows as `records.row` returns them; missing text is ""."""
     dtypes = COLUMNS | OPTIONAL
     runs = pd.DataFrame(rows, columns=list(dtypes), dtype=object)
     text = [key for key, dtype in dtypes.items() if dtype == "str"]
@@ -74,7 +63,7 @@ class Summary(NamedTuple):
         ]
         for title, entries in (
             ("failed", [f"{run.run}: {run.message or 'no message'}" for run in failed.itertuples()]),
-            ("replaced (the record before it is in git)", self.replaced),
+            ("replaced (the earlier record is in git)", self.replaced),
             ("not finished, left out", self.unfinished),
             ("DAMAGED, left out", self.damaged),
         ):
@@ -84,64 +73,60 @@ class Summary(NamedTuple):
 
 
 def collect(runs, results):
-    """Read the run directories below `runs` into `results`; returns a Summary.
+    """Write a record of each finished or failed run below `runs`, then runs.csv from all records; returns a Summary.
 
-    Records that are in `results` already stay. The same run found again replaces its record, except that a failed one never
-    replaces a finished one. Damaged and unfinished runs are left out and named.
+    Records of other runs stay. A run found again replaces its record, but a failed one never replaces a finished one. Damaged
+    and unfinished runs are left out and named. Raises UserError where the folder is missing.
     """
-    runs, results = Path(runs), Path(results)
+    runs, metrics = Path(runs), Path(results) / "metrics"
     if not runs.is_dir():
         raise UserError(
             f"no folder {runs}: train something first (python train.py), or name the folder that holds the runs"
         )
-    rows, damaged, new, replaced, unfinished, seen = [], [], [], [], [], {}
-    for directory in find_runs(runs):
+    new, replaced, unfinished, damaged = [], [], [], []
+    for directory in records.find_runs(runs):
         try:
-            run, epochs = read_run(directory)
+            run, epochs = records.read_run(directory)
         except Damaged as error:
             damaged.append(f"{directory}: {error}")
             continue
-        if run["state"] not in RECORDED:
+        if run["state"] not in records.RECORDED:
             unfinished.append(f"{directory}: {run['state']}")
             continue
-        name = record_name(run["run"])
-        if name in seen:
-            damaged.append(f"{directory}: a second copy of {seen[name]}")
-            continue
-        seen[name], text, before = directory, record(run, epochs), None
-        if not (results / "metrics" / name).exists():
+        file, text = metrics / records.record_name(run["run"]), records.record(run, epochs)
+        if not file.exists():
             new.append(run["run"])
-        elif (results / "metrics" / name).read_bytes() != text.encode():
-            try:
-                before, epochs_before = read_record(results / "metrics" / name)
-            except Damaged as error:
-                damaged.append(f"{results / 'metrics' / name}: {error}")
-            if before and before["run"] != run["run"]:
-                damaged.append(f"{directory}: its record would replace that of {before['run']}")
-            if before and (before["run"] != run["run"] or (before["state"], run["state"]) == RECORDED):
-                rows.append(check(before, epochs_before))
+        elif file.read_bytes() != text.encode():
+            before = _recorded(file)
+            if (before["state"], run["state"]) == ("finished", "failed"):
                 continue
             replaced.append(f"{run['run']}: {_outcome(before)} before, {_outcome(run)} now")
-        rows.append(check(run, epochs))
-        write(results / "metrics" / name, text)
-    others, damaged_records = read_records(results / "metrics", skip=seen)
-    rows += [check(*other) for other in others.values()]
-    table = frame(rows)
-    write(results / "runs.csv", runs_csv(table))
+        write(file, text)
+    table, damaged_records = _write_csv(metrics, results)
     return Summary(table, new, replaced, unfinished, damaged + damaged_records)
 
 
+def _recorded(file):
+    try:
+        return records.read_record(file)[0]
+    except Damaged:
+        return {"state": "damaged"}
+
+
 def _outcome(run):
-    if run is None:
-        return "damaged"
     return f"{run['result']['test_top1']} %" if run["state"] == "finished" else run["state"]
 
 
 def rebuild(metrics, results):
-    """Write `results`/runs.csv from a folder of records alone; returns a Summary."""
+    """Write `results`/runs.csv from a folder of records alone; returns a Summary. Raises UserError where it is missing."""
     if not Path(metrics).is_dir():
         raise UserError(f"no folder {metrics}: name the folder of records, usually results/metrics")
-    records, damaged = read_records(metrics)
-    runs = frame([check(*one) for one in records.values()])
-    write(Path(results) / "runs.csv", runs_csv(runs))
+    runs, damaged = _write_csv(metrics, results)
     return Summary(runs, [], [], [], damaged)
+
+
+def _write_csv(metrics, results):
+    found, damaged = records.read_records(metrics)
+    runs = frame([records.row(run) for run, _ in found])
+    write(Path(results) / "runs.csv", runs_csv(runs))
+    return runs, damaged

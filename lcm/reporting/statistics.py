@@ -1,23 +1,22 @@
-"""What paired runs say: two arms trained on the same seeds, compared seed by seed.
+"""The statistics of paired runs: two arms trained on the same seeds, compared seed by seed.
 
-Arms of one seed share the initialisation of the backbone, the order of the images and their augmentation, so the difference
-inside a pair is what the attention makes of them. The choices, and whom they follow:
+Arms of one seed share the initialisation of the backbone, the order of the images and their augmentation; within a pair only the
+attention differs. The methods and their sources:
 
-- several seeds, paired, and the difference reported with its uncertainty: Bouthillier et al., "Accounting for Variance in
-  Machine Learning Benchmarks", MLSys 2021; so is the probability that one arm beats the other on a pair.
+- several paired seeds, the difference with its uncertainty, and the probability that one arm beats the other on a pair:
+  Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks", MLSys 2021.
 - 95 % interval of the mean difference: BCa bootstrap, Efron, "Better Bootstrap Confidence Intervals", JASA 82, 1987.
   With few pairs it is too narrow (`results/power.md` has its measured coverage), so no verdict rests on it alone.
 - p-value: exact two-sided sign-flip permutation test of the mean, Fisher, "The Design of Experiments", 1935, section 21.
   It assumes only that differences are symmetric about their mean under the null hypothesis.
-- several comparisons of one table, those without runs counted in: Holm, "A Simple Sequentially Rejective Multiple Test
+- correction over all comparisons of one table, those without runs too: Holm, "A Simple Sequentially Rejective Multiple Test
   Procedure", Scand. J. Statist. 6, 1979; valid whatever the dependence between comparisons that share an arm.
-- a claim that holds only where each of several comparisons holds: `supported` is an intersection-union test and needs no
-  further correction (Berger, "Multiparameter Hypothesis Testing and Acceptance Sampling", Technometrics 24, 1982);
+- a claim that needs each of several comparisons: its `supported` is an intersection-union test and needs no further correction
+  (Berger, "Multiparameter Hypothesis Testing and Acceptance Sampling", Technometrics 24, 1982);
   `contradicted` needs only one of them, so those p-values are corrected over the claim's own comparisons (Holm again).
 """
 
 import bisect
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -78,13 +77,9 @@ def bca_interval(differences, level=0.95):
     d = np.asarray(differences, dtype=float)
     if np.ptp(d) <= 1e-9 * max(1.0, np.abs(d).max()):
         return float(d.mean()), float(d.mean())
-    with warnings.catch_warnings():
-        # a degenerate case that the rule above does not know must not pass as nan
-        warnings.simplefilter("error", stats.DegenerateDataWarning)
-        interval = stats.bootstrap(
-            (d,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=np.random.default_rng(0)
-        ).confidence_interval
-    return float(interval.low), float(interval.high)
+    generator = np.random.default_rng(0)
+    drawn = stats.bootstrap((d,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=generator)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def sign_flip_p(differences):
@@ -116,7 +111,7 @@ def holm(p_values):
 
 
 def verdict(comparison, adjusted_p, null=0.0):
-    """The word for the statement `A - B > null`.
+    """The verdict on the statement `A - B > null`.
 
     untestable: fewer than 6 pairs. supported: the interval lies above `null` and the adjusted p-value is at most 0.05.
     contradicted: the same below `null`. inconclusive: everything else.
@@ -131,10 +126,10 @@ def verdict(comparison, adjusted_p, null=0.0):
 
 
 def every(parts):
-    """The word for a statement that holds only where each of its parts holds.
+    """The verdict on a statement that holds only where each of its parts holds.
 
-    `parts`: (Comparison, its p-value adjusted over its table, null) of each. The worst word of the parts, but contradicted only
-    where a part is so by its p-value adjusted over these parts too.
+    `parts`: (Comparison, its p-value adjusted over its table, null) of each. The worst verdict of the parts, but contradicted only
+    where a part stays contradicted with its p-value adjusted over these parts alone.
     """
     parts = list(parts)
     words = [verdict(*part) for part in parts]

@@ -51,10 +51,10 @@ def arguments(run, further=()):
 
 
 def differences(before, now):
-    """Where two `Epochs` of one length differ, a line a column; without times, and without tolerance."""
+    """Where the epochs of two runs of one length ({column: values}) differ, a line a column; without times, and without tolerance."""
     lines = []
     for column in compared(before):
-        pairs = list(zip(before.column(column), now.column(column), strict=True))
+        pairs = list(zip(before[column], now[column], strict=True))
         apart = [epoch for epoch, (a, b) in enumerate(pairs, 1) if a != b]
         if apart:
             largest, (then, here) = max(abs(a - b) for a, b in pairs), pairs[-1]
@@ -66,7 +66,7 @@ def differences(before, now):
 
 def compared(epochs):
     """The columns that are compared."""
-    return [column for column in epochs.columns if column not in TIMES]
+    return [column for column in epochs if column not in TIMES]
 
 
 def other_environment(before, now):

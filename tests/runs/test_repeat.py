@@ -11,7 +11,7 @@ from hydra_config import composed
 
 from lcm.config.identity import identity
 from lcm.errors import UserError
-from lcm.reporting.records import Epochs, read_record
+from lcm.reporting.records import read_record
 from lcm.runs.repeat import arguments, differences, other_environment, quoted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,11 @@ def test_what_this_version_does_not_know_is_refused():
 
 
 def epochs(*losses, seconds=0.5):
-    return Epochs(["epoch", "train_loss", "seconds"], [[i, x, i + seconds] for i, x in enumerate(losses, 1)])
+    return {
+        "epoch": list(range(1, len(losses) + 1)),
+        "train_loss": list(losses),
+        "seconds": [i + seconds for i in range(len(losses))],
+    }
 
 
 def test_one_bit_is_a_difference_and_time_is_none():
