@@ -1,4 +1,4 @@
-"""Image files of one's own, as a data set's networks expect them."""
+"""The user's own image files, as the networks of a data set expect them."""
 
 import numpy as np
 import torch
@@ -8,10 +8,9 @@ from lcm.errors import UserError, nearest
 
 
 def from_files(data, files, classes):
-    """(files, normalised images (N, 3, H, W), labels (N,)): short side to 8/7 of the network's size (32-pixel networks: to it),
-    central square.
+    """(files, normalised images (N, 3, size, size), labels (N,)); `central_square` of each file.
 
-    classes: the true class of each file, by name or number, or one for all. Raises UserError.
+    classes: the true class of each file, by name or number, or one for all. Raises `UserError`.
     """
     classes = classes * len(files) if len(classes) == 1 else classes
     if len(classes) != len(files):
@@ -34,7 +33,10 @@ def class_index(data, name):
 
 
 def central_square(file, size):
-    """The central square of an image file as uint8 (size, size, 3)."""
+    """The central square of an image file, uint8 (size, size, 3), after its short side is resized to 8/7 size.
+
+    For networks of 32 pixels the short side is resized to `size` itself.
+    """
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
