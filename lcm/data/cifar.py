@@ -88,11 +88,9 @@ class Cifar(ResidentSet):
       3. the official archive, cifar-10-python.tar.gz or cifar-100-python.tar.gz, which is then unpacked beside it;
       4. with `download`, the archive from the first mirror of `places` that delivers it.
 
-    verify      accept only the official files (of class folders: only the official images and labels); without it, copies
-                with the same layout and counts are accepted
-    pad, mirror  augmentation of training images: zero padding of `pad` pixels and a random 32x32 crop; random mirroring
-
-    The mean and the deviation are those of the official training images. Raises `UserError`.
+    `verify` accepts only the official files (of class folders: the official images and labels); without it, copies with the
+    same layout and counts are accepted. The mean and the deviation are those of the official training images. Raises
+    `UserError`.
     """
 
     def __init__(self, name, num_classes, image_size, root, workers, verify, download, places, pad, mirror):

@@ -29,9 +29,8 @@ def read_class_folders(root: Path, remedy: str) -> dict[str, dict[str, list[os.D
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}). {remedy}") from error
     train, test = found.values()
-    problems = [
-        f"{name}: images only in {'train' if name in train else 'test'}" for name in sorted(train.keys() ^ test.keys())
-    ]
+    in_one = sorted(train.keys() ^ test.keys())
+    problems = [f"{name}: images only in {'train' if name in train else 'test'}" for name in in_one]
     if problems or not train:
         raise UserError(
             f"{root}: train and test must hold images of the same classes; {'; '.join(problems) or 'there are none'}. {remedy}"

@@ -33,9 +33,7 @@ def fetch(target: Path, mirrors, md5: str) -> None:
             try:
                 download_url(mirror, str(part.parent), part.name, md5)
             except RuntimeError:  # the md5 differs
-                failures.append(
-                    f"{mirror}: a file of {part.stat().st_size:,} bytes with md5 {calculate_md5(part)}, not {md5}"
-                )
+                failures.append(f"{mirror}: {part.stat().st_size:,} bytes with md5 {calculate_md5(part)}, not {md5}")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 failures.append(f"{mirror}: {one_line(error)}")
             else:

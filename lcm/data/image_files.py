@@ -33,10 +33,7 @@ def class_index(data, name):
 
 
 def central_square(file, size):
-    """The central square of an image file, uint8 (size, size, 3), after its short side is resized to 8/7 size.
-
-    For networks of 32 pixels the short side is resized to `size` itself.
-    """
+    """The central square of an image file, uint8 (size, size, 3), its short side resized to 8/7 size (below 64: to size)."""
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")

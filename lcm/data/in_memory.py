@@ -7,6 +7,7 @@ All random numbers of an epoch depend on (seed, epoch) alone: not on earlier epo
 device, or the step at which a run was continued.
 """
 
+import copy
 import functools
 import hashlib
 import signal
@@ -74,8 +75,7 @@ class Resident:
 
     def to(self, device) -> "Resident":
         """The same set with its tensors on `device`."""
-        moved = object.__new__(Resident)
-        moved.__dict__.update(self.__dict__)
+        moved = copy.copy(self)
         for name in ("images", "labels", "scale", "shift"):
             setattr(moved, name, getattr(self, name).to(device))
         return moved
@@ -227,18 +227,11 @@ def iterate(epoch, start: int = 0, workers: int = 0):
         batch_size=None,
         sampler=range(start, len(epoch)),
         num_workers=workers,
-        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # a loader draws a seed for its workers: not from the global generator
     )
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by workers until they ignore the signals
+    # A cluster signals the whole process group. Workers inherit this mask: they go on, so that this process can finish its step.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _ignore_signals(worker: int) -> None:
-    """A cluster signals the whole process group: workers go on, so that the main process can finish its step and save."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

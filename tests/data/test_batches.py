@@ -1,7 +1,9 @@
 """Batches: which windows are cut, what the random numbers depend on, and that nothing else changes a byte."""
 
+import itertools
 import os
 import signal
+from collections import Counter
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -30,53 +32,37 @@ def same(raw, other):
     return all(torch.equal(a, b) for a, b in zip(raw, other, strict=True))
 
 
-@pytest.mark.parametrize("pad", [0, 1, 4])
+def check_both_paths(data, index, offsets, mirror):
+    """The windows by their definition, by `gather` and by `crop`."""
+    plan = zip(index, offsets.tolist(), mirror, strict=True)
+    expected = torch.from_numpy(np.stack([window(data.images[i].numpy(), data.pad, *o, m) for i, o, m in plan]))
+    assert torch.equal(data.gather(index, offsets, mirror), expected)
+    assert torch.equal(data.crop(data.images, index, offsets, mirror), expected)
+
+
+@pytest.mark.parametrize("pad", [0, 1])
 def test_both_paths_cut_the_windows_of_the_plan(pad):
     data = resident(pad=pad)
-    order, offsets, mirror = data.plan(3)
-    expected = torch.from_numpy(
-        np.stack([window(data.images[i].numpy(), pad, *o, m) for i, o, m in zip(order, offsets, mirror, strict=True)])
-    )
-    assert torch.equal(data.gather(order, offsets, mirror), expected)
-    assert torch.equal(data.crop(data.images, order, offsets, mirror), expected)
-    if pad:
-        assert (expected == 0).all(-1).any()  # the padding is zero, in uint8
+    check_both_paths(data, *data.plan(3))
 
 
-def test_every_window_of_every_image_on_both_paths():
-    data = resident(n=2)
+def test_both_paths_cut_every_window_of_every_image():
     offsets = torch.cartesian_prod(torch.arange(9), torch.arange(9)).repeat(4, 1)  # 81 windows x 2 images x 2 sides
     index = torch.arange(2).repeat_interleave(81).repeat(2)
-    mirror = torch.arange(2).bool().repeat_interleave(162)
-    expected = np.stack(
-        [window(data.images[i].numpy(), 4, *o, m) for i, o, m in zip(index, offsets.tolist(), mirror, strict=True)]
-    )
-    assert np.array_equal(data.gather(index, offsets, mirror).numpy(), expected)
-    assert np.array_equal(data.crop(data.images, index, offsets, mirror).numpy(), expected)
+    check_both_paths(resident(n=2), index, offsets, torch.arange(2).bool().repeat_interleave(162))
 
 
 def test_all_162_windows_come_equally_often():
-    """Chi-square over what the batches really hold, not over the numbers drawn."""
+    """Chi-square over the contents of the batches, not over the random numbers."""
     from scipy.stats import chisquare
 
     probe = np.arange(1, 12 * 12 * 3 + 1).astype(np.uint8).reshape(12, 12, 3)
-    cells = {
-        window(probe, 4, down, right, mirror).tobytes(): 0
-        for down in range(9)
-        for right in range(9)
-        for mirror in (0, 1)
-    }
-    assert len(cells) == 162
-    n = 162 * 100
-    batches = Batches(
-        Resident(np.tile(probe, (n, 1, 1, 1)), np.zeros(n, np.int64), MEAN, STD, pad=4, mirror=True, seed=5), 90
-    )
-    for images, _ in batches.iterate(0):
-        for image in images.numpy():
-            cells[image.tobytes()] += 1
-    counts = list(cells.values())
-    assert sum(counts) == n and min(counts) > 0
-    assert chisquare(counts).pvalue > 0.001
+    windows = {window(probe, 4, *at).tobytes() for at in itertools.product(range(9), range(9), (False, True))}
+    images = np.tile(probe, (162 * 100, 1, 1, 1))
+    data = Resident(images, np.zeros(len(images), np.int64), MEAN, STD, pad=4, mirror=True, seed=5)
+    counts = Counter(image.tobytes() for batch, _ in Batches(data, 90).iterate(0) for image in batch.numpy())
+    assert counts.keys() == windows and len(windows) == 162 and counts.total() == len(images)
+    assert chisquare(list(counts.values())).pvalue > 0.001
 
 
 def test_prepare_normalises_after_padding_in_channels_last_memory():
@@ -112,9 +98,7 @@ def test_epochs_are_functions_of_seed_and_epoch_alone():
         once.plan(epoch)
     assert [drawn.tolist() for drawn in once.plan(3)] == draws(7, 3)
     several = [draws(seed, epoch) for seed in range(3) for epoch in range(3)]
-    for part in zip(
-        *several, strict=True
-    ):  # orders, windows, mirrors: different in each epoch, also of (0, 1) and (1, 0)
+    for part in zip(*several, strict=True):  # orders, windows, mirrors; (0, 1) and (1, 0) differ too
         assert len({str(p) for p in part}) == 9
 
 
@@ -145,9 +129,11 @@ def test_a_worker_shares_the_set_instead_of_copying_it():
     assert batches.resident.images.is_shared()
 
 
-def test_workers_leave_signals_to_their_owner():
+def test_signals_do_not_stop_workers():
     batches = Batches(resident(n=160), 4, workers=2)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     running = batches.iterate(0)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
     received = [next(running)]
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
         for worker in running._workers:

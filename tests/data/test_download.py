@@ -62,8 +62,8 @@ def server():
     ("mirror", "why"),
     [
         ("missing", "HTTP Error 404"),
-        ("wrong", f"a file of 200,000 bytes with md5 {hashlib.md5(bytes(len(BODY))).hexdigest()}, not {MD5}"),
-        ("cut", "a file of 1,000 bytes"),
+        ("wrong", f"200,000 bytes with md5 {hashlib.md5(bytes(len(BODY))).hexdigest()}, not {MD5}"),
+        ("cut", "1,000 bytes"),
         ("silent", "timed out"),
     ],
 )

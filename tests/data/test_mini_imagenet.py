@@ -20,9 +20,8 @@ from torchvision.transforms import v2
 from lcm.config.options import load as load_config
 from lcm.data import build_data
 from lcm.data.in_memory import keyed_generator
-from lcm.data.mini_imagenet.batches import two_ahead
+from lcm.data.mini_imagenet.batches import MEAN, STD, two_ahead
 from lcm.data.mini_imagenet.copies import WNIDS
-from lcm.data.mini_imagenet.dataset import MEAN, STD
 from lcm.data.mini_imagenet.prepare import prepare
 from lcm.errors import UserError
 

@@ -9,19 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mini_copies import (
-    CLASSES,
-    class_folders,
-    contents,
-    imagenet,
-    listed,
-    lists,
-    manifest,
-    picture,
-    split_copy,
-    tars,
-    write,
-)
+from mini_copies import CLASSES, class_folders, contents, imagenet, listed, lists, manifest, picture, split_copy, tars
 
 from lcm.data.mini_imagenet.prepare import prepare
 from lcm.errors import UserError
@@ -33,7 +21,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_mini_imagenet.py"
 
 def test_class_folders_are_split_after_the_first_five_sixths(tmp_path):
     source = class_folders(tmp_path / "b")
-    write(source / A / listed(A, 1), picture(1, mode="L"))
+    (source / A / listed(A, 1)).write_bytes(picture(1, mode="L"))
     report = prepare(source, tmp_path / "out")
     rows = manifest(tmp_path / "out")
     assert "3 classes, 15 training and 3 test images (the first 500" in report
@@ -46,8 +34,8 @@ def test_class_folders_are_split_after_the_first_five_sixths(tmp_path):
     assert [r["mode"] for r in rows].count("RGB") == 17 and rows[3]["mode"] == "L"
     assert [r["path"] for r in rows] == sorted(r["path"] for r in rows)
     before = contents(tmp_path / "out")
-    write(tmp_path / "out" / "train" / A / ".a.jpg.draft", b"left by a kill")
-    write(tmp_path / "out" / "train" / A / listed(A, 1), b"damaged since")
+    (tmp_path / "out" / "train" / A / ".a.jpg.draft").write_bytes(b"left by a killed process")
+    (tmp_path / "out" / "train" / A / listed(A, 1)).write_bytes(b"damaged since")
     prepare(source, tmp_path / "out")
     (tmp_path / "out" / "train" / A / ".a.jpg.draft").unlink()
     assert contents(tmp_path / "out") == before
@@ -75,7 +63,7 @@ def test_the_few_shot_layout_is_split_like_class_folders(tmp_path):
 
 def test_lists_count_imagenets_images_from_one_in_the_order_of_their_numbers(tmp_path):
     source = imagenet(tmp_path / "a")
-    write(source / "n09999999" / "n09999999_1.JPEG", b"a class that is not on the lists")
+    shutil.copytree(source / A, source / "n09999999")  # a class that is not in the lists
     chosen = lists(tmp_path / "lists")
     prepare(source, tmp_path / "out", lists=chosen)
     made = contents(tmp_path / "out")
@@ -118,7 +106,7 @@ def test_duplicates_are_reported(tmp_path):
 def test_the_report_warns_of_low_resolution(tmp_path, size, warnings):
     source = class_folders(tmp_path / "b")
     for path in source.rglob("*.jpg"):
-        write(path, picture(int(path.stem[-8:]), size))
+        path.write_bytes(picture(int(path.stem[-8:]), size))
     report = prepare(source, tmp_path / "out")
     assert report.count("WARNING: a copy in low resolution: images of 84x84") == warnings
 

@@ -83,9 +83,7 @@ class CachedImages:
         addition to these.
         """
         side = self.side
-        scale, shift = (
-            part[0].view(-1) for part in normalisation(MEAN, STD, (side, side, 3))
-        )  # of one row, (side x 3,)
+        scale, shift = (part[0].view(-1) for part in normalisation(MEAN, STD, (side, side, 3)))  # of one row
         batch = torch.empty(len(index), side, 3 * side)
         strip = max(1, 32_767 // (3 * side))
         jobs = list(zip(batch, index.tolist(), views.tolist(), mirror.tolist(), strict=True))

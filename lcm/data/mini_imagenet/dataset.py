@@ -3,10 +3,7 @@
 Augmentation as in the ImageNet experiments of He et al., "Deep Residual Learning for Image Recognition" (2016), and in
 torchvision's reference training: a random region of a training image is resized to 224x224 and mirrored with probability 0.5;
 the short side of a test image is resized to 256 and the central 224x224 pixels are taken.
-
-The cache stores images at a short side of 256 pixels (smaller ones as they are): test images are the same as from the files,
-but a training region of a 500x375 photograph is taken from 341x256 pixels. With cache_size=null, or without the cache, it is
-taken from the original pixels.
+docs/data.md says what the cache of images changes.
 """
 
 import hashlib
@@ -18,8 +15,6 @@ from lcm.data.mini_imagenet.batches import MEAN, STD, CachedImages, FileImages, 
 from lcm.data.mini_imagenet.cache import VERSION, open_cache
 from lcm.data.mini_imagenet.folder import PREPARE, list_images, notes_on
 from lcm.errors import UserError
-
-__all__ = ["MEAN", "STD", "MiniImageNet"]
 
 
 class MiniImageNet:

@@ -28,14 +28,13 @@ def list_images(root: Path):
         f"data.root={root} should hold train/<wnid>/* and test/<wnid>/* of mini-ImageNet; python {PREPARE} COPY {root} makes "
         "them from a copy of it.",
     )
-    entries = {
-        f"{split}/{name}/{file.name}": file
-        for split, classes in found.items()
-        for name, files in classes.items()
-        for file in files
-    }
     try:
-        statuses = {file: entry.stat() for file, entry in entries.items()}
+        statuses = {
+            f"{split}/{name}/{file.name}": file.stat()
+            for split, classes in found.items()
+            for name, files in classes.items()
+            for file in files
+        }
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); run {PREPARE} on the copy.") from error
     files, manifest = list(statuses), root / "manifest.csv"
@@ -65,7 +64,7 @@ def _read_manifest(manifest: Path, sizes: dict[str, int]) -> dict[str, str]:
     if problems:
         shown = "\n  ".join(problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20))
         raise UserError(
-            f"{manifest.parent} differs from its manifest.csv; restore the files, or run {PREPARE} again:\n  {shown}"
+            f"{manifest.parent} differs from its manifest.csv; restore or remove the files, or run {PREPARE} again:\n  {shown}"
         )
     return digests
 

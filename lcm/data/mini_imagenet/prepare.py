@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from lcm.data.mini_imagenet.cache import for_each
-from lcm.data.mini_imagenet.copies import PER_CLASS, WNIDS, SourceImage, find_images, names
+from lcm.data.mini_imagenet.copies import PER_CLASS, WNIDS, SourceImage, find_images
 from lcm.data.mini_imagenet.folder import notes_on
 from lcm.errors import UserError, listed
 from lcm.files import write_atomically
@@ -41,7 +41,7 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
     if not allow_partial:
         problems += _count_problems(images)
     if problems:
-        raise listed(f"{source} cannot be used as it is:", problems)
+        raise listed(f"{source} cannot be used as it is (--allow-partial accepts an incomplete copy):", problems)
     rows = _copy(images, destination)
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, FIELDS, lineterminator="\n")
@@ -70,9 +70,7 @@ def _split(images: list[SourceImage]) -> list[SourceImage]:
 def _name_problems(images: list[SourceImage]) -> list[str]:
     """Only classes of mini-ImageNet, and each name once in its class."""
     other = {image.wnid for image in images} - set(WNIDS)
-    problems = (
-        [f"not among the 100 classes of mini-ImageNet: {names(other)} (ImageNet itself needs --lists)"] if other else []
-    )
+    problems = [f"{wnid} is not a class of mini-ImageNet (ImageNet itself needs --lists)" for wnid in sorted(other)]
     same = collections.defaultdict(list)
     for image in images:
         same[image.wnid, Path(image.name).stem.lower()].append(image)
@@ -83,33 +81,16 @@ def _name_problems(images: list[SourceImage]) -> list[str]:
 def _count_problems(images: list[SourceImage]) -> list[str]:
     """500 + 100 images of each of the 100 classes."""
     counts = collections.Counter((image.wnid, image.split) for image in images)
-    expected = PER_CLASS["train"], PER_CLASS["test"]
-    problems = []
-    for wnid in WNIDS:
-        train, test = found = counts[wnid, "train"], counts[wnid, "test"]
-        if found != expected:
-            problems.append(
-                f"{wnid}: {train} training and {test} test images, {expected[0]} and {expected[1]} expected"
-            )
-    if problems:
-        problems.append(
-            "(--allow-partial prepares an incomplete copy; accuracies on it are not those of mini-ImageNet.)"
-        )
-    return problems
+    expected = "{train} + {test}".format(**PER_CLASS)
+    found = {wnid: f"{counts[wnid, 'train']} + {counts[wnid, 'test']}" for wnid in WNIDS}
+    return [f"{wnid}: {n} training + test images, {expected} expected" for wnid, n in found.items() if n != expected]
 
 
 def _copy(images: list[SourceImage], destination: Path) -> list[dict]:
     """Decode every image to check it, and copy it: the manifest's rows."""
-    planned = [destination / image.path for image in images]
-    present = {path for split in PER_CLASS for path in (destination / split).rglob("[!.]*") if path.is_file()}
-    if other := [path.relative_to(destination).as_posix() for path in present.difference(planned)]:
-        raise UserError(
-            f"{destination} holds {len(other):,} files that do not belong to this set: {names(other)}. Give an empty folder, or "
-            "remove them."
-        )
 
     def copy_one(i):
-        image, target = images[i], planned[i]
+        image, target = images[i], destination / images[i].path
         with open(image.source, "rb") as file:
             file.seek(image.offset)
             data = file.read(image.size)
@@ -123,7 +104,7 @@ def _copy(images: list[SourceImage], destination: Path) -> list[dict]:
         return dict(zip(FIELDS, values, strict=True))
 
     try:
-        for folder in {path.parent for path in planned}:
+        for folder in {(destination / image.path).parent for image in images}:
             folder.mkdir(parents=True, exist_ok=True)
         return for_each(images, copy_one, "replace them", "images")
     except OSError as error:
@@ -137,12 +118,11 @@ def _report(destination: Path, rows: list[dict], rule: str) -> str:
     for row in rows:
         copies[row["sha256"]].append(row["path"])
     duplicates = sorted(sorted(paths) for paths in copies.values() if len(paths) > 1)
-    return "\n".join(
-        [
-            f"{destination}: {len({row['class'] for row in rows})} classes, {count['train']:,} training and {count['test']:,} "
-            f"test images ({rule}); manifest: {destination / 'manifest.csv'}",
-            *(f"WARNING: {note}" for note in notes_on(destination, [row["path"] for row in rows])),
-            f"byte-identical images: {len(duplicates) or 'no'} groups",
-            *(f"  {' = '.join(paths)}" for paths in duplicates),
-        ]
-    )
+    lines = [
+        f"{destination}: {len({row['class'] for row in rows})} classes, {count['train']:,} training and {count['test']:,} test "
+        f"images ({rule}); manifest: {destination / 'manifest.csv'}",
+        *(f"WARNING: {note}" for note in notes_on(destination, [row["path"] for row in rows])),
+        f"byte-identical images: {len(duplicates) or 'no'} groups",
+        *(f"  {' = '.join(paths)}" for paths in duplicates),
+    ]
+    return "\n".join(lines)
