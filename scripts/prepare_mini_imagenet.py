@@ -1,10 +1,10 @@
-"""Make data/mini-imagenet from a copy of mini-ImageNet or from ImageNet itself.
+"""Make data/mini-imagenet from a copy of mini-ImageNet, or from ImageNet itself.
 
-python scripts/prepare_mini_imagenet.py IMAGENET/train data/mini-imagenet --lists FOLDER   # class folders or n########.tar
+python scripts/prepare_mini_imagenet.py IMAGENET/train data/mini-imagenet --lists FOLDER   # class folders or n########.tar files
 python scripts/prepare_mini_imagenet.py CLASS_FOLDERS  data/mini-imagenet                  # 100 folders of 600 images
 python scripts/prepare_mini_imagenet.py SPLIT_COPY     data/mini-imagenet                  # train/ and test/ of 500 and 100
 
-Exit code 2 and one list of everything that is wrong, if something is.
+If the copy has problems, all of them are listed and the exit code is 2.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main():
     parser.add_argument("source", help="folder with the images")
     parser.add_argument("destination", help="folder for train/<wnid>/*, test/<wnid>/* and manifest.csv")
     parser.add_argument("--lists", help="folder with the few-shot lists train.csv, val.csv and test.csv")
-    parser.add_argument("--allow-partial", action="store_true", help="accept a copy that is not complete")
+    parser.add_argument("--allow-partial", action="store_true", help="accept an incomplete copy")
     print(prepare(**vars(parser.parse_args())))
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 
-# A run needs one of them: each is imported when it is first used.
+# A run needs only one of them: each is imported when it is first used.
 _HOME = {
     "Digits": "lcm.data.digits",
     "Cifar": "lcm.data.cifar",
@@ -20,7 +20,7 @@ def __getattr__(name):
 def build_data(config):
     """The data set of a config group `data` (a plain dict): its `_target_`, called with the other keys.
 
-    What goes wrong in the data set's own code arrives as it was raised.
+    Exceptions of the data set's own code are not wrapped.
     """
     module, _, name = config["_target_"].rpartition(".")
     data_set = getattr(importlib.import_module(module), name)

@@ -1,8 +1,8 @@
-"""A reader for the pickles of CIFAR that runs nothing of theirs.
+"""A reader for the pickles of CIFAR that runs no code from them.
 
 A pickle is a program: `pickle.load` runs whatever its author wrote. The files of CIFAR need lists, dictionaries, numbers, text
-and one array of bytes; this reader refuses all else by name. Even numpy's constructors, which trust a pickle's word on types
-and buffers, are out of its reach: stand-ins collect what an array needs.
+and one array of bytes; this reader refuses everything else by name. Not even numpy's constructors are called, which do not
+check the types and buffers that a pickle gives them: substitutes collect what an array needs.
 """
 
 import io
@@ -38,7 +38,7 @@ class _Array:
     def __setstate__(self, state):
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
-            raise _Refused("an array of something else than bytes")
+            raise _Refused("an array that is not of bytes")
         self.values = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
@@ -63,7 +63,7 @@ for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
 
 
 class _Reader(pickle._Unpickler):
-    """The unpickler written in Python: in C's, a flipped bit in a memo index can claim gigabytes of memory."""
+    """The unpickler written in Python: in the one written in C, a flipped bit in a memo index can allocate gigabytes."""
 
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
@@ -85,13 +85,13 @@ def read_cifar_pickle(data: bytes, path: Path) -> dict:
         ) from error
     except Exception as error:  # a damaged pickle raises almost anything
         raise UserError(
-            f"{path} ({len(data):,} bytes) is damaged, it cannot be read to its end "
+            f"{path} ({len(data):,} bytes) is damaged and cannot be read to its end "
             f"({one_line(error) if data else 'it is empty'}). "
             f"Delete {path.parent} to have the archive unpacked or downloaded again."
         ) from error
     if not isinstance(record, dict):
         raise UserError(
-            f"{path} is no file of CIFAR: it holds a {type(record).__name__} where a dictionary is expected. "
+            f"{path} is not a file of CIFAR: it holds a {type(record).__name__} where a dictionary is expected. "
             "Replace it by the official file."
         )
     # Python 2 wrote the official files: its text arrives as bytes.

@@ -1,4 +1,4 @@
-"""The default data set: handwritten digits that scikit-learn carries, so that a first run downloads nothing."""
+"""The default data set: the handwritten digits that come with scikit-learn, so that a first run downloads nothing."""
 
 import gzip
 import importlib.util
@@ -12,18 +12,18 @@ from lcm.errors import UserError, one_line
 
 
 class Digits(ResidentSet):
-    """1,797 handwritten digits of 8x8 pixels in 17 grey levels, brought to 32x32x3 bytes: a pixel becomes a 4x4 square.
+    """1,797 handwritten digits of 8x8 pixels in 17 grey levels, enlarged to 32x32x3 bytes: a pixel becomes a 4x4 square.
 
     E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI repository, 1998), the test part, which
-    scikit-learn carries. Every fifth image of a class is a test image, whatever the seed: 1,442 for training, 355 for
-    the test.
+    comes with scikit-learn. Every fifth image of a class is a test image, for every seed: 1,442 for training, 355 for the
+    test.
 
     `root`: None for scikit-learn's own digits.csv.gz (scikit-learn itself is not imported), or a folder with that file.
     Raises `UserError`.
     """
 
     def __init__(self, name="digits", num_classes=10, image_size=32, root=None, workers=0, pad=4, mirror=False):
-        super().__init__(name, num_classes, image_size, workers, pad, mirror, classes=10)
+        super().__init__(name, num_classes, image_size, workers, pad, mirror)
         pixels, labels = _read_digits(root)
         grey = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
         images = grey.repeat(4, axis=1).repeat(4, axis=2).repeat(3, axis=3)

@@ -1,6 +1,5 @@
 """Download an archive from the first mirror that delivers it, and unpack it."""
 
-import errno
 import gzip
 import http.client
 import os
@@ -13,19 +12,19 @@ from pathlib import Path
 
 from lcm.errors import UserError, one_line
 
-TIMEOUT = 30.0  # seconds without an answer after which a mirror is left
+TIMEOUT = 30.0  # seconds without an answer after which the next mirror is tried
 
 
 def fetch(target: Path, mirrors, md5: str) -> None:
     """Download the file `target` with this md5 sum from the first of `mirrors` (addresses) that delivers it.
 
-    `target` appears when it is complete and checked. The caller holds a lock. Raises `UserError` with each mirror and why it
+    `target` appears once it is complete and checked. The caller holds a lock. Raises `UserError` with each mirror and why it
     failed, and `OSError` where the folder cannot be written.
     """
     from torchvision.datasets.utils import calculate_md5, download_url  # takes a second
 
     part, failures = target.with_name(target.name + ".part"), []
-    part.touch()  # a folder that cannot be written is no mirror's failure
+    part.touch()  # raises where the folder cannot be written
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -33,19 +32,9 @@ def fetch(target: Path, mirrors, md5: str) -> None:
             print(f"downloading {mirror}", flush=True)
             try:
                 download_url(mirror, str(part.parent), part.name, md5)
-            except RuntimeError:  # the sum differs
-                failures.append(
-                    f"{mirror}: a file of {part.stat().st_size:,} bytes with md5 {calculate_md5(part)}, not {md5}"
-                )
+            except RuntimeError:  # the md5 differs
+                failures.append(f"{mirror}: {part.stat().st_size:,} bytes with md5 {calculate_md5(part)}, not {md5}")
             except (OSError, http.client.HTTPException, ValueError) as error:
-                if getattr(error, "errno", None) in (
-                    errno.ENOSPC,
-                    errno.EDQUOT,
-                    errno.EFBIG,
-                    errno.EROFS,
-                    errno.EACCES,
-                ):
-                    raise  # this folder's problem, not the mirror's
                 failures.append(f"{mirror}: {one_line(error)}")
             else:
                 os.replace(part, target)
@@ -62,16 +51,16 @@ def fetch(target: Path, mirrors, md5: str) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the folder `folder.name` of a .tar.gz to `folder`, which appears when all is there.
+    """Unpack the folder `folder.name` of a .tar.gz to `folder`, which appears once it is complete.
 
-    Members that would be written outside, links to outside and devices are refused (tarfile's filter "data"). Raises
+    Members and links that point outside of it, and devices, are refused (tarfile's filter "data"). Raises
     `UserError`, and `OSError` where `folder` cannot be written.
     """
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as members:
             members.extractall(draft, filter="data")
-            while stream.read(1 << 20):  # to its end, where the checksum is
+            while stream.read(1 << 20):  # to the end of the file, where the checksum is
                 pass
         if not (draft / folder.name).is_dir():
             raise UserError(f"{archive} holds no folder {folder.name}/: it is another archive. Get the official one.")

@@ -1,12 +1,14 @@
-"""Data sets held in memory as bytes, and their batches, assembled a whole batch at a time.
+"""Data sets held in memory as bytes, and their batches, each assembled as a whole.
 
 Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image Recognition" (2016), section
-4.2: zero-pad by 4 pixels, cut a random 32x32 window, mirror half of the images, then normalise each channel.
+4.2: zero-pad by 4 pixels, take a random 32x32 crop, mirror it with probability 0.5, then normalise each channel.
 
-Everything an epoch draws is a function of (seed, epoch) alone: not of the epochs before, the number of worker
-processes, the device, or the step at which a run was continued.
+All random numbers of an epoch depend on (seed, epoch) alone: not on earlier epochs, the number of worker processes, the
+device, or the step at which a run was continued.
 """
 
+import copy
+import functools
 import hashlib
 import signal
 
@@ -15,11 +17,11 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from lcm.errors import SIGNALS, UserError
+from lcm.errors import SIGNALS
 
 
 def keyed_generator(*key) -> torch.Generator:
-    """A CPU generator of its own for `key`, e.g. (seed, epoch, "crop"); neighbouring keys give unrelated streams."""
+    """A CPU generator seeded with `key`, e.g. (seed, epoch, "crop"); similar keys give unrelated streams."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
@@ -32,43 +34,48 @@ def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
 
 
-def normalisation(mean, std, shape) -> tuple[Tensor, Tensor]:
+@functools.cache
+def normalisation(mean: tuple, std: tuple, shape: tuple, device="cpu") -> tuple[Tensor, Tensor]:
     """scale, shift float32 (H, W, C) with images * scale + shift = (images / 255 - mean) / std.
 
-    Spread over a whole image: the CPU multiplies rows of H * W * C values instead of rows of C.
+    Expanded to a whole image: the CPU multiplies rows of H * W * C values instead of rows of C.
     """
     mean, std = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
-    return tuple(part.float().expand(shape).contiguous() for part in (1 / (255 * std), -mean / std))
+    return tuple(part.float().expand(shape).contiguous().to(device) for part in (1 / (255 * std), -mean / std))
+
+
+def prepare(raw: tuple[Tensor, Tensor], mean: tuple, std: tuple, device) -> tuple[Tensor, Tensor]:
+    """Images uint8 (B, H, W, C) -> float32 (B, C, H, W) on `device`, normalised; their labels int64 (B,)."""
+    images, labels = (part.to(device, non_blocking=True) for part in raw)
+    return normalise(images, *normalisation(mean, std, images.shape[1:], images.device)), labels
 
 
 class Resident:
-    """Images in memory, and what an epoch does with them.
+    """Images in memory, with their augmentation.
 
-    images      uint8 (N, H, W, C), as decoded: not padded, not normalised
+    images      uint8 (N, H, W, C), as decoded: neither padded nor normalised
     labels      int64 (N,)
     scale, shift  float32 (H, W, C) with images * scale + shift = (images / 255 - mean) / std
     pad         zero pixels on each side before a window of H x W is cut; 0: no crop
-    mirror      mirror half of the images
-    seed        of the epochs' draws; None: the stored order, no augmentation (test sets)
+    mirror      mirror each image with probability 0.5
+    seed        of all random numbers; None: the stored order, no augmentation (test sets)
 
     The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`: the same bytes.
     """
 
     def __init__(self, images, labels, mean, std, *, pad=0, mirror=False, seed=None):
-        if seed is None and (pad or mirror):
-            raise ValueError("augmentation needs a seed")
         self.images = torch.as_tensor(images)
         self.labels = torch.as_tensor(labels)
+        self.mean, self.std = tuple(mean), tuple(std)
         self.pad, self.mirror, self.seed = pad, mirror, seed
-        self.scale, self.shift = normalisation(mean, std, self.images.shape[1:])
+        self.scale, self.shift = normalisation(self.mean, self.std, self.images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device) -> "Resident":
         """The same set with its tensors on `device`."""
-        moved = object.__new__(Resident)
-        moved.__dict__.update(self.__dict__)
+        moved = copy.copy(self)
         for name in ("images", "labels", "scale", "shift"):
             setattr(moved, name, getattr(self, name).to(device))
         return moved
@@ -145,19 +152,16 @@ class Epoch:
 class EpochBatches:
     """All epochs of `images` images in batches of `batch_size`; a subclass has `epoch(number)`, an `Epoch`.
 
-    With a seed (training) the images come in a new order each epoch and a last batch of a single image is left out:
-    batch norm over a 1x1 map needs two values. Without (test) every image comes, in the stored order.
+    With a seed (training) the images are shuffled each epoch and a last batch of a single image is left out: batch norm of a
+    1x1 map needs two values. Without a seed (test) all images come in the stored order.
 
     len(batches)    steps an epoch
     batches.images  images an epoch
     """
 
     def __init__(self, images: int, batch_size: int, workers: int, seed):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: at least 1")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        alone = seed is not None and batch_size > 1 and images % batch_size == 1
-        self.images = images - 1 if alone else images
+        self.images = images - 1 if seed is not None and images % batch_size == 1 else images
 
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
@@ -173,7 +177,6 @@ class Batches(EpochBatches):
     def __init__(self, resident: Resident, batch_size: int, workers: int = 0):
         super().__init__(len(resident), batch_size, workers, resident.seed)
         self.resident = resident
-        self._normalisation = {}  # device -> (scale, shift)
 
     def epoch(self, epoch: int) -> Epoch:
         """The raw batches of epoch `epoch`: images uint8 (B, H, W, C), labels int64 (B,)."""
@@ -181,28 +184,15 @@ class Batches(EpochBatches):
 
     def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
         """A raw batch -> images float32 (B, C, H, W), normalised, in channels-last memory, and labels int64 (B,)."""
-        device = torch.device(device)
-        if device not in self._normalisation:
-            self._normalisation[device] = self.resident.scale.to(device), self.resident.shift.to(device)
-        images, labels = (part.to(device, non_blocking=True) for part in raw)
-        return normalise(images, *self._normalisation[device]), labels
+        return prepare(raw, self.resident.mean, self.resident.std, device)
 
 
 class ResidentSet:
     """A data set in memory: what `Digits` and `Cifar` share. `name`, `num_classes`, ... are the keys of its config."""
 
-    def __init__(self, name, num_classes, image_size, workers, pad, mirror, classes):
+    def __init__(self, name, num_classes, image_size, workers, pad, mirror):
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
         self.workers, self.pad, self.mirror = workers, pad, mirror
-        for key, given, actual in (("num_classes", num_classes, classes), ("image_size", image_size, 32)):
-            if given != actual:
-                raise UserError(
-                    f"data.{key}={given}: {name} has {key}={actual}; leave the key as configs/data/{name}.yaml has it."
-                )
-        if not 0 <= pad < image_size:
-            raise UserError(f"data.pad={pad}: from 0 (no crop) to {image_size - 1} pixels.")
-        if workers < 0:
-            raise UserError(f"data.workers={workers}: 0 (none) or the number of loader processes.")
 
     def hold(self, train, test, classes, mean, std):
         """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)); mean, std: a channel, of training pixels in [0, 1]."""
@@ -214,7 +204,7 @@ class ResidentSet:
         self.fingerprint = digest.hexdigest()
 
     def train(self, batch_size: int, seed: int) -> Batches:
-        """The training images: each epoch in an order, with crops and mirrors, that (seed, epoch) decides."""
+        """The training images, shuffled and augmented by (seed, epoch)."""
         resident = Resident(*self._train, self.mean, self.std, pad=self.pad, mirror=self.mirror, seed=seed)
         return Batches(resident, batch_size, self.workers)
 
@@ -226,7 +216,7 @@ class ResidentSet:
 def iterate(epoch, start: int = 0, workers: int = 0):
     """Items start, start + 1, ... of a map-style sequence, in order, computed here (workers=0) or in worker processes.
 
-    Any sequence whose items are tuples of tensors will do. The global random state is left alone.
+    The items are tuples of tensors (lists, from worker processes). The global random state does not change.
     """
     if workers == 0:
         return (epoch[i] for i in range(start, len(epoch)))
@@ -237,23 +227,11 @@ def iterate(epoch, start: int = 0, workers: int = 0):
         batch_size=None,
         sampler=range(start, len(epoch)),
         num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_the_owner,
-        generator=torch.Generator(),  # a loader draws a number for its workers: not from the global generator
+        generator=torch.Generator(),  # a loader draws a seed for its workers: not from the global generator
     )
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a worker inherits it: no signal before it ignores them
+    # A cluster signals the whole process group. Workers inherit this mask: they go on, so that this process can finish its step.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _as_it_is(item):
-    return item
-
-
-def _leave_signals_to_the_owner(worker: int) -> None:
-    """A cluster signals the whole process group: workers go on, so that the owner can finish its step and save."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

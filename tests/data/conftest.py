@@ -8,13 +8,12 @@ from mini_copies import CLASSES
 from small_cifar import arrays, records
 
 from lcm.data import cifar
-from lcm.data.mini_imagenet import copies as mini_imagenet_copies
-from lcm.data.mini_imagenet import prepare as prepare_mini_imagenet
+from lcm.data.mini_imagenet import copies, prepare
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """small(name) -> a root with the unpacked folder; the sums of its files become the official ones."""
+    """small(name) -> a root with the unpacked folder, whose md5 sums become the official ones."""
 
     def build(name, protocol=4):
         official = cifar.OFFICIAL[name]
@@ -27,8 +26,9 @@ def small(tmp_path, monkeypatch):
             for part in ("train", "test", "meta")
         }
         contents = cifar._contents(arrays(name, "train"), arrays(name, "test"))
-        fake = official._replace(num_train=200, num_test=100, contents=contents, **sums)
-        monkeypatch.setitem(cifar.OFFICIAL, name, fake)
+        monkeypatch.setitem(cifar.OFFICIAL, name, official._replace(contents=contents, **sums))
+        monkeypatch.setattr(cifar, "NUM_TRAIN", 200)
+        monkeypatch.setattr(cifar, "NUM_TEST", 100)
         return tmp_path / "root"
 
     return build
@@ -36,9 +36,7 @@ def small(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_mini_imagenet(monkeypatch):
-    """3 classes of 5 + 1 images, lists of one class each, at least 12 images in a class of ImageNet."""
-    monkeypatch.setattr(prepare_mini_imagenet, "WNIDS", CLASSES)
-    monkeypatch.setattr(prepare_mini_imagenet, "PER_CLASS", {"train": 5, "test": 1})
-    monkeypatch.setattr(mini_imagenet_copies, "LISTS", dict.fromkeys(mini_imagenet_copies.LISTS, 1))
-    for module in (prepare_mini_imagenet, mini_imagenet_copies):
-        monkeypatch.setattr(module, "FEWEST_IN_IMAGENET", 12)
+    """3 classes of 5 + 1 images; at least 12 images in a class of ImageNet."""
+    monkeypatch.setattr(prepare, "WNIDS", CLASSES)
+    monkeypatch.setattr(prepare, "PER_CLASS", {"train": 5, "test": 1})
+    monkeypatch.setattr(copies, "FEWEST_IN_IMAGENET", 12)

@@ -1,4 +1,4 @@
-"""CIFAR in every layout that users have: small files, and the real ones.
+"""CIFAR in every layout in use: small files, and the real ones.
 
 Tests on the real files need LCM_TEST_DATA, a folder with cifar-10-batches-py (official), and for the slow one cifar-100-png
 (class folders).
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_cifar import CLASSES, class_folders, holds, load, pack, records
+from small_cifar import class_folders, holds, load, pack, records
 
-from lcm.data import Cifar, cifar
+from lcm.data import cifar
 from lcm.errors import UserError
 
 REAL = os.environ.get("LCM_TEST_DATA")
@@ -32,7 +32,7 @@ def name(request):
 def test_an_unpacked_folder(small, name, protocol):
     root = small(name, protocol)
     data = load(root, name)
-    assert holds(data, name) and data.classes[3] == "class03" and len(data.classes) == data.num_classes == CLASSES[name]
+    assert holds(data, name) and data.classes[3] == "class03" and len(data.classes) == data.num_classes
     inside = load(root / cifar.OFFICIAL[name].folder, name)
     assert holds(inside, name) and inside.fingerprint == data.fingerprint
 
@@ -48,13 +48,12 @@ def test_an_archive(small, name, monkeypatch):
 def test_a_download(small, name, monkeypatch, tmp_path):
     archive = pack(small(name), name, monkeypatch)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=archive.parent)
-    handler.log_message = lambda *_: None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        place = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+        mirror = f"http://127.0.0.1:{server.server_port}/{archive.name}"
         try:
-            data = load(tmp_path / "new", name, download=True, places=["http://127.0.0.1:9/" + archive.name, place])
+            data = load(tmp_path / "new", name, download=True, places=["http://127.0.0.1:9/" + archive.name, mirror])
         finally:
             server.shutdown()
             thread.join()
@@ -66,7 +65,7 @@ def test_a_download(small, name, monkeypatch, tmp_path):
 def test_class_folders(small, name, tmp_path):
     official = load(small(name), name)
     class_folders(tmp_path / "png", name)
-    (tmp_path / "png" / "train" / "class00" / ".DS_Store").write_bytes(b"hidden files are left alone")
+    (tmp_path / "png" / "train" / "class00" / ".DS_Store").write_bytes(b"hidden files are ignored")
     data = load(tmp_path / "png", name)  # verified: the same images and labels, in the order of classes
     assert data.classes == official.classes
     ours, theirs = data.train(64, seed=0).resident, official.train(64, seed=0).resident
@@ -98,8 +97,6 @@ def test_a_missing_set_says_what_was_looked_for(tmp_path, name):
         load(tmp_path, name)
     for part in (str(tmp_path), official.folder, "train/<class>", official.archive, "data.root=", "data.download=true"):
         assert part in str(error.value)
-    with pytest.raises(UserError, match=r"could not be downloaded:\n  http://127\.0\.0\.1:9/x: .*refused"):
-        load(tmp_path, name, download=True, places=["http://127.0.0.1:9/x"])
 
 
 def test_an_unofficial_copy_in_another_order(small, name):
@@ -115,20 +112,16 @@ def test_an_unofficial_copy_in_another_order(small, name):
     message = str(error.value)
     for file, md5 in official.train.items():
         assert f"{official.folder}/{file} is not the official file: its md5 is " in message and md5 in message
-    assert (
-        f"holds exactly the images and labels of {official.title}" in message and "data.verify=false accepts" in message
-    )
+    assert f"exactly the images and labels of {official.title}, in another order" in message
+    assert "data.verify=false accepts" in message
     assert str(root / official.folder / next(iter(official.test))) not in message  # that one is the official file
     data = load(root, name, verify=False)
     assert not holds(data, name) and len(data.train(64, seed=0).resident) == 200
 
 
-# -------------------------------------------------------------------------------------------------------- real files
-
-
 @pytest.fixture(scope="module")
 def real():
-    return Cifar("cifar10", 10, root=REAL, pad=0)
+    return load(REAL, "cifar10", pad=0)
 
 
 @needs_real
@@ -164,6 +157,6 @@ def prepared(batches):
 @pytest.mark.slow  # decodes 60,000 files
 @pytest.mark.skipif(not Path(REAL or "", "cifar-100-png").is_dir(), reason="needs cifar-100-png")
 def test_real_class_folders_of_cifar100():
-    data = Cifar("cifar100", 100, root=Path(REAL, "cifar-100-png"))  # verified: the official images and labels
+    data = load(Path(REAL, "cifar-100-png"), "cifar100")  # verified: the official images and labels
     planes = data._train[0].reshape(-1, 3) / 255
     assert data.mean == pytest.approx(planes.mean(0), abs=1e-9) and data.std == pytest.approx(planes.std(0), abs=1e-9)

@@ -1,4 +1,4 @@
-"""Damaged and malicious CIFAR files: one message that names the file, and nothing in a pickle is run."""
+"""Damaged and malicious CIFAR files: one message that names the file, and no code in a pickle is run."""
 
 import os
 import pickle
@@ -11,23 +11,25 @@ import pytest
 from PIL import Image
 from small_cifar import class_folders, holds, load, pack, records
 
-from lcm.data import Cifar
 from lcm.data.cifar_pickle import read_cifar_pickle
 from lcm.errors import UserError
 
 
-def rewrite(path, **changes):
+def rewrite(**changes):
     """Replace entries of a record; None removes one."""
-    record = pickle.loads(path.read_bytes())
-    record.update(changes)
-    path.write_bytes(pickle.dumps({key: value for key, value in record.items() if value is not None}))
+
+    def damage(path):
+        record = pickle.loads(path.read_bytes()) | changes
+        path.write_bytes(pickle.dumps({key: value for key, value in record.items() if value is not None}))
+
+    return damage
 
 
 def relabel(old, new):
     def damage(path):
         labels = pickle.loads(path.read_bytes())["labels"]
         labels[labels.index(old)] = new
-        rewrite(path, labels=labels)
+        rewrite(labels=labels)(path)
 
     return damage
 
@@ -40,71 +42,62 @@ def flip(path):
 
 def shorten(path):
     record = pickle.loads(path.read_bytes())
-    rewrite(path, data=record["data"][:-1], labels=record["labels"][:-1])
+    rewrite(data=record["data"][:-1], labels=record["labels"][:-1])(path)
 
 
 ZEROS = np.zeros((40, 3072), np.uint8)
-DAMAGE = {  # what is done to data_batch_2, the message, whether verify=false lets it pass
-    "missing": (Path.unlink, "cannot be read .*No such file.*consists of data_batch_1, data_batch_2", False),
-    "a folder": (lambda p: (p.unlink(), p.mkdir()), "cannot be read .*Is a directory", False),
-    "empty": (lambda p: p.write_bytes(b""), r"data_batch_2 \(0 bytes\) is damaged.*it is empty.*Delete", False),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-5000]), "is damaged, it cannot be read to its end", False),
-    "a web page": (lambda p: p.write_bytes(b"<html>404 not found</html>"), "is damaged, it cannot be read", False),
-    "zeros": (lambda p: p.write_bytes(bytes(1000)), "is damaged, it cannot be read", False),
-    "one flipped bit": (flip, "not the official file.*\n.*not its images and labels: it is damaged or altered", True),
-    "a list": (lambda p: p.write_bytes(pickle.dumps([1, 2])), "holds a list where a dictionary is expected", False),
-    "no labels": (lambda p: rewrite(p, labels=None), "should hold data and labels, and holds batch_label, data", False),
-    "cifar100's keys": (
-        lambda p: rewrite(p, labels=None, fine_labels=[0] * 40),
-        "should hold data and labels, and holds .*fine_labels. It is damaged or not of CIFAR-10",
-        False,
-    ),
-    "wrong shape": (
-        lambda p: rewrite(p, data=ZEROS[:, :-1]),
-        r"shape \(images, 3072\) and is shape \(40, 3071\)",
-        False,
-    ),
-    "flat data": (lambda p: rewrite(p, data=ZEROS.ravel()), r"is shape \(122880,\)", False),
-    "data in a list": (lambda p: rewrite(p, data=[1, 2, 3]), "is a list", False),
-    "floats": (lambda p: rewrite(p, data=ZEROS.astype(np.float32)), "asks for an array of type 'f4'", False),
-    "objects": (lambda p: rewrite(p, data=ZEROS.astype(object)), "asks for an array of type 'O8'", False),
-    "too few labels": (lambda p: rewrite(p, labels=[0] * 39), "should be a list of 40 whole numbers", False),
-    "labels as text": (lambda p: rewrite(p, labels=["0"] * 40), "should be a list of 40 whole numbers", False),
-    "label too high": (relabel(3, 10), r"label 10 is outside 0\.\.9", False),
-    "label below zero": (relabel(3, -1), r"label -1 is outside 0\.\.9", False),
-    "one wrong label": (
-        relabel(3, 4),
-        r"holds (19|21) training images of class [34] \(class0[34]\); .* has 20 of each",
-        False,
-    ),
-    "one image less": (shorten, "holds 199 training images; CIFAR-10 has 200. The copy is incomplete", False),
-}
+CONTENT = r"does not hold data \(N, 3072\) and labels, N integers from 0 to 9: it is damaged or not of CIFAR-10"
+DAMAGE = {  # what is done to data_batch_2, and the message
+    "missing": (Path.unlink, "cannot be read .*No such file.*consists of data_batch_1, data_batch_2"),
+    "empty": (lambda p: p.write_bytes(b""), r"data_batch_2 \(0 bytes\) is damaged.*it is empty.*Delete"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-5000]), "is damaged and cannot be read to its end"),
+    "a web page": (lambda p: p.write_bytes(b"<html>404 not found</html>"), "is damaged and cannot be read"),
+    "a list": (lambda p: p.write_bytes(pickle.dumps([1, 2])), "holds a list where a dictionary is expected"),
+    "no labels": (rewrite(labels=None), CONTENT),
+    "keys of cifar100": (rewrite(labels=None, fine_labels=[0] * 40), CONTENT),
+    "wrong shape": (rewrite(data=ZEROS[:, :-1]), CONTENT),
+    "flat data": (rewrite(data=ZEROS.ravel()), CONTENT),
+    "data in a list": (rewrite(data=[1, 2, 3]), CONTENT),
+    "floats": (rewrite(data=ZEROS.astype(np.float32)), "asks for an array of type 'f4'"),
+    "objects": (rewrite(data=ZEROS.astype(object)), "asks for an array of type 'O8'"),
+    "too few labels": (rewrite(labels=[0] * 39), CONTENT),
+    "labels as text": (rewrite(labels=["0"] * 40), CONTENT),
+    "label too high": (relabel(3, 10), CONTENT),
+    "label below zero": (relabel(3, -1), CONTENT),
+    "one wrong label": (relabel(3, 4), r"(19|21) of class [34] \(class0[34]\); CIFAR-10 has 200, 20 of each class"),
+    "one image less": (shorten, "holds 199 training images, 19 of class .*The copy is incomplete"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_one_message_that_names_the_file(small, kind):
-    damage, message, passes = DAMAGE[kind]
+@pytest.mark.parametrize("verify", [True, False])
+def test_damage_is_one_message_that_names_the_file(small, kind, verify):
+    damage, message = DAMAGE[kind]
     folder = small("cifar10") / "cifar-10-batches-py"
     damage(folder / "data_batch_2")
-    with pytest.raises(UserError, match=f"(?s){message}") as error:
-        load(folder.parent, "cifar10")
-    assert str(folder) in str(error.value)
-    if passes:
-        load(folder.parent, "cifar10", verify=False)
-    else:
-        with pytest.raises(UserError, match=f"(?s){message}"):
-            load(folder.parent, "cifar10", verify=False)
+    with pytest.raises(UserError, match=f"(?s){folder}.*{message}"):
+        load(folder.parent, "cifar10", verify=verify)
 
 
-@pytest.mark.parametrize("change", [{"label_names": ["cat"]}, {"label_names": None}, {"label_names": "airplane"}])
-def test_wrong_class_names_are_refused(small, change):
+def test_a_flipped_bit_is_found_by_the_md5_alone(small):
     folder = small("cifar10") / "cifar-10-batches-py"
-    rewrite(folder / "batches.meta", **change)
+    flip(folder / "data_batch_2")
+    with pytest.raises(
+        UserError, match=r"data_batch_2 is not the official file.*\n.*other images or labels .*damaged or altered"
+    ):
+        load(folder.parent, "cifar10")
+    assert not holds(load(folder.parent, "cifar10", verify=False), "cifar10")
+
+
+@pytest.mark.parametrize("names", [["cat"], None, "airplane"])
+def test_wrong_class_names_are_refused(small, names):
+    folder = small("cifar10") / "cifar-10-batches-py"
+    rewrite(label_names=names)(folder / "batches.meta")
     with pytest.raises(UserError, match=r"batches\.meta does not hold 10 class names as label_names"):
         load(folder.parent, "cifar10")
 
 
-def test_a_damaged_archive_is_refused_unless_it_is_meant(small, monkeypatch):
+def test_an_unofficial_archive_needs_verify_false(small, monkeypatch):
     root = small("cifar10")
     archive = pack(root, "cifar10", monkeypatch)
     data = archive.read_bytes()
@@ -122,35 +115,23 @@ def test_a_damaged_archive_is_refused_unless_it_is_meant(small, monkeypatch):
     assert holds(load(root, "cifar10", verify=False), "cifar10")
 
 
+def swap_labels(root):
+    for old, new in [("train/class01", "x"), ("train/class02", "train/class01"), ("x", "train/class02")]:
+        (root / old).rename(root / new)
+
+
 FOLDER_DAMAGE = {
-    "nine classes": (lambda r: shutil.rmtree(r / "train" / "class09"), r"train has 9 class folders; CIFAR-10 has 10"),
-    "no test": (lambda r: shutil.rmtree(r / "test"), r"test has 0 class folders; CIFAR-10 has 10"),
-    "another class": (
-        lambda r: (r / "test" / "class09").rename(r / "test" / "cat"),
-        "class folder 'cat' is in only one of",
-    ),
-    "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(), "holds 199 training images"),
-    "an image elsewhere": (
-        lambda r: next((r / "train" / "class03").iterdir()).rename(r / "train" / "class04" / "x.png"),
-        r"holds 19 training images of class 3 \(class03\)",
-    ),
+    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")], "holds 9 class folders. CIFAR-10 has 10"),
+    "no test": (lambda r: shutil.rmtree(r / "test"), r"test cannot be read .* CIFAR-10 has 10 classes"),
+    "another class": (lambda r: (r / "test" / "class09").rename(r / "test" / "cat"), "cat: images only in test; class09"),
+    "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(), r"199 .*19 of class 3 \(class03\)"),
     "a text": (lambda r: (r / "train" / "class03" / "a.txt").write_text("?"), r"a\.txt cannot be read as an image"),
-    "an empty image": (
-        lambda r: next((r / "train" / "class03").iterdir()).write_bytes(b""),
-        "cannot be read as an image",
-    ),
     "a large image": (
         lambda r: Image.new("RGB", (64, 48)).save(r / "test" / "class00" / "large.png"),
         r"large\.png has 64x48 pixels; images of CIFAR have 32x32",
     ),
-    "swapped labels": (
-        lambda r: [
-            (r / p).rename(r / q)
-            for p, q in [("train/class01", "x"), ("train/class02", "train/class01"), ("x", "train/class02")]
-        ],
-        "not exactly its images and labels",
-    ),
-}
+    "swapped labels": (swap_labels, "not exactly its images and labels"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", FOLDER_DAMAGE)
@@ -160,9 +141,8 @@ def test_damaged_class_folders_are_one_message(small, tmp_path, kind):
     root = tmp_path / "png"
     class_folders(root, "cifar10")
     damage(root)
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=f"{root}.*{message}"):
         load(root, "cifar10")
-    assert str(root) in str(error.value)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
@@ -171,20 +151,10 @@ def test_what_may_not_be_read_is_one_message(small, hidden):
     root = small("cifar10")
     (root / hidden).chmod(0)
     try:
-        with pytest.raises(UserError, match=r"may not be read|cannot be read \(Permission denied\)"):
+        with pytest.raises(UserError, match=r"cannot be read.*\(Permission denied\)"):
             load(root, "cifar10")
     finally:
         (root / hidden).chmod(0o755)
-
-
-def test_a_class_refuses_facts_that_are_not_its_own(tmp_path):
-    with pytest.raises(UserError, match=r"data\.name=mnist: this class reads cifar10 and cifar100"):
-        Cifar("mnist", 10, root=tmp_path)
-    with pytest.raises(UserError, match=r"data\.num_classes=10: cifar100 has num_classes=100"):
-        Cifar("cifar100", 10, root=tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------- malicious pickles
 
 
 class Calls:
@@ -197,34 +167,27 @@ class Calls:
         return self.call
 
 
-def attacks(marker):
-    """Pickles that run something; each creates `marker` when it is read the ordinary way."""
-    touch = f"open({str(marker)!r}, 'w').close()"
-    yield "exec", "builtins.exec", pickle.dumps({"data": Calls(exec, touch)})
-    yield "os.system", f"{os.system.__module__}.system", pickle.dumps({"data": Calls(os.system, f"touch {marker}")})
-    yield "old protocol", "__builtin__.exec", pickle.dumps(Calls(exec, touch), protocol=0)
-    yield "instance", "os.system", f"(S'touch {marker}'\nios\nsystem\n.".encode()
-    yield "dotted", "numpy.ndarray.tofile", b""
-    yield "numpy.load", "numpy.load", pickle.dumps(Calls(np.load, str(marker)))
+ATTACKS = {  # what the message names, and a pickle that creates the file `marker` when `pickle.loads` reads it
+    "builtins.exec": lambda marker: pickle.dumps({"data": Calls(exec, f"open({str(marker)!r}, 'w').close()")}),
+    f"{os.system.__module__}.system": lambda marker: pickle.dumps({"data": Calls(os.system, f"touch {marker}")}),
+    "__builtin__.exec": lambda marker: pickle.dumps(Calls(exec, f"open({str(marker)!r}, 'w').close()"), protocol=0),
+    "os.system": lambda marker: f"(S'touch {marker}'\nios\nsystem\n.".encode(),
+    "numpy.ndarray.tofile": lambda marker: b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",  # of something allowed
+    "numpy.load": lambda marker: pickle.dumps(Calls(np.load, str(marker))),
+}
 
 
-@pytest.mark.parametrize("index", range(6))
-def test_malicious_pickles_are_refused_by_name_and_not_run(small, tmp_path, index):
+@pytest.mark.parametrize("named", ATTACKS)
+def test_malicious_pickles_are_refused_by_name_and_not_run(small, tmp_path, named):
     marker = tmp_path / "was-run"
-    kind, named, attack = list(attacks(marker))[index]
-    if kind == "dotted":  # an attribute of something allowed
-        attack = b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."
-    elif kind != "numpy.load":
+    attack = ATTACKS[named](marker)
+    if not named.startswith("numpy"):
         pickle.loads(attack)
-        assert marker.exists()  # the attack works where nobody looks
-        marker.unlink()
+        marker.unlink()  # it was created
     folder = small("cifar10") / "cifar-10-batches-py"
     (folder / "test_batch").write_bytes(attack)
-    for verify in (True, False):
-        with pytest.raises(
-            UserError, match=rf"test_batch asks for {named}, which the files of CIFAR never hold.*nothing"
-        ):
-            load(folder.parent, "cifar10", verify=verify)
+    with pytest.raises(UserError, match=rf"test_batch asks for {named}, which the files of CIFAR never hold.*nothing"):
+        load(folder.parent, "cifar10", verify=False)
     assert not marker.exists()
 
 

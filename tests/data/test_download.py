@@ -1,4 +1,4 @@
-"""Downloads from mirrors that fail in every way, and archives that are damaged or unsafe."""
+"""Downloads from mirrors that fail, and archives that are damaged or unsafe."""
 
 import gzip
 import hashlib
@@ -15,17 +15,14 @@ import pytest
 from lcm.data import download
 from lcm.data.download import fetch, unpack
 from lcm.errors import UserError
-from lcm.files import file_lock
 
 BODY = np.random.default_rng(0).bytes(200_000)
 MD5 = hashlib.md5(BODY).hexdigest()
 ANSWERS = {  # path: (status, body, content length)
     "good": (200, BODY, len(BODY)),
     "missing": (404, b"", 0),
-    "busy": (503, b"", 0),
     "wrong": (200, bytes(len(BODY)), len(BODY)),
     "cut": (200, BODY[:1000], len(BODY)),
-    "web_page": (200, b"<html>Log in to this network</html>", 35),
     "silent": None,
 }
 
@@ -33,7 +30,6 @@ ANSWERS = {  # path: (status, body, content length)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         name = self.path.strip("/")
-        self.server.requests.append((self.command, name))
         if ANSWERS[name] is None:
             return time.sleep(2)
         status, body, length = ANSWERS[name]
@@ -54,7 +50,6 @@ def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.daemon_threads, running.block_on_close = True, False
         running.handle_error = lambda *_: None  # a client that leaves
-        running.requests = []
         running.at = lambda *names: [f"http://127.0.0.1:{running.server_port}/{name}" for name in names]
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -67,17 +62,15 @@ def server():
     ("mirror", "why"),
     [
         ("missing", "HTTP Error 404"),
-        ("busy", "HTTP Error 503"),
-        ("wrong", f"a file of 200,000 bytes with md5 {hashlib.md5(bytes(len(BODY))).hexdigest()}, not {MD5}"),
-        ("cut", "a file of 1,000 bytes"),
-        ("web_page", "a file of 35 bytes"),
+        ("wrong", f"200,000 bytes with md5 {hashlib.md5(bytes(len(BODY))).hexdigest()}, not {MD5}"),
+        ("cut", "1,000 bytes"),
         ("silent", "timed out"),
     ],
 )
 def test_a_bad_mirror_is_left_for_the_next(server, tmp_path, monkeypatch, mirror, why):
     monkeypatch.setattr(download, "TIMEOUT", 0.5)
     fetch(tmp_path / "file", server.at(mirror, "good", "missing"), MD5)
-    assert (tmp_path / "file").read_bytes() == BODY and server.requests[-1] == ("GET", "good")
+    assert (tmp_path / "file").read_bytes() == BODY
     with pytest.raises(UserError) as error:
         fetch(tmp_path / "other", server.at(mirror), MD5)
     (line,) = [line for line in str(error.value).splitlines() if line.startswith(f"  {server.at(mirror)[0]}: ")]
@@ -94,36 +87,6 @@ def test_offline_the_message_names_each_mirror_and_the_way_by_hand(tmp_path):
     assert f"md5 {MD5}" in message and f"copy it to {tmp_path}/file" in message and not list(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"data\.places is empty"):
         fetch(tmp_path / "file", [], MD5)
-
-
-def test_a_full_disk_is_no_mirrors_failure(server, tmp_path, monkeypatch):
-    def full(url, root, name, md5):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", full)
-    with pytest.raises(OSError, match="No space left"):
-        fetch(tmp_path / "file", server.at("good", "good"), MD5)
-
-
-def test_a_lock_is_held_by_one_and_waited_for_by_others(tmp_path, capsys):
-    inside, order = threading.Event(), []
-
-    def second():
-        inside.wait(10)
-        with file_lock(tmp_path / "lock", "waiting for the first"):
-            order.append("second")
-
-    thread = threading.Thread(target=second)
-    thread.start()
-    with file_lock(tmp_path / "lock", "no wait"):
-        inside.set()
-        time.sleep(0.3)
-        order.append("first")
-    thread.join(10)
-    assert order == ["first", "second"] and capsys.readouterr().err == "waiting for the first\n"
-
-
-# ---------------------------------------------------------------------------------------------------------- archives
 
 
 def archive(path, members):
@@ -172,40 +135,30 @@ def test_members_outside_are_refused(tmp_path, member):
     assert list(inner.iterdir()) == [path] and list(tmp_path.iterdir()) == [inner] and not Path("/tmp/evil").exists()
 
 
-def damaged(kind, data):
-    flipped = bytearray(data)
-    flipped[len(data) // 2] ^= 0xFF
-    return {
-        "empty": b"",
-        "truncated": data[: len(data) // 2],
-        "flipped": bytes(flipped),
-        "checksum": data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
-        "web page": b"<html>404</html>",
-        "no tar": gzip.compress(b"text"),
-    }[kind]
-
-
-@pytest.mark.parametrize("kind", ["empty", "truncated", "flipped", "checksum", "web page", "no tar"])
-def test_a_damaged_archive_is_one_message_and_leaves_nothing(tmp_path, kind):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:1000] + bytes([data[1000] ^ 0xFF]) + data[1001:],
+        lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],  # the checksum
+        lambda data: b"<html>404</html>",
+        lambda data: gzip.compress(b"text"),
+    ],
+)
+def test_a_damaged_archive_is_one_message_and_leaves_nothing(tmp_path, damage):
     path = archive(tmp_path / "set.tar.gz", [("set/a", BODY)])
-    path.write_bytes(damaged(kind, path.read_bytes()))
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=r"set\.tar\.gz is damaged .*Delete it to have it downloaded again"):
         unpack(path, tmp_path / "set")
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_second_process_of_the_same_number_does_not_remove_what_the_first_unpacks(tmp_path, monkeypatch):
+def test_each_process_unpacks_into_a_draft_of_its_own(tmp_path, monkeypatch):
     """Containers that share a folder can have equal process ids."""
-    path, extract = archive(tmp_path / "set.tar.gz", [("set/a", b"a")]), tarfile.TarFile.extractall
-
-    def second_unpacks_too(members, draft, **keys):
-        monkeypatch.undo()
-        monkeypatch.setattr("os.getpid", lambda: 1)
-        extract(members, draft, **keys)
-        unpack(path, tmp_path / "set")
-        (tmp_path / "set").rename(tmp_path / "of the second")
-
-    monkeypatch.setattr("os.getpid", lambda: 1)
-    monkeypatch.setattr(tarfile.TarFile, "extractall", second_unpacks_too)
-    unpack(path, tmp_path / "set")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["of the second", "set", "set.tar.gz"]
+    path, drafts = archive(tmp_path / "set.tar.gz", [("set/a", b"a")]), []
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda members, draft, **keys: drafts.append(draft))
+    for _ in range(2):
+        with pytest.raises(UserError, match="holds no folder set"):
+            unpack(path, tmp_path / "set")
+    assert drafts[0] != drafts[1]

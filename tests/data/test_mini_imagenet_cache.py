@@ -1,10 +1,9 @@
-"""The cache of decoded images: what is in it, and that nothing interrupted, damaged or foreign is taken for it."""
+"""The cache of decoded images: its contents, and that no incomplete, damaged or other file is taken for one."""
 
 import errno
 import os
-import threading
 import time
-from types import SimpleNamespace
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -41,15 +40,15 @@ def check(cache, files, short_side=32):
         assert np.array_equal(cache.image(i), decode(path, short_side))
 
 
-def test_images_are_kept_as_they_are_or_resized_as_torchvision_does(files, tmp_path):
+@pytest.mark.parametrize("short_side", [32, None])
+def test_images_are_stored_as_they_are_or_resized_as_torchvision_does(files, tmp_path, short_side):
     from torchvision.transforms import v2
 
-    cache = open_cache(files, "key", tmp_path / "cache", 32)
-    check(cache, files)
-    for i in range(7):
-        assert np.array_equal(cache.image(i), np.asarray(Image.open(files[i])))
-    for i in (7, 8):
-        assert np.array_equal(cache.image(i), np.asarray(v2.Resize(32)(Image.open(files[i]))))
+    cache = open_cache(files, "key", tmp_path / "cache", short_side)
+    check(cache, files, short_side)
+    for i, image in enumerate(map(Image.open, files)):
+        expected = v2.Resize(32)(image) if short_side and i >= 7 else image
+        assert np.array_equal(cache.image(i), np.asarray(expected))
 
 
 @pytest.mark.parametrize(
@@ -63,30 +62,18 @@ def test_cached_sizes_are_torchvisions_but_never_larger(height, width):
     assert cached_size(height, width, 256) == expected
 
 
-def test_a_complete_cache_is_opened_without_decoding(files, tmp_path, decoded):
-    open_cache(files, "key", tmp_path / "cache", 32)
+def test_a_complete_cache_is_opened_without_decoding_or_reading_its_pixels(files, tmp_path, decoded):
+    """A cache has up to 16 GB: a start checks the index and the size alone."""
+    whole = open_cache(files, "key", tmp_path / "cache", 32).pixels.tobytes()
     assert sorted(decoded) == files
-    check(open_cache(files, "key", tmp_path / "cache", 32), files)
-    assert len(decoded) == 9
+    (tmp_path / "cache" / "key.pixels").write_bytes(bytes(len(whole)))
+    assert not open_cache(files, "key", tmp_path / "cache", 32).pixels.any() and len(decoded) == 9
     open_cache(files, "another key", tmp_path / "cache", 32)
     assert len(decoded) == 18
 
 
-def test_null_keeps_images_as_they_are(files, tmp_path):
-    cache = open_cache(files, "key", tmp_path / "cache", None)
-    for i, path in enumerate(files):
-        assert np.array_equal(cache.image(i), np.asarray(Image.open(path)))
-
-
-def test_a_start_checks_the_index_and_the_size_and_no_pixels(files, tmp_path, decoded):
-    """E33: a cache has up to 16 GB, which every start would have to read."""
-    whole = open_cache(files, "key", tmp_path / "cache", 32).pixels.tobytes()
-    (tmp_path / "cache" / "key.pixels").write_bytes(bytes(len(whole)))
-    assert not open_cache(files, "key", tmp_path / "cache", 32).pixels.any() and len(decoded) == 9
-
-
-def test_a_killed_cache_is_made_anew(files, tmp_path, decoded):
-    """The index comes last: without it nothing counts, whatever the pixel file or a draft holds."""
+def test_a_cache_without_an_index_is_made_again(files, tmp_path, decoded):
+    """The index is written last: without it the process was killed, whatever the pixel file or a draft holds."""
     whole = open_cache(files, "key", tmp_path / "cache", 32).pixels.tobytes()
     (tmp_path / "cache" / "key.index").unlink()
     (tmp_path / "cache" / "key.pixels").rename(tmp_path / "cache" / "key.draft")
@@ -95,20 +82,13 @@ def test_a_killed_cache_is_made_anew(files, tmp_path, decoded):
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"key.index", "key.pixels", "key.lock"}
 
 
-def test_other_caches_are_named_so_that_they_can_be_deleted(files, tmp_path, capsys):
-    open_cache(files, "old", tmp_path / "cache", 32)
-    assert capsys.readouterr().out == ""
-    open_cache(files, "new", tmp_path / "cache", 32)
-    assert f"{tmp_path}/cache/old.pixels (0.0 GB) is another cache; delete it" in capsys.readouterr().out
-
-
 def test_a_damaged_index_is_found_bit_by_bit(files, tmp_path, decoded):
     open_cache(files, "key", tmp_path / "cache", 32)
     path = tmp_path / "cache" / "key.index"
     whole = path.read_bytes()
-    for place in [*range(0, 24), *range(24, 40, 5)]:  # the head row, and the sizes of the first image
+    for at in [*range(0, 24), *range(24, 40, 5)]:  # the header row, and the sizes of the first image
         data = bytearray(whole)
-        data[place] ^= 4
+        data[at] ^= 4
         path.write_bytes(data)
         decoded.clear()
         check(open_cache(files, "key", tmp_path / "cache", 32), files)
@@ -127,18 +107,11 @@ def test_a_cut_or_missing_file_is_found(files, tmp_path, name, damage):
     assert path.read_bytes() == whole
 
 
-def test_processes_that_want_the_same_cache_make_it_once(files, tmp_path, decoded, monkeypatch, capsys):
+def test_of_several_processes_one_makes_the_cache(files, tmp_path, decoded, monkeypatch, capsys):
     slow = image_cache.decode
     monkeypatch.setattr(image_cache, "decode", lambda *arguments: time.sleep(0.02) or slow(*arguments))
-    caches = []
-    crowd = [
-        threading.Thread(target=lambda: caches.append(open_cache(files, "key", tmp_path / "cache", 32)))
-        for _ in range(4)
-    ]
-    for one in crowd:
-        one.start()
-    for one in crowd:
-        one.join()
+    with ThreadPoolExecutor(4) as threads:
+        caches = list(threads.map(lambda _: open_cache(files, "key", tmp_path / "cache", 32), range(4)))
     assert len(caches) == 4 and sorted(decoded) == files
     assert "another process makes the image cache" in capsys.readouterr().err
 
@@ -152,34 +125,11 @@ def test_all_unreadable_images_are_named_and_nothing_is_left(files, tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["key.lock"]
 
 
-def test_digests_are_checked(files, tmp_path):
-    import hashlib
+def test_a_full_disk_is_found_before_decoding(files, tmp_path, monkeypatch, decoded):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    open_cache(files, "right", tmp_path / "cache", 32, digests)
-    with pytest.raises(UserError, match=r"3.png: ValueError: not the file that the manifest describes"):
-        open_cache(files, "wrong", tmp_path / "cache", 32, [*digests[:3], digests[0], *digests[4:]])
-
-
-def test_no_space_is_found_before_decoding(files, tmp_path, monkeypatch, decoded):
-    for name, replacement, message in (
-        ("shutil.disk_usage", lambda path: SimpleNamespace(free=100), r"0\.00 GB free"),
-        ("os.posix_fallocate", full, "No space left on device"),
-    ):
-        with (
-            monkeypatch.context() as patch,
-            pytest.raises(UserError, match=rf"no space for .*{message}.*data.cache_dir"),
-        ):
-            patch.setattr(name, replacement)
-            open_cache(files, "key", tmp_path / "cache", 32)
-        assert not decoded and [path.name for path in (tmp_path / "cache").iterdir()] == ["key.lock"]
-
-
-def full(*_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_folder_that_cannot_be_written_is_named(files, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/cache cannot be written or read .*data.cache_dir=FOLDER"):
-        open_cache(files, "key", tmp_path / "file" / "cache", 32)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(UserError, match=r"No space left on device.*data\.cache_dir"):
+        open_cache(files, "key", tmp_path / "cache", 32)
+    assert not decoded and [path.name for path in (tmp_path / "cache").iterdir()] == ["key.lock"]

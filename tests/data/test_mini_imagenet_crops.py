@@ -1,4 +1,4 @@
-"""mini-ImageNet's crops: torchvision's boxes and pixels."""
+"""mini-ImageNet's crops: the regions and pixels of torchvision."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def torchvision_boxes(width, height, draws):
 
 
 def features(boxes, width, height):
-    """What is compared: share of the area, log aspect, and place as a share of what is left."""
+    """What is compared: share of the area, log aspect, and position as a share of the free range."""
     top, left, h, w = np.asarray(boxes, float).T
     return {
         "area": h * w / (height * width),
@@ -28,41 +28,19 @@ def features(boxes, width, height):
     }
 
 
-@pytest.fixture(scope="module")
-def reference():
+def ours(draws, width=500, height=375):
+    sizes = torch.tensor([[height, width]]).expand(draws, 2)
+    return random_views(sizes, 224, keyed_generator("crop boxes"))[:, :4]
+
+
+@pytest.mark.parametrize("width, height", [(500, 375), (120, 400)])
+def test_crop_boxes_have_torchvisions_distribution(width, height):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return features(torchvision_boxes(500, 375, 10_000), 500, 375)
-
-
-def ours(draws, width=500, height=375, **options):
-    sizes = torch.tensor([[height, width]]).expand(draws, 2)
-    return random_views(sizes, 224, keyed_generator("crop boxes"), **options)[:, :4]
-
-
-def test_crop_boxes_have_torchvisions_distribution(reference):
-    drawn = features(ours(100_000), 500, 375)
+        reference = features(torchvision_boxes(width, height, 10_000), width, height)
+    drawn = features(ours(100_000, width, height), width, height)
     for name, values in reference.items():
         assert ks_2samp(drawn[name], values).pvalue > 0.01, name
-
-
-@pytest.mark.parametrize(
-    "options, differs",
-    [({"scale": (0.1, 1)}, "area"), ({"scale": (0.08, 0.85)}, "area"), ({"ratio": (0.7, 4 / 3)}, "aspect")],
-)
-def test_the_comparison_of_crop_boxes_sees_small_differences(reference, options, differs):
-    drawn = features(ours(100_000, **options), 500, 375)
-    assert ks_2samp(drawn[differs], reference[differs]).pvalue < 1e-6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width, height", [(500, 375), (341, 256), (84, 84), (120, 400)])
-def test_100_000_crop_boxes_of_each(width, height):
-    torch.manual_seed(1)
-    expected = features(torchvision_boxes(width, height, 100_000), width, height)
-    drawn = features(ours(100_000, width, height), width, height)
-    for name, values in expected.items():
-        assert ks_2samp(drawn[name], values).pvalue > 1e-3, name
 
 
 @pytest.mark.parametrize("width, height", [(1000, 3), (3, 1000), (1001, 4), (4, 999), (1, 1), (2, 1)])
@@ -70,9 +48,7 @@ def test_where_no_box_fits_the_central_one_is_torchvisions(width, height):
     expected = torchvision_boxes(width, height, 30)
     drawn = ours(300, width, height)
     if min(width, height) > 2:
-        assert (
-            np.array_equal(drawn.unique(dim=0).numpy(), np.unique(expected, axis=0)) and len(drawn.unique(dim=0)) == 1
-        )
+        assert len(drawn.unique(dim=0)) == 1 and np.array_equal(drawn.unique(dim=0), np.unique(expected, axis=0))
     assert (drawn[:, 2:] >= 1).all() and (drawn >= 0).all()
     assert (drawn[:, 0] + drawn[:, 2] <= height).all() and (drawn[:, 1] + drawn[:, 3] <= width).all()
 
@@ -91,9 +67,7 @@ def test_pixels_are_torchvisions_on_the_cpu_and_as_matrix_products(size):
     array = np.array(image)
     views = random_views(torch.tensor([image.size[::-1]]).expand(6, 2), 224, keyed_generator("pixels"))
     mirror = torch.arange(6) % 2 == 0
-    expected = np.stack([by_torchvision(image, v, m) for v, m in zip(views.tolist(), mirror, strict=True)]).astype(
-        float
-    )
+    expected = np.stack([by_torchvision(image, v, m) for v, m in zip(views.tolist(), mirror, strict=True)]) + 0.0
     shown = torch.stack([show(array, v, 224).permute(1, 2, 0) for v in views.tolist()])
     shown = torch.where(mirror[:, None, None, None], shown.flip(2), shown).numpy()
     assert show(array, views[0].tolist(), 224).permute(1, 2, 0).is_contiguous()

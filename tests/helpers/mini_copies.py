@@ -1,4 +1,4 @@
-"""Small copies of mini-ImageNet in every form that `prepare` reads; for tests with the fixture `small_mini_imagenet`."""
+"""Small copies of mini-ImageNet in every layout that `prepare` reads; for tests with the fixture `small_mini_imagenet`."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ A, B, C = CLASSES = WNIDS[:3]
 
 
 def picture(number=0, size=(24, 18), mode="RGB", kind="JPEG") -> bytes:
-    """An image file of which no two numbers are equal."""
+    """An image file, a different one for each number."""
     image = Image.effect_noise((24, 18), 40).convert("RGB").resize(size)
     image.paste((number % 256, number // 256, 7), (0, 0, 8, 8))
     data = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Small CIFAR data sets in every layout that users have; the fixture `small` makes their md5 sums the official ones."""
+"""Small CIFAR data sets in every layout in use; the fixture `small` makes their md5 sums the official ones."""
 
 import hashlib
 import shutil
@@ -7,13 +7,14 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from lcm.data import Cifar, cifar
+from lcm.config.options import load as load_config
+from lcm.data import build_data, cifar
 
 CLASSES = {name: cifar.OFFICIAL[name].num_classes for name in cifar.OFFICIAL}
 
 
 def records(name):
-    """{file: record} in the official layout: 20 images of each class for cifar10, 2 for cifar100; half as many to test."""
+    """{file: record} in the official layout: 20 images of each class for cifar10, 2 for cifar100; half as many for the test."""
     official = cifar.OFFICIAL[name]
     random = np.random.default_rng(official.num_classes)
     files = {}
@@ -32,7 +33,7 @@ def records(name):
 
 
 def arrays(name, part):
-    """(images (N, 32, 32, 3), labels (N,)) of records(name), put together in the plainest way."""
+    """(images (N, 32, 32, 3), labels (N,)) of records(name), by plain numpy."""
     official, files = cifar.OFFICIAL[name], records(name)
     chosen = [files[file] for file in getattr(official, part)]
     images = np.concatenate([r["data"] for r in chosen]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -61,11 +62,12 @@ def class_folders(root, name, kind="png"):
 
 
 def load(root, name, **options):
-    return Cifar(name, CLASSES[name], root=root, **{"download": False, **options})
+    """The data set as configs/data has it, from `root`, without downloading."""
+    return build_data(load_config("data", name) | {"root": root, "download": False} | options)
 
 
 def holds(data, name):
-    """Whether the data set is exactly records(name), in order."""
+    """Whether the data set is exactly records(name), in the same order."""
     train, test = data.train(64, seed=0).resident, data.test(64).resident
     return all(
         np.array_equal(resident.images, images) and np.array_equal(resident.labels, labels)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator, normalisation, normalise
+from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator, normalisation, normalise, prepare
 from lcm.data.mini_imagenet.cache import ImageCache
 from lcm.data.mini_imagenet.crops import central_views, random_views, show, show_batch
 from lcm.data.mini_imagenet.folder import PREPARE
@@ -48,23 +48,19 @@ class ImageBatches(EpochBatches):
         return self.source.ahead(super().iterate(epoch, start))
 
 
-def _normalisation(side: int, device) -> list[Tensor]:
-    return [part.to(device) for part in normalisation(MEAN, STD, (side, side, 3))]
-
-
 class CachedImages:
     """Images from the cache, cropped and resized on the device that trains.
 
-    A raw batch is only what is to be shown: index (B,), views (B, 8), mirror (B,) and labels (B,). A GPU holds a copy of all
-    pixels if they fill at most `share` of its free memory (the rest is for training, and for a run that starts at the same
-    time); otherwise the regions of each batch are sent to it, packed and pinned by a thread two batches ahead.
+    A raw batch says only what is shown: index (B,), views (B, 8), mirror (B,) and labels (B,). A GPU holds a copy of all pixels
+    if they take at most `share` of its free memory (the rest is for training, and for a run that starts at the same time);
+    otherwise the regions of each batch are sent to it, packed and pinned by a thread two batches ahead.
     """
 
     def __init__(self, cache: ImageCache, side: int, share: float = 0.5):
         self.cache, self.side, self.share = cache, side, share
         self.sizes = torch.from_numpy(np.ascontiguousarray(cache.sizes))
         self.starts = torch.from_numpy(cache.starts)
-        self._normalisation, self._pixels, self._pool = {}, {}, None
+        self._pixels, self._pool = {}, None
 
     def draw(self, index: Tensor, generator) -> tuple[Tensor, Tensor]:
         """Views (N, 8) and mirror (N,) bool of an epoch; with no generator those of the test."""
@@ -78,18 +74,16 @@ class CachedImages:
         return raw
 
     def prepare(self, raw, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._normalisation:
-            self._normalisation[device] = _normalisation(self.side, device)
-        return (self._on_cpu if device.type == "cpu" else self._on_gpu)(*raw, device)
+        return self._on_cpu(*raw) if device.type == "cpu" else self._on_gpu(raw, device)
 
-    def _on_cpu(self, index, views, mirror, labels, device):
-        """One image after the other, so that it stays in the processor's cache; as many at a time as torch has threads.
+    def _on_cpu(self, index, views, mirror, labels):
+        """One image after the other, so that it stays in the processor's cache, in as many threads as torch has.
 
-        An image is normalised in strips of fewer than 32,768 values: from there on torch would share a strip among its own
-        threads, on top of these.
+        An image is normalised in strips of fewer than 32,768 values: larger ones torch would divide among its own threads, in
+        addition to these.
         """
         side = self.side
-        scale, shift = (part[0].view(-1) for part in self._normalisation[device])  # of one row, (side x 3,)
+        scale, shift = (part[0].view(-1) for part in normalisation(MEAN, STD, (side, side, 3)))  # of one row
         batch = torch.empty(len(index), side, 3 * side)
         strip = max(1, 32_767 // (3 * side))
         jobs = list(zip(batch, index.tolist(), views.tolist(), mirror.tolist(), strict=True))
@@ -111,7 +105,7 @@ class CachedImages:
         return batch.view(-1, side, side, 3).permute(0, 3, 1, 2), labels
 
     def ahead(self, raws):
-        """Raw batches as they are, or, where a GPU is sent the regions of each batch, packed two batches ahead."""
+        """The same raw batches; where the regions of each batch are sent to a GPU, packed two batches ahead."""
         return two_ahead(raws, self._pack) if None in self._pixels.values() else raws
 
     def _pack(self, raw):
@@ -120,8 +114,7 @@ class CachedImages:
         pixels, starts, widths, views = pack_regions(self.cache, index, views)
         return pixels.pin_memory() if torch.cuda.is_available() else pixels, starts, widths, views, mirror, labels
 
-    def _on_gpu(self, *raw_and_device):
-        *raw, device = raw_and_device
+    def _on_gpu(self, raw, device):
         pixels = self._resident_pixels(device)
         if pixels is None:
             pixels, starts, widths, views, mirror, labels = raw if len(raw) == 6 else self._pack(raw)
@@ -134,7 +127,7 @@ class CachedImages:
         table = table.to(device, non_blocking=True)  # one small transfer
         starts, widths, mirror, labels = (table[:, column] for column in (0, 1, 10, 11))
         images = show_batch(pixels, starts, widths, table[:, 2:10], mirror.bool(), self.side, block, torch.float16)
-        return normalise(images.contiguous(), *self._normalisation[device]), labels
+        return normalise(images.contiguous(), *normalisation(MEAN, STD, images.shape[1:], images.device)), labels
 
     def _resident_pixels(self, device):
         """All pixels on the GPU, or None where they do not fit."""
@@ -152,7 +145,7 @@ class CachedImages:
 
 
 def pack_regions(cache: ImageCache, index: Tensor, views: Tensor):
-    """Only the regions of a batch: pixels uint8 (P, 3) with starts (B,), widths (B,) and views (B, 8) that refer to them."""
+    """Only the regions of a batch: pixels uint8 (P, 3), and starts (B,), widths (B,), views (B, 8) in them."""
     regions = [
         cache.image(i)[top : top + h, left : left + w].reshape(-1, 3)
         for i, (top, left, h, w) in zip(index.tolist(), views[:, :4].tolist(), strict=True)
@@ -183,7 +176,6 @@ class FileImages:
 
     def __init__(self, paths, side: int):
         self.paths, self.side = paths, side
-        self._normalisation = {}
 
     def draw(self, index: Tensor, generator) -> tuple[Tensor]:
         """A seed for each image of an epoch, (N,); -1 where nothing is random, as in the test."""
@@ -216,7 +208,4 @@ class FileImages:
             ) from error
 
     def prepare(self, raw, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._normalisation:
-            self._normalisation[device] = _normalisation(self.side, device)
-        images, labels = (part.to(device, non_blocking=True) for part in raw)
-        return normalise(images, *self._normalisation[device]), labels
+        return prepare(raw, MEAN, STD, device)

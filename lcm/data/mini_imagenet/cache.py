@@ -1,17 +1,15 @@
 """Decoded images in one memory-mapped file, made once: what a training run reads instead of JPEG files.
 
 Two files hold a cache. `<key>.pixels` has the images one after another, uint8 (height, width, 3) each. `<key>.index` is an
-int64 table of a head row and one row (height, width, 1) an image; it is written last, when all pixels are on the disk. So a
+int64 table of a header row and one row (height, width, 1) an image; it is written last, when all pixels are on the disk. A
 cache with an index is complete, and opening one checks the index and the size of the pixel file, not the pixels.
 """
 
 import concurrent.futures
-import contextlib
 import errno
 import hashlib
 import io
 import os
-import shutil
 import zlib
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lcm.errors import UserError, one_line
+from lcm.errors import UserError, listed, one_line
 from lcm.files import file_lock, write_atomically
 
 VERSION = 1  # of the layout and of how images are decoded
@@ -80,11 +78,11 @@ class ImageCache:
 
 
 def open_cache(files, key: str, folder, short_side: int | None, digests=None) -> ImageCache:
-    """The cache of `files` (N image paths) under `folder`, made where there is none that is complete.
+    """The cache of `files` (N image paths) in `folder`, made where there is none that is complete.
 
-    `key` names the cache and must change when a file or `short_side` does. `digests`: the files' SHA-256, checked when they are
-    decoded. Of several processes one makes the cache, the others wait. Raises UserError: unreadable images (all of them are
-    named), no space, no permission.
+    `key` names the cache and must change when a file or `short_side` does. `digests`: the files' SHA-256, checked in decoding.
+    One of several processes makes the cache, the others wait. Raises `UserError`: images that cannot be decoded (all of them
+    are named), no space, no permission.
     """
     folder = Path(folder)
     pixels, index = folder / f"{key}.pixels", folder / f"{key}.index"
@@ -96,16 +94,13 @@ def open_cache(files, key: str, folder, short_side: int | None, digests=None) ->
                 sizes = _read_index(index, pixels, len(files))  # another process may have made it meanwhile
                 if sizes is None:
                     sizes = _make(files, pixels, index, short_side, digests or [None] * len(files))
-                    _name_others(folder, key)
     except OSError as error:
         remedy = "Make room, choose another disk with data.cache_dir=FOLDER, or do without: data.cache=false."
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space for the image cache in {folder} ({error.strerror}). {remedy}") from error
         raise UserError(f"the image cache in {folder} cannot be written or read ({error}). {remedy}") from error
     return ImageCache(pixels, sizes)
 
 
-def _head(sizes) -> list[int]:
+def _header(sizes) -> list[int]:
     return [VERSION, len(sizes), zlib.crc32(np.ascontiguousarray(sizes).data)]
 
 
@@ -113,94 +108,67 @@ def _read_index(index: Path, pixels: Path, images: int):
     """The sizes of all images, int64 (N, 2), or None where there is no complete cache."""
     if not (index.is_file() and pixels.is_file()) or index.stat().st_size != (1 + images) * 24:
         return None
-    table = np.fromfile(index, np.int64)
-    head, sizes, there = table[:3], table.reshape(-1, 3)[1:, :2], table.reshape(-1, 3)[1:, 2]
-    complete = head.tolist() == _head(sizes) and there.all()
+    table = np.fromfile(index, np.int64).reshape(-1, 3)
+    header, sizes, ones = table[0], table[1:, :2], table[1:, 2]
+    complete = header.tolist() == _header(sizes) and ones.all()
     return sizes if complete and pixels.stat().st_size == sizes.prod(1).sum() * CHANNELS else None
 
 
 def _make(files, pixels: Path, index: Path, short_side, digests) -> np.ndarray:
     """Decode all images into the pixel file, several at a time; returns their sizes, int64 (N, 2)."""
 
-    def measure(path):
-        with Image.open(path) as image:
+    def measure(i):
+        with Image.open(files[i]) as image:
             return cached_size(image.height, image.width, short_side)
 
     def fill(i):
-        data = decode(files[i], short_side, digests[i])
-        if data.shape[:2] != tuple(sizes[i]):
-            raise ValueError(f"its size changed to {data.shape[1]}x{data.shape[0]}")
-        out[starts[i] : starts[i] + data.size] = data.reshape(-1)
+        out[starts[i] : starts[i] + lengths[i]] = decode(files[i], short_side, digests[i]).reshape(-1)
 
-    with thread_pool() as pool:
-        sizes = np.array(_all_or_named(pool.map(_named(measure), files), files), np.int64)
-        lengths = sizes.prod(1) * CHANNELS
-        starts, total = np.cumsum(lengths) - lengths, int(lengths.sum())
-        index.unlink(missing_ok=True)
-        pixels.unlink(missing_ok=True)  # incomplete, or of an older layout
-        require_space(pixels.parent, total)
-        draft = pixels.with_suffix(".draft")
-        try:
-            with open(draft, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, total) if hasattr(os, "posix_fallocate") else file.truncate(total)
-            out = np.memmap(draft, np.uint8, "r+", shape=(total,))
-            label = f"decoding once into {pixels.parent} ({total / 1e9:.1f} GB)"
-            done = tqdm(pool.map(_named(fill), range(len(files))), label, len(files), unit="image", disable=None)
-            _all_or_named(done, files)
-            out.flush()
-            os.replace(draft, pixels)
-        finally:
-            draft.unlink(missing_ok=True)
+    remedy = "replace them, or run scripts/prepare_mini_imagenet.py on the copy"
+    sizes = np.array(for_each(files, measure, remedy), np.int64)
+    lengths = sizes.prod(1) * CHANNELS
+    starts, total = np.cumsum(lengths) - lengths, int(lengths.sum())
+    index.unlink(missing_ok=True)
+    pixels.unlink(missing_ok=True)  # incomplete, or of an older layout
+    draft = pixels.with_suffix(".draft")
+    try:
+        with open(draft, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, total) if hasattr(os, "posix_fallocate") else file.truncate(total)
+        out = np.memmap(draft, np.uint8, "r+", shape=(total,))
+        for_each(files, fill, remedy, f"decoding once into {pixels.parent} ({total / 1e9:.1f} GB)")
+        out.flush()
+        os.replace(draft, pixels)
+    finally:
+        draft.unlink(missing_ok=True)
     table = np.ones((1 + len(files), 3), np.int64)
-    table[0], table[1:, :2] = _head(sizes), sizes
+    table[0], table[1:, :2] = _header(sizes), sizes
     write_atomically(index, table.tobytes())
     return sizes
 
 
-def _named(work):
-    """`work`, with the exceptions that Pillow raises of many kinds returned instead."""
+def for_each(files, work, remedy: str, label: str | None = None) -> list:
+    """work(i) for each file i, in as many threads as there are processors, with a progress bar where it has a label.
 
-    def run(item):
+    Pillow, zlib and reading release Python's lock while they work. Raises `UserError` with every file whose work failed, why,
+    and `remedy`; OSError at once where the disk is full.
+    """
+
+    def attempt(i):
         try:
-            return work(item)
-        except Exception as error:
+            return work(i)
+        except Exception as error:  # Pillow raises many kinds
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
             return error
 
-    return run
-
-
-def _all_or_named(results, files) -> list:
-    results = list(results)
-    bad = [f"{file}: {one_line(r)}" for file, r in zip(files, results, strict=True) if isinstance(r, Exception)]
-    if bad:
-        raise UserError(
-            f"{len(bad)} images cannot be decoded; replace them, or run scripts/prepare_mini_imagenet.py on the copy:\n  "
-            + "\n  ".join(bad)
-        )
-    return results
-
-
-def _name_others(folder: Path, key: str) -> None:
-    others = [path for path in sorted(folder.glob("*.pixels")) if path.stem != key]
-    for path in others:
-        print(
-            f"{path} ({path.stat().st_size / 1e9:.1f} GB) is another cache; delete it if no other setting or copy uses it"
-        )
-
-
-def require_space(folder: Path, needed: int) -> None:
-    """Raises OSError (ENOSPC) where a disk has less than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
-
-
-@contextlib.contextmanager
-def thread_pool():
-    """As many threads as there are processors: Pillow, zlib and reading release Python's lock while they work."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = concurrent.futures.ThreadPoolExecutor(processors)
     try:
-        yield pool
+        done = pool.map(attempt, range(len(files)))
+        results = list(tqdm(done, label, len(files), unit="image", disable=None if label else True))
     finally:
         pool.shutdown(cancel_futures=True)
+    bad = [f"{file}: {one_line(r)}" for file, r in zip(files, results, strict=True) if isinstance(r, Exception)]
+    if bad:
+        raise listed(f"{len(bad)} images cannot be decoded; {remedy}:", bad)
+    return results

@@ -13,26 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TRIES = 10
+SCALE = (0.08, 1.0)  # of the area of an image
+RATIO = (3 / 4, 4 / 3)  # width over height
 
 
-def random_views(sizes: Tensor, side: int, generator, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)) -> Tensor:
+def random_views(sizes: Tensor, side: int, generator) -> Tensor:
     """One random view for each image, (N, 8): its region has torchvision's `RandomResizedCrop.get_params` distribution.
 
-    sizes: int64 (N, 2), height and width of the images. A share of the area uniform in `scale` and an aspect (width over
-    height) log-uniform in `ratio` are drawn up to ten times until the region fits, then its place; where none fits, the
+    sizes: int64 (N, 2), height and width of the images. A share of the area uniform in SCALE and an aspect
+    log-uniform in RATIO are drawn up to ten times until the region fits, then its position; where none fits, the
     largest central region of an allowed aspect is taken (Szegedy et al., "Going Deeper with Convolutions", 2015).
     """
     drawn = torch.rand(len(sizes), 2 * TRIES + 2, generator=generator, dtype=torch.float64)
     height, width = sizes[:, :1], sizes[:, 1:]  # (N, 1)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * drawn[:, :TRIES])  # (N, tries)
-    low, high = map(math.log, ratio)
+    area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * drawn[:, :TRIES])  # (N, tries)
+    low, high = map(math.log, RATIO)
     aspect = torch.exp(low + (high - low) * drawn[:, TRIES : 2 * TRIES])
     h, w = (area / aspect).sqrt().round().long(), (area * aspect).sqrt().round().long()
     fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
     first = fits.int().argmax(1, keepdim=True)
     found = fits.gather(1, first)  # (N, 1)
-    h = torch.where(found, h.gather(1, first), torch.minimum(height, (width / ratio[0]).round().long()))
-    w = torch.where(found, w.gather(1, first), torch.minimum(width, (height * ratio[1]).round().long()))
+    h = torch.where(found, h.gather(1, first), torch.minimum(height, (width / RATIO[0]).round().long()))
+    w = torch.where(found, w.gather(1, first), torch.minimum(width, (height * RATIO[1]).round().long()))
     slack = torch.cat([height - h, width - w], dim=1)
     corner = torch.where(found, (drawn[:, -2:] * (slack + 1)).long(), slack // 2)  # top, left
     to, window = torch.full_like(sizes, side), torch.zeros_like(sizes)
@@ -49,7 +51,7 @@ def central_views(sizes: Tensor, side: int, short_side: int) -> Tensor:
 def show(image: np.ndarray, view, side: int) -> Tensor:
     """One view of one image on the CPU: uint8 (H, W, 3) -> uint8 (3, side, side), in channels-last memory.
 
-    PyTorch's resampling of bytes takes about a quarter of Pillow's time and gives its values, a few of them off by 1.
+    PyTorch's resampling of bytes takes about a quarter of Pillow's time and gives the same values but for a few that differ by 1.
     """
     top, left, h, w, to_h, to_w, row, column = view
     region = torch.from_numpy(np.ascontiguousarray(image[top : top + h, left : left + w]))
@@ -62,7 +64,7 @@ def show(image: np.ndarray, view, side: int) -> Tensor:
 def show_batch(
     pixels: Tensor, starts: Tensor, widths: Tensor, views: Tensor, mirror: Tensor, side: int, block, dtype=torch.float32
 ) -> Tensor:
-    """The views of a batch on any device, without waiting for it: (B, side, side, 3) of `dtype`, 0 to 255.
+    """The views of a batch on any device, without synchronising with it: (B, side, side, 3) of `dtype`, 0 to 255.
 
     pixels: uint8 (P, 3), the pixels of many images; image b begins at starts[b] and has rows of widths[b] pixels.
     block: (height, width) at least as large as any region of the batch, as two numbers of Python.
@@ -72,8 +74,8 @@ def show_batch(
     top, left, h, w, to_h, to_w, row, column = views.unbind(1)
     down, right = (torch.arange(n, device=pixels.device) for n in block)
     down, right = torch.minimum(down, h[:, None] - 1), torch.minimum(right, w[:, None] - 1)  # (B, block)
-    place = starts[:, None] + (top[:, None] + down) * widths[:, None] + left[:, None]  # (B, rows)
-    regions = pixels[place[:, :, None] + right[:, None, :]].to(dtype)  # (B, rows, columns, 3)
+    at = starts[:, None] + (top[:, None] + down) * widths[:, None] + left[:, None]  # (B, rows)
+    regions = pixels[at[:, :, None] + right[:, None, :]].to(dtype)  # (B, rows, columns, 3)
     vertical = _triangles(h, to_h, row, torch.zeros_like(mirror), side, block[0]).to(dtype)  # (B, side, rows)
     horizontal = _triangles(w, to_w, column, mirror, side, block[1]).to(dtype)  # (B, side, columns)
     n = len(views)
