@@ -102,18 +102,17 @@ def _baselines(runs, results):
 
 
 def _effort(runs, results):
-    """How long the runs of the paper's protocol took, on which devices, and how often they were continued elsewhere."""
+    """How long the runs of the paper's protocol took, on which devices, and how often they were interrupted."""
     runs = select(runs, Protocol()).runs
     if runs.empty:
         return ""
     records, _ = read_records(Path(results) / "metrics")
     names = set(runs["run"])
-    count = sum(len(run.get("continued") or []) for run, _ in records if run["run"] in names)
+    count = sum(run.get("interruptions", 0) for run, _ in records if run["run"] in names)
     devices = inert("; ".join(sorted(set(runs["device"]))))
     return (
         f"Under the paper's schedule {plural(len(runs), 'run')} took {runs['seconds'].sum() / 3600:.1f} hours in all, started on "
-        f"{devices}, with {plural(count, 'continuation')} in another environment (commit, version or device; an interruption that "
-        "changes none of these is not recorded)."
+        f"{devices}, with {plural(count, 'interruption')}."
     )
 
 

@@ -124,6 +124,8 @@ def check(run, epochs):
         raise Damaged(f"run.json: the run is called {facts['run']}, but its own facts say {name}")
     if not isinstance(run.get("continued") or [], list):
         raise Damaged("run.json: continued must be a JSON array")
+    if type(run.get("interruptions", 0)) is not int:
+        raise Damaged("run.json: interruptions must be a whole number")
     for number, epoch in enumerate(epochs.get("epoch", []), 1):
         if epoch != number:
             raise Damaged(f"metrics.jsonl: line {number} is epoch {json.dumps(epoch)[:80]}")

@@ -51,7 +51,7 @@ def arguments(run, further=()):
 
 
 def differences(before, now):
-    """Where the epochs of two runs of one length ({column: values}) differ, a line a column; without times, and without tolerance."""
+    """Where two runs ({column: values}) of one length differ, a line a column; without times, and without tolerance."""
     lines = []
     for column in compared(before):
         pairs = list(zip(before[column], now[column], strict=True))

@@ -3,6 +3,7 @@
     python scripts/first_gpu_hour                      # all parts; the same command continues where it stopped
     python scripts/first_gpu_hour --parts tests,step   # these again
     python scripts/first_gpu_hour data.root=/datasets  # overrides of train.py, for Table 2
+    python scripts/first_gpu_hour --rehearse           # on a CPU, in a minute, with tiny settings
 
 Each part is a command that takes --minutes at most. When it ends, its result is written to results/first-gpu-hour/NN-part.json,
 its output to NN-part.log. docs/gpu.md says what each result means. Exit codes: 0 all parts done, 1 one failed, 75 one ran out of
@@ -16,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,6 +31,15 @@ PARTS = {  # each a command of Python
     **{part: ["scripts/benchmark", "--gpu", "--parts", part] for part in ("step", "epoch", "memory", "packed")},
     "table2": ["train.py", "experiment=table2", "hydra/launcher=parallel", "hydra.launcher.n_jobs=4"],
 }
+PARSE = "import sys; sys.path.insert(0, 'scripts'); from benchmark.__main__ import parse; parse(sys.argv[1:])"
+REHEARSAL = {  # the GPU's tests are skipped, the benchmark's command lines are checked alone, a small sweep trains
+    "tests": [*PARTS["tests"], "tests/training/test_gpu.py"],
+    **{part: ["-c", PARSE, *PARTS[part][1:]] for part in ("step", "epoch", "memory", "packed")},
+    "table2": [
+        *("train.py", "-m", "data=digits", "model.layers=8", "attention=none,lcm2", "schedule.epochs=1", "device=cpu"),
+        *("tensorboard=false", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
+    ],
+}
 
 
 def parse(arguments):
@@ -36,11 +47,15 @@ def parse(arguments):
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, for Table 2")
     parser.add_argument("--parts", help=f"these again, with commas, of {', '.join(PARTS)}")
     parser.add_argument("--minutes", type=float, default=8, help="of each part, at most (default: %(default)g)")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "first-gpu-hour", help="results/first-gpu-hour")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny settings, into a temporary folder")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/first-gpu-hour")
     options = parser.parse_args(arguments)
     options.again = options.parts.split(",") if options.parts else []
     if unknown := [part for part in options.again if part not in PARTS]:
         raise UserError(f"--parts {unknown[0]}: there is no such part; choose from {', '.join(PARTS)}")
+    default = Path(tempfile.mkdtemp()) if options.rehearse else ROOT / "results" / "first-gpu-hour"
+    options.out = (options.out or default).resolve()
+    options.overrides += [f"runs={options.out}/runs"] * options.rehearse
     return options
 
 
@@ -73,7 +88,11 @@ def carry_out(name, options):
         print(f"{name:8} done already", flush=True)
         return "done"
     log, started = file.with_suffix(".log"), time.monotonic()
-    code = run(PARTS[name] + options.overrides * (name == "table2"), log, 60 * options.minutes)
+    code = run(
+        (REHEARSAL if options.rehearse else PARTS)[name] + options.overrides * (name == "table2"),
+        log,
+        60 * options.minutes,
+    )
     result = {"part": name, "state": "failed" if code else "done", "seconds": round(time.monotonic() - started, 1)}
     if code is None:
         reason = f"out of time after {options.minutes:g} minutes; the same command continues"

@@ -82,6 +82,13 @@ def test_a_cache_without_an_index_is_made_again(files, tmp_path, decoded):
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"key.index", "key.pixels", "key.lock"}
 
 
+def test_other_caches_are_named_so_that_they_can_be_deleted(files, tmp_path, capsys):
+    open_cache(files, "old", tmp_path / "cache", 32)
+    assert capsys.readouterr().out == ""
+    open_cache(files, "new", tmp_path / "cache", 32)
+    assert f"{tmp_path}/cache/old.pixels (0.0 GB) is another cache; delete it" in capsys.readouterr().out
+
+
 def test_a_damaged_index_is_found_bit_by_bit(files, tmp_path, decoded):
     open_cache(files, "key", tmp_path / "cache", 32)
     path = tmp_path / "cache" / "key.index"

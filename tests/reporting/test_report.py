@@ -141,15 +141,14 @@ def test_without_any_run(tmp_path):
 def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
     """One run each of ResNet-20 without attention and with LCM2 on CIFAR-10: the README's sentences follow from the records."""
     long = {"epochs": 300, "compile": True, "seconds": 5 * 3600, "device": "cpu (X <b>)"}
-    runs = [{"top1": 92.11, "continued": [{"commit": "a"}, {"commit": "b"}]}, {"attention": "lcm2", "top1": 92.6}]
+    runs = [{"top1": 92.11, "interruptions": 2}, {"attention": "lcm2", "top1": 92.6}]
     results = results_of(tmp_path, [run | long for run in runs])
     runs = read_runs(results / "runs.csv")
     _, accuracies, decisive = findings(runs, results).splitlines()
     assert accuracies == (
         "* **Accuracy**: baselines (networks without attention) within 0.6 points of the paper's number: ResNet-20 on "
         "CIFAR-10 (92.11 ± – (1), -0.15 from the paper's 92.26). Not run yet: the other 14 baselines. Under the paper's schedule "
-        "2 runs took 10.0 hours in all, started on cpu (X &lt;b>), with 2 continuations in another environment (commit, version or "
-        "device; an interruption that changes none of these is not recorded). Nothing can be said about the modules: a test needs "
-        "6 pairs of runs, and no comparison has more than 1."
+        "2 runs took 10.0 hours in all, started on cpu (X &lt;b>), with 2 interruptions. Nothing can be said about the "
+        "modules: a test needs 6 pairs of runs, and no comparison has more than 1."
     )
     assert "seed='range(10)'" in decisive and "+0.49 (1 pair) |" in summary(runs, results)

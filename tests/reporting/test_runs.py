@@ -134,6 +134,7 @@ DAMAGE = {  # words of the message: how the run was damaged
     "the last line of metrics.jsonl": lambda d: edit(d, result__test_top1=99.0),
     "config must be a JSON object": lambda d: edit(d, config="none"),
     "continued must be a JSON array": lambda d: edit(d, continued=2),
+    "interruptions must be a whole number": lambda d: edit(d, interruptions="2"),
     'attention is ".."': lambda d: edit(d, attention="..", run=f"cifar10/resnet20/../{d.name}"),
     'data is "/etc"': lambda d: edit(d, data="/etc", run=f"/etc/resnet20/se/{d.name}"),
     'model is "<script>"': lambda d: edit(d, model="<script>", run=f"cifar10/<script>/se/{d.name}"),

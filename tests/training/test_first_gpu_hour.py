@@ -1,12 +1,27 @@
-"""The first hour with a GPU: what it says of parts that fail, take too long or are done; that its commands are right."""
+"""The first hour with a GPU, rehearsed on a CPU; what it says of parts that fail, take too long or are done."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from benchmark.__main__ import parse
 from first_gpu_hour import __main__ as hour
 
 from lcm.config.options import choices
+
+
+def test_the_rehearsal(tmp_path):
+    """To its end, each part with a result; the second time there is nothing to do."""
+    command = [sys.executable, hour.ROOT / "scripts" / "first_gpu_hour", "--rehearse", "--out", tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    results = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]
+    assert ended.returncode == 0 and ended.stderr == "", (ended, results)
+    assert [result["part"] for result in results] == list(hour.PARTS)
+    assert {result["state"] for result in results} == {"done"}
+    assert len(list((tmp_path / "runs" / "digits").glob("*/*/*/metrics.jsonl"))) == 2  # of the sweep
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.stdout.count("done already") == len(results)
 
 
 @pytest.fixture

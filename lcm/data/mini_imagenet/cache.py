@@ -94,6 +94,9 @@ def open_cache(files, key: str, folder, short_side: int | None, digests=None) ->
                 sizes = _read_index(index, pixels, len(files))  # another process may have made it meanwhile
                 if sizes is None:
                     sizes = _make(files, pixels, index, short_side, digests or [None] * len(files))
+                    for other in sorted(set(folder.glob("*.pixels")) - {pixels}):
+                        size = f"{other.stat().st_size / 1e9:.1f} GB"
+                        print(f"{other} ({size}) is another cache; delete it if no other setting or copy uses it")
     except OSError as error:
         remedy = "Make room, choose another disk with data.cache_dir=FOLDER, or do without: data.cache=false."
         raise UserError(f"the image cache in {folder} cannot be written or read ({error}). {remedy}") from error
