@@ -10,6 +10,7 @@ from lcm.reporting.cost import card_steps, cells, cost_block, cost_cpu_block, du
 from lcm.reporting.protocol import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, in_order, protocols, select, title
 from lcm.reporting.records import read_records
 from lcm.reporting.render import DASH, accuracy, as_printed, inert, markdown_rows, pipes, plural, rounded, signed
+from lcm.reporting.speed import read_benchmark, speed_paragraph
 from lcm.reporting.statistics import CONTRADICTED, MINIMUM_PAIRS, SUPPORTED, VERDICTS, pairs_to_reach
 from lcm.reporting.tables import build, comparison_table, counts, read_complexity, read_paper
 
@@ -167,6 +168,8 @@ def readme_blocks(runs, results):
         "cost": cost_block(results),
         "cost_cpu": cost_cpu_block(results),
     }
+    if (benchmark := Path(results) / "benchmark.csv").exists():
+        blocks["speed"] = speed_paragraph(read_benchmark(benchmark))
     for protocol in protocols(runs):
         for table in build(runs, protocol, results):
             hint = f"\n\nDashes: not run yet; the commands are in `results/{table.name}.md`." if table.missing else ""

@@ -1,7 +1,8 @@
-"""results/benchmark.csv, which scripts/benchmark writes, as the page benchmark.md."""
+"""results/benchmark.csv, which scripts/benchmark writes, as the page benchmark.md and as a paragraph of the README."""
 
 import pandas as pd
 
+from lcm.reporting.protocol import NETWORK_TITLE
 from lcm.reporting.render import DASH, pipes, rounded
 
 NUMBERS = ("images_per_second", "cpu_seconds_per_image", "peak_mb", "ratio", "low", "high", "rounds", "disturbed")
@@ -46,3 +47,18 @@ def benchmark_page(rows):
         cells = [["" if cell == DASH else cell for cell in line] for line in cells]
         parts += [f"## {part}", machine_words(group), pipes(header, cells, labels=4)]
     return "\n\n".join(parts) + "\n"
+
+
+def speed_paragraph(rows):
+    """How much faster whole epochs are than those of a plain loop, and on what that was measured."""
+    epochs = rows[(rows["part"] == "epoch") & (rows["variant"] != "reference") & rows["ratio"].notna()]
+    if epochs.empty:
+        return "Not measured yet."
+    words = [
+        f"{NETWORK_TITLE.get(name, name)} {', '.join(f'{rounded(r.ratio, 2)} ({r.variant})' for r in group.itertuples())}"
+        for name, group in epochs.groupby("network", sort=False)
+    ]
+    return (
+        f"Whole epochs, images/s over those of a plain PyTorch loop: {'; '.join(words)}. {machine_words(epochs)} "
+        "Attention modules, evaluation, memory: `results/benchmark.md`."
+    )
