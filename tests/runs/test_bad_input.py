@@ -166,3 +166,17 @@ def test_before_the_config_is_composed_too(imported, tmp_path):
 
     ended = command(tmp_path, "seed=1", prepare=bug)
     assert ended.code == 1 and "Traceback" in ended.err and "ZeroDivisionError" in ended.err
+
+
+def test_a_bug_in_a_data_set_shows_its_own_traceback(tiny, tmp_path):
+    def bug():
+        import tiny
+
+        def broken_reader(self, **keys):
+            return {}["no such key"]
+
+        tiny.FewDigits.__init__ = broken_reader
+
+    ended = run(tmp_path, tiny(f"runs={tmp_path}"), bug)
+    assert ended.code == 1 and "in broken_reader" in ended.err and "hydra" not in ended.err
+    assert ended.err.endswith("error: KeyError: 'no such key'\n")
