@@ -213,7 +213,7 @@ class ResidentSet:
         return Batches(Resident(*self._test, self.mean, self.std), batch_size, self.workers)
 
 
-def iterate(epoch, start: int = 0, workers: int = 0):
+def iterate(epoch, start: int, workers: int):
     """Items start, start + 1, ... of a map-style sequence, in order, computed here (workers=0) or in worker processes.
 
     The items are tuples of tensors (lists, from worker processes). The global random state does not change.

@@ -41,11 +41,7 @@ LAST_EPOCH = ("train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
 RESULT = (*LAST_EPOCH, "best_test_top1", "best_epoch")
 NAMES = ("data", "model", "attention", "schedule", "precision")  # they enter file names
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-BEGUN = (
-    "run.json",
-    "metrics.jsonl",
-    "checkpoint.pt",
-)  # every run that has begun has at least one of them in its directory
+BEGUN = ("run.json", "metrics.jsonl", "checkpoint.pt")  # a run that has begun has at least one of them
 
 
 class Damaged(Exception):

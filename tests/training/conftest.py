@@ -1,8 +1,7 @@
 """The undisturbed run with which the runs of these tests are compared, and how a run has to end."""
 
 import pytest
-from prove_resume import compare_runs
-from tiny import directory_of, run
+from tiny import compare_runs, directory_of, run
 
 
 @pytest.fixture(scope="module")

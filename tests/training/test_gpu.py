@@ -5,8 +5,7 @@ import signal
 import pytest
 import torch
 from plain import distance, invented_batches, small_network, training_step
-from prove_resume import compare_runs
-from tiny import die, directory_of
+from tiny import compare_runs, die, directory_of
 
 from lcm.config.options import choices
 from lcm.models.build import build_network

@@ -60,7 +60,8 @@ class MiniImageNet:
         else:
             self._images = FileImages(paths, image_size)
         self._workers = 0 if cache else workers  # of cached images a loader would assemble only a few numbers each
-        labels = torch.tensor([self.classes.index(file.split("/")[1]) for file in files])
+        label = {name: number for number, name in enumerate(self.classes)}
+        labels = torch.tensor([label[file.split("/")[1]] for file in files])
         train = sum(file.startswith("train/") for file in files)  # these come first
         index = torch.arange(len(files))
         self._train, self._test = (index[:train], labels[:train]), (index[train:], labels[train:])
