@@ -112,7 +112,7 @@ def _effort(runs, results):
     count = sum(run.get("interruptions", 0) for run, _ in records if run["run"] in names)
     devices = inert("; ".join(sorted(set(runs["device"]))))
     return (
-        f"Under the paper's schedule {plural(len(runs), 'run')} took {runs['seconds'].sum() / 3600:.1f} hours in all, started on "
+        f"Under the paper's schedule {plural(len(runs), 'run')} took {runs['seconds'].sum() / 3600:.1f} hours in all, on "
         f"{devices}, with {plural(count, 'interruption')}."
     )
 

@@ -15,7 +15,8 @@ from pathlib import Path
 RECORDED = ("finished", "failed")  # the states that enter results; running and stopped runs will change
 # The columns of runs.csv with their pandas dtypes. Accuracies in percent, of the last epoch unless named `best`, which is chosen
 # on the test set and never used as a result; `seconds` of training and evaluation. `data_verified`: the images were compared with
-# the official ones; empty where a data set has no such key.
+# the official ones; empty where a data set has no such key. Device, versions and commit are "A, then B" where a run was continued
+# elsewhere; `dirty`: in any of its parts.
 COLUMNS = {
     **dict.fromkeys(("run", "state", "data", "model", "attention"), "str"),
     "seed": "Int64",
@@ -87,11 +88,30 @@ def _fits(value, dtype):
     return type(value) is bool if dtype == "boolean" else type(value) is int and 0 <= value < 2**63
 
 
+def _parts(run):
+    """The environments that a run was trained in: its own, and those in which it was continued."""
+    continued = run.get("continued") or []
+    if not isinstance(continued, list) or not all(isinstance(part, dict) for part in continued):
+        raise Damaged("run.json: continued must be a JSON array of objects")
+    return [run, *continued]
+
+
+def _in_turn(values):
+    """One value, or "A, then B" where they differ; a value that is no text stays alone, for `check` to find."""
+    values = [value for value in values if value is not None]
+    other = [value for value in values if not isinstance(value, str)]
+    return other[0] if other else ", then ".join(dict.fromkeys(values)) or None
+
+
 def row(run):
     """A run.json as a row of runs.csv: {column: value}, None for what it does not say. Raises Damaged."""
-    result, versions, data = _object(run, "result"), _object(run, "versions"), _object(_object(run, "config"), "data")
+    result, data, parts = _object(run, "result"), _object(_object(run, "config"), "data"), _parts(run)
     facts = {key: run.get(key) for key in COLUMNS} | {key: result.get(key) for key in RESULT}
-    facts |= {key: versions.get(key) for key in ("python", "torch", "lcm")}
+    facts |= {key: _in_turn([part.get(key) for part in parts]) for key in ("device", "commit")}
+    facts |= {
+        key: _in_turn([_object(part, "versions").get(key) for part in parts]) for key in ("python", "torch", "lcm")
+    }
+    facts["dirty"] = next((part["dirty"] for part in parts if part.get("dirty")), run.get("dirty"))
     facts["deviations"] = json.dumps(_object(run, "deviations"), sort_keys=True, separators=(",", ":"))
     facts["data_verified"] = data.get("verify")
     if isinstance(facts["message"], str):  # an exception's text can be anything; the record keeps it as it is
@@ -118,8 +138,6 @@ def check(run, epochs):
     name = f"{facts['data']}/{facts['model']}/{facts['attention']}/seed{facts['seed']}-{facts['config_hash'][:8]}"
     if facts["run"] != name:
         raise Damaged(f"run.json: the run is called {facts['run']}, but its own facts say {name}")
-    if not isinstance(run.get("continued") or [], list):
-        raise Damaged("run.json: continued must be a JSON array")
     if type(run.get("interruptions", 0)) is not int:
         raise Damaged("run.json: interruptions must be a whole number")
     for number, epoch in enumerate(epochs.get("epoch", []), 1):

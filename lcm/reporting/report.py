@@ -109,7 +109,8 @@ def runs_table(runs):
     """What every run reached, and where; runs.csv has more columns."""
     columns = ["run", "schedule", "precision", "deviations", "state", "test_top1", "test_top5", "train_loss", "seconds"]
     columns += ["device", "torch", "commit", "dirty", "start", "message"]
-    cells = runs[columns].round({"train_loss": 4}).assign(commit=runs["commit"].str[:10])
+    cells = runs[columns].round({"train_loss": 4})
+    cells["commit"] = runs["commit"].str.replace(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", regex=True)
     cells = cells.astype(object).where(cells.notna(), DASH).astype(str)
     return Table("runs", "Runs", columns, cells.to_numpy().tolist(), labels=5)
 

@@ -148,7 +148,7 @@ def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
     assert accuracies == (
         "* **Accuracy**: baselines (networks without attention) within 0.6 points of the paper's number: ResNet-20 on "
         "CIFAR-10 (92.11 ± – (1), -0.15 from the paper's 92.26). Not run yet: the other 14 baselines. Under the paper's schedule "
-        "2 runs took 10.0 hours in all, started on cpu (X &lt;b>), with 2 interruptions. Nothing can be said about the "
+        "2 runs took 10.0 hours in all, on cpu (X &lt;b>), with 2 interruptions. Nothing can be said about the "
         "modules: a test needs 6 pairs of runs, and no comparison has more than 1."
     )
     assert "seed='range(10)'" in decisive and "+0.49 (1 pair) |" in summary(runs, results)

@@ -10,9 +10,11 @@ import pytest
 from invented_runs import ROOT, edit, invented_run, results_of
 
 from lcm.errors import UserError
+from lcm.reporting.protocol import Protocol, select
 from lcm.reporting.records import BEGUN, COLUMNS, find_runs, read_record, read_run
-from lcm.reporting.report import make_report
+from lcm.reporting.report import make_report, runs_table
 from lcm.reporting.runs import collect, read_runs, rebuild
+from lcm.reporting.tables import comparison_table
 
 
 @pytest.fixture
@@ -48,6 +50,21 @@ def test_columns_that_some_data_sets_have(tmp_path):
     table = read_runs(tmp_path / "results" / "runs.csv")
     assert [None if pd.isna(value) else value for value in table["data_verified"]] == [True, False, None, None]
     assert list(table["data_cache"]) == ["", "", "files", "256"]
+
+
+def test_every_environment_of_a_run_is_in_its_row(tmp_path):
+    first = {"device": "cpu (A, 1 thread)", "commit": "a" * 40, "versions": {"torch": "2.6.0"}, "dirty": False}
+    second = first | {"device": "cpu (A, 2 threads)", "versions": {"torch": "2.7.0"}, "dirty": True}
+    invented_run(tmp_path / "runs", **first, continued=[second, first | {"commit": "b" * 40}])
+    invented_run(tmp_path / "runs", attention="se", **first)
+    continued, plain = collect(tmp_path / "runs", tmp_path / "results").runs.itertuples()
+    assert continued.device == "cpu (A, 1 thread), then cpu (A, 2 threads)" and continued.torch == "2.6.0, then 2.7.0"
+    assert continued.commit == f"{'a' * 40}, then {'b' * 40}" and continued.dirty
+    assert (plain.device, plain.commit, plain.torch, plain.dirty) == (first["device"], "a" * 40, "2.6.0", False)
+    runs = read_runs(tmp_path / "results" / "runs.csv")
+    notes = comparison_table(select(runs, Protocol()), Protocol()).notes
+    assert "of 1: 1 in the commit, 1 in the version of torch, 1 in the device." in notes[-1]
+    assert "aaaaaaaaaa, then bbbbbbbbbb" in str(runs_table(runs).rows)
 
 
 def test_records_keep_every_epoch_and_no_machine(runs, tmp_path):
@@ -134,6 +151,8 @@ DAMAGE = {  # words of the message: how the run was damaged
     "the last line of metrics.jsonl": lambda d: edit(d, result__test_top1=99.0),
     "config must be a JSON object": lambda d: edit(d, config="none"),
     "continued must be a JSON array": lambda d: edit(d, continued=2),
+    "a JSON array of objects": lambda d: edit(d, continued=["2.7.0"]),
+    "torch is": lambda d: edit(d, continued=[{"versions": {"torch": 2}}]),
     "interruptions must be a whole number": lambda d: edit(d, interruptions="2"),
     'attention is ".."': lambda d: edit(d, attention="..", run=f"cifar10/resnet20/../{d.name}"),
     'data is "/etc"': lambda d: edit(d, data="/etc", run=f"/etc/resnet20/se/{d.name}"),
