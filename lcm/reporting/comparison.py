@@ -3,7 +3,18 @@
 import pandas as pd
 
 from lcm.reporting.protocol import ATTENTIONS, DATA_TITLE, in_order
-from lcm.reporting.render import DASH, Table, accuracy, interval, mean_and_deviation, p_value, rounded, scaled, signed
+from lcm.reporting.render import (
+    DASH,
+    Table,
+    accuracy,
+    elapsed,
+    interval,
+    mean_and_deviation,
+    p_value,
+    rounded,
+    scaled,
+    signed,
+)
 from lcm.reporting.statistics import compare, holm, pairs_to_reach, verdict
 
 ENVIRONMENT = {"commit": "commit", "torch": "version of torch", "device": "device"}
@@ -111,7 +122,7 @@ def run_notes(used, failed, duplicates):
     notes, used = [], used.drop_duplicates("run")
     if len(used):
         devices = "; ".join(sorted(set(used["device"].replace("", "an unknown device"))))
-        notes.append(f"Runs: {len(used)}, {used['seconds'].sum() / 3600:.1f} hours in all, on {devices}.")
+        notes.append(f"Runs: {len(used)}, {elapsed(used['seconds'].sum())} in all, on {devices}.")
     unverified = (~used["data_verified"]).sum()
     counts = {
         "from a checkout with uncommitted changes.": used["dirty"].sum(),

@@ -9,7 +9,18 @@ from lcm.reporting.claims import claims_in_short, judge, judge_statements, read_
 from lcm.reporting.cost import card_steps, cells, cost_block, cost_cpu_block, duration, hours
 from lcm.reporting.protocol import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, in_order, protocols, select, title
 from lcm.reporting.records import read_records
-from lcm.reporting.render import DASH, accuracy, as_printed, inert, markdown_rows, pipes, plural, rounded, signed
+from lcm.reporting.render import (
+    DASH,
+    accuracy,
+    as_printed,
+    elapsed,
+    inert,
+    markdown_rows,
+    pipes,
+    plural,
+    rounded,
+    signed,
+)
 from lcm.reporting.speed import read_benchmark, speed_paragraph
 from lcm.reporting.statistics import CONTRADICTED, MINIMUM_PAIRS, SUPPORTED, VERDICTS, pairs_to_reach
 from lcm.reporting.tables import build, comparison_table, counts, read_complexity, read_paper
@@ -112,8 +123,8 @@ def _effort(runs, results):
     count = sum(run.get("interruptions", 0) for run, _ in records if run["run"] in names)
     devices = inert("; ".join(sorted(set(runs["device"]))))
     return (
-        f"Under the paper's schedule {plural(len(runs), 'run')} took {runs['seconds'].sum() / 3600:.1f} hours in all, on "
-        f"{devices}, with {plural(count, 'interruption')}."
+        f"Under the paper's schedule {plural(len(runs), 'run')} took {elapsed(runs['seconds'].sum())} in all, on {devices}, "
+        f"with {plural(count, 'interruption')}."
     )
 
 

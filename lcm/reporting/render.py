@@ -89,6 +89,11 @@ def plural(count, noun):
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def elapsed(seconds):
+    """ "13.0 hours", "47 minutes" """
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else plural(max(1, round(seconds / 60)), "minute")
+
+
 def inert(text):
     """Text on one line in which nothing is an HTML tag."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))

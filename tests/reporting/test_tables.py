@@ -21,7 +21,7 @@ from lcm.reporting.protocol import (
     select,
 )
 from lcm.reporting.readme import fill_readme, findings, readme_blocks, summary
-from lcm.reporting.render import DASH, accuracy, latex, markdown, pipes, rounded, signed
+from lcm.reporting.render import DASH, accuracy, elapsed, latex, markdown, pipes, rounded, signed
 from lcm.reporting.runs import read_runs
 from lcm.reporting.tables import TITLES, build, comparison_table
 
@@ -242,6 +242,12 @@ def test_the_line_beside_a_result_is_true_for_every_deviation():
 def test_rounded():
     numbers = (23.1848, 3), (0.125, 2), (-0.125, 2), (None, 2), (float("nan"), 2), (1, 0)
     assert [rounded(*number) for number in numbers] == ["23.185", "0.13", "-0.13", DASH, DASH, "1"]
+
+
+def test_elapsed():
+    assert [elapsed(seconds) for seconds in (5, 90, 3540, 3600, 46800)] == [
+        "1 minute", "2 minutes", "59 minutes", "1.0 hours", "13.0 hours",
+    ]  # fmt: skip
 
 
 def test_signed_and_accuracy_and_pipes():
