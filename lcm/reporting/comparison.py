@@ -17,7 +17,7 @@ from lcm.reporting.render import (
 )
 from lcm.reporting.statistics import compare, holm, pairs_to_reach, verdict
 
-ENVIRONMENT = {"commit": "commit", "torch": "version of torch", "device": "device"}
+ENVIRONMENT = {"commit": "commit", "torch": "version of torch", "device": "device", "compile": "use of `compile=true`"}
 METHOD = (
     "Test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). Differences are paired: the same seed "
     "has the same initialisation, image order and augmentation in both arms. 95 % BCa bootstrap interval of the mean "

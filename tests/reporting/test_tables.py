@@ -172,7 +172,8 @@ def test_pairs_need_the_same_seed_and_the_same_files(runs):
 def test_what_the_runs_of_a_pair_differ_in_is_said(runs):
     lcm2 = (runs["attention"] == "lcm2") & (runs["seed"] < 2)
     other = changed(changed(runs, lcm2, torch="3.0"), lcm2 & (runs["seed"] == 0), commit="abc", device="another")
-    words = "of 4: 1 in the commit, 2 in the version of torch, 1 in the device."
+    other = changed(other, lcm2 & (runs["seed"] == 1), compile=True)
+    words = "of 4: 1 in the commit, 2 in the version of torch, 1 in the device, 1 in the use of `compile=true`."
     assert f"Pairs whose two runs differ in more than the attention, {words}" in compared(other)[1]
 
 
