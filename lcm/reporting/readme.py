@@ -73,10 +73,15 @@ def findings(runs, results):
     judged = judge_statements(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
     lines = {
         "Counts": _counts(results),
-        "Accuracy": " ".join(filter(None, [_baselines(runs, results), _effort(runs, results), _modules(judged)])),
+        "Accuracy": _accuracies(runs, results, judged),
         "What would decide": _decisive(results, judged),
     }
     return "\n".join(f"* **{name}**: {words}" for name, words in lines.items())
+
+
+def _accuracies(runs, results, judged):
+    """The paper's accuracies under its own schedule: its baselines, what the runs took, what they can say about the modules."""
+    return " ".join(filter(None, [_baselines(runs, results), _effort(runs, results), _modules(judged)]))
 
 
 def _counts(results):
@@ -172,7 +177,10 @@ def fill_readme(text, blocks):
 
 def readme_blocks(runs, results):
     """{name: Markdown} of all blocks that a README may show: `findings`, `summary`, `cost` and others, and every table."""
+    judged = judge_statements(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
+    accuracies = _accuracies(runs, results, judged)
     blocks = {
+        "accuracies": accuracies[0].upper() + accuracies[1:],
         "counts": markdown_rows(counts(runs)) if len(runs) else "Nothing was run yet.",
         "findings": findings(runs, results),
         "summary": summary(runs, results),

@@ -14,7 +14,7 @@ from matplotlib.collections import PathCollection
 
 from lcm.reporting import figures
 from lcm.reporting.protocol import Protocol, select
-from lcm.reporting.readme import findings, summary
+from lcm.reporting.readme import findings, readme_blocks, summary
 from lcm.reporting.report import forest_rows, make_report
 from lcm.reporting.runs import read_runs
 from lcm.reporting.tables import comparison_table
@@ -151,4 +151,5 @@ def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
         "2 runs took 10.0 hours in all, on cpu (X &lt;b>), with 2 interruptions. Nothing can be said about the "
         "modules: a test needs 6 pairs of runs, and no comparison has more than 1."
     )
+    assert f"* **Accuracy**: b{readme_blocks(runs, results)['accuracies'][1:]}" == accuracies
     assert "seed='range(10)'" in decisive and "+0.49 (1 pair) |" in summary(runs, results)
