@@ -69,19 +69,18 @@ def summary(runs, results):
 
 
 def findings(runs, results):
-    """The state of knowledge in three lines: the paper's counts, its accuracies, and what would decide about the modules."""
+    """The state of knowledge, {heading: words}: the paper's counts, its accuracies, and what would decide about the modules."""
     judged = judge_statements(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
-    lines = {
+    return {
         "Counts": _counts(results),
-        "Accuracy": _accuracies(runs, results, judged),
+        "Accuracy": " ".join(filter(None, [_baselines(runs, results), _effort(runs, results), _modules(judged)])),
         "What would decide": _decisive(results, judged),
     }
-    return "\n".join(f"* **{name}**: {words}" for name, words in lines.items())
 
 
-def _accuracies(runs, results, judged):
-    """The paper's accuracies under its own schedule: its baselines, what the runs took, what they can say about the modules."""
-    return " ".join(filter(None, [_baselines(runs, results), _effort(runs, results), _modules(judged)]))
+def bullets(found):
+    """`findings` as a list in Markdown."""
+    return "\n".join(f"* **{name}**: {words}" for name, words in found.items())
 
 
 def _counts(results):
@@ -177,12 +176,11 @@ def fill_readme(text, blocks):
 
 def readme_blocks(runs, results):
     """{name: Markdown} of all blocks that a README may show: `findings`, `summary`, `cost` and others, and every table."""
-    judged = judge_statements(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
-    accuracies = _accuracies(runs, results, judged)
+    found = findings(runs, results)
     blocks = {
-        "accuracies": accuracies[0].upper() + accuracies[1:],
+        "accuracies": found["Accuracy"][0].upper() + found["Accuracy"][1:],
         "counts": markdown_rows(counts(runs)) if len(runs) else "Nothing was run yet.",
-        "findings": findings(runs, results),
+        "findings": bullets(found),
         "summary": summary(runs, results),
         "cost": cost_block(results),
         "cost_cpu": cost_cpu_block(results),

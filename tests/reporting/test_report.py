@@ -14,7 +14,7 @@ from matplotlib.collections import PathCollection
 
 from lcm.reporting import figures
 from lcm.reporting.protocol import Protocol, select
-from lcm.reporting.readme import findings, readme_blocks, summary
+from lcm.reporting.readme import bullets, findings, readme_blocks, summary
 from lcm.reporting.report import forest_rows, make_report
 from lcm.reporting.runs import read_runs
 from lcm.reporting.tables import comparison_table
@@ -144,7 +144,7 @@ def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
     runs = [{"top1": 92.11, "interruptions": 2}, {"attention": "lcm2", "top1": 92.6}]
     results = results_of(tmp_path, [run | long for run in runs])
     runs = read_runs(results / "runs.csv")
-    _, accuracies, decisive = findings(runs, results).splitlines()
+    _, accuracies, decisive = bullets(findings(runs, results)).splitlines()
     assert accuracies == (
         "* **Accuracy**: baselines (networks without attention) within 0.6 points of the paper's number: ResNet-20 on "
         "CIFAR-10 (92.11 ± – (1), -0.15 from the paper's 92.26). Not run yet: the other 14 baselines. Under the paper's schedule "

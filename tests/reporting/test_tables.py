@@ -20,7 +20,7 @@ from lcm.reporting.protocol import (
     protocols,
     select,
 )
-from lcm.reporting.readme import fill_readme, findings, readme_blocks, summary
+from lcm.reporting.readme import bullets, fill_readme, findings, readme_blocks, summary
 from lcm.reporting.render import DASH, accuracy, elapsed, latex, markdown, pipes, rounded, signed
 from lcm.reporting.runs import read_runs
 from lcm.reporting.tables import TITLES, build, comparison_table
@@ -292,22 +292,22 @@ def test_summary(results, runs):
 
 
 def test_findings(results, runs):
-    counts, accuracies, decisive = findings(runs[:0], results).splitlines()
+    counts, accuracies, decisive = bullets(findings(runs[:0], results)).splitlines()
     assert counts.startswith("* **Counts**") and "of the paper's 114 printed counts" in counts
     assert "none of the paper's 15 baselines" in accuracies and "there is none yet" in accuracies
     assert "experiment=table2 seed='range(10)'" in decisive and "120 runs" in decisive
     cifar10 = (runs["attention"] == "none") & (runs["schedule"] == "cifar") & (runs["data"] == "cifar10")
-    _, accuracies, _ = findings(runs, results).splitlines()
+    _, accuracies, _ = bullets(findings(runs, results)).splitlines()
     assert ") within 0.6 points of the paper's number:" in accuracies
     assert "ResNet-20 on CIFAR-10 (92.18 ± 0.19 (3), -0.08 from the paper's 92.26)" in accuracies
     assert "Not run yet: the other 13 baselines" in accuracies and "no comparison has more than 3" in accuracies
-    _, accuracies, _ = findings(changed(runs, cifar10, test_top1=91.65), results).splitlines()
+    _, accuracies, _ = bullets(findings(changed(runs, cifar10, test_top1=91.65), results)).splitlines()
     assert "; more than 0.6 points from the paper's number: ResNet-20 on CIFAR-10 (91.65" in accuracies
     (results / "complexity.csv").write_text((ROOT / "results" / "complexity.csv").read_text())
-    assert "have 114 of the paper's 114" in findings(runs, results)
+    assert "have 114 of the paper's 114" in bullets(findings(runs, results))
     file = results / "complexity.csv"
     file.write_text(file.read_text().replace(",269722,", ",279722,"))
-    assert "have 113 of the paper's 114" in findings(runs, results)
+    assert "have 113 of the paper's 114" in bullets(findings(runs, results))
 
 
 def test_without_the_papers_numbers(tmp_path):
