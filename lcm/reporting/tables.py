@@ -11,7 +11,7 @@ import pandas as pd
 
 from lcm.reporting.comparison import comparison_table, measured, run_notes
 from lcm.reporting.protocol import DATA_TITLE, METRIC_TITLE, NETWORK_TITLE, Protocol, in_order, read_csv, select
-from lcm.reporting.render import Table, accuracy, rounded, scaled, signed
+from lcm.reporting.render import Table, accuracy, elapsed, rounded, scaled, signed
 
 TITLES = {
     1: "Table 1. Test accuracy (%) on CIFAR-10/CIFAR-100 by DenseNet",
@@ -111,14 +111,14 @@ def build(runs, protocol, results):
 
 
 def counts(runs):
-    """What was run: by data, schedule and precision, with networks, hours and devices."""
-    header = ["data", "schedule", "precision", "networks", "on", "finished", "failed", "hours"]
+    """What was run: by data, schedule and precision, with networks, devices and time."""
+    header = ["data", "schedule", "precision", "networks", "on", "finished", "failed", "time"]
     rows = []
     titles = runs["data"].map(lambda data: DATA_TITLE.get(data, data))
     for names, members in runs.groupby([titles, "schedule", "precision"]):
         finished = (members["state"] == "finished").sum()
         networks = ", ".join(in_order(members["model"], NETWORK_TITLE))
         devices = "; ".join(sorted(set(members["device"].replace("", "unknown"))))
-        hours = f"{members['seconds'].sum() / 3600:.1f}"
-        rows.append([*names, networks, devices, f"{finished}", f"{len(members) - finished}", hours])
+        time = elapsed(members["seconds"].sum())
+        rows.append([*names, networks, devices, f"{finished}", f"{len(members) - finished}", time])
     return Table("counts", "What was run", header, rows, labels=5)

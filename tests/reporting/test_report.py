@@ -147,8 +147,8 @@ def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
     _, accuracies, decisive = bullets(findings(runs, results)).splitlines()
     assert accuracies == (
         "* **Accuracy**: baselines (networks without attention) within 0.6 points of the paper's number: ResNet-20 on "
-        "CIFAR-10 (92.11 ± – (1), -0.15 from the paper's 92.26). Not run yet: the other 14 baselines. Under the paper's schedule "
-        "2 runs took 10.0 hours in all, on cpu (X &lt;b>), with 2 interruptions. Nothing can be said about the "
+        "CIFAR-10 (92.11 with one seed, -0.15 from the paper's 92.26). Not run yet: the other 14 baselines. Under the paper's "
+        "schedule 2 runs took 10.0 hours in all, on cpu (X &lt;b>), with 2 interruptions. Nothing can be said about the "
         "modules: a test needs 6 pairs of runs, and no comparison has more than 1."
     )
     assert f"* **Accuracy**: b{readme_blocks(runs, results)['accuracies'][1:]}" == accuracies

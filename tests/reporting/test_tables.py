@@ -273,7 +273,7 @@ def test_readme(results, runs):
     text = "a\n<!-- results:begin table2 -->\nold\n<!-- results:end -->\nb\n<!-- results:begin counts -->\n<!-- results:end -->\n"
     filled = fill_readme(text, readme_blocks(runs, results))
     assert "old" not in filled and "| ResNet-20+LCM2 |" in filled
-    assert "| CIFAR-10 | cifar | fp32 | resnet20 | invented | 8 | 1 | 0.2 |" in filled
+    assert "| CIFAR-10 | cifar | fp32 | resnet20 | invented | 8 | 1 | 9 minutes |" in filled
     assert filled.startswith("a\n<!-- results:begin table2 -->\n| Model") and "<!-- results:end -->\nb\n" in filled
     assert fill_readme(filled, readme_blocks(runs, results)) == filled
     with pytest.raises(UserError, match="no result is called table9"):
@@ -299,7 +299,7 @@ def test_findings(results, runs):
     cifar10 = (runs["attention"] == "none") & (runs["schedule"] == "cifar") & (runs["data"] == "cifar10")
     _, accuracies, _ = bullets(findings(runs, results)).splitlines()
     assert ") within 0.6 points of the paper's number:" in accuracies
-    assert "ResNet-20 on CIFAR-10 (92.18 ± 0.19 (3), -0.08 from the paper's 92.26)" in accuracies
+    assert "ResNet-20 on CIFAR-10 (92.18 ± 0.19 over 3 seeds, -0.08 from the paper's 92.26)" in accuracies
     assert "Not run yet: the other 13 baselines" in accuracies and "no comparison has more than 3" in accuracies
     _, accuracies, _ = bullets(findings(changed(runs, cifar10, test_top1=91.65), results)).splitlines()
     assert "; more than 0.6 points from the paper's number: ResNet-20 on CIFAR-10 (91.65" in accuracies
