@@ -12,11 +12,11 @@ from lcm.reporting.records import read_records
 from lcm.reporting.render import (
     DASH,
     accuracy,
+    accuracy_in_words,
     as_printed,
     elapsed,
     inert,
     markdown_rows,
-    mean_and_deviation,
     pipes,
     plural,
     rounded,
@@ -104,7 +104,7 @@ def _baselines(runs, results):
         arm = arms.get((row.data, row.model, "none"))
         if arm is not None:
             difference = arm["test_top1"].mean() - row.value
-            text = f"{title(row.data, row.model)} ({_mean(arm['test_top1'])}, "
+            text = f"{title(row.data, row.model)} ({accuracy_in_words(arm['test_top1'])}, "
             text += f"{signed(difference)} from the paper's {rounded(row.value, 2)})"
             words[near if abs(difference) <= REACHED else far].append(text)
     if not any(words.values()):
@@ -116,14 +116,6 @@ def _baselines(runs, results):
     missing = len(baselines) - sum(map(len, words.values()))
     ending = f" Not run yet: the other {missing} baselines." if missing else ""
     return f"baselines (networks without attention) {'; '.join(found)}.{ending}"
-
-
-def _mean(values):
-    """`92.31 ± 0.12 over 6 seeds`, `92.31 with one seed`: `accuracy` in a sentence."""
-    mean, deviation = mean_and_deviation(values)
-    if deviation is None:
-        return f"{rounded(mean, 2)} with one seed"
-    return f"{rounded(mean, 2)} ± {rounded(deviation, 2)} over {len(values)} seeds"
 
 
 def _effort(runs, results):
