@@ -1,5 +1,6 @@
 """The runs that a sweep's command line stands for: every one composed and checked before the first starts."""
 
+import re
 from typing import NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -15,6 +16,7 @@ from lcm.errors import UserError
 from lcm.runs.directory import run_directory
 
 SIZES = ("model", "attention")  # the groups that decide whether an attention module fits a site
+SEED = re.compile(r"seed=(0|[1-9]\d*)")
 
 
 class GridRun(NamedTuple):
@@ -61,10 +63,10 @@ def grid(loader, master, arguments):
     except HydraException as error:
         raise UserError(f"the grid cannot be expanded: {str(error).splitlines()[0]}") from error
     swept = {override.get_key_element(): override.is_sweep_override() for override in overrides}  # the last one counts
-    runs = {}
+    runs, composed = {}, {}
     for row in rows:
         name = " ".join(text for text in row if swept[text.partition("=")[0]])
-        config, found = compose(loader, master, row)
+        config, found = compose(loader, master, row, composed)
         run = GridRun(name, row, config, found or problems(config))
         runs.setdefault(name if run.problems else run.directory, run)
     if len(rows) > 1 and any(run.config and run.config["run_directory"] for run in runs.values()):
@@ -74,11 +76,21 @@ def grid(loader, master, arguments):
     return list(runs.values())
 
 
-def compose(loader, master, overrides):
-    """(the resolved config as nested dicts, []), or (None, what keeps Hydra from composing it)."""
+def compose(loader, master, overrides, composed):
+    """(the resolved config as nested dicts, []), or (None, what keeps Hydra from composing it).
+
+    Hydra takes about a tenth of a second for a config; `composed` keeps them, and runs that differ in the seed alone share one.
+    """
+    seeds = [text for text in overrides if text.lstrip("+").startswith("seed=")]
+    seed = SEED.fullmatch(seeds[-1]) if seeds else None  # the last one counts
+    others = tuple(text for text in overrides if not seed or text not in seeds)
     try:
-        composed = loader.load_sweep_config(master, list(overrides))
-        return resolved(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])), []
+        if others not in composed:
+            config = loader.load_sweep_config(master, list(others))
+            composed[others] = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        if seed:
+            composed[others].seed = int(seed[1])
+        return resolved(composed[others]), []
     except (HydraException, OmegaConfBaseException) as error:
         return None, [composition_problem(error)]
     except UserError as error:

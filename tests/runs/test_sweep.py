@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from hydra_config import composed
 from processes import FAKE, REAL, ROOT, finish, kill, record, start, states, sweep, trained, wait_until
 from status import jobs_of
 
@@ -44,6 +45,30 @@ def test_the_command_line_narrows_and_widens_an_experiment():
 
 def test_a_run_that_the_grid_names_twice_is_in_it_once():
     assert len(jobs_of(["seed=0,1,0", "device=auto,cpu"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("seeds", "compositions"), [("range(3)", 2), ("3", 2), ("'${threads}'", 2), ("'${threads}',7", 4)]
+)
+def test_runs_that_differ_in_the_seed_alone_are_composed_once(seeds, compositions, monkeypatch):
+    """And the config of each is what Hydra composes for it alone."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    calls, compose_one = [], ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda *of: calls.append(of) or compose_one(*of))
+    grid = [
+        "experiment=table2",
+        "data=cifar10",
+        "model=resnet20,resnet32",
+        "attention=se",
+        "threads=1",
+        f"seed={seeds}",
+    ]
+    jobs = jobs_of(grid)
+    assert len(calls) == compositions and len({job.directory for job in jobs}) == len(jobs)
+    for job in jobs:
+        alone = composed(*job.overrides)
+        assert job.config == alone and type(job.config["seed"]) is type(alone["seed"])
 
 
 # One sweep
