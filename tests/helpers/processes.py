@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE, REAL = ROOT / "tests" / "helpers" / "fake_train.py", ROOT / "train.py"
-TINY = ["schedule.epochs=2", "model.layers=8", "schedule.batch_size=256", "threads=1", "tensorboard=false"]
+TINY = ["schedule.epochs=1", "model.layers=8", "schedule.batch_size=256", "threads=1", "tensorboard=false"]
 
 
 def start(script, *arguments, cwd, **environment):
