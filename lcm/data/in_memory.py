@@ -7,9 +7,11 @@ All random numbers of an epoch depend on (seed, epoch) alone: not on earlier epo
 device, or the step at which a run was continued.
 """
 
+import atexit
 import copy
 import functools
 import hashlib
+import multiprocessing
 import signal
 
 import numpy as np
@@ -229,9 +231,26 @@ def iterate(epoch, start: int, workers: int):
         num_workers=workers,
         generator=torch.Generator(),  # a loader draws a seed for its workers: not from the global generator
     )
+    end_workers_at_exit()
     # A cluster signals the whole process group. Workers inherit this mask: they go on, so that this process can finish its step.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@functools.cache
+def end_workers_at_exit():
+    """See to it that this process exits although an error has left workers behind.
+
+    multiprocessing would send them SIGTERM, which they do not get, and wait for ever.
+    """
+
+    def kill():
+        if workers := [child for child in multiprocessing.active_children() if child.daemon]:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler would raise an error
+            for worker in workers:
+                worker.kill()
+
+    atexit.register(kill)

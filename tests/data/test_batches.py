@@ -3,6 +3,8 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from multiprocessing.reduction import ForkingPickler
 
@@ -188,3 +190,18 @@ def test_a_cuda_graph_cuts_the_same_windows():
         expected = data.gather(*(drawn[part].cpu() for drawn in (order, offsets, mirror)))
         assert torch.equal(windows.cpu(), expected)
         assert torch.allclose(values.cpu(), normalise(expected, data.scale, data.shift), atol=1e-6)
+
+
+def test_a_process_exits_after_an_error_in_a_worker():
+    code = """
+from lcm.data.in_memory import iterate
+class Broken(list):
+    def __getitem__(self, index):
+        raise ValueError("a broken image")
+try:
+    list(iterate(Broken([1]), 0, 2))
+except ValueError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "refused\n") and "Traceback" not in done.stderr, done.stderr
