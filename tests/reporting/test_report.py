@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from invented_runs import ROOT, results_of
 from matplotlib.collections import PathCollection
@@ -119,6 +120,20 @@ def test_every_pair_is_in_the_forest(tmp_path):
     points = [found.get_offsets().round(6).tolist() for found in axis.collections if isinstance(found, PathCollection)]
     se, lcm2 = [[0.5, 0], [0.75, 0]], [[1.0, 1], [-0.75, 1], [-1.0, 1]]
     assert points == [se, [[0.625, 0]], lcm2, [[-0.25, 1]]]
+
+
+def test_costs_that_are_nearly_the_same_stand_beside_each_other():
+    """MACs of ResNet-20 without attention and with LCM2: an axis between the two would need an offset, "+4.055e1"."""
+    point = {"network": "ResNet-20", "mean": 92.0, "deviation": None, "paper": None}
+    points = pd.DataFrame(
+        [point | {"attention": "none", "macs": 40.551040}, point | {"attention": "lcm2", "macs": 40.559122}]
+    )
+    figure = figures.accuracy_against({"macs": "MACs"}, points.astype({"deviation": float, "paper": float}), "")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    low, high = axis.get_xlim()
+    assert low < 40.551040 and high > 40.559122 and high - low > 4
+    assert axis.xaxis.get_offset_text().get_text() == ""
 
 
 def test_modules_of_ones_own_have_a_colour_and_a_name_in_every_figure(tmp_path):
