@@ -31,10 +31,14 @@ def train(config):
     directory = run_directory(config)
     if unfinished(directory, config) is not None:
         with owner(directory), cli.STOP.listening() as stop:
-            if (state := unfinished(directory, config)) is not None:  # another process may have been here just now
+            if (
+                state := unfinished(directory, config)
+            ) is not None:  # another process may have been here just now
                 train_owned(config, directory, state, stop)
     state = read_state(directory)
-    print(f"{result_line(state)}\nrun directory: {directory}\ncurves: tensorboard --logdir {config['runs']}")
+    print(
+        f"{result_line(state)}\nrun directory: {directory}\ncurves: tensorboard --logdir {config['runs']}"
+    )
     return state
 
 
@@ -58,34 +62,49 @@ def train_owned(config, directory, state, stop):
             print(f"warning: {directory} has lost its run.json; written anew from the checkpoint")
             state = json.loads(saved["run"])
         threads = state.get("threads", "auto") if config["threads"] == "auto" else config["threads"]
-        settings = {key: config[key] for key in ("device", "precision", "deterministic", "allocator")}
+        settings = {
+            key: config[key] for key in ("device", "precision", "deterministic", "allocator")
+        }
         device, autocast, threads = machine.set_up(threads, **settings)
 
         data, schedule = build_data(config["data"]), config["schedule"]
         train_feed = feed(data.train(schedule["batch_size"], config["seed"]), device)
         test_feed = feed(data.test(schedule["test_batch_size"]), device)
-        network = build_network(config["model"], config["attention"], data.num_classes, seed=config["seed"])
+        network = build_network(
+            config["model"], config["attention"], data.num_classes, seed=config["seed"]
+        )
         complexity = count(network, data.image_size)
         layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
         network.to(device, memory_format=layout)
         optimizer = torch.optim.SGD(  # section 4.1.2 of the paper
             network.parameters(),
-            lr=torch.tensor(schedule["learning_rate"], device=device),  # on the device, where a CUDA graph reads it
+            lr=torch.tensor(
+                schedule["learning_rate"], device=device
+            ),  # on the device, where a CUDA graph reads it
             momentum=schedule["momentum"],
             nesterov=schedule["nesterov"] and schedule["momentum"] > 0,
             weight_decay=schedule["weight_decay"],
             fused=True,
         )
-        state = begun(config, directory, state, data, complexity, threads, machine.describe_device(device))
+        state = begun(
+            config, directory, state, data, complexity, threads, machine.describe_device(device)
+        )
         print_plan(config, data, complexity, state, directory, saved)
 
         with recorded(directory, state), memory_explained(config["device"]):
             forward, size = network, data.image_size
             if config["compile"]:
-                forward = compiled(network, min(schedule["batch_size"], train_feed.images), size, autocast, layout)
+                forward = compiled(
+                    network, min(schedule["batch_size"], train_feed.images), size, autocast, layout
+                )
             step = TrainStep(network, optimizer, autocast, device, forward, layout)
-            test_step = TestStep(network, autocast, device, size if config["fold_batch_norm"] else None, layout)
-            step, test_step = bind(step, train_feed, config["capture"]), bind(test_step, test_feed, config["capture"])
+            test_step = TestStep(
+                network, autocast, device, size if config["fold_batch_norm"] else None, layout
+            )
+            step, test_step = (
+                bind(step, train_feed, config["capture"]),
+                bind(test_step, test_feed, config["capture"]),
+            )
             if saved:
                 checkpoint.restore(directory, saved, step.step)
             with stop.patient():
@@ -123,12 +142,19 @@ def run_epochs(config, directory, state, step, test_step, saved, stop):
 
     try:
         for epoch in range(first["epoch"], schedule["epochs"] + 1):
-            start, rate = first["index"] if epoch == first["epoch"] else 0, learning_rate(schedule, epoch)
+            start, rate = (
+                first["index"] if epoch == first["epoch"] else 0,
+                learning_rate(schedule, epoch),
+            )
             step.step.optimizer.param_groups[0]["lr"].fill_(rate)
             started = time.monotonic()
             trained = train_epoch(step, epoch, start, after_step)
-            speed = max(0, step.feed.images - start * schedule["batch_size"]) / (time.monotonic() - started)
-            tested = evaluate(test_step, epoch, lambda at=epoch: save(at, length) if stop.requested else None)
+            speed = max(0, step.feed.images - start * schedule["batch_size"]) / (
+                time.monotonic() - started
+            )
+            tested = evaluate(
+                test_step, epoch, lambda at=epoch: save(at, length) if stop.requested else None
+            )
             row = {"epoch": epoch, "step": epoch * length, **trained, **tested, "lr": rate}
             row |= {"images_per_second": round(speed, 1), "seconds": seconds()}
             log.append(row)

@@ -43,7 +43,9 @@ def run_task(train, cfg):
 
 def exit_with_message(error, debug=False):
     """Print an exception as one message and exit with its code; unknown ones, and all of them with `debug`, with traceback."""
-    if STOP.at_once and not isinstance(error, Stopped):  # from code that a signal's exception interrupted
+    if STOP.at_once and not isinstance(
+        error, Stopped
+    ):  # from code that a signal's exception interrupted
         error = Stopped(STOP.requested, "nothing was in progress that is not saved")
     if debug or not isinstance(error, EXPECTED):
         traceback.print_exception(error)
@@ -90,11 +92,15 @@ def main(task):
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
     if options.CONFIGS is None:
-        sys.exit("error: there is no configs folder beside the package: run train.py from a checkout")
+        sys.exit(
+            "error: there is no configs folder beside the package: run train.py from a checkout"
+        )
     try:
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
-            arguments = get_args_parser().parse_args()  # ends with a usage message for unknown flags
+            arguments = (
+                get_args_parser().parse_args()
+            )  # ends with a usage message for unknown flags
             if found := override_problems(arguments.overrides, arguments.multirun):
                 raise listed("nothing was started:", found)
             # Hydra takes sweepers only from a package `hydra_plugins`, by their full name
@@ -104,6 +110,8 @@ def main(task):
     except (HydraException, OmegaConfBaseException) as error:
         exit_with_message(UserError(f"the config cannot be composed: {composition_problem(error)}"))
     except OSError as error:
-        exit_with_message(unwritable(error.filename, error) if error.filename else error)  # hydra.run.dir
+        exit_with_message(
+            unwritable(error.filename, error) if error.filename else error
+        )  # hydra.run.dir
     except (Stopped, Exception) as error:
         exit_with_message(error)

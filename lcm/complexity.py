@@ -51,7 +51,9 @@ def count(network, image_size):
     The network runs once, in evaluation mode and without gradients; its mode is restored.
     """
     rows = {
-        module: Row(name, type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False)))
+        module: Row(
+            name, type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False))
+        )
         for name, module in network.named_modules()
     }
     operations = dict.fromkeys(rows, 0)  # the paper's, in integers

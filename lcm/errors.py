@@ -6,7 +6,11 @@ import os
 import signal
 import sys
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+    if hasattr(signal, name)
+)
 
 
 class UserError(Exception):
@@ -83,7 +87,9 @@ def exit_on_user_error(main):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # for what Python flushes at its end
             sys.exit(128 + signal.SIGPIPE)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -54,14 +54,23 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
     class or shape that does not fit, and for outputs that are not finite.
     """
     if images.ndim != 4 or len(images) == 0 or chunk < 1:
-        raise ValueError(f"images must be (N, 3, H, W), not {tuple(images.shape)}, and chunk, {chunk}, at least 1")
+        raise ValueError(
+            f"images must be (N, 3, H, W), not {tuple(images.shape)}, and chunk, {chunk}, at least 1"
+        )
     images = images.contiguous(memory_format=torch.channels_last)
     size = images.shape[2:]
     with _evaluation(network):
         logits, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)
         predicted = logits.argmax(1)
-        classes = predicted if classes is None else torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
-        if classes.shape != predicted.shape or not ((classes >= 0) & (classes < logits.shape[1])).all():
+        classes = (
+            predicted
+            if classes is None
+            else torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
+        )
+        if (
+            classes.shape != predicted.shape
+            or not ((classes >= 0) & (classes < logits.shape[1])).all()
+        ):
             raise ValueError(
                 f"classes must be {len(images)} indices in 0..{logits.shape[1] - 1}, not {classes.tolist()}"
             )
@@ -71,7 +80,9 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
         weights = images.new_zeros(n * c)
         for picked in varies.nonzero().squeeze(1).split(chunk):
             image = picked // c
-            masked = _scale(F.interpolate(channels[picked], size=size, mode="bilinear")) * images[image]
+            masked = (
+                _scale(F.interpolate(channels[picked], size=size, mode="bilinear")) * images[image]
+            )
             scores = network(masked.contiguous(memory_format=torch.channels_last)).softmax(1)
             weights[picked] = scores.gather(1, classes[image, None]).squeeze(1)
     weights = weights.view(n, c)
@@ -109,7 +120,11 @@ def _forward(network, images, layer):
         nonlocal last
         if layer is not None:
             last = output.clone()  # without what follows in place
-        elif isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+        elif (
+            isinstance(output, Tensor)
+            and output.ndim == 4
+            and output.shape[2] * output.shape[3] > 1
+        ):
             last = output  # with what follows in place: that is what the pooling reads
 
     modules = dict(network.named_modules())
@@ -124,7 +139,9 @@ def _forward(network, images, layer):
             handle.remove()
     if last is None or last.ndim != 4 or len(last) != len(images):
         found = "nothing" if last is None else tuple(last.shape)
-        raise ValueError(f"the output of {layer or 'some layer'} must be a map (N, C, h, w), not {found}")
+        raise ValueError(
+            f"the output of {layer or 'some layer'} must be a map (N, C, h, w), not {found}"
+        )
     if logits.ndim != 2 or len(logits) != len(images):
         raise ValueError(f"the network's output must be (N, classes), not {tuple(logits.shape)}")
     return logits, last

@@ -16,15 +16,28 @@ from lcm.reporting.runs import collect, rebuild
 @exit_on_user_error
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="?", default="runs", help="the folder of runs (default: runs)")
     parser.add_argument(
-        "--from", dest="records", metavar="DIR", help="rebuild runs.csv from a folder of records instead"
+        "runs", nargs="?", default="runs", help="the folder of runs (default: runs)"
     )
-    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
+    parser.add_argument(
+        "--from",
+        dest="records",
+        metavar="DIR",
+        help="rebuild runs.csv from a folder of records instead",
+    )
+    parser.add_argument(
+        "--results", default="results", help="folder of the results (default: results)"
+    )
     options = parser.parse_args(arguments)
-    summary = rebuild(options.records, options.results) if options.records else collect(options.runs, options.results)
+    summary = (
+        rebuild(options.records, options.results)
+        if options.records
+        else collect(options.runs, options.results)
+    )
     print(f"{options.results}/runs.csv: {summary}")
 
 

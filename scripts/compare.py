@@ -22,11 +22,22 @@ from lcm.reporting.render import write_tables
 @exit_on_user_error
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("what", nargs="*", help="folders of runs or records (default: runs), and key=value")
-    parser.add_argument("--against", default="none", metavar="ATTENTION", help="compare with this one (default: none)")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex and .svg")
+    parser.add_argument(
+        "what", nargs="*", help="folders of runs or records (default: runs), and key=value"
+    )
+    parser.add_argument(
+        "--against",
+        default="none",
+        metavar="ATTENTION",
+        help="compare with this one (default: none)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex and .svg"
+    )
     options = parser.parse_intermixed_args(arguments)
     choices = [text for text in options.what if "=" in text]
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])

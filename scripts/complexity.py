@@ -27,9 +27,18 @@ PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("network", nargs="*", metavar="key=value", help="model=..., and other keys of one network")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write table,label,model,attention,params,gfloat,macs")
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "network", nargs="*", metavar="key=value", help="model=..., and other keys of one network"
+    )
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write table,label,model,attention,params,gfloat,macs",
+    )
     options = parser.parse_args(arguments)
     if not options.network:
         return print_tables(options.csv)
@@ -43,9 +52,16 @@ def main(arguments=None):
 
 def print_tables(file):
     """Print every row of Tables 1-5, ours and the paper's; returns 1 if a cell differs."""
-    rows = pd.read_csv(PAPER, dtype=str)[[*KEYS, "params_m", "gflops"]].drop_duplicates(["table", "label"])
-    counts = {pair: paper_complexity(*pair) for pair in dict.fromkeys(zip(rows.model, rows.attention, strict=True))}
-    print(f"table {'label':28} {'params':>10} {'M':>7} {'paper':>7} {'GFloat':>8} {'':>6} {'paper':>6} {'GMAC':>8}")
+    rows = pd.read_csv(PAPER, dtype=str)[[*KEYS, "params_m", "gflops"]].drop_duplicates(
+        ["table", "label"]
+    )
+    counts = {
+        pair: paper_complexity(*pair)
+        for pair in dict.fromkeys(zip(rows.model, rows.attention, strict=True))
+    }
+    print(
+        f"table {'label':28} {'params':>10} {'M':>7} {'paper':>7} {'GFloat':>8} {'':>6} {'paper':>6} {'GMAC':>8}"
+    )
     equal, records = 0, []
     for *keys, cell_m, cell_g in rows.itertuples(index=False, name=None):
         ours = counts[keys[2], keys[3]]
@@ -72,8 +88,12 @@ def print_network(keys):
     width = max(len(row.name) for row in complexity.rows)
     print(f"{'module':{width}} {'kind':16} {'params':>12} {'GFloat':>10} {'GMAC':>10}")
     for row in complexity.rows:
-        print(f"{row.name:{width}} {row.kind:16} {row.params:12,} {row.gfloat:10.6f} {row.macs / 1e9:10.6f}")
-    print(f"{'total':{width}} {'':16} {complexity.params:12,} {complexity.gfloat:10.6f} {complexity.macs / 1e9:10.6f}")
+        print(
+            f"{row.name:{width}} {row.kind:16} {row.params:12,} {row.gfloat:10.6f} {row.macs / 1e9:10.6f}"
+        )
+    print(
+        f"{'total':{width}} {'':16} {complexity.params:12,} {complexity.gfloat:10.6f} {complexity.macs / 1e9:10.6f}"
+    )
     return 0
 
 

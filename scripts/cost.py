@@ -17,7 +17,12 @@ from lcm.files import write
 from lcm.reporting.cost import cells
 
 STEPS = 2
-BATCHES = {"resnet20": 64, "resnet32": 64, "resnet50_cifar": 32, "densenet40": 32}  # of a CPU; the other networks: 8
+BATCHES = {
+    "resnet20": 64,
+    "resnet32": 64,
+    "resnet50_cifar": 32,
+    "densenet40": 32,
+}  # of a CPU; the other networks: 8
 
 
 def seconds_per_image(model, attention, device):
@@ -26,7 +31,9 @@ def seconds_per_image(model, attention, device):
     from benchmark.worker import Spec
 
     batch = BATCHES.get(model, 8) if device == "cpu" else 64
-    unit = step(Spec(network=model, attention=attention, device=device, batch=batch, threads="auto"))
+    unit = step(
+        Spec(network=model, attention=attention, device=device, batch=batch, threads="auto")
+    )
     unit()
     started = time.perf_counter()
     for _ in range(STEPS):
@@ -37,21 +44,34 @@ def seconds_per_image(model, attention, device):
 @exit_on_user_error
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
+    parser.add_argument(
+        "--results", default="results", help="folder of the results (default: results)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     options = parser.parse_args(arguments)
-    pairs = {(model, attention) for runs in cells(options.results).values() for _, model, attention in runs}
+    pairs = {
+        (model, attention)
+        for runs in cells(options.results).values()
+        for _, model, attention in runs
+    }
     from lcm.training.device import choose_device, describe_device
 
     device = choose_device(options.device)
     rows = []
     for index, (model, attention) in enumerate(sorted(pairs), 1):
         seconds, batch = seconds_per_image(model, attention, device.type)
-        print(f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms an image", flush=True)
+        print(
+            f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms an image",
+            flush=True,
+        )
         rows.append([model, attention, f"{seconds:.4g}", batch, describe_device(device)])
-    table = pd.DataFrame(rows, columns=["model", "attention", "seconds_per_image", "batch", "device"])
+    table = pd.DataFrame(
+        rows, columns=["model", "attention", "seconds_per_image", "batch", "device"]
+    )
     write(Path(options.results) / "cost.csv", table.to_csv(index=False))
     print(f"{options.results}/cost.csv written")
 

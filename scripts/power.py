@@ -14,9 +14,13 @@ from lcm.reporting.power import power_page
 @exit_on_user_error
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
+    parser.add_argument(
+        "--results", default="results", help="folder of the results (default: results)"
+    )
     options = parser.parse_args(arguments)
     write(Path(options.results) / "power.md", power_page())
     print(f"{options.results}/power.md written")

@@ -16,11 +16,17 @@ from lcm.errors import exit_on_user_error
 @exit_on_user_error
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("source", help="folder with the images")
-    parser.add_argument("destination", help="folder for train/<wnid>/*, test/<wnid>/* and manifest.csv")
-    parser.add_argument("--lists", help="folder with the few-shot lists train.csv, val.csv and test.csv")
+    parser.add_argument(
+        "destination", help="folder for train/<wnid>/*, test/<wnid>/* and manifest.csv"
+    )
+    parser.add_argument(
+        "--lists", help="folder with the few-shot lists train.csv, val.csv and test.csv"
+    )
     parser.add_argument("--allow-partial", action="store_true", help="accept an incomplete copy")
     print(prepare(**vars(parser.parse_args())))
 

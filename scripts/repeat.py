@@ -27,7 +27,9 @@ def read(path):
     """(run, epochs) of a record or a run directory. Raises UserError unless it is one of a finished run."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; name a record in results/metrics or a run directory")
+        raise UserError(
+            f"{path}: no such file or folder; name a record in results/metrics or a run directory"
+        )
     try:
         run, epochs = read_run(path) if path.is_dir() else read_record(path)
     except Damaged as error:
@@ -40,12 +42,20 @@ def read(path):
 @exit_on_user_error
 def main(command_line=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("run", help="a record (results/metrics/*.jsonl) or a run directory")
-    parser.add_argument("further", nargs="*", metavar="key=value", help="further arguments of train.py")
-    parser.add_argument("--runs", default="repeats", help="where the repetition is trained (default: repeats)")
-    parser.add_argument("--show", action="store_true", help="print the command line and train nothing")
+    parser.add_argument(
+        "further", nargs="*", metavar="key=value", help="further arguments of train.py"
+    )
+    parser.add_argument(
+        "--runs", default="repeats", help="where the repetition is trained (default: repeats)"
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="print the command line and train nothing"
+    )
     options = parser.parse_intermixed_args(command_line)
     run, epochs = read(options.run)
     overrides = [*arguments(run, options.further), f"runs={quoted(options.runs)}"]

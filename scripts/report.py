@@ -13,9 +13,13 @@ from lcm.reporting.report import write_report
 @exit_on_user_error
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
+    parser.add_argument(
+        "--results", default="results", help="folder of the results (default: results)"
+    )
     options = parser.parse_args(arguments)
     pictures = write_report(options.results)
     print(f"{options.results}/report.html and {pictures} figures in {options.results}/figures")

@@ -31,31 +31,56 @@ def main(arguments=None):
     states, cams = [state for _, state in runs], []
     titles = heatmaps.titles(states)
     for title, run in zip(titles, runs, strict=True):
-        cams.append(explained.explain(run, data, images, labels, options.layer, options.chunk, options.device))
-        print(f"{title}: P = {' '.join(f'{p:.4f}' for p in cams[-1].probability.tolist())}", flush=True)
+        cams.append(
+            explained.explain(
+                run, data, images, labels, options.layer, options.chunk, options.device
+            )
+        )
+        print(
+            f"{title}: P = {' '.join(f'{p:.4f}' for p in cams[-1].probability.tolist())}",
+            flush=True,
+        )
     figure = heatmaps.draw(titles, data.classes, (data.mean, data.std), images, labels, cams)
-    heatmaps.save(options.out, figure, heatmaps.facts(states, data, options.layer, numbers, labels, cams))
+    heatmaps.save(
+        options.out, figure, heatmaps.facts(states, data, options.layer, numbers, labels, cams)
+    )
     print(f"{options.out}.png, {options.out}.svg, {options.out}.json")
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, or their checkpoint.pt")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="run directories, or their checkpoint.pt"
+    )
     found = parser.add_argument_group("runs by name, where no RUN is given")
-    found.add_argument("--runs-root", type=Path, default=Path("runs"), metavar="FOLDER", help="default: runs")
+    found.add_argument(
+        "--runs-root", type=Path, default=Path("runs"), metavar="FOLDER", help="default: runs"
+    )
     found.add_argument("--data", default="digits", help="default: digits")
     found.add_argument("--model", default="resnet20", help="default: resnet20")
-    found.add_argument("--attention", nargs="+", default=["none", "se", "lcm2"], help="default: none se lcm2")
+    found.add_argument(
+        "--attention", nargs="+", default=["none", "se", "lcm2"], help="default: none se lcm2"
+    )
     found.add_argument("--seed", type=int, help="default: the newest that all arms have")
     evenly = "numbers in the test set, from 0; default: four, evenly spread, so that nobody has picked them"
     parser.add_argument("--index", nargs="+", type=int, metavar="I", help=evenly)
-    parser.add_argument("--root", metavar="FOLDER", help="folder of the data set; default: that of the training")
-    parser.add_argument("--layer", help="dotted name; default: the last map before the global pooling")
-    parser.add_argument("--chunk", type=int, default=64, help="masked images in one forward pass; default: 64")
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="folder of the data set; default: that of the training"
+    )
+    parser.add_argument(
+        "--layer", help="dotted name; default: the last map before the global pooling"
+    )
+    parser.add_argument(
+        "--chunk", type=int, default=64, help="masked images in one forward pass; default: 64"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
-    parser.add_argument("--out", type=Path, default=Path("results/figure4"), metavar="STEM", help="results/figure4")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/figure4"), metavar="STEM", help="results/figure4"
+    )
     options = parser.parse_args(arguments)
     if options.out.suffix in (".png", ".svg", ".json"):
         options.out = options.out.with_suffix("")

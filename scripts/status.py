@@ -41,17 +41,26 @@ def jobs_of(arguments):
 @exit_on_user_error
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("what", nargs="*", default=["runs"], help="a folder of runs, or train.py's arguments")
     parser.add_argument(
-        "-m", "--multirun", action="store_true", help="accepted and ignored: several values are a grid anyway"
+        "what", nargs="*", default=["runs"], help="a folder of runs, or train.py's arguments"
+    )
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="accepted and ignored: several values are a grid anyway",
     )
     what = parser.parse_args(arguments).what
     if len(what) == 1 and "=" not in what[0]:
         runs, jobs = Path(what[0]), None
         if not runs.is_dir():
-            raise UserError(f"no folder {runs}: name the folder that holds the runs, or train something first")
+            raise UserError(
+                f"no folder {runs}: name the folder that holds the runs, or train something first"
+            )
         standings = [standing_of(directory) for directory in find_runs(runs, (*BEGUN, "log.txt"))]
     else:
         jobs = jobs_of(what)

@@ -37,27 +37,48 @@ def write_protocol(runs, protocol, results):
         write(file, claims_page(claims, runs, protocol, read_complexity(results)))
         print(f"{file}: {len(claims)} claims")
     for table in tables:
-        print(f"{results}/{table.name}.md, .csv, .tex: {table.filled} of {len(table.records)} cells have runs")
+        print(
+            f"{results}/{table.name}.md, .csv, .tex: {table.filled} of {len(table.records)} cells have runs"
+        )
 
 
 @exit_on_user_error
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--schedule", help="take runs of this schedule (default: the paper's of each data set)")
     parser.add_argument(
-        "--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="take runs of this precision"
+        "--schedule", help="take runs of this schedule (default: the paper's of each data set)"
     )
-    parser.add_argument("--all", action="store_true", help="build the tables of every protocol that has finished runs")
-    parser.add_argument("--results", default="results", help="folder of the results (default: results)")
     parser.add_argument(
-        "--readme", nargs="+", default=[], metavar="FILE", help="also fill the result blocks of these files"
+        "--precision",
+        default="fp32",
+        choices=("fp32", "tf32", "bf16"),
+        help="take runs of this precision",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="build the tables of every protocol that has finished runs",
+    )
+    parser.add_argument(
+        "--results", default="results", help="folder of the results (default: results)"
+    )
+    parser.add_argument(
+        "--readme",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="also fill the result blocks of these files",
     )
     options = parser.parse_args(arguments)
     results = Path(options.results)
     runs = read_runs(results / "runs.csv")
-    for protocol in protocols(runs) if options.all else [Protocol(options.schedule, options.precision)]:
+    for protocol in (
+        protocols(runs) if options.all else [Protocol(options.schedule, options.precision)]
+    ):
         write_protocol(runs, protocol, results)
     for file in results.glob("benchmark*.csv"):
         write(file.with_suffix(".md"), benchmark_page(read_benchmark(file)))

@@ -13,7 +13,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--as-root", action="store_true", help="tests that mount file systems and start SLURM, as root")
+    parser.addoption(
+        "--as-root",
+        action="store_true",
+        help="tests that mount file systems and start SLURM, as root",
+    )
 
 
 def pytest_collection_modifyitems(items):

@@ -8,13 +8,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = [ROOT / "train.py", *sorted((ROOT / "lcm").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
+PROGRAM = [
+    ROOT / "train.py",
+    *sorted((ROOT / "lcm").rglob("*.py")),
+    *sorted((ROOT / "scripts").rglob("*.py")),
+]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def test_imports_keep_the_contracts_of_pyproject():
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
-    done = subprocess.run([*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+    ]
+    done = subprocess.run(
+        [*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -13,9 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-LINES = [line.split("#")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+LINES = [
+    line.split("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "sh"
+    for line in text.splitlines()
+]
 COMMANDS = [command.strip() for line in LINES if line for command in line.split("&&")]
-SHORT = ["schedule.epochs=1", "model.layers=8", "threads=1", "tensorboard=false"]  # of a run on the digits
+SHORT = [
+    "schedule.epochs=1",
+    "model.layers=8",
+    "threads=1",
+    "tensorboard=false",
+]  # of a run on the digits
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +35,11 @@ def copy(tmp_path_factory):
     for name in ("configs", "lcm", "scripts", "results"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", folder)
-    text = (ROOT / "lcm" / "attention" / "squeeze_excite.py").read_text().replace("SqueezeExcite", "Mine")
+    text = (
+        (ROOT / "lcm" / "attention" / "squeeze_excite.py")
+        .read_text()
+        .replace("SqueezeExcite", "Mine")
+    )
     (folder / "lcm" / "attention" / "mine.py").write_text(text)
     (folder / "configs" / "attention" / "mine.yaml").write_text(
         "name: mine\n_target_: lcm.attention.mine.Mine\nreduction: 4\nsites: every\n"
@@ -36,7 +50,12 @@ def copy(tmp_path_factory):
 def run(arguments, folder):
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
 
 
@@ -48,7 +67,12 @@ def test_there_are_blocks_and_nothing_else_between_fences():
 @pytest.mark.parametrize("command", list(dict.fromkeys(COMMANDS)))
 def test_command(command, copy):
     words = shlex.split(command)
-    if words[0] in ("git", "cd", "pip", "pytest"):  # installation and suite: .ci/run runs the README's own commands
+    if words[0] in (
+        "git",
+        "cd",
+        "pip",
+        "pytest",
+    ):  # installation and suite: .ci/run runs the README's own commands
         assert command in (ROOT / ".ci" / "run").read_text() or words[0] in ("git", "cd", "pip")
         return
     assert words[0] == "python", command
@@ -59,10 +83,15 @@ def test_command(command, copy):
         assert done.returncode == 0 and "to do" in done.stdout, done.stderr
     elif arguments[0] == "train.py":
         shown = [word.replace("range(6)", "range(1)") for word in arguments[1:]]
-        done = run(["train.py", *[word for word in shown if "epochs" not in word], *SHORT[:3], SHORT[3]], copy)
+        done = run(
+            ["train.py", *[word for word in shown if "epochs" not in word], *SHORT[:3], SHORT[3]],
+            copy,
+        )
         assert done.returncode == 0 and "test top-1" in done.stdout, done.stdout + done.stderr
     elif arguments[0] == "scripts/compare.py":
-        done = run([word.replace("epochs=4", "epochs=1") for word in arguments] + ["model.layers=8"], copy)
+        done = run(
+            [word.replace("epochs=4", "epochs=1") for word in arguments] + ["model.layers=8"], copy
+        )
         assert done.returncode == 0 and "mine" in done.stdout, done.stdout + done.stderr
     else:
         done = run(arguments, copy)

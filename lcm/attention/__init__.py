@@ -9,4 +9,14 @@ from lcm.attention.non_local import NonLocal
 from lcm.attention.simam import SimAM
 from lcm.attention.squeeze_excite import SqueezeExcite
 
-__all__ = ["CBAM", "ECA", "LCM1", "LCM2", "CoordinateAttention", "GlobalContext", "NonLocal", "SimAM", "SqueezeExcite"]
+__all__ = [
+    "CBAM",
+    "ECA",
+    "LCM1",
+    "LCM2",
+    "CoordinateAttention",
+    "GlobalContext",
+    "NonLocal",
+    "SimAM",
+    "SqueezeExcite",
+]

@@ -39,6 +39,8 @@ class CBAM(nn.Module):
             pooled = torch.stack((average, largest), 1)  # (N, 2, C)
             m = torch.sigmoid(self.w1(F.relu(self.w0(pooled))).sum(1))  # Eq. (2), (N, C)
             x = x * m.to(x.dtype)[:, :, None, None]
-        pooled = torch.stack((x.sum(1) / x.shape[1], maximum(x.movedim(1, -1), -1)), 1)  # (N, 2, H, W)
+        pooled = torch.stack(
+            (x.sum(1) / x.shape[1], maximum(x.movedim(1, -1), -1)), 1
+        )  # (N, 2, H, W)
         m = self.spatial(pooled)  # Eq. (3), (N, 1, H, W)
         return x * torch.sigmoid(m).to(x.dtype)

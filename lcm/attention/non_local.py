@@ -37,7 +37,9 @@ class NonLocal(nn.Module):
 
     def forward(self, x):
         h, w = x.shape[2:]
-        theta, phi, g = (embed(x).flatten(2) for embed in (self.theta, self.phi, self.g))  # (N, C/2, HW)
+        theta, phi, g = (
+            embed(x).flatten(2) for embed in (self.theta, self.phi, self.g)
+        )  # (N, C/2, HW)
         weights = (theta.transpose(1, 2) @ phi).softmax(-1)  # (N, HW, HW)
         y = weights.to(g.dtype) @ g.transpose(1, 2)  # (N, HW, HW) x (N, HW, C/2) -> (N, HW, C/2)
         return x + self.bn(self.w(y.transpose(1, 2).unflatten(2, (h, w))))

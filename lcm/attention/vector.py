@@ -20,7 +20,9 @@ def spatial_mean(x, dtype):
     """Global average pooling (N, C, H, W) -> (N, C), in `dtype`, which is the type of the layers that follow."""
     _, _, h, w = x.shape
     # A sum, because its gradient is a broadcast view; that of `mean` writes a whole map. Sums of float16 may overflow.
-    return x.sum((2, 3), dtype=torch.float32 if x.dtype == torch.float16 else None).to(dtype) / (h * w)
+    return x.sum((2, 3), dtype=torch.float32 if x.dtype == torch.float16 else None).to(dtype) / (
+        h * w
+    )
 
 
 def maximum(x, dim):
@@ -47,7 +49,9 @@ class ComparedMaximum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (index,) = ctx.saved_tensors
-        positions = torch.arange(ctx.length, device=index.device).view(-1, *[1] * (index.dim() - 1 - ctx.dim))
+        positions = torch.arange(ctx.length, device=index.device).view(
+            -1, *[1] * (index.dim() - 1 - ctx.dim)
+        )
         return torch.where(index == positions, gradient.unsqueeze(ctx.dim), 0), None
 
 

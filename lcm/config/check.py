@@ -20,7 +20,12 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
     expected = f"{'a whole number' if kind is int else 'a number'} {bounds}".strip()
 
     def rule(value):
-        fits = type(value) in (int, kind) and abs(value) < math.inf and low <= value <= high and above < value < below
+        fits = (
+            type(value) in (int, kind)
+            and abs(value) < math.inf
+            and low <= value <= high
+            and above < value < below
+        )
         return None if fits else expected
 
     return rule
@@ -33,14 +38,20 @@ def one_of(*choices):
     def rule(value):
         if any(type(value) is type(choice) and value == choice for choice in choices):
             return None
-        return " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}{nearest(value, words)}"
+        return (
+            " or ".join(words)
+            if len(words) < 3
+            else f"one of {', '.join(words)}{nearest(value, words)}"
+        )
 
     return rule
 
 
 def matching(pattern, expected):
     """A rule: a string that matches."""
-    return lambda value: None if isinstance(value, str) and re.fullmatch(pattern, value) else expected
+    return lambda value: (
+        None if isinstance(value, str) and re.fullmatch(pattern, value) else expected
+    )
 
 
 def either(*rules):
@@ -55,8 +66,14 @@ def either(*rules):
 
 def shares(value):
     """A rule: rising shares of the epochs, each in (0, 1)."""
-    fits = isinstance(value, list) and all(number(float, above=0, below=1)(v) is None for v in value)
-    return None if fits and value == sorted(set(value)) else "a rising list of shares of the epochs between 0 and 1"
+    fits = isinstance(value, list) and all(
+        number(float, above=0, below=1)(v) is None for v in value
+    )
+    return (
+        None
+        if fits and value == sorted(set(value))
+        else "a rising list of shares of the epochs between 0 and 1"
+    )
 
 
 def site_choice(value):
@@ -117,13 +134,23 @@ RULES = {
     "attention.sites": site_choice,
 }
 
-FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classes")  # of a choice, not choices
+FACTS = (
+    "model.family",
+    "model.image_size",
+    "data.image_size",
+    "data.num_classes",
+)  # of a choice, not choices
 
 
 def check(config):
     """Every problem of a composed, resolved config (nested dicts), a line each; an empty list where there is none."""
-    names = {group: (config.get(group) if isinstance(config.get(group), dict) else {}).get("name") for group in GROUPS}
-    problems = [no_such_option(group, name) for group, name in names.items() if name not in choices(group)]
+    names = {
+        group: (config.get(group) if isinstance(config.get(group), dict) else {}).get("name")
+        for group in GROUPS
+    }
+    problems = [
+        no_such_option(group, name) for group, name in names.items() if name not in choices(group)
+    ]
     if problems:
         return problems
     flat, expected = flatten(config), flatten(plain(config))
@@ -139,10 +166,18 @@ def check(config):
 def _value_problem(key, value, default):
     """What the value of a known key must be; None where it fits."""
     if key.endswith("._target_") or key in FACTS:
-        return None if value == default else f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
+        return (
+            None
+            if value == default
+            else f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
+        )
     if key in RULES:
         return RULES[key](value)
-    fits = default is None or type(value) is type(default) or (type(default), type(value)) == (float, int)
+    fits = (
+        default is None
+        or type(value) is type(default)
+        or (type(default), type(value)) == (float, int)
+    )
     return None if fits else f"of the same type as {default!r}"
 
 
@@ -151,9 +186,21 @@ def _combination_problems(config):
     problems = []
     model, data = config["model"], config["data"]
     if model["image_size"] != data["image_size"]:
-        models = [name for name in choices("model") if load("model", name)["image_size"] == data["image_size"]]
-        sets = [name for name in choices("data") if load("data", name)["image_size"] == model["image_size"]]
-        related = [name for name in models if name.startswith(model["name"]) or model["name"].startswith(name)]
+        models = [
+            name
+            for name in choices("model")
+            if load("model", name)["image_size"] == data["image_size"]
+        ]
+        sets = [
+            name
+            for name in choices("data")
+            if load("data", name)["image_size"] == model["image_size"]
+        ]
+        related = [
+            name
+            for name in models
+            if name.startswith(model["name"]) or model["name"].startswith(name)
+        ]
         near = difflib.get_close_matches(model["name"], related or models, 1, cutoff=0)
         problems.append(
             f"model={model['name']} is for {model['image_size']}x{model['image_size']} images, data={data['name']} has "

@@ -6,7 +6,10 @@ import importlib.util
 from lcm.config.options import GROUPS, choices, flatten, load, no_such_option, settings
 from lcm.errors import nearest
 
-EXTRAS = {"parallel": "hydra_plugins.hydra_joblib_launcher", "slurm": "hydra_plugins.hydra_submitit_launcher"}
+EXTRAS = {
+    "parallel": "hydra_plugins.hydra_joblib_launcher",
+    "slurm": "hydra_plugins.hydra_submitit_launcher",
+}
 
 
 @functools.lru_cache(maxsize=1)
@@ -34,7 +37,11 @@ def override_problems(arguments, multirun=False):
                 "characters takes two pairs of quotes: key=\"'value'\""
             )
     multirun = multirun or any(override.key_or_group == "experiment" for _, override in overrides)
-    return problems + [problem for text, override in overrides for problem in _problems_of(text, override, multirun)]
+    return problems + [
+        problem
+        for text, override in overrides
+        for problem in _problems_of(text, override, multirun)
+    ]
 
 
 def _problems_of(text, override, multirun):
@@ -52,26 +59,52 @@ def _problems_of(text, override, multirun):
     if key == "experiment" and override.is_sweep_override():
         return [f"{text}: each experiment has its own grid; run them one after another"]
     if key in groups:
-        names = value.list if isinstance(value, ChoiceSweep) else [] if override.is_sweep_override() else [value]
-        wrong = [name for name in names if name not in choices(key) and (key, name) != ("experiment", None)]
+        names = (
+            value.list
+            if isinstance(value, ChoiceSweep)
+            else []
+            if override.is_sweep_override()
+            else [value]
+        )
+        wrong = [
+            name
+            for name in names
+            if name not in choices(key) and (key, name) != ("experiment", None)
+        ]
         return [no_such_option(key, name) for name in wrong]
     if key.partition(".")[0] in GROUPS and key.endswith(".name"):
-        return [f"{text}: the name cannot be changed by itself; write {key.partition('.')[0]}={value}"]
+        return [
+            f"{text}: the name cannot be changed by itself; write {key.partition('.')[0]}={value}"
+        ]
     if key not in known_keys() and not any(known.startswith(f"{key}.") for known in known_keys()):
-        same_end = [f"; nearest: {known}" for known in sorted(known_keys()) if known.endswith(f".{key}")]
-        hint = [*same_end, nearest(key, known_keys() | groups) or "; python train.py --help lists them all"][0]
+        same_end = [
+            f"; nearest: {known}" for known in sorted(known_keys()) if known.endswith(f".{key}")
+        ]
+        hint = [
+            *same_end,
+            nearest(key, known_keys() | groups) or "; python train.py --help lists them all",
+        ][0]
         return [f"{text}: no such key{hint}"]
     return []
 
 
 def composition_problem(error):
     """Why Hydra could not compose a config, as one line."""
-    lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
+    lines = [
+        line.strip()
+        for e in (error, error.__cause__)
+        if e is not None
+        for line in str(e).splitlines()
+    ]
     missing = [line for line in lines if line.endswith("is not in struct")]
     if missing and lines[0].startswith("Could not override"):
         return f"{error.__cause__.full_key}: this combination has no such key"
     if "Available options in" in str(error):  # hydra/launcher=nope
         options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
         return f"{lines[0]}; choose from {', '.join(options)}"
-    reasons = [line.rstrip(".") for line in lines if line and not line.startswith(("To append", "Config search path"))]
+    reasons = [
+        line.rstrip(".")
+        for line in lines
+        if line and not line.startswith(("To append", "Config search path"))
+    ]
     return ": ".join(dict.fromkeys(reasons[:2]))

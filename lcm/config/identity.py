@@ -49,7 +49,8 @@ def identity(config):
     return {
         key: value
         for key, value in sorted(flatten(config).items())
-        if not is_under(key, (*NOT_IDENTITY, "attention.paper")) and not key.endswith(("_target_", "_convert_"))
+        if not is_under(key, (*NOT_IDENTITY, "attention.paper"))
+        and not key.endswith(("_target_", "_convert_"))
     }
 
 

@@ -12,8 +12,13 @@ import yaml
 from lcm.errors import UserError, nearest
 
 GROUPS = ("data", "model", "attention", "schedule")
-PACKAGE = Path(__file__).resolve().parents[1]  # configs/ is beside it in a checkout, inside it in an installed wheel
-CONFIGS = next((folder for folder in (PACKAGE.parent / "configs", PACKAGE / "configs") if folder.is_dir()), None)
+PACKAGE = (
+    Path(__file__).resolve().parents[1]
+)  # configs/ is beside it in a checkout, inside it in an installed wheel
+CONFIGS = next(
+    (folder for folder in (PACKAGE.parent / "configs", PACKAGE / "configs") if folder.is_dir()),
+    None,
+)
 
 
 def use_configs(folder):
@@ -62,10 +67,15 @@ def plain(config):
 def _plain(*names):
     from omegaconf import OmegaConf
 
-    base = settings() | {group: load(group, name) for group, name in zip(GROUPS, names, strict=True)}
-    if base["model"]["family"] not in base["attention"].get("paper", {}):  # whose sizes the user has to give
+    base = settings() | {
+        group: load(group, name) for group, name in zip(GROUPS, names, strict=True)
+    }
+    if base["model"]["family"] not in base["attention"].get(
+        "paper", {}
+    ):  # whose sizes the user has to give
         base["attention"] = {
-            key: None if key != "paper" and "${" in str(v) else v for key, v in base["attention"].items()
+            key: None if key != "paper" and "${" in str(v) else v
+            for key, v in base["attention"].items()
         }
     return OmegaConf.to_container(OmegaConf.create(base), resolve=True)
 

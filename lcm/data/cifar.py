@@ -93,7 +93,9 @@ class Cifar(ResidentSet):
     `UserError`.
     """
 
-    def __init__(self, name, num_classes, image_size, root, workers, verify, download, places, pad, mirror):
+    def __init__(
+        self, name, num_classes, image_size, root, workers, verify, download, places, pad, mirror
+    ):
         super().__init__(name, num_classes, image_size, workers, pad, mirror)
         official, root = OFFICIAL[name], Path(root).expanduser()
         try:
@@ -125,7 +127,9 @@ def _official_folder(root: Path, official: _Official, verify: bool, download: bo
     from torchvision.datasets.utils import calculate_md5  # takes a second
 
     root.mkdir(parents=True, exist_ok=True)
-    with file_lock(root / f".{official.archive}.lock", f"{archive}: another process is preparing it; waiting"):
+    with file_lock(
+        root / f".{official.archive}.lock", f"{archive}: another process is preparing it; waiting"
+    ):
         if folder.exists():  # that process has unpacked it
             return folder
         if not archive.is_file():
@@ -166,7 +170,14 @@ def _read_official(folder: Path, official: _Official, verify: bool):
         )
     classes = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
     train, test = (
-        tuple(map(np.concatenate, zip(*[_batch(records[file], folder / file, official) for file in part], strict=True)))
+        tuple(
+            map(
+                np.concatenate,
+                zip(
+                    *[_batch(records[file], folder / file, official) for file in part], strict=True
+                ),
+            )
+        )
         for part in (official.train, official.test)
     )
     _check_counts(train, test, classes, folder, official)
@@ -192,13 +203,21 @@ def _read_official(folder: Path, official: _Official, verify: bool):
 def _batch(record: dict, path: Path, official: _Official):
     """(images uint8 (N, 32, 32, 3), labels int64 (N,)) of one file, types and sizes checked."""
     data, labels = record.get("data"), record.get(official.labels_key)
-    complete = isinstance(data, np.ndarray) and isinstance(labels, list) and data.shape == (len(labels), 3072)
-    if not complete or not all(type(label) is int and 0 <= label < official.num_classes for label in labels):
+    complete = (
+        isinstance(data, np.ndarray)
+        and isinstance(labels, list)
+        and data.shape == (len(labels), 3072)
+    )
+    if not complete or not all(
+        type(label) is int and 0 <= label < official.num_classes for label in labels
+    ):
         raise UserError(
             f"{path} does not hold data (N, 3072) and {official.labels_key}, N integers from 0 to {official.num_classes - 1}: "
             f"it is damaged or not of {official.title}. Replace it by the official file."
         )
-    images = np.stack(np.split(data, 3, axis=1), axis=-1)  # planes of red, green and blue -> (N, 1024, 3)
+    images = np.stack(
+        np.split(data, 3, axis=1), axis=-1
+    )  # planes of red, green and blue -> (N, 1024, 3)
     return images.reshape(-1, 32, 32, 3), np.array(labels, np.int64)
 
 
@@ -220,17 +239,19 @@ def _contents(train, test) -> str:
     total = 0
     for split, (images, labels) in enumerate((train, test)):
         for image, label in zip(images.reshape(len(images), -1), labels.tolist(), strict=True):
-            total += int.from_bytes(hashlib.sha256(bytes((split, label)) + image.tobytes()).digest(), "little")
+            total += int.from_bytes(
+                hashlib.sha256(bytes((split, label)) + image.tobytes()).digest(), "little"
+            )
     return f"{total % 2**256:064x}"
 
 
 def _read_class_folders(root: Path, official: _Official, verify: bool):
     """(train, test, classes) of train/<class>/* and test/<class>/*; classes are numbered in sorted order."""
-    remedy = (
-        f"{official.title} has {official.num_classes} classes: complete the copy, or give data.root=FOLDER of another."
-    )
+    remedy = f"{official.title} has {official.num_classes} classes: complete the copy, or give data.root=FOLDER of another."
     found = read_class_folders(root, remedy)
-    classes = sorted(found["train"], key=int if all(name.isdigit() for name in found["train"]) else None)
+    classes = sorted(
+        found["train"], key=int if all(name.isdigit() for name in found["train"]) else None
+    )
     if len(classes) != official.num_classes:
         raise UserError(f"{root} holds {len(classes)} class folders. {remedy}")
     train, test = (_read_images([found[split][name] for name in classes]) for split in SPLITS)
@@ -246,7 +267,9 @@ def _read_class_folders(root: Path, official: _Official, verify: bool):
 def _read_images(classes):
     """The files of each class -> (images uint8 (N, 32, 32, 3), labels int64 (N,)), in the order of classes and names."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        parts = list(pool.map(lambda files: np.array([_read_image(file.path) for file in files]), classes))
+        parts = list(
+            pool.map(lambda files: np.array([_read_image(file.path) for file in files]), classes)
+        )
     return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
 
@@ -257,7 +280,11 @@ def _read_image(path: str) -> np.ndarray:
         with Image.open(path) as image:
             size, pixels = image.size, np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise UserError(f"{path} cannot be read as an image ({one_line(error)}). Replace or remove it.") from error
+        raise UserError(
+            f"{path} cannot be read as an image ({one_line(error)}). Replace or remove it."
+        ) from error
     if size != (32, 32):
-        raise UserError(f"{path} has {size[0]}x{size[1]} pixels; images of CIFAR have 32x32. Is data.root right?")
+        raise UserError(
+            f"{path} has {size[0]}x{size[1]} pixels; images of CIFAR have 32x32. Is data.root right?"
+        )
     return pixels

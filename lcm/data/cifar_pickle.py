@@ -56,7 +56,11 @@ def _encode(text, encoding):
     return text.encode("latin1")
 
 
-_ALLOWED = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode}
+_ALLOWED = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
 for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer
@@ -95,5 +99,10 @@ def read_cifar_pickle(data: bytes, path: Path) -> dict:
             "Replace it by the official file."
         )
     # Python 2 wrote the official files: its text arrives as bytes.
-    record = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in record.items()}
-    return {key: value.values if isinstance(value, _Array) else value for key, value in record.items()}
+    record = {
+        key.decode("latin1") if isinstance(key, bytes) else key: value
+        for key, value in record.items()
+    }
+    return {
+        key: value.values if isinstance(value, _Array) else value for key, value in record.items()
+    }

@@ -12,7 +12,9 @@ IGNORED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # written by file managers
 def entries(folder) -> list[os.DirEntry]:
     """What a folder holds, sorted by name, without hidden files and those of file managers."""
     with os.scandir(folder) as found:
-        kept = [entry for entry in found if not entry.name.startswith(".") and entry.name not in IGNORED]
+        kept = [
+            entry for entry in found if not entry.name.startswith(".") and entry.name not in IGNORED
+        ]
     return sorted(kept, key=lambda entry: entry.name)
 
 
@@ -24,7 +26,9 @@ def read_class_folders(root: Path, remedy: str) -> dict[str, dict[str, list[os.D
     found = {}
     try:
         for split in SPLITS:
-            classes = {folder.name: entries(folder) for folder in entries(root / split) if folder.is_dir()}
+            classes = {
+                folder.name: entries(folder) for folder in entries(root / split) if folder.is_dir()
+            }
             found[split] = {name: files for name, files in classes.items() if files}
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}). {remedy}") from error

@@ -22,7 +22,16 @@ class Digits(ResidentSet):
     Raises `UserError`.
     """
 
-    def __init__(self, name="digits", num_classes=10, image_size=32, root=None, workers=0, pad=4, mirror=False):
+    def __init__(
+        self,
+        name="digits",
+        num_classes=10,
+        image_size=32,
+        root=None,
+        workers=0,
+        pad=4,
+        mirror=False,
+    ):
         super().__init__(name, num_classes, image_size, workers, pad, mirror)
         pixels, labels = _read_digits(root)
         grey = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -40,7 +49,9 @@ def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
     if root is None:
         package = importlib.util.find_spec("sklearn")  # found, not imported
         if package is None:
-            raise UserError("The digits come with scikit-learn, which is not installed: pip install scikit-learn")
+            raise UserError(
+                "The digits come with scikit-learn, which is not installed: pip install scikit-learn"
+            )
         path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
         if not path.is_file():  # a scikit-learn that keeps the file elsewhere
             from sklearn.datasets import load_digits
@@ -57,5 +68,7 @@ def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} is missing or damaged ({one_line(error)}). {remedy}") from error
     if table.shape != (1797, 65) or table[:, :64].max() > 16 or table[:, 64].max() > 9:
-        raise UserError(f"{path} does not hold the 1,797 digits with 64 pixels in 0..16 and a label each. {remedy}")
+        raise UserError(
+            f"{path} does not hold the 1,797 digits with 64 pixels in 0..16 and a label each. {remedy}"
+        )
     return table[:, :64], table[:, 64].astype(np.int64)

@@ -33,7 +33,9 @@ def fetch(target: Path, mirrors, md5: str) -> None:
             try:
                 download_url(mirror, str(part.parent), part.name, md5)
             except RuntimeError:  # the md5 differs
-                failures.append(f"{mirror}: {part.stat().st_size:,} bytes with md5 {calculate_md5(part)}, not {md5}")
+                failures.append(
+                    f"{mirror}: {part.stat().st_size:,} bytes with md5 {calculate_md5(part)}, not {md5}"
+                )
             except (OSError, http.client.HTTPException, ValueError) as error:
                 failures.append(f"{mirror}: {one_line(error)}")
             else:
@@ -63,7 +65,9 @@ def unpack(archive: Path, folder: Path) -> None:
             while stream.read(1 << 20):  # to the end of the file, where the checksum is
                 pass
         if not (draft / folder.name).is_dir():
-            raise UserError(f"{archive} holds no folder {folder.name}/: it is another archive. Get the official one.")
+            raise UserError(
+                f"{archive} holds no folder {folder.name}/: it is another archive. Get the official one."
+            )
         os.rename(draft / folder.name, folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(

@@ -43,7 +43,10 @@ def normalisation(mean: tuple, std: tuple, shape: tuple, device="cpu") -> tuple[
     Expanded to a whole image: the CPU multiplies rows of H * W * C values instead of rows of C.
     """
     mean, std = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
-    return tuple(part.float().expand(shape).contiguous().to(device) for part in (1 / (255 * std), -mean / std))
+    return tuple(
+        part.float().expand(shape).contiguous().to(device)
+        for part in (1 / (255 * std), -mean / std)
+    )
 
 
 def prepare(raw: tuple[Tensor, Tensor], mean: tuple, std: tuple, device) -> tuple[Tensor, Tensor]:
@@ -89,7 +92,11 @@ class Resident:
         the padded image, mirrored where mirror[i].
         """
         n = len(self)
-        order, offsets, mirror = torch.arange(n), torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
+        order, offsets, mirror = (
+            torch.arange(n),
+            torch.zeros(n, 2, dtype=torch.int64),
+            torch.zeros(n, dtype=torch.bool),
+        )
         if self.seed is None:
             return order, offsets, mirror
         order = torch.randperm(n, generator=keyed_generator(self.seed, epoch, "order"))
@@ -97,7 +104,9 @@ class Resident:
             crop = keyed_generator(self.seed, epoch, "crop")
             offsets = torch.randint(0, 2 * self.pad + 1, (n, 2), generator=crop)
         if self.mirror:
-            mirror = torch.randint(0, 2, (n,), generator=keyed_generator(self.seed, epoch, "mirror")).bool()
+            mirror = torch.randint(
+                0, 2, (n,), generator=keyed_generator(self.seed, epoch, "mirror")
+            ).bool()
         return order, offsets, mirror
 
     def crop(self, images: Tensor, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
@@ -111,8 +120,13 @@ class Resident:
         rows = offsets[:, 0, None] + down  # (B, H)
         columns = offsets[:, 1, None] + torch.where(mirror[:, None], right.flip(0), right)  # (B, W)
         near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-        inside = (rows == near_rows)[:, :, None] & (columns == near_columns)[:, None, :]  # (B, H, W)
-        return images[index[:, None, None], near_rows[:, :, None], near_columns[:, None, :]] * inside[..., None]
+        inside = (rows == near_rows)[:, :, None] & (columns == near_columns)[
+            :, None, :
+        ]  # (B, H, W)
+        return (
+            images[index[:, None, None], near_rows[:, :, None], near_columns[:, None, :]]
+            * inside[..., None]
+        )
 
     def gather(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
         """As `crop`, on the CPU and many times faster there: whole windows are copied, not pixel by pixel."""
@@ -121,7 +135,9 @@ class Resident:
         pixels = images.view(f"V{channels}")[..., 0]  # (N, H, W): a pixel as one element
         padded = np.zeros((n, height + 2 * pad, width + 2 * pad), pixels.dtype)
         padded[:, pad : pad + height, pad : pad + width] = pixels[index.numpy()]
-        windows = sliding_window_view(padded, (height, width), axis=(1, 2))  # (B, 2 pad + 1, 2 pad + 1, H, W)
+        windows = sliding_window_view(
+            padded, (height, width), axis=(1, 2)
+        )  # (B, 2 pad + 1, 2 pad + 1, H, W)
         batch = windows[np.arange(n), offsets[:, 0].numpy(), offsets[:, 1].numpy()]  # (B, H, W)
         flip = mirror.numpy()
         batch[flip] = batch[flip][:, :, ::-1]
@@ -129,7 +145,9 @@ class Resident:
 
     def assemble(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> tuple[Tensor, Tensor]:
         """A raw batch on the CPU: images uint8 (B, H, W, C) and labels int64 (B,)."""
-        return self.gather(index, offsets, mirror), torch.from_numpy(self.labels.numpy()[index.numpy()])
+        return self.gather(index, offsets, mirror), torch.from_numpy(
+            self.labels.numpy()[index.numpy()]
+        )
 
 
 class Epoch:
@@ -148,7 +166,9 @@ class Epoch:
     def __getitem__(self, i: int) -> tuple[Tensor, ...]:
         if not 0 <= i < self.steps:
             raise IndexError(i)
-        return self.assemble(*(drawn[i * self.batch_size : (i + 1) * self.batch_size] for drawn in self.plan))
+        return self.assemble(
+            *(drawn[i * self.batch_size : (i + 1) * self.batch_size] for drawn in self.plan)
+        )
 
 
 class EpochBatches:
@@ -207,7 +227,9 @@ class ResidentSet:
 
     def train(self, batch_size: int, seed: int) -> Batches:
         """The training images, shuffled and augmented by (seed, epoch)."""
-        resident = Resident(*self._train, self.mean, self.std, pad=self.pad, mirror=self.mirror, seed=seed)
+        resident = Resident(
+            *self._train, self.mean, self.std, pad=self.pad, mirror=self.mirror, seed=seed
+        )
         return Batches(resident, batch_size, self.workers)
 
     def test(self, batch_size: int) -> Batches:
@@ -249,7 +271,9 @@ def end_workers_at_exit():
 
     def kill():
         if workers := [child for child in multiprocessing.active_children() if child.daemon]:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler would raise an error
+            signal.signal(
+                signal.SIGCHLD, signal.SIG_DFL
+            )  # the loader's handler would raise an error
             for worker in workers:
                 worker.kill()
 

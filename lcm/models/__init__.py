@@ -6,4 +6,12 @@ from lcm.models.filling import add_sites, fill_sites
 from lcm.models.sites import Site, sites
 from lcm.models.weights import draw_weights
 
-__all__ = ["CifarDenseNet", "CifarResNet", "Site", "add_sites", "draw_weights", "fill_sites", "sites"]
+__all__ = [
+    "CifarDenseNet",
+    "CifarResNet",
+    "Site",
+    "add_sites",
+    "draw_weights",
+    "fill_sites",
+    "sites",
+]

@@ -19,7 +19,12 @@ from lcm.errors import UserError, nearest
 from lcm.models import draw_weights, fill_sites, sites
 from lcm.models.filling import choose
 
-FACTS = {"name", "family", "image_size", "paper"}  # keys that say something about a mapping and build nothing
+FACTS = {
+    "name",
+    "family",
+    "image_size",
+    "paper",
+}  # keys that say something about a mapping and build nothing
 
 
 def build_network(model, attention="none", num_classes=10, seed=None, **overrides):
@@ -67,7 +72,9 @@ def site_problems(model, attention, num_classes):
             try:
                 _partial(attention)(channels)
             except ValueError as error:
-                return [f"attention={attention['name']} does not fit model={model['name']}: {error}"]
+                return [
+                    f"attention={attention['name']} does not fit model={model['name']}: {error}"
+                ]
     return []
 
 
@@ -82,7 +89,9 @@ def paper_complexity(model, attention):
         network = build_network(model, attention, num_classes=1000)
         network.fc = nn.Linear(network.classifier.in_features, 100)  # never called
     else:
-        network = build_network(model, attention, num_classes=10 if config["image_size"] == 32 else 100)
+        network = build_network(
+            model, attention, num_classes=10 if config["image_size"] == 32 else 100
+        )
     return count(network, config["image_size"])
 
 
@@ -95,10 +104,14 @@ def _compose(model, attention, overrides):
     for key, value in overrides.items():
         if key not in known:
             names = f"{pair['model']['name']} and attention {pair['attention']['name']}"
-            raise UserError(f"{key!r} is no key of {names}{nearest(key, known)}; the keys are: {', '.join(known)}.")
+            raise UserError(
+                f"{key!r} is no key of {names}{nearest(key, known)}; the keys are: {', '.join(known)}."
+            )
         mapping = pair["model" if key in pair["model"] else "attention"]
         if isinstance(mapping[key], int) and type(value) is not type(mapping[key]):
-            raise UserError(f"{key}={value}: of the kind of {mapping[key]}, which {mapping['name']} has")
+            raise UserError(
+                f"{key}={value}: of the kind of {mapping[key]}, which {mapping['name']} has"
+            )
         mapping[key] = value
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(pair), resolve=True)

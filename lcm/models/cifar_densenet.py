@@ -37,7 +37,9 @@ class DenseBlock(nn.ModuleList):
     """
 
     def __init__(self, in_channels, layers, growth_rate, stage, memory):
-        super().__init__(DenseLayer(in_channels + i * growth_rate, growth_rate, stage) for i in range(layers))
+        super().__init__(
+            DenseLayer(in_channels + i * growth_rate, growth_rate, stage) for i in range(layers)
+        )
         self.memory = memory
 
     def forward(self, x):
@@ -80,7 +82,9 @@ class CifarDenseNet(nn.Module):
     def __init__(self, layers, growth_rate, num_classes, memory="fast"):
         super().__init__()
         if layers < 7 or layers % 3 != 1:
-            raise ValueError(f"a DenseNet for 32x32 images has 3n + 4 layers (7, ..., 40, 64, 100, ...), not {layers}")
+            raise ValueError(
+                f"a DenseNet for 32x32 images has 3n + 4 layers (7, ..., 40, 64, 100, ...), not {layers}"
+            )
         if memory not in ("fast", "linear"):
             raise ValueError(f"memory={memory!r} is not one of: fast, linear")
         per_block = (layers - 4) // 3

@@ -49,7 +49,9 @@ class CifarResNet(nn.Module):
     def __init__(self, layers, num_classes):
         super().__init__()
         if layers < 8 or layers % 6 != 2:
-            raise ValueError(f"a ResNet for 32x32 images has 6n + 2 layers (8, 14, 20, 26, 32, ...), not {layers}")
+            raise ValueError(
+                f"a ResNet for 32x32 images has 6n + 2 layers (8, 14, 20, 26, 32, ...), not {layers}"
+            )
         blocks = (layers - 2) // 6
         self.conv = FanOutConv2d(3, 16, kernel_size=3, padding=1)
         self.bn = nn.BatchNorm2d(16)
@@ -62,7 +64,9 @@ class CifarResNet(nn.Module):
     @staticmethod
     def _stage(in_channels, channels, blocks, stage):
         first = BasicBlock(in_channels, channels, 1 if stage == 1 else 2, stage)
-        return nn.Sequential(first, *(BasicBlock(channels, channels, 1, stage) for _ in range(blocks - 1)))
+        return nn.Sequential(
+            first, *(BasicBlock(channels, channels, 1, stage) for _ in range(blocks - 1))
+        )
 
     def forward(self, x):
         x = F.relu(self.bn(self.conv(x)), inplace=True)  # (N, 16, 32, 32)

@@ -39,13 +39,20 @@ def one_buffer(layers, x):
             module that keeps the shape of the k new maps; what its own backward pass needs is kept.
         x: (N, C, H, W), in channels-last memory or not; the result is in the same.
     """
-    if torch.compiler.is_compiling():  # no decorator: that would import torch._dynamo, a second of start-up
+    if (
+        torch.compiler.is_compiling()
+    ):  # no decorator: that would import torch._dynamo, a second of start-up
         return torch.compiler.disable(one_buffer)(layers, x)
     learns = all(layer.bn.training and layer.bn.momentum is not None for layer in layers)
-    hooked = any(layer.bn._forward_hooks or layer.conv._forward_hooks for layer in layers)  # fill_sites(after=)
+    hooked = any(
+        layer.bn._forward_hooks or layer.conv._forward_hooks for layer in layers
+    )  # fill_sites(after=)
     if hooked or not (learns and torch.is_grad_enabled()):
         return concatenate(layers, x)
-    parameters = [(layer.bn.weight, layer.bn.bias, layer.conv.weight, *layer.site.parameters()) for layer in layers]
+    parameters = [
+        (layer.bn.weight, layer.bn.bias, layer.conv.weight, *layer.site.parameters())
+        for layer in layers
+    ]
     return _OneBuffer.apply(layers, x, *(parameter for group in parameters for parameter in group))
 
 
@@ -57,7 +64,11 @@ def _convolution_dtype(x):
 
 def _buffer(x, channels, dtype):
     """Room for `channels` maps in the layout of x, (N, C, H, W), in the wider of its type and `dtype`."""
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    layout = (
+        torch.channels_last
+        if x.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
     shape, kept = (x.shape[0], channels, *x.shape[2:]), torch.promote_types(x.dtype, dtype)
     return torch.empty(shape, dtype=kept, device=x.device, memory_format=layout)
 
@@ -92,7 +103,8 @@ class EvaluatedBlock(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norms = [
-            [part.to(layer.bn.running_mean.dtype) for part in factor_and_summand(layer.bn)] for layer in layers
+            [part.to(layer.bn.running_mean.dtype) for part in factor_and_summand(layer.bn)]
+            for layer in layers
         ]
 
     @torch.no_grad()
@@ -131,7 +143,9 @@ class _OneBuffer(torch.autograd.Function):
 
         def put(maps, start, stop):
             buffer[:, start:stop] = maps
-            var[start:stop], mean[start:stop] = torch.var_mean(maps.to(precision), MAPS, correction=0)
+            var[start:stop], mean[start:stop] = torch.var_mean(
+                maps.to(precision), MAPS, correction=0
+            )
 
         put(x, 0, channels)
         ctx.sites = []
@@ -174,7 +188,9 @@ class _OneBuffer(torch.autograd.Function):
             per_deviation = through_var[start:stop] / count
             constant = through_mean[start:stop] / count - mean[start:stop] * per_deviation
             whole = gradient[:, start:stop] - constant[:, None, None].to(gradient.dtype)
-            return whole.addcmul_(buffer[:, start:stop], per_deviation[:, None, None].to(gradient.dtype), value=-1)
+            return whole.addcmul_(
+                buffer[:, start:stop], per_deviation[:, None, None].to(gradient.dtype), value=-1
+            )
 
         found = []  # the parameters' gradients, in their order
         sites = list(ctx.sites)
@@ -190,7 +206,11 @@ class _OneBuffer(torch.autograd.Function):
                     entering, leaving = sites.pop()
                     learning = [p for p in of_site if p.requires_grad]
                     g, *g_learning = torch.autograd.grad(
-                        leaving, (entering, *learning), g.to(leaving.dtype), retain_graph=True, allow_unused=True
+                        leaving,
+                        (entering, *learning),
+                        g.to(leaving.dtype),
+                        retain_graph=True,
+                        allow_unused=True,
                     )
                     g_learning = iter(g_learning)
                     g_site = [next(g_learning) if p.requires_grad else None for p in of_site]
@@ -203,7 +223,9 @@ class _OneBuffer(torch.autograd.Function):
                     g, a, weight.to(ctx.dtype), None, conv.stride, conv.padding, conv.dilation, False, (0, 0), 1,
                     (True, True, False),
                 )  # fmt: skip
-                g = torch.ops.aten.threshold_backward.grad_input(g, a, 0, grad_input=g)  # of the batch norm's result
+                g = torch.ops.aten.threshold_backward.grad_input(
+                    g, a, 0, grad_input=g
+                )  # of the batch norm's result
                 del a
                 g_beta = g.sum(MAPS, dtype=mean.dtype)
                 g_gamma = ((g * maps).sum(MAPS, dtype=mean.dtype) - mean[:channels] * g_beta) * rstd

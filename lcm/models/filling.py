@@ -76,9 +76,13 @@ def choose(free, where):
         case {"last_of_stage": int(stage)} if len(where) == 1:
             wanted = [stage]
         case _:
-            raise ValueError(f'sites {where!r} is not "every", {{"stages": [2, 3]}} or {{"last_of_stage": 2}}')
+            raise ValueError(
+                f'sites {where!r} is not "every", {{"stages": [2, 3]}} or {{"last_of_stage": 2}}'
+            )
     if unknown := [stage for stage in wanted if stage not in stages]:
-        raise ValueError(f"there is no free site in stage {unknown[0]}: the stages are {', '.join(map(str, stages))}")
+        raise ValueError(
+            f"there is no free site in stage {unknown[0]}: the stages are {', '.join(map(str, stages))}"
+        )
     chosen = [(name, site) for name, site in free if site.stage in wanted]
     return chosen[-1:] if "last_of_stage" in where else chosen
 
@@ -93,7 +97,9 @@ def _fill_behind(network, factory, pattern, seed):
             f"no module of {type(network).__name__} has a name like {pattern!r}{nearest(pattern, modules)}"
         )
     widths = {name: _channels(name, modules[name]) for name in names}
-    new = {name: _drawn(factory(width), f"{name}.attention", seed) for name, width in widths.items()}
+    new = {
+        name: _drawn(factory(width), f"{name}.attention", seed) for name, width in widths.items()
+    }
     for name, module in new.items():  # all of them are made before the first layer is changed
         modules[name].attention = module
         modules[name].register_forward_hook(_attend)
@@ -115,7 +121,9 @@ def _channels(name, layer):
         return layer.out_channels
     if isinstance(layer, nn.GroupNorm):
         return layer.num_channels
-    if isinstance(layer, nn.LayerNorm) and type(layer).__name__ == "LayerNorm2d":  # torchvision's and timm's, of maps
+    if (
+        isinstance(layer, nn.LayerNorm) and type(layer).__name__ == "LayerNorm2d"
+    ):  # torchvision's and timm's, of maps
         return layer.normalized_shape[0]
     raise ValueError(
         f"{name} is a {type(layer).__name__}, which does not say how many channels its maps have: name a convolution, or a norm of "

@@ -69,7 +69,9 @@ def resnet50(num_classes):
 
 def resnext50_32x4d(num_classes):
     """ResNeXt-50 (32x4d), images (N, 3, 224, 224) -> logits (N, num_classes), with a site in each of its 16 blocks."""
-    return _prepare(torchvision.models.resnext50_32x4d(num_classes=num_classes), {nn.Conv2d: FanOutConv2d})
+    return _prepare(
+        torchvision.models.resnext50_32x4d(num_classes=num_classes), {nn.Conv2d: FanOutConv2d}
+    )
 
 
 def densenet121(num_classes):

@@ -58,9 +58,13 @@ def draw_weights(network, seed, prefix=""):
             if not parameters:
                 continue
             if any(parameter.device.type != "cpu" for parameter in parameters):
-                raise ValueError(f"weights are drawn on the CPU: draw those of {name} before it is moved away")
+                raise ValueError(
+                    f"weights are drawn on the CPU: draw those of {name} before it is moved away"
+                )
             if not hasattr(layer, "reset_parameters"):
-                raise TypeError(f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to draw them")
+                raise TypeError(
+                    f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to draw them"
+                )
             key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             torch.default_generator.manual_seed(int.from_bytes(key[:8], "big", signed=True))
             layer.reset_parameters()

@@ -12,8 +12,25 @@ from lcm.errors import UserError
 from lcm.reporting import statistics
 from lcm.reporting.comparison import pair_notes, paired
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, select
-from lcm.reporting.render import DASH, Table, interval, markdown_rows, p_value, plural, rounded, signed
-from lcm.reporting.statistics import Comparison, compare, every, holm, pairs_to_reach, seeds_needed, verdict
+from lcm.reporting.render import (
+    DASH,
+    Table,
+    interval,
+    markdown_rows,
+    p_value,
+    plural,
+    rounded,
+    signed,
+)
+from lcm.reporting.statistics import (
+    Comparison,
+    compare,
+    every,
+    holm,
+    pairs_to_reach,
+    seeds_needed,
+    verdict,
+)
 
 COUNTS = {"params": "parameters", "gfloat": "GFloat", "macs": "multiply-accumulates"}
 NOT_JUDGED = "not judged"
@@ -78,14 +95,21 @@ def read_claims(file):
     try:
         entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{file} is missing: it belongs to the repository; bring it back with git checkout") from None
+        raise UserError(
+            f"{file} is missing: it belongs to the repository; bring it back with git checkout"
+        ) from None
     own = {
-        entry["id"]: [Statement(**facts, margin=entry.get("margin", 0.0)) for facts in entry.get("comparisons", [])]
+        entry["id"]: [
+            Statement(**facts, margin=entry.get("margin", 0.0))
+            for facts in entry.get("comparisons", [])
+        ]
         for entry in entries
     }
     claims = []
     for entry in entries:
-        statements = [s for other in entry.get("comparisons_of", []) for s in own[other]] + own[entry["id"]]
+        statements = [s for other in entry.get("comparisons_of", []) for s in own[other]] + own[
+            entry["id"]
+        ]
         statements = tuple(sorted(dict.fromkeys(statements), key=lambda s: s.table))
         facts = {key: value for key, value in entry.items() if key in Claim._fields}
         claims.append(Claim(**facts, statements=statements))
@@ -105,11 +129,18 @@ def judge_statements(claims, runs, protocol):
     )
     for table in sorted({statement.table for statement in statements}):
         family = [statement for statement in statements if statement.table == table]
-        pairs = [paired(*(arms.get((s.data, s.model, arm), empty) for arm in (s.a, s.b))) for s in family]
-        compared = [compare(found["difference"], null=-s.margin) for s, found in zip(family, pairs, strict=True)]
+        pairs = [
+            paired(*(arms.get((s.data, s.model, arm), empty) for arm in (s.a, s.b))) for s in family
+        ]
+        compared = [
+            compare(found["difference"], null=-s.margin)
+            for s, found in zip(family, pairs, strict=True)
+        ]
         adjusted = holm([comparison.p for comparison in compared])
         for statement, found, comparison, p in zip(family, pairs, compared, adjusted, strict=True):
-            needed = seeds_needed(statement.paper + statement.margin, comparison.deviation, len(family))
+            needed = seeds_needed(
+                statement.paper + statement.margin, comparison.deviation, len(family)
+            )
             word = verdict(comparison, p, -statement.margin)
             judged[statement] = Judged(statement, found, comparison, p, word, needed)
     return judged
@@ -141,14 +172,22 @@ def _every(claim, parts):
     )
     paper = f"CONTRADICT it ({against})" if against else f"hold in {len(parts)} of {len(parts)}"
     word = every((part.comparison, part.adjusted_p, -part.statement.margin) for part in parts)
-    return word, paper, f"{plural(len(parts), 'comparison')}: {_count(part.verdict for part in parts)}"
+    return (
+        word,
+        paper,
+        f"{plural(len(parts), 'comparison')}: {_count(part.verdict for part in parts)}",
+    )
 
 
 def _on_average(claim, parts):
     """By the mean over the claim's statements, seed by seed: only seeds that every statement has."""
     mean = fmean(s.paper for s in claim.statements)
-    paper = f"{'hold' if mean > 0 else 'CONTRADICT it'}: {signed(mean)} over {len(parts)} comparisons"
-    differences = [dict(zip(part.pairs["seed"], part.pairs["difference"], strict=True)) for part in parts]
+    paper = (
+        f"{'hold' if mean > 0 else 'CONTRADICT it'}: {signed(mean)} over {len(parts)} comparisons"
+    )
+    differences = [
+        dict(zip(part.pairs["seed"], part.pairs["difference"], strict=True)) for part in parts
+    ]
     seeds = sorted(set.intersection(*map(set, differences)))
     comparison = compare([fmean(d[seed] for d in differences) for seed in seeds])
     ours = "no seed has all of them"
@@ -160,17 +199,30 @@ def _on_average(claim, parts):
 def _cost(claim, complexity):
     """By the exact counts: what an arm `a` adds to arm `b`, in percent, where it adds most."""
     base = complexity[complexity["attention"] == claim.cost["b"]]
-    rows = complexity[complexity["attention"].isin(claim.cost["a"])].merge(base, on=["table", "model"])
+    rows = complexity[complexity["attention"].isin(claim.cost["a"])].merge(
+        base, on=["table", "model"]
+    )
     paper = "see Tables 1 to 5"
     if rows.empty:
-        return statistics.UNTESTABLE, paper, "not counted: `python scripts/complexity.py --csv results/complexity.csv`"
+        return (
+            statistics.UNTESTABLE,
+            paper,
+            "not counted: `python scripts/complexity.py --csv results/complexity.csv`",
+        )
     most = {
-        key: 100 * (rows[f"{key}_x"].astype(float) / rows[f"{key}_y"].astype(float) - 1).max() for key in claim.limits
+        key: 100 * (rows[f"{key}_x"].astype(float) / rows[f"{key}_y"].astype(float) - 1).max()
+        for key in claim.limits
     }
     within = all(most[key] <= limit for key, limit in claim.limits.items())
     word = statistics.SUPPORTED if within else statistics.CONTRADICTED
-    ours = "at most " + ", ".join(f"{signed(percent)} % {COUNTS[key]}" for key, percent in most.items())
-    return word, paper, f"{ours} (limits {', '.join(f'{limit} %' for limit in claim.limits.values())})"
+    ours = "at most " + ", ".join(
+        f"{signed(percent)} % {COUNTS[key]}" for key, percent in most.items()
+    )
+    return (
+        word,
+        paper,
+        f"{ours} (limits {', '.join(f'{limit} %' for limit in claim.limits.values())})",
+    )
 
 
 def _count(words):
@@ -189,7 +241,18 @@ def summary_table(results, protocol):
 
 def statement_tables(claims, judged):
     """For each table of the paper, every comparison that the claims make in it."""
-    header = ["Network", "Data", "A", "B", "claims", "paper A - B", "ours A - B", "95 % interval", "P(A above B)", "n"]
+    header = [
+        "Network",
+        "Data",
+        "A",
+        "B",
+        "claims",
+        "paper A - B",
+        "ours A - B",
+        "95 % interval",
+        "P(A above B)",
+        "n",
+    ]
     header += ["p", "p (Holm)", "seeds needed", "A above B?"]
     tables = []
     for number in sorted({statement.table for statement in judged}):
@@ -197,10 +260,28 @@ def statement_tables(claims, judged):
         rows = []
         for statement, _, comparison, p, word, needed in family:
             about = f" (by no more than {statement.margin:g} below)" if statement.margin else ""
-            names = [NETWORK_TITLE[statement.model], DATA_TITLE[statement.data], statement.a, statement.b + about]
-            numbers = ", ".join(str(n) for n, claim in enumerate(claims, 1) if statement in claim.statements)
-            ours = [signed(statement.paper), signed(comparison.mean), interval(comparison), rounded(comparison.wins, 2)]
-            tests = [str(comparison.n), p_value(comparison.p), p_value(p), str(needed or DASH), word]
+            names = [
+                NETWORK_TITLE[statement.model],
+                DATA_TITLE[statement.data],
+                statement.a,
+                statement.b + about,
+            ]
+            numbers = ", ".join(
+                str(n) for n, claim in enumerate(claims, 1) if statement in claim.statements
+            )
+            ours = [
+                signed(statement.paper),
+                signed(comparison.mean),
+                interval(comparison),
+                rounded(comparison.wins, 2),
+            ]
+            tests = [
+                str(comparison.n),
+                p_value(comparison.p),
+                p_value(p),
+                str(needed or DASH),
+                word,
+            ]
             rows.append([*names, numbers, *ours, *tests])
         note = (
             f"{len(rows)} comparisons: no corrected p-value can reach 0.05 with fewer than {pairs_to_reach(len(rows))} "
@@ -210,13 +291,19 @@ def statement_tables(claims, judged):
         notes = [note, *pair_notes([part.pairs for part in family])]
         records = pd.DataFrame({"n": [part.comparison.n for part in family]})
         name = f"claims-table{number}"
-        tables.append(Table(name, f"Comparisons of Table {number}", header, rows, notes, records, labels=4))
+        tables.append(
+            Table(name, f"Comparisons of Table {number}", header, rows, notes, records, labels=4)
+        )
     return tables
 
 
 def claims_in_short(results):
     """How many claims there are, which the paper's own numbers contradict, and our verdicts, in three sentences."""
-    contradicted = [str(index) for index, result in enumerate(results, 1) if result.paper.startswith("CONTRADICT")]
+    contradicted = [
+        str(index)
+        for index, result in enumerate(results, 1)
+        if result.paper.startswith("CONTRADICT")
+    ]
     return (
         f"{len(results)} comparative claims of the paper. Its own numbers contradict {len(contradicted)} of them "
         f"(number {' and '.join(contradicted) or '-'}). Our verdicts: {_count(result.verdict for result in results)}."

@@ -16,7 +16,10 @@ from lcm.reporting.records import RECORDED, Damaged, find_runs, read_records, re
 from lcm.reporting.report import forest_rows
 from lcm.reporting.runs import frame
 
-FREE = ("attention", *(key for key in NO_DEVIATION if key != "precision"))  # what may differ between compared runs
+FREE = (
+    "attention",
+    *(key for key in NO_DEVIATION if key != "precision"),
+)  # what may differ between compared runs
 
 
 def read_folders(folders):
@@ -39,7 +42,9 @@ def read_folders(folders):
                 found.append(read_run(directory)[0])
             except Damaged as error:
                 left_out.append(f"{directory}: {error}")
-    left_out += [f"{run.get('run')}: {run.get('state')}" for run in found if run.get("state") not in RECORDED]
+    left_out += [
+        f"{run.get('run')}: {run.get('state')}" for run in found if run.get("state") not in RECORDED
+    ]
     return [run for run in found if run.get("state") in RECORDED], left_out
 
 
@@ -70,9 +75,15 @@ def _values(runs):
 
 def refuse_several_groups(runs):
     """Raise UserError where runs differ in more than attention and seed (and what only changes rounding)."""
-    differences = {key: found for key, found in _values(runs).items() if len(found) > 1 and not is_under(key, FREE)}
+    differences = {
+        key: found
+        for key, found in _values(runs).items()
+        if len(found) > 1 and not is_under(key, FREE)
+    }
     if differences:
-        lines = [f"{key}: {', '.join(found)}".replace('"', "") for key, found in differences.items()]
+        lines = [
+            f"{key}: {', '.join(found)}".replace('"', "") for key, found in differences.items()
+        ]
         names = [key for key in differences if key.endswith(".name")] or list(differences)
         advice = " ".join(f"{key.removesuffix('.name')}={differences[key][0]}" for key in names)
         lines.append(f"one group alone, for example: {advice}".replace('"', ""))
@@ -84,9 +95,16 @@ def label_arms(runs):
     rows = []
     for attention in {run["attention"] for run in runs}:
         own = [run for run in runs if run["attention"] == attention]
-        several = [key for key, found in _values(own).items() if key.startswith("attention.") and len(found) > 1]
+        several = [
+            key
+            for key, found in _values(own).items()
+            if key.startswith("attention.") and len(found) > 1
+        ]
         for run in own:
-            settings = [f"{key.removeprefix('attention.')}={identity(run['config']).get(key)}" for key in several]
+            settings = [
+                f"{key.removeprefix('attention.')}={identity(run['config']).get(key)}"
+                for key in several
+            ]
             rows.append(row(run) | {"attention": " ".join([attention, *settings])})
     return rows
 
@@ -94,7 +112,11 @@ def label_arms(runs):
 def _protocol(runs):
     """(the protocol of compared runs in words, a warning where it is not the paper's)."""
     first = runs.iloc[0]
-    deviations = {f"{key}={value}": None for text in runs["deviations"] for key, value in json.loads(text).items()}
+    deviations = {
+        f"{key}={value}": None
+        for text in runs["deviations"]
+        for key, value in json.loads(text).items()
+    }
     shared = [words for words in deviations if not words.startswith("attention.")]
     words = ", ".join([f"schedule={first.schedule}", f"precision={first.precision}", *shared])
     if deviations:
@@ -116,13 +138,17 @@ def compare_runs(runs, baseline="none", name="comparison"):
         raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
     first = selection.runs.iloc[0]
     groups = {
-        (first.data, first.model): {attention: arms[attention] for attention in in_order(arms, (baseline, *arms))}
+        (first.data, first.model): {
+            attention: arms[attention] for attention in in_order(arms, (baseline, *arms))
+        }
     }
     protocol = Protocol(first.schedule, first.precision)
     table = compare_groups(groups, selection, protocol, baseline)
     (words, warning), network = _protocol(selection.runs), title(first.data, first.model)
     heading = f"Every attention against {baseline}: {network}, {words}"
-    figure = forest(list(forest_rows(table.records)), f"{network}: attention minus {baseline}\n{words}")
+    figure = forest(
+        list(forest_rows(table.records)), f"{network}: attention minus {baseline}\n{words}"
+    )
     return table._replace(name=name, title=heading, warning=warning), figure
 
 

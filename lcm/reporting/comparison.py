@@ -17,7 +17,12 @@ from lcm.reporting.render import (
 )
 from lcm.reporting.statistics import compare, holm, pairs_to_reach, verdict
 
-ENVIRONMENT = {"commit": "commit", "torch": "version of torch", "device": "device", "compile": "use of `compile=true`"}
+ENVIRONMENT = {
+    "commit": "commit",
+    "torch": "version of torch",
+    "device": "device",
+    "compile": "use of `compile=true`",
+}
 METHOD = (
     "Test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). Differences are paired: the same seed "
     "has the same initialisation, image order and augmentation in both arms. 95 % BCa bootstrap interval of the mean "
@@ -32,7 +37,13 @@ def measured(arm, metric="top1"):
     mean, deviation = mean_and_deviation(arm[f"test_{metric}"])
     best = mean_and_deviation(arm["best_test_top1"])[0] if metric == "top1" else None
     seeds = " ".join(map(str, arm["seed"]))
-    return {"mean": mean, "deviation": deviation, "n": len(arm), "best_epoch_on_test": best, "seeds": seeds}
+    return {
+        "mean": mean,
+        "deviation": deviation,
+        "n": len(arm),
+        "best_epoch_on_test": best,
+        "seeds": seeds,
+    }
 
 
 def paired(a, b):
@@ -49,13 +60,28 @@ def row_and_record(names, arm, comparison, adjusted, command):
     """
     params, macs = (arm[key].iloc[0] if len(arm) else None for key in ("params", "macs"))
     word = verdict(comparison, adjusted) if comparison.n else None
-    row = [DATA_TITLE.get(names["data"], names["data"]), names["model"], names["attention"], scaled(params, 6, 3)]
-    row += [scaled(macs, 9, 4), accuracy(arm["test_top1"]), signed(comparison.mean), interval(comparison)]
+    row = [
+        DATA_TITLE.get(names["data"], names["data"]),
+        names["model"],
+        names["attention"],
+        scaled(params, 6, 3),
+    ]
+    row += [
+        scaled(macs, 9, 4),
+        accuracy(arm["test_top1"]),
+        signed(comparison.mean),
+        interval(comparison),
+    ]
     row += [rounded(comparison.wins, 2), p_value(comparison.p), p_value(adjusted), word or DASH]
     record = names | {"params": params, "macs": macs} | measured(arm)
     record |= {"pairs": comparison.n, "difference": comparison.mean, "wins": comparison.wins}
     record |= {"differences": comparison.differences, "difference_deviation": comparison.deviation}
-    record |= {"low": comparison.low, "high": comparison.high, "p": comparison.p, "p_holm": adjusted}
+    record |= {
+        "low": comparison.low,
+        "high": comparison.high,
+        "p": comparison.p,
+        "p_holm": adjusted,
+    }
     return row, record | {"verdict": word, "command": command}
 
 
@@ -66,27 +92,54 @@ def compare_groups(groups, selection, protocol, baseline="none"):
     """
     rows, records, short, pairs = [], [], [], []
     for (data, model), arms in groups.items():
-        found = {name: paired(arm if name != baseline else arm[:0], arms[baseline]) for name, arm in arms.items()}
-        compared = {name: compare(pairs_of_arm["difference"]) for name, pairs_of_arm in found.items()}
+        found = {
+            name: paired(arm if name != baseline else arm[:0], arms[baseline])
+            for name, arm in arms.items()
+        }
+        compared = {
+            name: compare(pairs_of_arm["difference"]) for name, pairs_of_arm in found.items()
+        }
         others = [name for name in arms if name != baseline]
         adjusted = dict(zip(others, holm([compared[name].p for name in others]), strict=True))
         needed = pairs_to_reach(len(others))
-        short += [f"{model} on {data}: {needed}"] if any(0 < c.n < needed for c in compared.values()) else []
+        short += (
+            [f"{model} on {data}: {needed}"]
+            if any(0 < c.n < needed for c in compared.values())
+            else []
+        )
         for attention, arm in arms.items():
             names = {"data": data, "model": model, "attention": attention}
             names |= {"schedule": protocol.schedule_of(data), "precision": protocol.precision}
-            command = "" if len(arm) else protocol.command(f"data={data}", f"model={model}", f"attention={attention}")
-            row, record = row_and_record(names, arm, compared[attention], adjusted.get(attention), command)
+            command = (
+                ""
+                if len(arm)
+                else protocol.command(f"data={data}", f"model={model}", f"attention={attention}")
+            )
+            row, record = row_and_record(
+                names, arm, compared[attention], adjusted.get(attention), command
+            )
             rows.append(row)
             records.append(record)
         pairs += found.values()
     notes = [METHOD.format(against=baseline)]
     if short:
-        notes.append("Pairs that the test needs before any corrected p-value can reach 0.05: " + "; ".join(short) + ".")
+        notes.append(
+            "Pairs that the test needs before any corrected p-value can reach 0.05: "
+            + "; ".join(short)
+            + "."
+        )
     notes += run_notes(*selection) + pair_notes(pairs)
     missing = tuple(record["command"] for record in records if record["command"])
     records = pd.DataFrame(records, dtype=object)
-    header = ["Data", "Network", "Attention", "Para (M)", "MACs (G)", "Test top-1 (%)", f"minus {baseline}"]
+    header = [
+        "Data",
+        "Network",
+        "Attention",
+        "Para (M)",
+        "MACs (G)",
+        "Test top-1 (%)",
+        f"minus {baseline}",
+    ]
     header += ["95 % interval", "P(better)", "p", "p (Holm)", f"better than {baseline}?"]
     return Table("", "", header, rows, notes, records, missing, labels=3)
 
@@ -98,12 +151,16 @@ def comparison_table(selection, protocol):
     """
     shown = ("none",) if protocol.schedule is None else ATTENTIONS
     groups = {
-        group: {name: runs[runs["attention"] == name] for name in in_order([*runs["attention"], *shown])}
+        group: {
+            name: runs[runs["attention"] == name] for name in in_order([*runs["attention"], *shown])
+        }
         for group, runs in selection.groups().items()
     }
     name, title = f"comparison{protocol.suffix}", f"Every attention against none: {protocol.words}"
     warning = f"Not the paper's schedule: runs with {protocol.words}." if protocol.schedule else ""
-    return compare_groups(groups, selection, protocol)._replace(name=name, title=title, warning=warning)
+    return compare_groups(groups, selection, protocol)._replace(
+        name=name, title=title, warning=warning
+    )
 
 
 def pair_notes(pairs):
@@ -111,7 +168,9 @@ def pair_notes(pairs):
     if not pairs:
         return []
     pairs = pd.concat(pairs)
-    counts = {words: (pairs[f"{key}_a"] != pairs[f"{key}_b"]).sum() for key, words in ENVIRONMENT.items()}
+    counts = {
+        words: (pairs[f"{key}_a"] != pairs[f"{key}_b"]).sum() for key, words in ENVIRONMENT.items()
+    }
     parts = [f"{count} in the {words}" for words, count in counts.items() if count]
     note = f"Pairs whose two runs differ in more than the attention, of {len(pairs)}: {', '.join(parts)}."
     return [note] if parts else []
@@ -126,22 +185,34 @@ def run_notes(used, failed, duplicates):
     unverified = (~used["data_verified"]).sum()
     counts = {
         "from a checkout with uncommitted changes.": used["dirty"].sum(),
-        "with `compile=true`: the same arithmetic, rounded in another order.": used["compile"].sum(),
+        "with `compile=true`: the same arithmetic, rounded in another order.": used[
+            "compile"
+        ].sum(),
         "with `data.verify=false`: their images were not compared with the official ones.": unverified,
     }
     for source, count in used["data_cache"].replace("", pd.NA).value_counts().sort_index().items():
         side = f"a short side of {source} pixels" if source.isdigit() else source
-        pixels = "the files' own pixels (`data.cache=false`)" if source == "files" else f"images cached at {side}"
+        pixels = (
+            "the files' own pixels (`data.cache=false`)"
+            if source == "files"
+            else f"images cached at {side}"
+        )
         counts[f"cut their training regions from {pixels}."] = count
     notes += [f"{count} of them {words}" for words, count in counts.items() if count]
     for data, runs in used.groupby("data"):
         files, lengths = runs["data_fingerprint"].nunique(), sorted(set(runs["epochs"].dropna()))
         if files > 1:
-            notes.append(f"**The runs saw different files of {data}**: {files} fingerprints in `runs.csv`.")
+            notes.append(
+                f"**The runs saw different files of {data}**: {files} fingerprints in `runs.csv`."
+            )
         if len(lengths) > 1:
-            notes.append(f"**The runs on {data} have different lengths**: {', '.join(map(str, lengths))} epochs.")
+            notes.append(
+                f"**The runs on {data} have different lengths**: {', '.join(map(str, lengths))} epochs."
+            )
     if len(failed):
-        named = "; ".join(f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples())
+        named = "; ".join(
+            f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples()
+        )
         notes.append(f"Failed, without a number: {named}.")
     if len(duplicates):
         named = "; ".join(f"`{run}`" for run in duplicates["run"])

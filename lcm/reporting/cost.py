@@ -10,7 +10,9 @@ from lcm.reporting.tables import ARM, read_complexity, read_paper
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10, CIFAR-100 and mini-ImageNet alike
 EVALUATION = 1 / 3  # an image costs a forward pass in evaluation, and about three in training
-H200 = 67e12  # float32 operations a second outside of tensor cores: NVIDIA's figure for the H200 SXM
+H200 = (
+    67e12  # float32 operations a second outside of tensor cores: NVIDIA's figure for the H200 SXM
+)
 
 SHARED = "Times images and epochs, a third for an evaluated image. `all` counts a run that two tables share once."
 
@@ -18,7 +20,8 @@ SHARED = "Times images and epochs, a third for an evaluated image. `all` counts 
 def cells(results):
     """{table: {(data, model, attention), ...}} of the paper: the runs of one seed. Tables 1, 3 and 4 share some."""
     return {
-        table: set(rows[ARM].itertuples(index=False, name=None)) for table, rows in read_paper(results).groupby("table")
+        table: set(rows[ARM].itertuples(index=False, name=None))
+        for table, rows in read_paper(results).groupby("table")
     }
 
 
@@ -37,7 +40,11 @@ def hours(cells, seconds):
 def measured_steps(results, on_card):
     """({(model, attention): seconds an image}, the devices) of cost.csv: its rows of a GPU, or those of a CPU."""
     file = Path(results) / "cost.csv"
-    rows = pd.read_csv(file, keep_default_na=False) if file.exists() else pd.DataFrame({"device": []}, dtype=str)
+    rows = (
+        pd.read_csv(file, keep_default_na=False)
+        if file.exists()
+        else pd.DataFrame({"device": []}, dtype=str)
+    )
     rows = rows[rows["device"].str.startswith("cpu") != on_card]
     seconds = {(row.model, row.attention): row.seconds_per_image for row in rows.itertuples()}
     return seconds, " and ".join(sorted(set(rows["device"])))
@@ -45,14 +52,20 @@ def measured_steps(results, on_card):
 
 def computed_steps(results):
     """{(model, attention): seconds an image} on an H200 that does nothing but multiply and add, at its float32 peak."""
-    return {(row.model, row.attention): 3 * 2 * row.macs / H200 for row in read_complexity(results).itertuples()}
+    return {
+        (row.model, row.attention): 3 * 2 * row.macs / H200
+        for row in read_complexity(results).itertuples()
+    }
 
 
 def card_steps(results):
     """(seconds an image on a card, how they are known)."""
     seconds, devices = measured_steps(results, on_card=True)
     if seconds:
-        return seconds, f"Measured: a training step in float32 on {devices} (`python scripts/cost.py`)"
+        return (
+            seconds,
+            f"Measured: a training step in float32 on {devices} (`python scripts/cost.py`)",
+        )
     return computed_steps(results), (
         "Computed, not measured: the least that an H200 can take in float32, six operations for each multiply-accumulate at "
         f"{H200 / 1e12:.0f} TFLOP/s and no time for memory or launches; small networks take several times as long"
@@ -72,9 +85,7 @@ def cost_cpu_block(results):
     seconds, devices = measured_steps(results, on_card=False)
     if not seconds:
         return "Not measured yet: `python scripts/cost.py`."
-    how = (
-        f"Measured: seconds of a training step in float32 on {devices} (`python scripts/cost.py` -> `results/cost.csv`)"
-    )
+    how = f"Measured: seconds of a training step in float32 on {devices} (`python scripts/cost.py` -> `results/cost.csv`)"
     return f"{_table(results, seconds, (1, 6, 10))}\n\n{how}. {SHARED}"
 
 

@@ -21,7 +21,12 @@ from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTE
 COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 COLOURS += ("#6a3d9a", "#8c564b", "#bcbd22", "#17becf", "#7b1f3a", "#1b5e20", "#3f51b5", "#a1887f")
 INK, BLACK = "#555555", "#000000"
-VERDICT_COLOURS = {SUPPORTED: "#1a7f37", CONTRADICTED: "#cf222e", INCONCLUSIVE: "#0550ae", UNTESTABLE: "#9a9a9a"}
+VERDICT_COLOURS = {
+    SUPPORTED: "#1a7f37",
+    CONTRADICTED: "#cf222e",
+    INCONCLUSIVE: "#0550ae",
+    UNTESTABLE: "#9a9a9a",
+}
 MARKERS = "osD^vP*Xh"
 STYLE = {
     "font.family": "sans-serif",  # where DejaVu Sans is not installed
@@ -45,7 +50,11 @@ def svg(figure):
         figure.get_layout_engine().execute(figure)  # at the dots per inch of the figure, not of SVG
         figure.set_layout_engine(None)
         out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Description": "drawn by scripts/report.py of lcm"})
+        figure.savefig(
+            out,
+            format="svg",
+            metadata={"Date": None, "Description": "drawn by scripts/report.py of lcm"},
+        )
         return out.getvalue()
 
 
@@ -67,12 +76,23 @@ def learning_curves(arms, title):
     limits, palette = [], colours(arms)
     for attention, runs in arms.items():
         curves = np.array(runs)  # (seeds, epochs)
-        mean, low, high, count = curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0), curves.shape[1]
-        style = {"color": palette[attention], "linewidth": 1.2, "linestyle": "--" if attention == "lcm1" else "-"}
+        mean, low, high, count = (
+            curves.mean(axis=0),
+            curves.min(axis=0),
+            curves.max(axis=0),
+            curves.shape[1],
+        )
+        style = {
+            "color": palette[attention],
+            "linewidth": 1.2,
+            "linestyle": "--" if attention == "lcm1" else "-",
+        }
         last = max(0, count * 3 // 4 - 1)
         for axis, first in ((whole, 0), (end, last)):
             # about fifty points are all that a curve of this width can show
-            shown = np.unique(np.append(np.arange(first, count, max(1, (count - first) // 50)), count - 1))
+            shown = np.unique(
+                np.append(np.arange(first, count, max(1, (count - first) // 50)), count - 1)
+            )
             axis.plot(shown + 1, mean[shown], label=f"{attention} ({len(runs)})", **style)
             if len(runs) > 1:
                 band = {"color": palette[attention], "alpha": 0.1, "linewidth": 0}
@@ -102,14 +122,22 @@ def accuracy_against(costs, points, title):
     figure.suptitle(title, fontsize=10)
     palette = colours(in_order(points["attention"]))
     markers = dict(zip(dict.fromkeys(points["network"]), itertools.cycle(MARKERS), strict=False))
-    for axis, (cost, name) in zip(figure.subplots(len(costs), 1, squeeze=False)[:, 0], costs.items(), strict=True):
+    for axis, (cost, name) in zip(
+        figure.subplots(len(costs), 1, squeeze=False)[:, 0], costs.items(), strict=True
+    ):
         for network, own in points.groupby("network", sort=False):
             shades = list(own["attention"].map(palette))
-            axis.scatter(own[cost], own["mean"], s=24, c=shades, marker=markers[network], linewidths=0)
+            axis.scatter(
+                own[cost], own["mean"], s=24, c=shades, marker=markers[network], linewidths=0
+            )
             bars = {"fmt": "none", "ecolor": shades, "elinewidth": 0.8}
             axis.errorbar(own[cost], own["mean"], own["deviation"].fillna(0), **bars)
             own = own[own["paper"].notna()]
-            hollow = {"facecolors": "none", "edgecolors": list(own["attention"].map(palette)), "linewidths": 0.9}
+            hollow = {
+                "facecolors": "none",
+                "edgecolors": list(own["attention"].map(palette)),
+                "linewidths": 0.9,
+            }
             axis.scatter(own[cost], own["paper"], s=28, marker=markers[network], **hollow)
         low, high = points[cost].min(), points[cost].max()
         if high > 3 * low:
@@ -120,15 +148,23 @@ def accuracy_against(costs, points, title):
             axis.xaxis.set_minor_locator(NullLocator())
         else:
             axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
-            if high < 1.1 * low:  # modules that add 0.02 % stand beside the network without them, not at the other end
+            if (
+                high < 1.1 * low
+            ):  # modules that add 0.02 % stand beside the network without them, not at the other end
                 axis.set_xlim(0.95 * low, 1.05 * high)
         axis.set_xlabel(name)
         axis.set_ylabel("test top-1 (%)")
         axis.grid(alpha=0.25, linewidth=0.5)
     handles = [_handle(name, colour, "s") for name, colour in palette.items()]
     handles += [_handle(network, INK, marker) for network, marker in markers.items()]
-    handles += [_handle("hollow: paper", INK, "o", fillstyle="none")] if points["paper"].notna().any() else []
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, handletextpad=0.1, columnspacing=1)
+    handles += (
+        [_handle("hollow: paper", INK, "o", fillstyle="none")]
+        if points["paper"].notna().any()
+        else []
+    )
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, handletextpad=0.1, columnspacing=1
+    )
     return figure
 
 
@@ -163,8 +199,12 @@ def forest(rows, title):
     axis.grid(axis="x", alpha=0.25, linewidth=0.5)
     found = {word for _, ours, _, word in rows if ours.n}
     marker = {"markersize": 4, "linestyle": "-"}
-    handles = [_handle(word, VERDICT_COLOURS[word], "o", **marker) for word in VERDICTS if word in found]
-    handles += [_handle("a pair of runs", INK, "o", markersize=3.5, fillstyle="none")] if found else []
+    handles = [
+        _handle(word, VERDICT_COLOURS[word], "o", **marker) for word in VERDICTS if word in found
+    ]
+    handles += (
+        [_handle("a pair of runs", INK, "o", markersize=3.5, fillstyle="none")] if found else []
+    )
     if any(paper is not None for _, _, paper, _ in rows):
         handles.append(_handle("the paper", BLACK, "D", markersize=4.5, fillstyle="none"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)

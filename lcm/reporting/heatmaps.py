@@ -11,7 +11,14 @@ from lcm.errors import UserError
 from lcm.files import write_atomically
 from lcm.reporting.protocol import NETWORK_TITLE
 
-ATTENTION_TITLE = {"se": "SE", "cbam": "CBAM", "nonlocal": "Non-local", "gc": "GC", "lcm1": "LCM1", "lcm2": "LCM2"}
+ATTENTION_TITLE = {
+    "se": "SE",
+    "cbam": "CBAM",
+    "nonlocal": "Non-local",
+    "gc": "GC",
+    "lcm1": "LCM1",
+    "lcm2": "LCM2",
+}
 
 
 def titles(states):
@@ -22,7 +29,9 @@ def titles(states):
         attention = ATTENTION_TITLE.get(state["attention"], state["attention"])
         found.append(network if state["attention"] == "none" else f"{network} + {attention}")
     if len(set(found)) < len(found):
-        found = [f"{title}, seed {state['seed']}" for title, state in zip(found, states, strict=True)]
+        found = [
+            f"{title}, seed {state['seed']}" for title, state in zip(found, states, strict=True)
+        ]
     return found
 
 
@@ -42,10 +51,17 @@ def draw(titles, classes, normalisation, images, labels, cams):
     colours = matplotlib.colormaps["inferno"]
 
     def place(left, top, wide=panel, high=panel):
-        return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+        return figure.add_axes(
+            (left / width, 1 - (top + high) / height, wide / width, high / height)
+        )
 
     def write(left, top, words, **style):
-        figure.text(left / width, 1 - top / height, words, **{"fontsize": 7.5, "ha": "center", "va": "top"} | style)
+        figure.text(
+            left / width,
+            1 - top / height,
+            words,
+            **{"fontsize": 7.5, "ha": "center", "va": "top"} | style,
+        )
 
     def show(left, top, pixels, **how):
         axes = place(left, top)
@@ -76,7 +92,13 @@ def draw(titles, classes, normalisation, images, labels, cams):
             if not heat.any():
                 write(x + panel / 2, top + 0.42, "no evidence", color="white")
             if row == 0:
-                write(x + panel / 2, head - 0.06, title.replace(" + ", "\n+ "), weight="bold", va="bottom")
+                write(
+                    x + panel / 2,
+                    head - 0.06,
+                    title.replace(" + ", "\n+ "),
+                    weight="bold",
+                    va="bottom",
+                )
     bar = figure.colorbar(
         matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colours),
         cax=place(width - 0.6, head, 0.1, 2 * panel + gap),
@@ -115,9 +137,14 @@ def save(stem, figure, facts):
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {stem}: cannot make the folder {stem.parent} ({error.strerror})") from error
+        raise UserError(
+            f"--out {stem}: cannot make the folder {stem.parent} ({error.strerror})"
+        ) from error
     with matplotlib.rc_context({"svg.hashsalt": "score_cam"}):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        for kind, metadata in (
+            ("png", {"Software": None}),
+            ("svg", {"Date": None, "Creator": None}),
+        ):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
             write_atomically(f"{stem}.{kind}", buffer.getvalue())

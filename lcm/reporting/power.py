@@ -7,7 +7,16 @@ Simulated runs are independent and normal with a deviation of 0.25 points, about
 import numpy as np
 
 from lcm.reporting.render import pipes
-from lcm.reporting.statistics import ALPHA, SUPPORTED, Comparison, bca_interval, compare, holm, sign_flip_p, verdict
+from lcm.reporting.statistics import (
+    ALPHA,
+    SUPPORTED,
+    Comparison,
+    bca_interval,
+    compare,
+    holm,
+    sign_flip_p,
+    verdict,
+)
 
 DIFFERENCES, DEVIATION, PAIRS, FAMILY = (0, 0.2, 0.5, 1), 0.25, (3, 6, 10, 15), 6
 
@@ -52,7 +61,10 @@ def power_page(repetitions=2000):
         return f"{100 * value:.1f} %"
 
     def shares(comparisons, count):
-        return [[f"{d} points", *(share(simulate(d, n, comparisons, count)[0]) for n in PAIRS)] for d in DIFFERENCES]
+        return [
+            [f"{d} points", *(share(simulate(d, n, comparisons, count)[0]) for n in PAIRS)]
+            for d in DIFFERENCES
+        ]
 
     families = repetitions // FAMILY
     parts = [

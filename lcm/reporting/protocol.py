@@ -10,8 +10,17 @@ from typing import NamedTuple
 from lcm.config import options
 from lcm.errors import UserError
 
-PAPER_SCHEDULE = {"cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}  # section 4.1.2
-DATA_TITLE = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mini_imagenet": "mini-ImageNet", "digits": "digits"}
+PAPER_SCHEDULE = {
+    "cifar10": "cifar",
+    "cifar100": "cifar",
+    "mini_imagenet": "mini_imagenet",
+}  # section 4.1.2
+DATA_TITLE = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "mini_imagenet": "mini-ImageNet",
+    "digits": "digits",
+}
 NETWORK_TITLE = {
     "densenet40": "DenseNet-40",
     "densenet64": "DenseNet-64",
@@ -24,14 +33,25 @@ NETWORK_TITLE = {
     "resnext50": "ResNeXt-50 32x4d",
 }
 METRIC_TITLE = {"top1": "top-1", "top5": "top-5"}
-ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")  # the paper's, in the order of every table
+ATTENTIONS = (
+    "none",
+    "se",
+    "cbam",
+    "nonlocal",
+    "gc",
+    "lcm1",
+    "lcm2",
+)  # the paper's, in the order of every table
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.csv"
 
 
 def in_order(names, known=ATTENTIONS):
     """The different `names`, those that the paper knows first and in its order, the others after them by name."""
     known = list(known)
-    return sorted(set(names), key=lambda name: (known.index(name), "") if name in known else (len(known), name))
+    return sorted(
+        set(names),
+        key=lambda name: (known.index(name), "") if name in known else (len(known), name),
+    )
 
 
 def title(data, model):
@@ -50,14 +70,20 @@ def read_csv(file):
         with open(file, encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
     except FileNotFoundError:
-        raise UserError(f"{file} is missing: it belongs to the repository; bring it back with git checkout") from None
+        raise UserError(
+            f"{file} is missing: it belongs to the repository; bring it back with git checkout"
+        ) from None
 
 
 def paper_accuracy(data, model, attention, file=PAPER):
     """{"top1": 92.70} (percent; top5 too on mini-ImageNet), {} where the paper has no such row."""
     rows = read_csv(file) if Path(file).exists() else []
     wanted = data, model, attention
-    return {r["metric"]: float(r["value"]) for r in rows if (r["data"], r["model"], r["attention"]) == wanted}
+    return {
+        r["metric"]: float(r["value"])
+        for r in rows
+        if (r["data"], r["model"], r["attention"]) == wanted
+    }
 
 
 def paper_comparison(state):
@@ -68,7 +94,10 @@ def paper_comparison(state):
         return ""
     differences = dict(state["deviations"])
     if state["schedule"] != PAPER_SCHEDULE[state["data"]]:
-        differences = {"schedule": state["schedule"], "schedule.epochs": state["epochs"]} | differences
+        differences = {
+            "schedule": state["schedule"],
+            "schedule.epochs": state["epochs"],
+        } | differences
     words = ", ".join(f"{key}={value}" for key, value in differences.items())
     numbers = ", ".join(f"{METRIC_TITLE[metric]} {value:.2f} %" for metric, value in paper.items())
     line = f"the (retracted) paper prints {numbers} for this row"
@@ -113,10 +142,15 @@ def protocols(runs):
     """The paper's protocol, then every other one that finished runs without deviations follow, sorted."""
     followed = runs[(runs["state"] == "finished") & (runs["deviations"] == "{}")]
     found = {
-        Protocol(None if run.schedule == PAPER_SCHEDULE.get(run.data) else run.schedule, run.precision)
+        Protocol(
+            None if run.schedule == PAPER_SCHEDULE.get(run.data) else run.schedule, run.precision
+        )
         for run in followed.itertuples()
     }
-    return [Protocol(), *sorted(found - {Protocol()}, key=lambda p: (p.schedule or "", p.precision))]
+    return [
+        Protocol(),
+        *sorted(found - {Protocol()}, key=lambda p: (p.schedule or "", p.precision)),
+    ]
 
 
 class Selection(NamedTuple):
@@ -142,13 +176,16 @@ def select(runs, protocol):
 
 def one_a_seed(runs):
     """The Selection among runs of one protocol."""
-    runs = runs.assign(compile=runs["compile"].fillna(False)).sort_values(["compile", "start", "run"])
+    runs = runs.assign(compile=runs["compile"].fillna(False)).sort_values(
+        ["compile", "start", "run"]
+    )
     failed = runs["state"] == "failed"
     duplicate = runs[~failed].duplicated(["data", "model", "attention", "seed"])
     finished = runs[~failed][~duplicate]
     models, attentions = in_order(finished["model"], NETWORK_TITLE), in_order(finished["attention"])
     order = finished.assign(
-        model=finished["model"].map(models.index), attention=finished["attention"].map(attentions.index)
+        model=finished["model"].map(models.index),
+        attention=finished["attention"].map(attentions.index),
     )
     order = order.sort_values(["data", "model", "attention", "seed"]).index
     return Selection(finished.loc[order], runs[failed], runs[~failed][duplicate])

@@ -7,7 +7,16 @@ from pathlib import Path
 from lcm.errors import UserError
 from lcm.reporting.claims import claims_in_short, judge, judge_statements, read_claims
 from lcm.reporting.cost import card_steps, cells, cost_block, cost_cpu_block, duration, hours
-from lcm.reporting.protocol import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, Protocol, in_order, protocols, select, title
+from lcm.reporting.protocol import (
+    ATTENTIONS,
+    DATA_TITLE,
+    NETWORK_TITLE,
+    Protocol,
+    in_order,
+    protocols,
+    select,
+    title,
+)
 from lcm.reporting.records import read_records
 from lcm.reporting.render import (
     DASH,
@@ -23,7 +32,13 @@ from lcm.reporting.render import (
     signed,
 )
 from lcm.reporting.speed import read_benchmark, speed_paragraph
-from lcm.reporting.statistics import CONTRADICTED, MINIMUM_PAIRS, SUPPORTED, VERDICTS, pairs_to_reach
+from lcm.reporting.statistics import (
+    CONTRADICTED,
+    MINIMUM_PAIRS,
+    SUPPORTED,
+    VERDICTS,
+    pairs_to_reach,
+)
 from lcm.reporting.tables import build, comparison_table, counts, read_complexity, read_paper
 
 _BLOCK = re.compile(r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -54,7 +69,13 @@ def summary(runs, results):
             names = [DATA_TITLE.get(data, data), NETWORK_TITLE.get(model, model)]
             names += [protocol.schedule_of(data), protocol.precision]
             baseline = accuracy(own.loc[own["attention"] == "none", "test_top1"])
-            rows.append([*names, baseline, *(_difference(records.get((data, model, other))) for other in others)])
+            rows.append(
+                [
+                    *names,
+                    baseline,
+                    *(_difference(records.get((data, model, other))) for other in others),
+                ]
+            )
     claims = read_claims(Path(results) / "claims.yaml")
     judged = judge_statements(claims, runs, Protocol())
     verdicts = claims_in_short(judge(claims, judged, read_complexity(results)))
@@ -74,7 +95,9 @@ def findings(runs, results):
     judged = judge_statements(read_claims(Path(results) / "claims.yaml"), runs, Protocol())
     return {
         "Counts": _counts(results),
-        "Accuracy": " ".join(filter(None, [_baselines(runs, results), _effort(runs, results), _modules(judged)])),
+        "Accuracy": " ".join(
+            filter(None, [_baselines(runs, results), _effort(runs, results), _modules(judged)])
+        ),
         "What would decide": _decisive(results, judged),
     }
 
@@ -96,7 +119,10 @@ def _counts(results):
 
 def _baselines(runs, results):
     """Whether the networks without attention reach the paper's accuracies under its own schedule."""
-    near, far = f"within {REACHED} points of the paper's number", f"more than {REACHED} points from the paper's number"
+    near, far = (
+        f"within {REACHED} points of the paper's number",
+        f"more than {REACHED} points from the paper's number",
+    )
     arms, words = select(runs, Protocol()).arms(), {near: [], far: []}
     paper = read_paper(results).drop_duplicates(["data", "model", "attention", "metric"])
     baselines = paper[(paper["attention"] == "none") & (paper["metric"] == "top1")]
@@ -169,7 +195,9 @@ def fill_readme(text, blocks):
 
     def fill(match):
         if match[2] not in blocks:
-            raise UserError(f"README: no result is called {match[2]}; there are {', '.join(sorted(blocks))}")
+            raise UserError(
+                f"README: no result is called {match[2]}; there are {', '.join(sorted(blocks))}"
+            )
         return f"{match[1]}{blocks[match[2]]}\n{match[3]}"
 
     return _BLOCK.sub(fill, text)
@@ -190,6 +218,10 @@ def readme_blocks(runs, results):
         blocks["speed"] = speed_paragraph(read_benchmark(benchmark))
     for protocol in protocols(runs):
         for table in build(runs, protocol, results):
-            hint = f"\n\nDashes: not run yet; the commands are in `results/{table.name}.md`." if table.missing else ""
+            hint = (
+                f"\n\nDashes: not run yet; the commands are in `results/{table.name}.md`."
+                if table.missing
+                else ""
+            )
             blocks[table.name] = markdown_rows(table) + hint
     return blocks

@@ -12,7 +12,10 @@ import os
 import re
 from pathlib import Path
 
-RECORDED = ("finished", "failed")  # the states that enter results; running and stopped runs will change
+RECORDED = (
+    "finished",
+    "failed",
+)  # the states that enter results; running and stopped runs will change
 # The columns of runs.csv with their pandas dtypes. Accuracies in percent, of the last epoch unless named `best`, which is chosen
 # on the test set and never used as a result; `seconds` of training and evaluation. `data_verified`: the images were compared with
 # the official ones; empty where a data set has no such key. Device, versions and commit are "A, then B" where a run was continued
@@ -37,12 +40,27 @@ COLUMNS = {
 }
 # What mini-ImageNet's training regions are cut from: "256" (pixels of the cached images' short side), "full size" or "files".
 OPTIONAL = {"data_cache": "str"}  # a column only where a run has it
-REQUIRED = ("run", "state", "data", "model", "attention", "seed", "schedule", "precision", "epochs", "config_hash")
+REQUIRED = (
+    "run",
+    "state",
+    "data",
+    "model",
+    "attention",
+    "seed",
+    "schedule",
+    "precision",
+    "epochs",
+    "config_hash",
+)
 LAST_EPOCH = ("train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
 RESULT = (*LAST_EPOCH, "best_test_top1", "best_epoch")
 NAMES = ("data", "model", "attention", "schedule", "precision")  # they enter file names
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-BEGUN = ("run.json", "metrics.jsonl", "checkpoint.pt")  # a run that has begun has at least one of them
+BEGUN = (
+    "run.json",
+    "metrics.jsonl",
+    "checkpoint.pt",
+)  # a run that has begun has at least one of them
 
 
 class Damaged(Exception):
@@ -51,7 +69,9 @@ class Damaged(Exception):
 
 def _parse(text, kind, what):
     try:
-        value = json.loads(text, parse_constant=lambda name: None)  # NaN and Infinity are not JSON: read as null
+        value = json.loads(
+            text, parse_constant=lambda name: None
+        )  # NaN and Infinity are not JSON: read as null
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{what} is not JSON ({error})") from None
     if not isinstance(value, kind):
@@ -105,20 +125,33 @@ def _in_turn(values):
 
 def row(run):
     """A run.json as a row of runs.csv: {column: value}, None for what it does not say. Raises Damaged."""
-    result, data, parts = _object(run, "result"), _object(_object(run, "config"), "data"), _parts(run)
+    result, data, parts = (
+        _object(run, "result"),
+        _object(_object(run, "config"), "data"),
+        _parts(run),
+    )
     facts = {key: run.get(key) for key in COLUMNS} | {key: result.get(key) for key in RESULT}
     facts |= {key: _in_turn([part.get(key) for part in parts]) for key in ("device", "commit")}
     facts |= {
-        key: _in_turn([_object(part, "versions").get(key) for part in parts]) for key in ("python", "torch", "lcm")
+        key: _in_turn([_object(part, "versions").get(key) for part in parts])
+        for key in ("python", "torch", "lcm")
     }
     facts["dirty"] = next((part["dirty"] for part in parts if part.get("dirty")), run.get("dirty"))
-    facts["deviations"] = json.dumps(_object(run, "deviations"), sort_keys=True, separators=(",", ":"))
+    facts["deviations"] = json.dumps(
+        _object(run, "deviations"), sort_keys=True, separators=(",", ":")
+    )
     facts["data_verified"] = data.get("verify")
-    if isinstance(facts["message"], str):  # an exception's text can be anything; the record keeps it as it is
-        facts["message"] = "".join(character if character.isprintable() else " " for character in facts["message"])
+    if isinstance(
+        facts["message"], str
+    ):  # an exception's text can be anything; the record keeps it as it is
+        facts["message"] = "".join(
+            character if character.isprintable() else " " for character in facts["message"]
+        )
     facts["data_cache"] = None
     if "cache" in data:
-        facts["data_cache"] = str(data.get("cache_size") or "full size") if data["cache"] else "files"
+        facts["data_cache"] = (
+            str(data.get("cache_size") or "full size") if data["cache"] else "files"
+        )
     return facts
 
 
@@ -129,7 +162,9 @@ def check(run, epochs):
         needed = key in REQUIRED or (finished and key in RESULT)
         if needed if facts[key] is None else not _fits(facts[key], dtype):
             name = f"result.{key}" if key in RESULT else key
-            raise Damaged(f"run.json: {name} is {json.dumps(facts[key])[:80]}, not {dtype.lower().rstrip('64')}")
+            raise Damaged(
+                f"run.json: {name} is {json.dumps(facts[key])[:80]}, not {dtype.lower().rstrip('64')}"
+            )
     for key in NAMES:
         if not NAME.fullmatch(facts[key]):
             raise Damaged(f"run.json: {key} is {json.dumps(facts[key])[:80]}, which is not a name")
@@ -143,7 +178,9 @@ def check(run, epochs):
     for number, epoch in enumerate(epochs.get("epoch", []), 1):
         if epoch != number:
             raise Damaged(f"metrics.jsonl: line {number} is epoch {json.dumps(epoch)[:80]}")
-    if not all(value is None or _is_number(value) for values in epochs.values() for value in values):
+    if not all(
+        value is None or _is_number(value) for values in epochs.values() for value in values
+    ):
         raise Damaged("metrics.jsonl: a value is not a number")
     if finished:
         _check_result(run, facts, epochs)
@@ -156,11 +193,15 @@ def _check_result(run, facts, epochs):
             raise Damaged(f"run.json: result.{key} is {facts[key]}, not a percentage")
     count = len(epochs.get("epoch", []))
     if count != facts["epochs"] or run["result"].get("epoch") != count or not count:
-        raise Damaged(f"metrics.jsonl: {count} epochs of {facts['epochs']}, though the run is finished")
+        raise Damaged(
+            f"metrics.jsonl: {count} epochs of {facts['epochs']}, though the run is finished"
+        )
     for key in LAST_EPOCH:
         last = epochs.get(key, [None])[-1]
         if last != facts[key]:
-            raise Damaged(f"run.json says {key} {facts[key]}, the last line of metrics.jsonl {last}")
+            raise Damaged(
+                f"run.json says {key} {facts[key]}, the last line of metrics.jsonl {last}"
+            )
 
 
 def read_run(directory):
@@ -171,8 +212,12 @@ def read_run(directory):
         return run, {}  # the last line of metrics.jsonl may be half written
     if (directory / "metrics.jsonl").exists() or run.get("state") == "finished":
         lines = _text(directory / "metrics.jsonl").splitlines()
-    rows = [_parse(line, dict, f"metrics.jsonl: line {number}") for number, line in enumerate(lines, 1)]
-    epochs = {column: [values.get(column) for values in rows] for column in (rows[0] if rows else ())}
+    rows = [
+        _parse(line, dict, f"metrics.jsonl: line {number}") for number, line in enumerate(lines, 1)
+    ]
+    epochs = {
+        column: [values.get(column) for values in rows] for column in (rows[0] if rows else ())
+    }
     check(run, epochs)
     return run, epochs
 
@@ -190,7 +235,11 @@ def find_runs(folder, files_of_runs=BEGUN):
 
 def record(run, epochs):
     """The text of a run's record; see the top of this file."""
-    config = {key: value for key, value in (run.get("config") or {}).items() if key not in ("runs", "run_directory")}
+    config = {
+        key: value
+        for key, value in (run.get("config") or {}).items()
+        if key not in ("runs", "run_directory")
+    }
     if isinstance(config.get("data"), dict):
         folders = ("root", "places", "cache_dir")
         config["data"] = {key: value for key, value in config["data"].items() if key not in folders}
@@ -211,7 +260,11 @@ def read_record(file):
     first, *lines = _text(file).splitlines() or [""]
     head = _parse(first, dict, "line 1")
     run, columns = head.get("run"), head.get("columns")
-    if not isinstance(run, dict) or not isinstance(columns, list) or not all(isinstance(key, str) for key in columns):
+    if (
+        not isinstance(run, dict)
+        or not isinstance(columns, list)
+        or not all(isinstance(key, str) for key in columns)
+    ):
         raise Damaged("line 1 has not the form {run, columns}")
     rows = [_parse(line, list, f"epoch {number}") for number, line in enumerate(lines, 1)]
     for number, values in enumerate(rows, 1):

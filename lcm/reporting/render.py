@@ -65,7 +65,9 @@ def signed(number, places=2):
 def mean_and_deviation(values):
     """(mean, sample standard deviation) of numbers; None for what they do not define."""
     values = list(values)
-    return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
+    return statistics.fmean(values) if values else None, statistics.stdev(values) if len(
+        values
+    ) > 1 else None
 
 
 def accuracy(values):
@@ -84,7 +86,9 @@ def accuracy_in_words(values):
 
 def interval(comparison):
     """`[+0.12, +0.61]`, a dash where it is not defined."""
-    return DASH if comparison.low is None else f"[{signed(comparison.low)}, {signed(comparison.high)}]"
+    return (
+        DASH if comparison.low is None else f"[{signed(comparison.low)}, {signed(comparison.high)}]"
+    )
 
 
 def p_value(p):
@@ -99,7 +103,11 @@ def plural(count, noun):
 
 def elapsed(seconds):
     """ "13.0 hours", "47 minutes" """
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else plural(max(1, round(seconds / 60)), "minute")
+    return (
+        f"{seconds / 3600:.1f} hours"
+        if seconds >= 3600
+        else plural(max(1, round(seconds / 60)), "minute")
+    )
 
 
 def inert(text):
@@ -128,12 +136,16 @@ def markdown(table):
     return "\n\n".join(parts) + "\n"
 
 
-_LATEX = str.maketrans({"±": r"$\pm$", DASH: "--", "<": "$<$", ">": "$>$"})  # what pandas does not escape
+_LATEX = str.maketrans(
+    {"±": r"$\pm$", DASH: "--", "<": "$<$", ">": "$>$"}
+)  # what pandas does not escape
 
 
 def latex(table):
     """A booktabs tabular for \\input, below comments with title, warning and notes."""
-    comments = [" ".join(text.split()) for text in (table.title, table.warning, *table.notes) if text]
+    comments = [
+        " ".join(text.split()) for text in (table.title, table.warning, *table.notes) if text
+    ]
     columns = "l" * table.labels + "r" * (len(table.header) - table.labels)
     cells = pd.DataFrame(table.rows, columns=table.header)
     text = cells.to_latex(index=False, escape=True, column_format=columns).translate(_LATEX)
@@ -149,7 +161,10 @@ def csv_text(table):
             return " ".join(map(field, value))
         return f"{value:.4f}" if isinstance(value, float) and value == value else value
 
-    cells = {key: [value if key == "gfloat" else field(value) for value in table.records[key]] for key in table.records}
+    cells = {
+        key: [value if key == "gfloat" else field(value) for value in table.records[key]]
+        for key in table.records
+    }
     return pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
 
 

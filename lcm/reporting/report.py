@@ -40,9 +40,14 @@ def curve_pictures(selection, protocol, curves):
         if not lengths:
             continue
         length = lengths.most_common(1)[0][0]
-        arms = {attention: [curve for curve in found if len(curve) == length] for attention, found in arms.items()}
+        arms = {
+            attention: [curve for curve in found if len(curve) == length]
+            for attention, found in arms.items()
+        }
         name = title(data, model)
-        figure = figures.learning_curves({a: found for a, found in arms.items() if found}, f"{name}\n{protocol.words}")
+        figure = figures.learning_curves(
+            {a: found for a, found in arms.items() if found}, f"{name}\n{protocol.words}"
+        )
         words = f"Learning curves: {name}, {protocol.words}; mean and range over the seeds (their number in brackets)"
         yield Picture(f"curves{protocol.suffix}-{data}-{model}", words, figures.svg(figure))
 
@@ -50,7 +55,11 @@ def curve_pictures(selection, protocol, curves):
 def cost_pictures(selection, protocol, paper):
     """Accuracy against parameters and against multiply-accumulates, one picture for each data set."""
     paper = paper[paper["metric"] == "top1"].drop_duplicates(["data", "model", "attention"])
-    printed = paper.set_index(["data", "model", "attention"])["value"] if protocol.schedule is None else pd.Series()
+    printed = (
+        paper.set_index(["data", "model", "attention"])["value"]
+        if protocol.schedule is None
+        else pd.Series()
+    )
     points = pd.DataFrame(
         {
             "data": data,
@@ -63,7 +72,10 @@ def cost_pictures(selection, protocol, paper):
         | measured(arm)
         for (data, model, attention), arm in selection.arms().items()
     )
-    costs = {"params": "parameters (millions)", "macs": "multiply-accumulates of one image (millions)"}
+    costs = {
+        "params": "parameters (millions)",
+        "macs": "multiply-accumulates of one image (millions)",
+    }
     for data, own in points.groupby("data") if len(points) else ():
         name = DATA_TITLE.get(data, data)
         own = own.astype({"mean": float, "deviation": float, "paper": float})
@@ -92,7 +104,12 @@ def forest_rows(records):
     for record in records[records["pairs"] > 0].itertuples():
         facts = {key: getattr(record, key) for key in ("low", "high", "differences")}
         ours = Comparison(record.pairs, record.difference, **facts)
-        yield f"{NETWORK_TITLE.get(record.model, record.model)}: {record.attention}", ours, None, record.verdict
+        yield (
+            f"{NETWORK_TITLE.get(record.model, record.model)}: {record.attention}",
+            ours,
+            None,
+            record.verdict,
+        )
 
 
 def comparison_pictures(table, protocol):
@@ -107,10 +124,22 @@ def comparison_pictures(table, protocol):
 
 def runs_table(runs):
     """What every run reached, and where; runs.csv has more columns."""
-    columns = ["run", "schedule", "precision", "deviations", "state", "test_top1", "test_top5", "train_loss", "seconds"]
+    columns = [
+        "run",
+        "schedule",
+        "precision",
+        "deviations",
+        "state",
+        "test_top1",
+        "test_top5",
+        "train_loss",
+        "seconds",
+    ]
     columns += ["device", "torch", "commit", "dirty", "start", "message"]
     cells = runs[columns].round({"train_loss": 4})
-    cells["commit"] = runs["commit"].str.replace(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", regex=True)
+    cells["commit"] = runs["commit"].str.replace(
+        r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", regex=True
+    )
     cells = cells.astype(object).where(cells.notna(), DASH).astype(str)
     return Table("runs", "Runs", columns, cells.to_numpy().tolist(), labels=5)
 
@@ -123,19 +152,35 @@ def _inline(text):
 
 def _template():
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"inline": _inline, "base64": lambda data: base64.b64encode(data).decode()}
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {
+        "inline": _inline,
+        "base64": lambda data: base64.b64encode(data).decode(),
+    }
     return environment.get_template("report.html.jinja")
 
 
 def make_report(results):
     """(the page as text, its pictures) from a folder of results."""
     results = Path(results)
-    runs, paper, complexity = read_runs(results / "runs.csv"), read_paper(results), read_complexity(results)
+    runs, paper, complexity = (
+        read_runs(results / "runs.csv"),
+        read_paper(results),
+        read_complexity(results),
+    )
     of_the_paper = claims.read_claims(results / "claims.yaml")
     records, _ = read_records(results / "metrics")
-    curves = {run["run"]: epochs["test_top1"] for run, epochs in records if run["state"] == "finished"}
-    pictures, tables, judged_claims, short = {"claims": [], "against": [], "curves": [], "cost": []}, [], [], []
+    curves = {
+        run["run"]: epochs["test_top1"] for run, epochs in records if run["state"] == "finished"
+    }
+    pictures, tables, judged_claims, short = (
+        {"claims": [], "against": [], "curves": [], "cost": []},
+        [],
+        [],
+        [],
+    )
     printed = set()  # notes, each once
     for protocol in protocols(runs):
         selection = select(runs, protocol)

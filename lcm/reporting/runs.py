@@ -25,7 +25,11 @@ def frame(rows):
 def runs_csv(runs):
     """The text of runs.csv; numbers as the shortest text that reads back as the same number, no OPTIONAL column that is empty."""
     runs = runs.drop(columns=[key for key in OPTIONAL if not (runs[key] != "").any()])
-    switches = {key: runs[key].map({True: "true", False: "false"}) for key in runs if COLUMNS.get(key) == "boolean"}
+    switches = {
+        key: runs[key].map({True: "true", False: "false"})
+        for key in runs
+        if COLUMNS.get(key) == "boolean"
+    }
     return runs.assign(**switches).to_csv(index=False, lineterminator="\n")
 
 
@@ -38,12 +42,16 @@ def read_runs(file):
             raise ValueError("other columns")
         for key, dtype in (COLUMNS | OPTIONAL).items():
             if dtype != "str":  # Python's own reading of a number, which is exact
-                runs[key] = pd.array([read[dtype](cell) if cell else None for cell in runs[key]], dtype=dtype)
+                runs[key] = pd.array(
+                    [read[dtype](cell) if cell else None for cell in runs[key]], dtype=dtype
+                )
         return runs.assign(**{key: runs.get(key, "") for key in OPTIONAL})
     except FileNotFoundError:
         return frame([])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged ({error}): regenerate it with python scripts/collect.py --from") from error
+        raise UserError(
+            f"{file} is damaged ({error}): regenerate it with python scripts/collect.py --from"
+        ) from error
 
 
 class Summary(NamedTuple):
@@ -62,7 +70,10 @@ class Summary(NamedTuple):
             f"{len(self.new)} new, {len(self.replaced)} replaced"
         ]
         for title, entries in (
-            ("failed", [f"{run.run}: {run.message or 'no message'}" for run in failed.itertuples()]),
+            (
+                "failed",
+                [f"{run.run}: {run.message or 'no message'}" for run in failed.itertuples()],
+            ),
             ("replaced (the earlier record is in git)", self.replaced),
             ("not finished, left out", self.unfinished),
             ("DAMAGED, left out", self.damaged),

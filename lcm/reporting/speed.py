@@ -5,7 +5,16 @@ import pandas as pd
 from lcm.reporting.protocol import NETWORK_TITLE
 from lcm.reporting.render import DASH, pipes, rounded
 
-NUMBERS = ("images_per_second", "cpu_seconds_per_image", "peak_mb", "ratio", "low", "high", "rounds", "disturbed")
+NUMBERS = (
+    "images_per_second",
+    "cpu_seconds_per_image",
+    "peak_mb",
+    "ratio",
+    "low",
+    "high",
+    "rounds",
+    "disturbed",
+)
 
 
 def read_benchmark(file):
@@ -23,10 +32,14 @@ def _ratio(row):
 
 def machine_words(rows):
     """The machines, dates and undisturbed rounds behind some rows, in one sentence."""
-    machines = dict.fromkeys(f"{r.machine}, {r.threads} threads, torch {r.torch}" for r in rows.itertuples())
+    machines = dict.fromkeys(
+        f"{r.machine}, {r.threads} threads, torch {r.torch}" for r in rows.itertuples()
+    )
     days, rounds = sorted(set(rows["date"])), sorted(set(rows["rounds"].dropna().astype(int)))
     when = " to ".join(dict.fromkeys((days[0], days[-1])))
-    counts = " to ".join(dict.fromkeys(str(count) for count in (rounds or [0])[:: max(1, len(rounds) - 1)]))
+    counts = " to ".join(
+        dict.fromkeys(str(count) for count in (rounds or [0])[:: max(1, len(rounds) - 1)])
+    )
     return f"{' / '.join(machines)}; {when}; {counts} undisturbed rounds behind each figure."
 
 
@@ -41,7 +54,12 @@ def benchmark_page(rows):
     for part, group in rows.groupby("part", sort=False):
         cells = [
             [row.network, row.attention, row.what, row.variant, rounded(row.images_per_second, 1)]
-            + [rounded(1000 * row.cpu_seconds_per_image, 3), rounded(row.peak_mb, 0), _ratio(row), row.remark]
+            + [
+                rounded(1000 * row.cpu_seconds_per_image, 3),
+                rounded(row.peak_mb, 0),
+                _ratio(row),
+                row.remark,
+            ]
             for row in group.itertuples()
         ]
         cells = [["" if cell == DASH else cell for cell in line] for line in cells]
@@ -51,7 +69,9 @@ def benchmark_page(rows):
 
 def speed_paragraph(rows):
     """How much faster whole epochs are than those of a plain loop, and on what that was measured."""
-    epochs = rows[(rows["part"] == "epoch") & (rows["variant"] != "reference") & rows["ratio"].notna()]
+    epochs = rows[
+        (rows["part"] == "epoch") & (rows["variant"] != "reference") & rows["ratio"].notna()
+    ]
     if epochs.empty:
         return "Not measured yet."
     words = [

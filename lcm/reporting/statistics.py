@@ -27,7 +27,12 @@ MINIMUM_PAIRS = 6  # 2 / 2**5 = 0.0625: no exact two-sided test of fewer pairs c
 ENUMERATED = 20  # pairs up to which all 2**n sign flips are enumerated
 RESAMPLES = 9999
 
-SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = "supported", "contradicted", "inconclusive", "untestable"
+SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = (
+    "supported",
+    "contradicted",
+    "inconclusive",
+    "untestable",
+)
 VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
 
 
@@ -78,7 +83,9 @@ def bca_interval(differences, level=0.95):
     if np.ptp(d) <= 1e-9 * max(1.0, np.abs(d).max()):
         return float(d.mean()), float(d.mean())
     generator = np.random.default_rng(0)
-    drawn = stats.bootstrap((d,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=generator)
+    drawn = stats.bootstrap(
+        (d,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=generator
+    )
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 

@@ -17,8 +17,12 @@ def data_of(runs, root=None):
     directory, first = runs[0]
     for other, state in runs[1:]:
         if state.get("data") != first.get("data"):
-            raise UserError(f"{other} is a run on {state.get('data')}, {directory} one on {first.get('data')}")
-    data = build_data(known_targets(first["config"])["data"] | ({} if root is None else {"root": root}))
+            raise UserError(
+                f"{other} is a run on {state.get('data')}, {directory} one on {first.get('data')}"
+            )
+    data = build_data(
+        known_targets(first["config"])["data"] | ({} if root is None else {"root": root})
+    )
     for directory, state in runs:
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(
@@ -37,7 +41,9 @@ def examples(data, indices):
     indices = indices or [batches.images * i // 4 for i in range(4)]
     for index in indices:
         if not 0 <= index < batches.images:
-            raise UserError(f"--index {index}: the test images of {data.name} are 0 to {batches.images - 1}")
+            raise UserError(
+                f"--index {index}: the test images of {data.name} are 0 to {batches.images - 1}"
+            )
     epoch = batches.epoch(0)
     images, labels = zip(*(batches.prepare(epoch[index], "cpu") for index in indices), strict=True)
     return indices, torch.cat(images), torch.cat(labels)
@@ -55,7 +61,9 @@ def explain(run, data, images, labels, layer=None, chunk=64, device="auto"):
         network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{directory}: its weights do not fit the network of its run.json ({reason})") from error
+        raise UserError(
+            f"{directory}: its weights do not fit the network of its run.json ({reason})"
+        ) from error
     network.to(device)
     if layer is None:  # a named layer has to be there as it is
         network = fold(network, data.image_size)

@@ -6,7 +6,14 @@ from lcm.config.options import load
 from lcm.errors import UserError
 from lcm.runs.state import read_state
 
-PROTOCOL = ("seed", "schedule", "precision", "compile", "deviations", "data_fingerprint")  # what arms have in common
+PROTOCOL = (
+    "seed",
+    "schedule",
+    "precision",
+    "compile",
+    "deviations",
+    "data_fingerprint",
+)  # what arms have in common
 
 
 def read_finished(path):
@@ -33,13 +40,17 @@ def newest_arms(root, data, model, attentions, seed=None):
             state = read_state(file.parent)
             if state["state"] == "finished" and seed in (None, state.get("seed")):
                 protocol = json.dumps([state.get(key) for key in PROTOCOL])
-                newest[protocol] = max(newest.get(protocol, (file.parent, state)), (file.parent, state), key=_ended)
+                newest[protocol] = max(
+                    newest.get(protocol, (file.parent, state)), (file.parent, state), key=_ended
+                )
     if missing := [attention for attention, newest in arms.items() if not newest]:
-        for group, name in (("data", data), ("model", model), *(("attention", name) for name in missing)):
+        for group, name in (
+            ("data", data),
+            ("model", model),
+            *(("attention", name) for name in missing),
+        ):
             load(group, name)  # says so where there is no such thing to train
-        command = (
-            f"python train.py -m data={data} model={model} attention={','.join(missing)} seed={seed or 0} runs={root}"
-        )
+        command = f"python train.py -m data={data} model={model} attention={','.join(missing)} seed={seed or 0} runs={root}"
         of_seed = "" if seed is None else f" of seed {seed}"
         raise UserError(
             f"{root / data / model} has no finished run{of_seed} with attention {', '.join(missing)}: train it ({command}), "
@@ -47,9 +58,16 @@ def newest_arms(root, data, model, attentions, seed=None):
         )
     common = set.intersection(*(set(newest) for newest in arms.values()))
     if not common:
-        have = [f"\n  {attention}: " + "; ".join(map(_in_words, newest.values())) for attention, newest in arms.items()]
-        raise UserError("the arms have no protocol in common: name the runs to compare" + "".join(have))
-    chosen = max(common, key=lambda protocol: max(_ended(newest[protocol]) for newest in arms.values()))
+        have = [
+            f"\n  {attention}: " + "; ".join(map(_in_words, newest.values()))
+            for attention, newest in arms.items()
+        ]
+        raise UserError(
+            "the arms have no protocol in common: name the runs to compare" + "".join(have)
+        )
+    chosen = max(
+        common, key=lambda protocol: max(_ended(newest[protocol]) for newest in arms.values())
+    )
     return [newest[chosen] for newest in arms.values()]
 
 
@@ -60,4 +78,8 @@ def _ended(run):
 def _in_words(run):
     state = run[1]
     words = f"seed {state.get('seed')}, schedule={state.get('schedule')}, precision={state.get('precision')}"
-    return words + ", compiled" * bool(state.get("compile")) + f" {state.get('deviations') or ''}".rstrip()
+    return (
+        words
+        + ", compiled" * bool(state.get("compile"))
+        + f" {state.get('deviations') or ''}".rstrip()
+    )

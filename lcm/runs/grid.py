@@ -56,13 +56,17 @@ def grid(loader, master, arguments):
 
     `arguments`: the command line's overrides; the grid of an experiment is in `master.hydra.sweeper.params`.
     """
-    texts = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()] + list(arguments)
+    texts = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()] + list(
+        arguments
+    )
     try:
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
         rows = BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException as error:
         raise UserError(f"the grid cannot be expanded: {str(error).splitlines()[0]}") from error
-    swept = {override.get_key_element(): override.is_sweep_override() for override in overrides}  # the last one counts
+    swept = {
+        override.get_key_element(): override.is_sweep_override() for override in overrides
+    }  # the last one counts
     runs, composed = {}, {}
     for row in rows:
         name = " ".join(text for text in row if swept[text.partition("=")[0]])
@@ -87,7 +91,9 @@ def compose(loader, master, overrides, composed):
     try:
         if others not in composed:
             config = loader.load_sweep_config(master, list(others))
-            composed[others] = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            composed[others] = OmegaConf.masked_copy(
+                config, [key for key in config if key != "hydra"]
+            )
         if seed:
             composed[others].seed = int(seed[1])
         return resolved(composed[others]), []
@@ -123,7 +129,8 @@ def refuse_problems(runs):
             found.setdefault(problem, []).append(run)
     if found:
         lines = [
-            f"  {problem}\n    in {len(having)} of {len(runs)} runs: {having[0].name}" + (" ..." if having[1:] else "")
+            f"  {problem}\n    in {len(having)} of {len(runs)} runs: {having[0].name}"
+            + (" ..." if having[1:] else "")
             for problem, having in found.items()
         ]
         raise UserError("\n".join(["the grid has problems, nothing was started:", *lines]))

@@ -60,7 +60,9 @@ def _wait_for(stream, directory):
         time.sleep(0.1)
     stream.seek(0)
     who = stream.read().decode(errors="replace").strip() or "another process"
-    raise OwnedElsewhere(f"{directory} is being trained by {who}: wait for it, or stop it there first")
+    raise OwnedElsewhere(
+        f"{directory} is being trained by {who}: wait for it, or stop it there first"
+    )
 
 
 def _lock(stream, kind):

@@ -8,7 +8,9 @@ from lcm.config.options import GROUPS, choices, flatten, plain
 from lcm.errors import UserError
 
 FREE = [key for key in NOT_IDENTITY if key not in ("runs", "run_directory")]  # repeat.py has --runs
-UNQUOTED = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE)  # strings that need no quotes
+UNQUOTED = re.compile(
+    r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE
+)  # strings that need no quotes
 TIMES = ("images_per_second", "seconds")  # of an epoch; wall time differs always
 
 
@@ -31,12 +33,16 @@ def arguments(run, further=()):
     """
     for text in further:
         if not is_under(text.partition("=")[0].strip("+~"), FREE):
-            raise UserError(f"{text}: it would make this another run; only {', '.join(FREE)} can be chosen")
+            raise UserError(
+                f"{text}: it would make this another run; only {', '.join(FREE)} can be chosen"
+            )
     config, names = run.get("config") or {}, []
     for group in GROUPS:
         name = (config.get(group) or {}).get("name")
         if name not in choices(group):
-            raise UserError(f"{run['run']}: this checkout has no {group}={name}; take the one that has trained it")
+            raise UserError(
+                f"{run['run']}: this checkout has no {group}={name}; take the one that has trained it"
+            )
         names.append(f"{group}={name}")
     recorded, standard = identity(config), flatten(plain(config))
     if unknown := sorted(recorded.keys() ^ identity(plain(config)).keys()):
@@ -44,7 +50,9 @@ def arguments(run, further=()):
             f"{run['run']} was trained by a version with other keys ({', '.join(unknown)}): "
             f"git checkout {run.get('commit')} first"
         )
-    changed = [f"{key}={quoted(value)}" for key, value in recorded.items() if value != standard[key]]
+    changed = [
+        f"{key}={quoted(value)}" for key, value in recorded.items() if value != standard[key]
+    ]
     device = ["device=cpu"] if str(run.get("device")).startswith("cpu") else []
     threads = [f"threads={run['threads']}"] if run.get("threads") else []
     return [*names, *changed, *device, *threads, *further]

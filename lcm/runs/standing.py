@@ -12,7 +12,10 @@ from lcm.runs.lock import is_owned
 from lcm.runs.state import read_state
 from lcm.training.progress import clock
 
-LOG_PART, LOG_ERROR = "\n== ", "\nerror: "  # how log.txt marks the beginning of each part of a run, and what ended it
+LOG_PART, LOG_ERROR = (
+    "\n== ",
+    "\nerror: ",
+)  # how log.txt marks the beginning of each part of a run, and what ended it
 STATES = ("finished", "live", "stopped", "failed", "to do")
 
 
@@ -43,13 +46,18 @@ def standing_of(directory):
     row = last_row(directory)
     epoch, epochs = row.get("epoch", 0), state.get("epochs")
     pace = row["seconds"] / epoch if epoch else None
-    standing = Standing(directory, state.get("state"), epoch, epochs, row.get("test_top1"), pace=pace)
+    standing = Standing(
+        directory, state.get("state"), epoch, epochs, row.get("test_top1"), pace=pace
+    )
     if standing.state == "finished":
         return standing
     if is_owned(directory):
         left = None
         if epoch and epochs:
-            files = (directory / "metrics.jsonl", directory / "run.json")  # run.json is written when a run is continued
+            files = (
+                directory / "metrics.jsonl",
+                directory / "run.json",
+            )  # run.json is written when a run is continued
             in_progress = time.time() - max(file.stat().st_mtime for file in files)
             left = max(0.0, pace * (epochs - epoch) - in_progress)
         return standing._replace(state="live", left=left)
@@ -60,7 +68,9 @@ def standing_of(directory):
         return standing._replace(state="failed" if message else "to do", message=message)
     if standing.state == "failed":
         return standing._replace(message=state.get("message"))
-    return standing._replace(state="stopped", message=state.get("message") or "killed, or its machine went down")
+    return standing._replace(
+        state="stopped", message=state.get("message") or "killed, or its machine went down"
+    )
 
 
 def last_row(directory):
@@ -69,7 +79,9 @@ def last_row(directory):
         with open(Path(directory) / "metrics.jsonl", "rb") as stream:
             stream.seek(max(0, stream.seek(0, 2) - 4096))
             lines = stream.read().split(b"\n")
-        return json.loads(lines[-2]) if len(lines) > 1 else {}  # behind the last newline: part of a line, or nothing
+        return (
+            json.loads(lines[-2]) if len(lines) > 1 else {}
+        )  # behind the last newline: part of a line, or nothing
     except (OSError, ValueError):
         return {}
 
@@ -120,7 +132,12 @@ def table(standings, runs=None):
             name = name.relative_to(runs)
         epochs = f"{standing.epoch}/{standing.epochs}" if standing.epochs else ""
         top1 = "" if standing.top1 is None else f"{standing.top1:.2f} %"
-        remark = standing.message or ("" if standing.left is None else f"{clock(standing.left)} left")
+        remark = standing.message or (
+            "" if standing.left is None else f"{clock(standing.left)} left"
+        )
         lines.append((str(name), standing.state, epochs, top1, " ".join(remark.split())))
     run, state, epochs, top1, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(f"{a:{run}}  {b:{state}}  {c:>{epochs}}  {d:>{top1}}  {e}".rstrip() for a, b, c, d, e in lines)
+    return "\n".join(
+        f"{a:{run}}  {b:{state}}  {c:>{epochs}}  {d:>{top1}}  {e}".rstrip()
+        for a, b, c, d, e in lines
+    )

@@ -23,13 +23,25 @@ def read_state(directory):
     except FileNotFoundError:
         return {}
     except NotADirectoryError:
-        raise UserError(f"{directory} is a file, or is below one: a run needs a folder, choose another") from None
+        raise UserError(
+            f"{directory} is a file, or is below one: a run needs a folder, choose another"
+        ) from None
     except OSError as error:  # also one that passes, of a network folder: nothing is damaged
         raise unreadable(file, error) from error
     except ValueError as error:
         raise damaged(file, error) from error
-    kinds = {"state": str, "config": dict, "config_hash": str, "data_fingerprint": str, "epochs": int}
-    wrong = [key for key, kind in kinds.items() if not isinstance(state, dict) or not isinstance(state.get(key), kind)]
+    kinds = {
+        "state": str,
+        "config": dict,
+        "config_hash": str,
+        "data_fingerprint": str,
+        "epochs": int,
+    }
+    wrong = [
+        key
+        for key, kind in kinds.items()
+        if not isinstance(state, dict) or not isinstance(state.get(key), kind)
+    ]
     if not wrong and state["state"] == "finished":
         result = state.get("result") if isinstance(state.get("result"), dict) else {}
         shown = ("test_top1", "test_top5", "best_test_top1", "best_epoch")
@@ -58,7 +70,11 @@ def refuse_another_config(directory, state, config):
     old, new = identity(state["config"]), identity(config)
     other = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     lines = [f"  {key}: {old.get(key, '-')} there, {new.get(key, '-')} here" for key in other]
-    lines = [f"{directory} holds a run of another config:", *lines, "take another directory, or the config that it has"]
+    lines = [
+        f"{directory} holds a run of another config:",
+        *lines,
+        "take another directory, or the config that it has",
+    ]
     raise UserError("\n".join(lines))
 
 
@@ -86,7 +102,9 @@ def recorded(directory, state):
         yield
     except BaseException as error:
         outcome = "stopped" if isinstance(error, (Stopped, UserError)) else "failed"
-        with contextlib.suppress(UserError):  # the first problem is the one to show, often a full disk too
+        with contextlib.suppress(
+            UserError
+        ):  # the first problem is the one to show, often a full disk too
             write_state(directory, state | {"state": outcome, "message": in_words(error)})
         raise
     write_state(directory, state | {"state": "finished", "message": None, "end": now()})
@@ -99,14 +117,28 @@ def commit():
     if not (root / ".git").exists():
         return None, False
     try:
-        tracked = ["status", "--porcelain", "--untracked-files=no", "--", "lcm", "configs", "train.py"]
+        tracked = [
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "lcm",
+            "configs",
+            "train.py",
+        ]
         head, status = (
-            subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+            subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+            )
             for arguments in (["rev-parse", "HEAD"], tracked)
         )
     except (OSError, subprocess.SubprocessError):
         return None, False
-    return (head.stdout.strip(), bool(status.stdout.strip())) if head.returncode == 0 else (None, False)
+    return (
+        (head.stdout.strip(), bool(status.stdout.strip()))
+        if head.returncode == 0
+        else (None, False)
+    )
 
 
 def new_state(config, **facts):
@@ -138,7 +170,11 @@ def environment(device):
     """What a run's numbers depend on besides its config: {"versions", "device", "commit", "dirty"}; `device` in words."""
     import torch
 
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "lcm": lcm.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lcm": lcm.__version__,
+    }
     if torch.version.cuda and torch.cuda.is_available():
         versions["cuda"] = torch.version.cuda
     head, dirty = commit()

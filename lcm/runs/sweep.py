@@ -37,7 +37,9 @@ class Sweep(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        self.kind = type(self.launcher).__name__  # BasicLauncher, JoblibLauncher, SlurmLauncher, LocalLauncher
+        self.kind = type(
+            self.launcher
+        ).__name__  # BasicLauncher, JoblibLauncher, SlurmLauncher, LocalLauncher
 
     def sweep(self, arguments):
         """Train what is left of the grid.
@@ -59,7 +61,9 @@ class Sweep(Sweeper):
             standings = [standing_of(run.directory) for run in runs]
         for index, (run, standing) in enumerate(zip(runs, standings, strict=True)):
             if run.directory in failures and standing.state not in ("finished", "live"):
-                standings[index] = standing._replace(state="failed", message=failures[run.directory])
+                standings[index] = standing._replace(
+                    state="failed", message=failures[run.directory]
+                )
         print_summary(runs, standings)
         if stopped:
             raise stopped
@@ -107,10 +111,14 @@ class Sweep(Sweeper):
         """Launch some runs and wait for their Outcomes. Raises Stopped after a signal."""
         with passing_on_signals() if self.kind == "JoblibLauncher" else contextlib.nullcontext():
             try:
-                returns = self.launcher.launch([run.overrides for run in batch], initial_job_idx=number)
+                returns = self.launcher.launch(
+                    [run.overrides for run in batch], initial_job_idx=number
+                )
                 return [returned.return_value for returned in returns]
             except Exception as error:  # a worker was killed, SLURM refused a job; the directories tell what was done
-                print(f"error: {self.kind} gave up: {type(error).__name__}: {error}", file=sys.stderr)
+                print(
+                    f"error: {self.kind} gave up: {type(error).__name__}: {error}", file=sys.stderr
+                )
                 return [Outcome("lost")] * len(batch)
 
 
@@ -148,7 +156,10 @@ def prepare_environment():
 
 def is_open(run, failures):
     """Whether a run is still to be trained by this sweep: not finished, not owned by another, not failed here."""
-    return run.directory not in failures and standing_of(run.directory).state not in ("finished", "live")
+    return run.directory not in failures and standing_of(run.directory).state not in (
+        "finished",
+        "live",
+    )
 
 
 def print_launch(runs, batch, launcher):
@@ -157,9 +168,15 @@ def print_launch(runs, batch, launcher):
     left = time_left([run.config for run in runs], standings)
     if launcher == "BasicLauncher":
         finished = sum(standing.state == "finished" for standing in standings)
-        print(f"\n[{finished + 1}/{len(runs)}] {batch[0].name or batch[0].directory}  (left: {left})", flush=True)
+        print(
+            f"\n[{finished + 1}/{len(runs)}] {batch[0].name or batch[0].directory}  (left: {left})",
+            flush=True,
+        )
     else:
-        print(f"{len(batch)} runs go to {launcher}; python scripts/status.py shows how far they are", flush=True)
+        print(
+            f"{len(batch)} runs go to {launcher}; python scripts/status.py shows how far they are",
+            flush=True,
+        )
 
 
 def print_plan(runs, standings):
@@ -175,7 +192,10 @@ def print_plan(runs, standings):
 def print_summary(runs, standings):
     """Every run with its result, and every failure with its message and log."""
     runs = Path(runs[0].config["runs"])
-    print(f"\n{table([s._replace(message=None) for s in standings], runs)}\n\n{totals(standings)}", flush=True)
+    print(
+        f"\n{table([s._replace(message=None) for s in standings], runs)}\n\n{totals(standings)}",
+        flush=True,
+    )
     for standing in standings:
         if standing.state == "failed":
             print(
@@ -183,6 +203,12 @@ def print_summary(runs, standings):
                 file=sys.stderr,
             )
         elif standing.state == "stopped":
-            print(f"stopped: {standing.directory}: {standing.message}; the same command continues it", file=sys.stderr)
+            print(
+                f"stopped: {standing.directory}: {standing.message}; the same command continues it",
+                file=sys.stderr,
+            )
         elif standing.state == "live":
-            print(f"being trained elsewhere: {standing.directory}: {owner_of(standing.directory)}", file=sys.stderr)
+            print(
+                f"being trained elsewhere: {standing.directory}: {owner_of(standing.directory)}",
+                file=sys.stderr,
+            )

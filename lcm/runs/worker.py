@@ -34,12 +34,17 @@ def run_one(train, config):
     """
     directory, worker = run_directory(config), worker_number()
     try:
-        state = standing_of(directory).state  # `train` asks again, with the lock; here to leave the log of others alone
+        state = standing_of(
+            directory
+        ).state  # `train` asks again, with the lock; here to leave the log of others alone
         if state in ("live", "finished"):
             return Outcome("owned" if state == "live" else "finished")
         with stoppable(worker), Log(directory / "log.txt", None if worker else sys.stdout) as log:
             outcome = _train(train, config | {"device": share_gpus(config["device"], worker)}, log)
-    except (Stopped, Exception) as error:  # a signal before it began, or a log that cannot be written
+    except (
+        Stopped,
+        Exception,
+    ) as error:  # a signal before it began, or a log that cannot be written
         outcome = outcome_of(error)
     finally:
         free_memory(config)
@@ -51,7 +56,10 @@ def run_one(train, config):
 def _train(train, config, log):
     """The Outcome of train(config), whose output goes to the log; at its end the log says why it ended."""
     try:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(sys.stderr if log.terminal else log):
+        with (
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(sys.stderr if log.terminal else log),
+        ):
             train(config)
         return Outcome("finished")
     except (Stopped, Exception) as error:

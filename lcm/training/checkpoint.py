@@ -79,8 +79,12 @@ def read(file, config_hash=None):
     except Exception as error:  # the pickle of another program may raise anything
         if is_out_of_memory(error):
             raise
-        raise Damaged(f"not readable as weights ({(str(error) or repr(error)).splitlines()[0]})") from error
-    if config_hash is not None and (not isinstance(payload, dict) or payload.get("config_hash") != config_hash):
+        raise Damaged(
+            f"not readable as weights ({(str(error) or repr(error)).splitlines()[0]})"
+        ) from error
+    if config_hash is not None and (
+        not isinstance(payload, dict) or payload.get("config_hash") != config_hash
+    ):
         raise Damaged("another run's")
     return payload
 

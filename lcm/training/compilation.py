@@ -22,7 +22,9 @@ def compiled(network, batch_size, image_size, autocast, layout=torch.channels_la
         UserError: torch.compile cannot compile here, for example without a C++ compiler.
     """
     started, kept = time.monotonic(), [buffer.clone() for buffer in network.buffers()]
-    images = torch.zeros(batch_size, 3, image_size, image_size, device=next(network.parameters()).device)
+    images = torch.zeros(
+        batch_size, 3, image_size, image_size, device=next(network.parameters()).device
+    )
     images = images.contiguous(memory_format=layout)
     fast = torch.compile(network, dynamic=False)
     try:
@@ -32,8 +34,15 @@ def compiled(network, batch_size, image_size, autocast, layout=torch.channels_la
     except Exception as error:
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
-        reason = next((line for line in lines if "error: " in line), lines[0] if lines else type(error).__name__)
+        lines = [
+            line.strip()
+            for line in str(error).splitlines()
+            if line.strip() and not line.startswith("backend=")
+        ]
+        reason = next(
+            (line for line in lines if "error: " in line),
+            lines[0] if lines else type(error).__name__,
+        )
         raise UserError(
             f"compile=true: torch.compile cannot compile here ({reason}): it needs a C++ compiler (g++, or what the "
             "environment variable CXX names) and Python's header files; install them, or take compile=false"

@@ -31,7 +31,9 @@ def choose_device(name):
         raise UserError(f"device={name}: {reason}; take device=cpu, or device=auto")
     device, count = torch.device(name if ":" in name else "cuda:0"), torch.cuda.device_count()
     if device.index >= count:
-        raise UserError(f"device={name}: there are {count} GPUs, counted from cuda:0; take one of them")
+        raise UserError(
+            f"device={name}: there are {count} GPUs, counted from cuda:0; take one of them"
+        )
     torch.cuda.set_device(device)
     return device
 
@@ -52,7 +54,9 @@ def cpu_info(key):
     """The first value of a key in /proc/cpuinfo, '' where there is none."""
     try:
         with open("/proc/cpuinfo") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+            return next(
+                (line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), ""
+            )
     except OSError:
         return ""
 
@@ -61,16 +65,22 @@ def set_precision(precision, device):
     """fp32, tf32 or bf16. Returns the autocast context to run the network in; raises UserError where the device lacks it."""
     gpu, bf16 = device.type == "cuda", precision == "bf16"
     if precision == "tf32" and (not gpu or torch.cuda.get_device_capability(device) < (8, 0)):
-        raise UserError("precision=tf32: only NVIDIA GPUs from Ampere on have it; take precision=fp32")
+        raise UserError(
+            "precision=tf32: only NVIDIA GPUs from Ampere on have it; take precision=fp32"
+        )
     if bf16 and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; take precision=fp32")
+        raise UserError(
+            f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; take precision=fp32"
+        )
     if bf16 and not gpu and not {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split()):
         raise UserError(
             f"precision=bf16: this processor ({processor()}) has neither avx512_bf16 nor amx_bf16, so bf16 would be slower "
             "than fp32; take precision=fp32"
         )
     if gpu:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+            precision == "tf32"
+        )
     # no cache of cast weights: it would keep a captured graph's tensors
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
@@ -95,7 +105,9 @@ def release_memory():
 
 def available_processors():
     """Processors that this process may use, by its affinity and its cgroup's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota, period = file.read().split()

@@ -12,7 +12,9 @@ from lcm.training.step import not_finite
 
 def learning_rate(schedule, epoch):
     """The rate of an epoch (from 1): divided by `divide_by` after each share of the epochs in `divide_at`."""
-    passed = sum(epoch - 1 >= round(share * schedule["epochs"], 6) for share in schedule["divide_at"])
+    passed = sum(
+        epoch - 1 >= round(share * schedule["epochs"], 6) for share in schedule["divide_at"]
+    )
     return schedule["learning_rate"] / schedule["divide_by"] ** passed
 
 
@@ -35,7 +37,9 @@ def train_epoch(step, epoch, start=0, after_step=lambda done: None):
     feed.start(epoch - 1, start)
     for index in range(start, feed.steps):
         step(index)
-        if train.bad.device.type == "cpu" and train.bad:  # from a GPU it is read at the end of the epoch
+        if (
+            train.bad.device.type == "cpu" and train.bad
+        ):  # from a GPU it is read at the end of the epoch
             break
         after_step(index + 1)
     if train.bad:
@@ -68,4 +72,8 @@ def evaluate(step, epoch, after_step=lambda: None):
     loss, top1, top5, images = test.totals.tolist()
     if not math.isfinite(loss):
         raise not_finite("the test loss", epoch)
-    return {"test_loss": loss / images, "test_top1": 100 * top1 / images, "test_top5": 100 * top5 / images}
+    return {
+        "test_loss": loss / images,
+        "test_top1": 100 * top1 / images,
+        "test_top5": 100 * top5 / images,
+    }

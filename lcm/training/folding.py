@@ -19,7 +19,9 @@ from lcm.models.dense_block import factor_and_summand
 LINEAR = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Linear.forward, VectorConv.forward}
 
 
-@torch.inference_mode(False)  # the autograd graph of a forward pass is read, also where the caller is in inference mode
+@torch.inference_mode(
+    False
+)  # the autograd graph of a forward pass is read, also where the caller is in inference mode
 def fold(network, image_size):
     """A network that computes what `network` computes in evaluation mode, with batch norms folded into convolutions.
 
@@ -31,13 +33,17 @@ def fold(network, image_size):
         image_size: height and width in pixels.
     """
     tensors = (*network.parameters(), *network.buffers())
-    folded = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors}).eval()  # new modules, the same tensors
+    folded = copy.deepcopy(
+        network, {id(tensor): tensor for tensor in tensors}
+    ).eval()  # new modules, the same tensors
     pairs = _foldable(folded, next(network.parameters()).new_zeros(1, 3, image_size, image_size))
     for layer, name in pairs:
         _absorb(layer, folded.get_submodule(name))
         folded.set_submodule(name, nn.Identity().eval())
     replaceable = [
-        (n, part) for n, part in folded.named_modules() if hasattr(part, "for_evaluation") and not _hooked(part)
+        (n, part)
+        for n, part in folded.named_modules()
+        if hasattr(part, "for_evaluation") and not _hooked(part)
     ]
     for name, module in replaceable:
         folded.set_submodule(name, module.for_evaluation().eval())

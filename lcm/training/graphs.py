@@ -87,7 +87,9 @@ class ResidentFeed(Feed):
         index, offsets, mirror = (drawn[positions] for drawn in self.plan)
         self.cursor += size
         crops = self.resident.crop(self.resident.images, index, offsets, mirror)
-        return normalise(crops, self.resident.scale, self.resident.shift), self.resident.labels[index]
+        return normalise(crops, self.resident.scale, self.resident.shift), self.resident.labels[
+            index
+        ]
 
     def state(self):
         return [self.cursor]
@@ -108,7 +110,11 @@ class Pace:
     def __init__(self, device):
         self.device, self.steps = device, 0
         # an event for each of the last steps; blocking: the CPU waits without spinning
-        self.events = [torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT)] if device.type == "cuda" else []
+        self.events = (
+            [torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT)]
+            if device.type == "cuda"
+            else []
+        )
 
     def step(self):
         """Call after each step: waits for the step `IN_FLIGHT` steps back."""

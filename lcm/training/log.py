@@ -39,7 +39,9 @@ class RunLog:
             )
         if present != self.text.encode():
             if self.text and not (present or b"").startswith(self.text.encode()):
-                warn(f"warning: {self.file} was damaged or missing; written anew from the checkpoint")
+                warn(
+                    f"warning: {self.file} was damaged or missing; written anew from the checkpoint"
+                )
             write_atomically(self.file, self.text.encode())
 
     def append(self, row):
@@ -47,7 +49,9 @@ class RunLog:
         line = json.dumps(row, allow_nan=False) + "\n"
         try:
             with open(self.file, "r+b") as stream:
-                stream.truncate(len(self.text))  # a full disk may have left a part of a line after it
+                stream.truncate(
+                    len(self.text)
+                )  # a full disk may have left a part of a line after it
                 stream.seek(len(self.text))
                 stream.write(line.encode())
                 stream.flush()
@@ -65,7 +69,9 @@ class RunLog:
 
     def _show(self):
         """Write the events of all rows that have none yet."""
-        if shutil.disk_usage(self.file.parent).free < 2**20:  # on a full disk SummaryWriter's thread prints a traceback
+        if (
+            shutil.disk_usage(self.file.parent).free < 2**20
+        ):  # on a full disk SummaryWriter's thread prints a traceback
             return
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
@@ -75,8 +81,16 @@ class RunLog:
         for row in self.rows[self._shown :]:
             for name, value in row.items():
                 if name not in ("epoch", "step"):
-                    group = "loss" if name.endswith("loss") else "accuracy" if "top" in name else "speed"
-                    self._events.add_scalar("lr" if name == "lr" else f"{group}/{name}", value, row["epoch"])
+                    group = (
+                        "loss"
+                        if name.endswith("loss")
+                        else "accuracy"
+                        if "top" in name
+                        else "speed"
+                    )
+                    self._events.add_scalar(
+                        "lr" if name == "lr" else f"{group}/{name}", value, row["epoch"]
+                    )
         self._events.flush()
         self._shown = len(self.rows)
 

@@ -22,7 +22,9 @@ def is_out_of_memory(error):
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS))
+    return known or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+    )
 
 
 @contextlib.contextmanager

@@ -25,7 +25,10 @@ class StopRequest:
         if not self._patient:
             self._stop_now()
         if name == "SIGINT" and self._interrupted:
-            raise Stopped(name, "a second SIGINT: at once, what was done since the last checkpoint will be done again")
+            raise Stopped(
+                name,
+                "a second SIGINT: at once, what was done since the last checkpoint will be done again",
+            )
         self._interrupted |= name == "SIGINT"
 
     def _stop_now(self):
@@ -41,11 +44,19 @@ class StopRequest:
         if self.is_listening:
             yield self
             return
-        self.requested, self.at_once, self._interrupted, self.is_listening, before = None, False, False, True, {}
+        self.requested, self.at_once, self._interrupted, self.is_listening, before = (
+            None,
+            False,
+            False,
+            True,
+            {},
+        )
         try:
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    with contextlib.suppress(ValueError):  # not in the main thread, where the caller handles signals
+                    with contextlib.suppress(
+                        ValueError
+                    ):  # not in the main thread, where the caller handles signals
                         before[number] = signal.signal(number, self._handle)
             yield self
         finally:

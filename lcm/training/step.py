@@ -38,8 +38,15 @@ class TrainStep:
         layout: memory layout of the images, as of the network's weights: torch.channels_last or torch.contiguous_format.
     """
 
-    def __init__(self, network, optimizer, autocast, device, compiled=None, layout=torch.channels_last):
-        self.network, self.optimizer, self.autocast, self.layout = network, optimizer, autocast, layout
+    def __init__(
+        self, network, optimizer, autocast, device, compiled=None, layout=torch.channels_last
+    ):
+        self.network, self.optimizer, self.autocast, self.layout = (
+            network,
+            optimizer,
+            autocast,
+            layout,
+        )
         self.forward = network if compiled is None else compiled
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
         self.bad = optimizer.found_inf = torch.zeros(1, device=device)
@@ -47,7 +54,9 @@ class TrainStep:
         (group,) = optimizer.param_groups
         if group["momentum"]:
             for name, parameter in network.named_parameters():
-                momentum = optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                momentum = optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(
+                    parameter
+                )
                 self.momenta[name] = momentum
 
     def __call__(self, images, labels):
@@ -100,7 +109,12 @@ class TestStep:
     __test__ = False  # not a pytest class
 
     def __init__(self, network, autocast, device, image_size=None, layout=torch.channels_last):
-        self.network, self.autocast, self.image_size, self.layout = network, autocast, image_size, layout
+        self.network, self.autocast, self.image_size, self.layout = (
+            network,
+            autocast,
+            image_size,
+            layout,
+        )
         self.forward = network
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)
 

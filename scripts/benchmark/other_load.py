@@ -10,7 +10,9 @@ def work():
     """(moment, seconds of work on all processors, those of this process and its ended children); None where unknown."""
     try:
         with open(STAT) as lines:
-            user, nice, system, _idle, _waiting, irq, softirq = map(int, lines.readline().split()[1:8])
+            user, nice, system, _idle, _waiting, irq, softirq = map(
+                int, lines.readline().split()[1:8]
+            )
     except (OSError, ValueError):
         return None
     ticks = user + nice + system + irq + softirq

@@ -26,7 +26,10 @@ def packed(options):
 
 def together(options, network, how):
     spec = {"network": network, "steps": options.steps}
-    sides = [Side(options, "epoch", f"fp32 captured, {runs} at once, {how}", runs=runs, **spec) for runs in RUNS]
+    sides = [
+        Side(options, "epoch", f"fp32 captured, {runs} at once, {how}", runs=runs, **spec)
+        for runs in RUNS
+    ]
     for side in sides:
         side.base = sides[0]
     return summarise(take_turns("packed", sides, options), "packed")

@@ -11,7 +11,9 @@ from benchmark.sides import Side, take_turns
 from benchmark.table import faster, larger, slower, summarise
 from benchmark.worker import rate
 
-VARIANTS = {"reference": ("fp32", "fp32 compiled", "bf16", "bf16 compiled")}  # what is measured beside each reference
+VARIANTS = {
+    "reference": ("fp32", "fp32 compiled", "bf16", "bf16 compiled")
+}  # what is measured beside each reference
 HOW = ("eager", "captured", "captured NCHW", "captured compiled")
 GPU_VARIANTS = {
     "reference": [f"{precision} {how}" for precision in ("fp32", "bf16") for how in HOW],
@@ -26,10 +28,16 @@ TEST_BATCHES = 8  # batches of a test set for each of an epoch: 160, as CIFAR ha
 def groups(options, what):
     """The sides of `step` and `epoch`: for each network a reference and this project's variants beside it."""
     for network in options.networks:
-        spec = {"network": network, "steps": 1 if what == "step" and not options.gpu else options.steps}
+        spec = {
+            "network": network,
+            "steps": 1 if what == "step" and not options.gpu else options.steps,
+        }
         for name, variants in (GPU_VARIANTS if options.gpu else VARIANTS).items():
             reference = Side(options, what, name, side="reference", **spec)
-            yield [reference, *(Side(options, what, variant, base=reference, **spec) for variant in variants)]
+            yield [
+                reference,
+                *(Side(options, what, variant, base=reference, **spec) for variant in variants),
+            ]
 
 
 def training(what, options):
@@ -39,8 +47,15 @@ def training(what, options):
 
 def attention(options):
     for network in options.networks:
-        for variant in ("fp32", "bf16") if network.startswith("densenet") else ("fp32", "fp32 compiled", "bf16"):
-            none, *others = [Side(options, "step", variant, network=network, attention=name) for name in ATTENTIONS]
+        for variant in (
+            ("fp32", "bf16")
+            if network.startswith("densenet")
+            else ("fp32", "fp32 compiled", "bf16")
+        ):
+            none, *others = [
+                Side(options, "step", variant, network=network, attention=name)
+                for name in ATTENTIONS
+            ]
             for side in others:
                 side.base = none
             yield summarise(take_turns("attention", [none, *others], options), "attention", slower)
@@ -48,22 +63,39 @@ def attention(options):
 
 def assembly(options):
     reference = Side(options, "assembly", "reference", side="reference", network="-", threads=1)
-    sides = [reference, Side(options, "assembly", "project", base=reference, network="-", threads=1)]
+    sides = [
+        reference,
+        Side(options, "assembly", "project", base=reference, network="-", threads=1),
+    ]
     yield summarise(take_turns("assembly", sides, options), "assembly")
 
 
 def evaluation(options):
     for network in options.networks:
         plain = [
-            Side(options, "evaluation", f"reference, batch {batch}", side="reference", network=network, batch=batch)
+            Side(
+                options,
+                "evaluation",
+                f"reference, batch {batch}",
+                side="reference",
+                network=network,
+                batch=batch,
+            )
             for batch in PLAIN_BATCHES
         ]
         steps = TEST_BATCHES * options.steps
-        ours = [Side(options, "evaluation", variant, network=network, steps=steps) for variant in ("fp32", "bf16")]
+        ours = [
+            Side(options, "evaluation", variant, network=network, steps=steps)
+            for variant in ("fp32", "bf16")
+        ]
         rounds = take_turns("evaluation", [*plain, *ours], options)
 
         def images_per_second(side, rounds=rounds):
-            return 0.0 if side.refused else statistics.median(rate(reports[side]) for reports in rounds.reports)
+            return (
+                0.0
+                if side.refused
+                else statistics.median(rate(reports[side]) for reports in rounds.reports)
+            )
 
         for side in rounds.sides:
             side.base = max(plain, key=images_per_second)
@@ -78,7 +110,9 @@ def memory(options):
     for precision in ("fp32 ", "bf16 ") if options.gpu else ("",):
         for kind in ("fast", "linear"):
             variant = f"{precision}memory={kind}"
-            sides.append(Side(options, "step", variant, base=plain, overrides={"memory": kind}, **spec))
+            sides.append(
+                Side(options, "step", variant, base=plain, overrides={"memory": kind}, **spec)
+            )
     rounds = take_turns("memory", sides, options, stay=False)
     yield summarise(rounds, "step", faster) + summarise(rounds, "memory", larger)
 
@@ -89,7 +123,9 @@ def startup(options):
     rows = summarise(take_turns("startup", sides, options), "startup", slower)
     for side, row in zip(sides, rows, strict=True):
         if not side.refused:  # the memory is that of the process that waits for the command
-            seconds, cpu, _ = (row.pop(key) for key in ("images_per_second", "cpu_seconds_per_image", "peak_mb"))
+            seconds, cpu, _ = (
+                row.pop(key) for key in ("images_per_second", "cpu_seconds_per_image", "peak_mb")
+            )
             words = [f"{1 / seconds:.2f} s, {cpu:.2f} CPU-s", row["remark"]]
             row["remark"] = "; ".join(filter(None, words))
     yield rows

@@ -22,7 +22,9 @@ say = partial(print, file=sys.stderr)
 
 def network_of(spec):
     """(network, height and width of its images, device, autocast context, memory layout), as train.py makes them."""
-    device, autocast, _ = set_up(spec.threads, spec.device, spec.precision, deterministic=False, allocator=True)
+    device, autocast, _ = set_up(
+        spec.threads, spec.device, spec.precision, deterministic=False, allocator=True
+    )
     network = build_network(spec.network, spec.attention, seed=0, **spec.overrides)
     size = load_config("model", spec.network)["image_size"]
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
@@ -45,9 +47,16 @@ def training(spec):
     rate = torch.tensor(schedule["learning_rate"], device=device)
     settings = {key: schedule[key] for key in ("momentum", "nesterov", "weight_decay")}
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, fused=True, **settings)
-    forward = compiled(network, spec.batch, size, autocast, layout, say) if spec.compile else network
-    images = feed(random_batches(spec.steps * spec.batch, spec.batch, size, pad=4, mirror=True, seed=0), device)
-    return bind(TrainStep(network, optimizer, autocast, device, forward, layout), images, spec.capture, say)
+    forward = (
+        compiled(network, spec.batch, size, autocast, layout, say) if spec.compile else network
+    )
+    images = feed(
+        random_batches(spec.steps * spec.batch, spec.batch, size, pad=4, mirror=True, seed=0),
+        device,
+    )
+    return bind(
+        TrainStep(network, optimizer, autocast, device, forward, layout), images, spec.capture, say
+    )
 
 
 def epoch(spec):

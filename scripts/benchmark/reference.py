@@ -29,7 +29,9 @@ class Images(datasets.CIFAR10):
 def training(spec):
     """(network, its training step)."""
     network = build_network(spec.network, seed=0).to(spec.device).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
 
     def step(images, labels):
         logits = network(images)
@@ -43,7 +45,9 @@ def training(spec):
 
 
 def batch_at_hand(spec):
-    return torch.randn(spec.batch, 3, 32, 32, device=spec.device), torch.arange(spec.batch, device=spec.device) % 10
+    return torch.randn(spec.batch, 3, 32, 32, device=spec.device), torch.arange(
+        spec.batch, device=spec.device
+    ) % 10
 
 
 def step(spec):
@@ -61,13 +65,20 @@ def step(spec):
 def epoch(spec):
     """A pass over `spec.steps` batches, data and metrics included."""
     _, train = training(spec)
-    workers = {"num_workers": spec.loaders, "persistent_workers": spec.loaders > 0, "pin_memory": spec.device == "cuda"}
+    workers = {
+        "num_workers": spec.loaders,
+        "persistent_workers": spec.loaders > 0,
+        "pin_memory": spec.device == "cuda",
+    }
     loader = DataLoader(Images(spec.steps * spec.batch), spec.batch, shuffle=True, **workers)
 
     def unit():
         loss_sum = top1_sum = top5_sum = seen = 0
         for images, labels in loader:
-            images, labels = images.to(spec.device, non_blocking=True), labels.to(spec.device, non_blocking=True)
+            images, labels = (
+                images.to(spec.device, non_blocking=True),
+                labels.to(spec.device, non_blocking=True),
+            )
             logits, loss = train(images, labels)
             hits = logits.topk(5).indices == labels[:, None]
             loss_sum += loss.item() * len(labels)

@@ -29,7 +29,11 @@ class Side:
     def __init__(self, options, what, variant="fp32", side="project", base=None, runs=1, **fields):
         words = variant.split()
         precision = next((word for word in words if word in ("tf32", "bf16")), "fp32")
-        how = {"compile": "compiled" in words, "capture": "eager" not in words, "channels_last": "NCHW" not in words}
+        how = {
+            "compile": "compiled" in words,
+            "capture": "eager" not in words,
+            "channels_last": "NCHW" not in words,
+        }
         usual = {key: getattr(options, key) for key in ("device", "threads", "seconds", "loaders")}
         self.spec = Spec(side, what, precision=precision, **how, **usual | fields)
         self.variant, self.base, self.runs = variant, base or self, runs
@@ -54,7 +58,9 @@ class Side:
         reports = self._results([pool.submit(turn) for pool in self.pools])
         if not reports:
             return None
-        sums = {key: sum(report[key] for report in reports) for key in ("cpu", "cpu_of_turn", "peak_mb")}
+        sums = {
+            key: sum(report[key] for report in reports) for key in ("cpu", "cpu_of_turn", "peak_mb")
+        }
         wall = max(report["wall"] for report in reports)
         return {"images": wall * sum(map(rate, reports)), "wall": wall, **sums}
 
@@ -65,7 +71,10 @@ class Side:
         except Exception as error:  # this side's row says so; the others go on
             known = isinstance(error, UserError)
             self.refused = str(error) if known else f"failed: {error!r}"
-            print(f"  no {self.variant}: {self.refused}{'' if known else error.__cause__ or ''}", file=sys.stderr)
+            print(
+                f"  no {self.variant}: {self.refused}{'' if known else error.__cause__ or ''}",
+                file=sys.stderr,
+            )
             self.stop()
             return []
 
@@ -92,7 +101,10 @@ def take_turns(title, sides, options, stay=True):
     Args:
         stay: keep the processes between the rounds; otherwise only one runs at a time.
     """
-    print(f"{title}, {sides[0].spec.network}: {', '.join(side.variant for side in sides)}", file=sys.stderr)
+    print(
+        f"{title}, {sides[0].spec.network}: {', '.join(side.variant for side in sides)}",
+        file=sys.stderr,
+    )
     undisturbed, disturbed = [], []
     deadline = time.monotonic() + 60 * options.minutes
     with contextlib.ExitStack() as stack:

@@ -42,7 +42,9 @@ def plain(spec):
 def train(spec):
     """train.py, which writes its first checkpoint after its first step."""
     command = [str(ROOT / "train.py"), "attention=none", f"threads={spec.threads}", "runs=runs"]
-    return lambda: first_step(spec, [*command, "checkpoint.every=1 step"], "runs/*/*/*/*/checkpoint.pt")
+    return lambda: first_step(
+        spec, [*command, "checkpoint.every=1 step"], "runs/*/*/*/*/checkpoint.pt"
+    )
 
 
 def first_step(spec, command, sign):
@@ -53,7 +55,11 @@ def first_step(spec, command, sign):
         (Path(folder) / "config.yaml").write_text(CONFIG)
         (Path(folder) / "application.py").write_text(APPLICATION)
         process = subprocess.Popen(
-            [sys.executable, *command], env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=sys.stderr
+            [sys.executable, *command],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=sys.stderr,
         )
         try:
             while not any(Path(folder).glob(sign)):

@@ -11,7 +11,17 @@ from lcm.files import write
 
 COLUMNS = [
     *("date", "machine", "torch", "threads", "part", "network", "attention", "what", "variant"),
-    *("images_per_second", "cpu_seconds_per_image", "peak_mb", "ratio", "low", "high", "rounds", "disturbed", "remark"),
+    *(
+        "images_per_second",
+        "cpu_seconds_per_image",
+        "peak_mb",
+        "ratio",
+        "low",
+        "high",
+        "rounds",
+        "disturbed",
+        "remark",
+    ),
 ]
 
 
@@ -31,7 +41,12 @@ def summarise(rounds, what, ratio=faster):
     """A row for each side: medians over the rounds; ratios to its base within each round."""
     rows = []
     for side in rounds.sides:
-        row = {"network": side.spec.network, "attention": side.spec.attention, "what": what, "variant": side.variant}
+        row = {
+            "network": side.spec.network,
+            "attention": side.spec.attention,
+            "what": what,
+            "variant": side.variant,
+        }
         rows.append(row)
         if side.refused:  # a precision that the machine lacks, or the first line of another reason
             lacks = side.refused.startswith("precision=")
@@ -40,7 +55,9 @@ def summarise(rounds, what, ratio=faster):
         reports = [reports[side] for reports in rounds.reports]
         row |= {
             "images_per_second": statistics.median(map(rate, reports)),
-            "cpu_seconds_per_image": statistics.median(report["cpu"] / report["images"] for report in reports),
+            "cpu_seconds_per_image": statistics.median(
+                report["cpu"] / report["images"] for report in reports
+            ),
             "peak_mb": max(report["peak_mb"] for report in reports),
             "rounds": rounds.undisturbed,
             "disturbed": rounds.disturbed,
@@ -66,19 +83,34 @@ class Table:
     def __init__(self, file, **machine):
         self.file, self.measured = file, set()
         self.common = {"date": time.strftime("%Y-%m-%d"), **machine}
-        if file.exists() and not file.read_text(encoding="utf-8").startswith(",".join(COLUMNS) + "\n"):
-            raise UserError(f"--out {file}: this file is not a table of this script; name another, or move it away")
+        if file.exists() and not file.read_text(encoding="utf-8").startswith(
+            ",".join(COLUMNS) + "\n"
+        ):
+            raise UserError(
+                f"--out {file}: this file is not a table of this script; name another, or move it away"
+            )
 
     def add(self, part, rows):
         """Write rows of a part to the file, now, and show them."""
-        cells = [{key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows]
-        new = pd.DataFrame([self.common | {"part": part} | row for row in cells], columns=COLUMNS, dtype=object)
+        cells = [
+            {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()}
+            for row in rows
+        ]
+        new = pd.DataFrame(
+            [self.common | {"part": part} | row for row in cells], columns=COLUMNS, dtype=object
+        )
         exists = self.file.exists()
-        old = pd.read_csv(self.file, dtype=str, keep_default_na=False) if exists else pd.DataFrame(columns=COLUMNS)
+        old = (
+            pd.read_csv(self.file, dtype=str, keep_default_na=False)
+            if exists
+            else pd.DataFrame(columns=COLUMNS)
+        )
         replaced = set(new["network"]) - {network for of, network in self.measured if of == part}
         self.measured |= {(part, network) for network in replaced}
         kept = old[(old["part"] != part) | ~old["network"].isin(replaced)]
         order = list(dict.fromkeys([*old["part"], part]))
-        table = pd.concat([kept, new]).sort_values("part", key=lambda parts: parts.map(order.index), kind="stable")
+        table = pd.concat([kept, new]).sort_values(
+            "part", key=lambda parts: parts.map(order.index), kind="stable"
+        )
         write(self.file, table.to_csv(index=False, lineterminator="\n"))
         print(new[COLUMNS[5:]].to_string(index=False, na_rep=""), flush=True)

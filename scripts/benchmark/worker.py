@@ -44,7 +44,9 @@ class Worker:
         self.wait = torch.cuda.synchronize if spec.device == "cuda" else lambda: None
         torch.set_num_threads(spec.threads)
         # The same for both sides: cuDNN's default would give a float32 reference TF32 convolutions.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+            spec.precision == "tf32"
+        )
         torch.backends.cudnn.benchmark = True
         self.unit = getattr(importlib.import_module(f"benchmark.{spec.side}"), spec.what)(spec)
         self.unit()
@@ -61,7 +63,13 @@ class Worker:
             images += self.unit()
         self.wait()
         wall, now, peak = time.perf_counter() - started, cpu_seconds(), peak_mb(self.spec.device)
-        return {"images": images, "wall": wall, "cpu": now - cpu, "cpu_of_turn": now - before, "peak_mb": peak}
+        return {
+            "images": images,
+            "wall": wall,
+            "cpu": now - cpu,
+            "cpu_of_turn": now - before,
+            "peak_mb": peak,
+        }
 
 
 def prepare(spec):

@@ -22,7 +22,9 @@ from tiny import ATTENTIONS
 
 def options(**changes):
     usual = {"gpu": False, "device": "cpu", "threads": 1, "seconds": 0.01, "loaders": 0, "steps": 2}
-    return SimpleNamespace(**usual | {"networks": ["resnet20"], "rounds": 2, "minutes": math.inf} | changes)
+    return SimpleNamespace(
+        **usual | {"networks": ["resnet20"], "rounds": 2, "minutes": math.inf} | changes
+    )
 
 
 def report(images=100, wall=1.0, cpu=1.5, peak_mb=500.0):
@@ -69,7 +71,14 @@ def test_disturbed_rounds_are_thrown_away_and_repeated(load, stay):
     both = [FakeSide("reference"), FakeSide("fp32")]
     FakeSide.order.clear()
     rounds = take_turns("", both, options(), stay)
-    assert FakeSide.order == ["reference", "fp32", "fp32", "reference", "reference", "fp32"]  # each begins in its turn
+    assert FakeSide.order == [
+        "reference",
+        "fp32",
+        "fp32",
+        "reference",
+        "reference",
+        "fp32",
+    ]  # each begins in its turn
     assert (len(rounds.reports), rounds.undisturbed, rounds.disturbed) == (2, 2, 1)
     assert not any(side.running for side in both)
 
@@ -77,7 +86,11 @@ def test_disturbed_rounds_are_thrown_away_and_repeated(load, stay):
 def test_without_an_undisturbed_round_the_figures_are_marked(load):
     load([0.5] * 20)
     rounds = take_turns("", [FakeSide("reference"), FakeSide("fp32")], options())
-    assert (len(rounds.reports), rounds.undisturbed, rounds.disturbed) == (4, 0, 4)  # twice as many as asked for
+    assert (len(rounds.reports), rounds.undisturbed, rounds.disturbed) == (
+        4,
+        0,
+        4,
+    )  # twice as many as asked for
     for row in summarise(rounds, "step"):
         assert (row["rounds"], row["disturbed"], row["remark"]) == (0, 4, "disturbed")
 
@@ -90,7 +103,11 @@ def test_no_round_begins_after_the_deadline(load):
 def test_what_a_machine_cannot_do_becomes_a_row(load):
     load([0.0] * 20)
     why = "precision=bf16: this processor has neither avx512_bf16 nor amx_bf16"
-    three = [FakeSide("reference"), FakeSide("bf16", refused=why), FakeSide("x", refused="failed: X\nmore")]
+    three = [
+        FakeSide("reference"),
+        FakeSide("bf16", refused=why),
+        FakeSide("x", refused="failed: X\nmore"),
+    ]
     rows = summarise(take_turns("", three, options()), "step")
     assert [row["remark"] for row in rows] == ["", "not on this processor", "failed: X"]
     assert "ratio" not in rows[1]
@@ -99,10 +116,16 @@ def test_what_a_machine_cannot_do_becomes_a_row(load):
 
 def rows_of_three_rounds():
     plain = FakeSide("reference")
-    fp32, bf16 = FakeSide("fp32", base=plain), FakeSide("bf16", base=plain, refused="precision=bf16: no")
+    fp32, bf16 = (
+        FakeSide("fp32", base=plain),
+        FakeSide("bf16", base=plain, refused="precision=bf16: no"),
+    )
     reports = [
         {plain: report(100, 1.0), fp32: report(150, 1.0, peak_mb=400.0)},
-        {plain: report(50, 1.0), fp32: report(100, 1.0, peak_mb=450.0)},  # a slow round: both are slow
+        {
+            plain: report(50, 1.0),
+            fp32: report(100, 1.0, peak_mb=450.0),
+        },  # a slow round: both are slow
         {plain: report(110, 1.0), fp32: report(176, 1.0, peak_mb=425.0)},
     ]
     return Rounds([plain, fp32, bf16], reports, 3, 1)
@@ -113,7 +136,9 @@ def test_medians_and_ratios_within_rounds():
     assert fp32["images_per_second"] == 150
     assert fp32["cpu_seconds_per_image"] == pytest.approx(1.5 / 150)
     assert fp32["peak_mb"] == 450
-    assert (fp32["ratio"], fp32["low"], fp32["high"]) == pytest.approx((1.6, 1.5, 2.0))  # not the ratio of the medians
+    assert (fp32["ratio"], fp32["low"], fp32["high"]) == pytest.approx(
+        (1.6, 1.5, 2.0)
+    )  # not the ratio of the medians
     assert summarise(rows_of_three_rounds(), "step", slower)[1]["ratio"] == pytest.approx(1 / 1.6)
     assert summarise(rows_of_three_rounds(), "step", larger)[1]["ratio"] == pytest.approx(0.85)
 
@@ -135,13 +160,18 @@ def test_the_file(tmp_path, capsys):
 
 def test_rows_measured_anew_replace_those_of_their_part_and_network_alone(tmp_path):
     file = tmp_path / "b.csv"
-    groups_of = {"old": ["step a x", "step a y", "step b x", "epoch a x"], "new": ["step a x", "step a z"]}
+    groups_of = {
+        "old": ["step a x", "step a y", "step b x", "epoch a x"],
+        "new": ["step a x", "step a z"],
+    }
     for name, groups in groups_of.items():
         table = Table(file, machine=name)
         for part, network, variant in map(str.split, groups):
             table.add(part, [{"network": network, "variant": variant}])
     rows = list(csv.DictReader(file.read_text().splitlines()))
-    found = [" ".join(row[key] for key in ("part", "network", "variant", "machine")) for row in rows]
+    found = [
+        " ".join(row[key] for key in ("part", "network", "variant", "machine")) for row in rows
+    ]
     assert found == ["step b x old", "step a x new", "step a z new", "epoch a x old"]
 
 
@@ -154,9 +184,13 @@ def test_both_sides_train_the_same_network_by_the_same_rule():
     for _ in range(2):  # the second has a momentum
         train(images, labels)
         bound.step(images, labels)
-    for start, ours, theirs in zip(before, bound.step.network.parameters(), plain.parameters(), strict=True):
+    for start, ours, theirs in zip(
+        before, bound.step.network.parameters(), plain.parameters(), strict=True
+    ):
         moved = (theirs - start).norm()
-        assert (ours - theirs).norm() < 0.2 * moved  # rounding changes signs at single ReLUs; without momentum: 0.4
+        assert (
+            ours - theirs
+        ).norm() < 0.2 * moved  # rounding changes signs at single ReLUs; without momentum: 0.4
 
 
 @pytest.mark.parametrize("precision, tf32", [("fp32", False), ("tf32", True), ("bf16", False)])
@@ -178,7 +212,12 @@ def test_sides_of_a_gpu():
     assert {side.spec.precision for side in fp32_and_bf16} == {"fp32", "bf16"}
     assert {side.spec.precision for side in tf32} == {"tf32"} and tf32[0].spec.side == "reference"
     how = [(side.spec.capture, side.spec.channels_last, side.spec.compile) for side in tf32[1:]]
-    assert how == [(False, True, False), (True, True, False), (True, False, False), (True, True, True)]
+    assert how == [
+        (False, True, False),
+        (True, True, False),
+        (True, False, False),
+        (True, True, True),
+    ]
 
 
 def test_each_attention_is_compared_with_none(monkeypatch):
@@ -192,11 +231,15 @@ def test_each_attention_is_compared_with_none(monkeypatch):
 
 def test_units_do_what_they_are_counted_for(monkeypatch):
     bound, seen = [], []
-    monkeypatch.setattr(project, "bind", lambda *args, bind=project.bind: bound.append(bind(*args)) or bound[-1])
+    monkeypatch.setattr(
+        project, "bind", lambda *args, bind=project.bind: bound.append(bind(*args)) or bound[-1]
+    )
     spec = Spec(overrides={"layers": 8}, batch=8, steps=3, loaders=0)
     for make in (project.epoch, project.evaluation):
         unit = make(spec)
-        assert unit() == unit() == bound[-1].step.totals[-1] == 24  # totals begin anew with each unit
+        assert (
+            unit() == unit() == bound[-1].step.totals[-1] == 24
+        )  # totals begin anew with each unit
     assert reference.assembly(spec)() == project.assembly(spec)() == 20 * 8
     assert reference.evaluation(spec)() == reference.step(spec)() == 8
 
@@ -250,7 +293,9 @@ def test_the_parts_for_a_gpu_with_their_sides_on_the_cpu(monkeypatch, tmp_path):
     words = "--gpu --device cpu --threads 1 --quick --networks resnet20 --out"
     main([*words.split(), str(file)])
     rows = list(csv.DictReader(file.read_text().splitlines()))
-    parts_of = {part: [row["variant"] for row in rows if row["part"] == part] for part in parts.GPU_PARTS}
+    parts_of = {
+        part: [row["variant"] for row in rows if row["part"] == part] for part in parts.GPU_PARTS
+    }
     both = [name for reference, ours in parts.GPU_VARIANTS.items() for name in (reference, *ours)]
     assert parts_of["step"] == parts_of["epoch"] == both
     assert len(parts_of["packed"]) == 4 and len(parts_of["memory"]) == 2 * 5
@@ -260,7 +305,9 @@ def test_the_parts_for_a_gpu_with_their_sides_on_the_cpu(monkeypatch, tmp_path):
         elif row["variant"] == "MPS":
             assert row["remark"].startswith("not on this machine: ")
         else:
-            assert row["remark"] == "not on this processor" or float(row["ratio"]) > 0 < float(row["images_per_second"])
+            assert row["remark"] == "not on this processor" or float(row["ratio"]) > 0 < float(
+                row["images_per_second"]
+            )
         assert row["remark"] != "not on this processor" or row["variant"][:4] in ("tf32", "bf16")
 
 
@@ -269,7 +316,10 @@ def test_the_parts_for_a_gpu_with_their_sides_on_the_cpu(monkeypatch, tmp_path):
     [
         (["--parts", "step,lop"], "--parts lop: there is none of that name"),
         (["--parts", "step,packed"], "--parts packed: there is none"),
-        (["--networks", "resnet50"], "--networks resnet50: there is none of that name; choose from densenet"),
+        (
+            ["--networks", "resnet50"],
+            "--networks resnet50: there is none of that name; choose from densenet",
+        ),
         (["--rounds", "0"], "at least 1"),
         (["--out", "/nowhere/b.csv"], "no folder /nowhere"),
         (["--out", "/proc/version"], "not a table of this script"),
@@ -291,13 +341,17 @@ def run(tmp_path, *arguments):
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\nb.csv written\n")
-    return {(row["what"], row["variant"]): row for row in csv.DictReader((tmp_path / "b.csv").open())}
+    return {
+        (row["what"], row["variant"]): row for row in csv.DictReader((tmp_path / "b.csv").open())
+    }
 
 
 def test_a_part_from_the_command_line(tmp_path):
     rows = run(tmp_path, "--parts", "assembly")
     assert list(rows) == [("assembly", "reference"), ("assembly", "project")]
-    ours, plain = (float(rows["assembly", side]["cpu_seconds_per_image"]) for side in ("project", "reference"))
+    ours, plain = (
+        float(rows["assembly", side]["cpu_seconds_per_image"]) for side in ("project", "reference")
+    )
     assert ours < 0.2 * plain
 
 
@@ -307,7 +361,9 @@ def test_most_parts_from_the_command_line(tmp_path):
     rows = run(tmp_path, "--networks", "resnet20", "--parts", "step,epoch,evaluation,startup")
     for what in ("step", "epoch"):
         assert {v for w, v in rows if w == what} == {"reference", *parts.VARIANTS["reference"]}
-    ours, plain = (float(rows["step", side]["cpu_seconds_per_image"]) for side in ("fp32", "reference"))
+    ours, plain = (
+        float(rows["step", side]["cpu_seconds_per_image"]) for side in ("fp32", "reference")
+    )
     assert ours < plain and float(rows["startup", "train.py"]["ratio"]) > 0
 
 
@@ -320,11 +376,24 @@ def at(tmp_path, monkeypatch):
     monkeypatch.setattr(other_load, "STAT", str(tmp_path / "stat"))
 
     def read(moment, own=0.0, **seconds):
-        kinds = ("user", "nice", "system", "idle", "disk", "irq", "softirq", "steal", "guest", "guest_nice")
+        kinds = (
+            "user",
+            "nice",
+            "system",
+            "idle",
+            "disk",
+            "irq",
+            "softirq",
+            "steal",
+            "guest",
+            "guest_nice",
+        )
         fields = [str(int(seconds.get(kind, 0) * os.sysconf("SC_CLK_TCK"))) for kind in kinds]
         (tmp_path / "stat").write_text(f"cpu  {' '.join(fields)}\ncpu0 1 1 1\n")
         monkeypatch.setattr(other_load.time, "monotonic", lambda: moment)
-        monkeypatch.setattr(other_load.os, "times", lambda: (own / 2, own / 4, own / 8, own / 8, moment))
+        monkeypatch.setattr(
+            other_load.os, "times", lambda: (own / 2, own / 4, own / 8, own / 8, moment)
+        )
         return other_load.work()
 
     return read

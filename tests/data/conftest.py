@@ -22,7 +22,10 @@ def small(tmp_path, monkeypatch):
         for file, record in records(name).items():
             (folder / file).write_bytes(pickle.dumps(record, protocol=protocol))
         sums = {
-            part: {file: hashlib.md5((folder / file).read_bytes()).hexdigest() for file in getattr(official, part)}
+            part: {
+                file: hashlib.md5((folder / file).read_bytes()).hexdigest()
+                for file in getattr(official, part)
+            }
             for part in ("train", "test", "meta")
         }
         contents = cifar._contents(arrays(name, "train"), arrays(name, "test"))

@@ -37,7 +37,9 @@ def same(raw, other):
 def check_both_paths(data, index, offsets, mirror):
     """The windows by their definition, by `gather` and by `crop`."""
     plan = zip(index, offsets.tolist(), mirror, strict=True)
-    expected = torch.from_numpy(np.stack([window(data.images[i].numpy(), data.pad, *o, m) for i, o, m in plan]))
+    expected = torch.from_numpy(
+        np.stack([window(data.images[i].numpy(), data.pad, *o, m) for i, o, m in plan])
+    )
     assert torch.equal(data.gather(index, offsets, mirror), expected)
     assert torch.equal(data.crop(data.images, index, offsets, mirror), expected)
 
@@ -49,7 +51,9 @@ def test_both_paths_cut_the_windows_of_the_plan(pad):
 
 
 def test_both_paths_cut_every_window_of_every_image():
-    offsets = torch.cartesian_prod(torch.arange(9), torch.arange(9)).repeat(4, 1)  # 81 windows x 2 images x 2 sides
+    offsets = torch.cartesian_prod(torch.arange(9), torch.arange(9)).repeat(
+        4, 1
+    )  # 81 windows x 2 images x 2 sides
     index = torch.arange(2).repeat_interleave(81).repeat(2)
     check_both_paths(resident(n=2), index, offsets, torch.arange(2).bool().repeat_interleave(162))
 
@@ -59,10 +63,15 @@ def test_all_162_windows_come_equally_often():
     from scipy.stats import chisquare
 
     probe = np.arange(1, 12 * 12 * 3 + 1).astype(np.uint8).reshape(12, 12, 3)
-    windows = {window(probe, 4, *at).tobytes() for at in itertools.product(range(9), range(9), (False, True))}
+    windows = {
+        window(probe, 4, *at).tobytes()
+        for at in itertools.product(range(9), range(9), (False, True))
+    }
     images = np.tile(probe, (162 * 100, 1, 1, 1))
     data = Resident(images, np.zeros(len(images), np.int64), MEAN, STD, pad=4, mirror=True, seed=5)
-    counts = Counter(image.tobytes() for batch, _ in Batches(data, 90).iterate(0) for image in batch.numpy())
+    counts = Counter(
+        image.tobytes() for batch, _ in Batches(data, 90).iterate(0) for image in batch.numpy()
+    )
     assert counts.keys() == windows and len(windows) == 162 and counts.total() == len(images)
     assert chisquare(list(counts.values())).pvalue > 0.001
 
@@ -72,12 +81,18 @@ def test_prepare_normalises_after_padding_in_channels_last_memory():
     raw = batches.epoch(0)[0]
     assert raw[0].dtype == torch.uint8 and raw[0].shape == (16, 32, 32, 3)
     images, labels = batches.prepare(raw, "cpu")
-    assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert (
+        images.shape == (16, 3, 32, 32)
+        and images.dtype == torch.float32
+        and labels.dtype == torch.int64
+    )
     assert images.is_contiguous(memory_format=torch.channels_last)
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, STD))
     expected = (raw[0].permute(0, 3, 1, 2).double() / 255 - mean) / std
     assert (images - expected).abs().max() < 1e-6
-    black = (raw[0] == 0).all(-1)  # padding: black pixels, so -mean / std and not 0 after normalising
+    black = (raw[0] == 0).all(
+        -1
+    )  # padding: black pixels, so -mean / std and not 0 after normalising
     assert black.any()
     assert (images.permute(0, 2, 3, 1)[black] + (mean / std).flatten()).abs().max() < 1e-6
 
@@ -88,7 +103,9 @@ def test_an_epoch_shows_every_image_once_with_its_label():
     images, labels = (torch.cat(part) for part in zip(*raws, strict=True))
     order, _, _ = batches.resident.plan(2)
     assert sorted(order.tolist()) == list(range(150)) and order.tolist() != list(range(150))
-    assert torch.equal(images, batches.resident.images[order]) and torch.equal(labels, batches.resident.labels[order])
+    assert torch.equal(images, batches.resident.images[order]) and torch.equal(
+        labels, batches.resident.labels[order]
+    )
 
 
 def test_epochs_are_functions_of_seed_and_epoch_alone():
@@ -100,12 +117,18 @@ def test_epochs_are_functions_of_seed_and_epoch_alone():
         once.plan(epoch)
     assert [drawn.tolist() for drawn in once.plan(3)] == draws(7, 3)
     several = [draws(seed, epoch) for seed in range(3) for epoch in range(3)]
-    for part in zip(*several, strict=True):  # orders, windows, mirrors; (0, 1) and (1, 0) differ too
+    for part in zip(
+        *several, strict=True
+    ):  # orders, windows, mirrors; (0, 1) and (1, 0) differ too
         assert len({str(p) for p in part}) == 9
 
 
 def test_a_switched_off_augmentation_leaves_the_other_draws():
-    both, no_mirror, no_crop = resident().plan(0), resident(mirror=False).plan(0), resident(pad=0).plan(0)
+    both, no_mirror, no_crop = (
+        resident().plan(0),
+        resident(mirror=False).plan(0),
+        resident(pad=0).plan(0),
+    )
     assert torch.equal(both[0], no_mirror[0]) and torch.equal(both[0], no_crop[0])
     assert torch.equal(both[1], no_mirror[1]) and not no_mirror[2].any()
     assert torch.equal(both[2], no_crop[2]) and not no_crop[1].any()
@@ -143,7 +166,9 @@ def test_signals_do_not_stop_workers():
         received.append(next(running))
     received += list(running)
     assert len(received) == 40
-    assert all(same(a, b) for a, b in zip(received, Batches(batches.resident, 4).iterate(0), strict=True))
+    assert all(
+        same(a, b) for a, b in zip(received, Batches(batches.resident, 4).iterate(0), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +179,9 @@ def test_training_drops_a_last_batch_of_one_image(n, batch_size, steps, images):
     batches = Batches(resident(n=n), batch_size)
     assert (len(batches), batches.images) == (steps, images)
     assert sum(len(labels) for _, labels in batches.iterate(0)) == images
-    test = Batches(Resident(batches.resident.images, batches.resident.labels, MEAN, STD), batch_size)
+    test = Batches(
+        Resident(batches.resident.images, batches.resident.labels, MEAN, STD), batch_size
+    )
     seen = torch.cat([raw for raw, _ in test.iterate(0)])
     assert test.images == n and torch.equal(seen, batches.resident.images)
 
@@ -204,4 +231,6 @@ except ValueError:
     print("refused")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "refused\n") and "Traceback" not in done.stderr, done.stderr
+    assert (done.returncode, done.stdout) == (0, "refused\n") and "Traceback" not in done.stderr, (
+        done.stderr
+    )

@@ -20,7 +20,9 @@ from lcm.data import cifar
 from lcm.errors import UserError
 
 REAL = os.environ.get("LCM_TEST_DATA")
-needs_real = pytest.mark.skipif(not REAL, reason="needs LCM_TEST_DATA, a folder with the real CIFAR files")
+needs_real = pytest.mark.skipif(
+    not REAL, reason="needs LCM_TEST_DATA, a folder with the real CIFAR files"
+)
 
 
 @pytest.fixture(params=["cifar10", "cifar100"])
@@ -32,7 +34,9 @@ def name(request):
 def test_an_unpacked_folder(small, name, protocol):
     root = small(name, protocol)
     data = load(root, name)
-    assert holds(data, name) and data.classes[3] == "class03" and len(data.classes) == data.num_classes
+    assert (
+        holds(data, name) and data.classes[3] == "class03" and len(data.classes) == data.num_classes
+    )
     inside = load(root / cifar.OFFICIAL[name].folder, name)
     assert holds(inside, name) and inside.fingerprint == data.fingerprint
 
@@ -53,7 +57,12 @@ def test_a_download(small, name, monkeypatch, tmp_path):
         thread.start()
         mirror = f"http://127.0.0.1:{server.server_port}/{archive.name}"
         try:
-            data = load(tmp_path / "new", name, download=True, places=["http://127.0.0.1:9/" + archive.name, mirror])
+            data = load(
+                tmp_path / "new",
+                name,
+                download=True,
+                places=["http://127.0.0.1:9/" + archive.name, mirror],
+            )
         finally:
             server.shutdown()
             thread.join()
@@ -66,11 +75,15 @@ def test_class_folders(small, name, tmp_path):
     official = load(small(name), name)
     class_folders(tmp_path / "png", name)
     (tmp_path / "png" / "train" / "class00" / ".DS_Store").write_bytes(b"hidden files are ignored")
-    data = load(tmp_path / "png", name)  # verified: the same images and labels, in the order of classes
+    data = load(
+        tmp_path / "png", name
+    )  # verified: the same images and labels, in the order of classes
     assert data.classes == official.classes
     ours, theirs = data.train(64, seed=0).resident, official.train(64, seed=0).resident
     order = torch.from_numpy(np.argsort(theirs.labels.numpy(), kind="stable"))
-    assert torch.equal(ours.images, theirs.images[order]) and torch.equal(ours.labels, theirs.labels[order])
+    assert torch.equal(ours.images, theirs.images[order]) and torch.equal(
+        ours.labels, theirs.labels[order]
+    )
     assert data.fingerprint != official.fingerprint  # another order is another set to train on
 
 
@@ -86,7 +99,9 @@ def test_numbered_class_folders_are_in_the_order_of_numbers(small, tmp_path):
 def test_jpeg_copies_need_verify_false(small, tmp_path):
     small("cifar10")
     class_folders(tmp_path / "jpg", "cifar10", "jpg")
-    with pytest.raises(UserError, match=r"not exactly its images and labels \(copies as JPEG never have\)"):
+    with pytest.raises(
+        UserError, match=r"not exactly its images and labels \(copies as JPEG never have\)"
+    ):
         load(tmp_path / "jpg", "cifar10")
     assert len(load(tmp_path / "jpg", "cifar10", verify=False).test(64).resident) == 100
 
@@ -95,7 +110,14 @@ def test_a_missing_set_says_what_was_looked_for(tmp_path, name):
     official = cifar.OFFICIAL[name]
     with pytest.raises(UserError) as error:
         load(tmp_path, name)
-    for part in (str(tmp_path), official.folder, "train/<class>", official.archive, "data.root=", "data.download=true"):
+    for part in (
+        str(tmp_path),
+        official.folder,
+        "train/<class>",
+        official.archive,
+        "data.root=",
+        "data.download=true",
+    ):
         assert part in str(error.value)
 
 
@@ -105,16 +127,24 @@ def test_an_unofficial_copy_in_another_order(small, name):
     train = records(name)
     for file in official.train:
         record = train[file]
-        record["data"], record[official.labels_key] = record["data"][::-1].copy(), record[official.labels_key][::-1]
+        record["data"], record[official.labels_key] = (
+            record["data"][::-1].copy(),
+            record[official.labels_key][::-1],
+        )
         (root / official.folder / file).write_bytes(pickle.dumps(record))
     with pytest.raises(UserError) as error:
         load(root, name)
     message = str(error.value)
     for file, md5 in official.train.items():
-        assert f"{official.folder}/{file} is not the official file: its md5 is " in message and md5 in message
+        assert (
+            f"{official.folder}/{file} is not the official file: its md5 is " in message
+            and md5 in message
+        )
     assert f"exactly the images and labels of {official.title}, in another order" in message
     assert "data.verify=false accepts" in message
-    assert str(root / official.folder / next(iter(official.test))) not in message  # that one is the official file
+    assert (
+        str(root / official.folder / next(iter(official.test))) not in message
+    )  # that one is the official file
     data = load(root, name, verify=False)
     assert not holds(data, name) and len(data.train(64, seed=0).resident) == 200
 
@@ -128,9 +158,15 @@ def real():
 def test_real_cifar10_equals_torchvisions(real):
     from torchvision.datasets import CIFAR10
 
-    for train, resident in ((True, real.train(64, seed=0).resident), (False, real.test(64).resident)):
+    for train, resident in (
+        (True, real.train(64, seed=0).resident),
+        (False, real.test(64).resident),
+    ):
         theirs = CIFAR10(REAL, train=train)
-        assert np.array_equal(resident.images, theirs.data) and resident.labels.tolist() == theirs.targets
+        assert (
+            np.array_equal(resident.images, theirs.data)
+            and resident.labels.tolist() == theirs.targets
+        )
         assert real.classes == theirs.classes
     assert cifar._contents(real._train, real._test) == cifar.OFFICIAL["cifar10"].contents
 
@@ -144,7 +180,9 @@ def test_mean_and_deviation_are_those_of_the_real_training_images(real):
     assert real.mean == pytest.approx(mean, abs=1e-12)
     assert real.std == pytest.approx(np.sqrt(counts @ levels**2 / len(planes) - mean**2), abs=1e-9)
     batches = real.train(1000, seed=0)  # pad=0: every pixel of every image comes once
-    sums = [(images.mean((0, 2, 3)), images.square().mean((0, 2, 3))) for images in prepared(batches)]
+    sums = [
+        (images.mean((0, 2, 3)), images.square().mean((0, 2, 3))) for images in prepared(batches)
+    ]
     mean, square = (torch.stack(part).double().mean(0) for part in zip(*sums, strict=True))
     assert mean.abs().max() < 1e-5 and (square - 1).abs().max() < 1e-5
 
@@ -159,4 +197,6 @@ def prepared(batches):
 def test_real_class_folders_of_cifar100():
     data = load(Path(REAL, "cifar-100-png"), "cifar100")  # verified: the official images and labels
     planes = data._train[0].reshape(-1, 3) / 255
-    assert data.mean == pytest.approx(planes.mean(0), abs=1e-9) and data.std == pytest.approx(planes.std(0), abs=1e-9)
+    assert data.mean == pytest.approx(planes.mean(0), abs=1e-9) and data.std == pytest.approx(
+        planes.std(0), abs=1e-9
+    )

@@ -20,7 +20,9 @@ def rewrite(**changes):
 
     def damage(path):
         record = pickle.loads(path.read_bytes()) | changes
-        path.write_bytes(pickle.dumps({key: value for key, value in record.items() if value is not None}))
+        path.write_bytes(
+            pickle.dumps({key: value for key, value in record.items() if value is not None})
+        )
 
     return damage
 
@@ -83,7 +85,8 @@ def test_a_flipped_bit_is_found_by_the_md5_alone(small):
     folder = small("cifar10") / "cifar-10-batches-py"
     flip(folder / "data_batch_2")
     with pytest.raises(
-        UserError, match=r"data_batch_2 is not the official file.*\n.*other images or labels .*damaged or altered"
+        UserError,
+        match=r"data_batch_2 is not the official file.*\n.*other images or labels .*damaged or altered",
     ):
         load(folder.parent, "cifar10")
     assert not holds(load(folder.parent, "cifar10", verify=False), "cifar10")
@@ -93,7 +96,9 @@ def test_a_flipped_bit_is_found_by_the_md5_alone(small):
 def test_wrong_class_names_are_refused(small, names):
     folder = small("cifar10") / "cifar-10-batches-py"
     rewrite(label_names=names)(folder / "batches.meta")
-    with pytest.raises(UserError, match=r"batches\.meta does not hold 10 class names as label_names"):
+    with pytest.raises(
+        UserError, match=r"batches\.meta does not hold 10 class names as label_names"
+    ):
         load(folder.parent, "cifar10")
 
 
@@ -102,7 +107,9 @@ def test_an_unofficial_archive_needs_verify_false(small, monkeypatch):
     archive = pack(root, "cifar10", monkeypatch)
     data = archive.read_bytes()
     archive.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz .* is not the official archive .*Delete it"):
+    with pytest.raises(
+        UserError, match=r"cifar-10-python\.tar\.gz .* is not the official archive .*Delete it"
+    ):
         load(root, "cifar10")
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz is damaged"):
         load(root, "cifar10", verify=False)
@@ -116,7 +123,11 @@ def test_an_unofficial_archive_needs_verify_false(small, monkeypatch):
 
 
 def swap_labels(root):
-    for old, new in [("train/class01", "x"), ("train/class02", "train/class01"), ("x", "train/class02")]:
+    for old, new in [
+        ("train/class01", "x"),
+        ("train/class02", "train/class01"),
+        ("x", "train/class02"),
+    ]:
         (root / old).rename(root / new)
 
 
@@ -168,11 +179,19 @@ class Calls:
 
 
 ATTACKS = {  # what the message names, and a pickle that creates the file `marker` when `pickle.loads` reads it
-    "builtins.exec": lambda marker: pickle.dumps({"data": Calls(exec, f"open({str(marker)!r}, 'w').close()")}),
-    f"{os.system.__module__}.system": lambda marker: pickle.dumps({"data": Calls(os.system, f"touch {marker}")}),
-    "__builtin__.exec": lambda marker: pickle.dumps(Calls(exec, f"open({str(marker)!r}, 'w').close()"), protocol=0),
+    "builtins.exec": lambda marker: pickle.dumps(
+        {"data": Calls(exec, f"open({str(marker)!r}, 'w').close()")}
+    ),
+    f"{os.system.__module__}.system": lambda marker: pickle.dumps(
+        {"data": Calls(os.system, f"touch {marker}")}
+    ),
+    "__builtin__.exec": lambda marker: pickle.dumps(
+        Calls(exec, f"open({str(marker)!r}, 'w').close()"), protocol=0
+    ),
     "os.system": lambda marker: f"(S'touch {marker}'\nios\nsystem\n.".encode(),
-    "numpy.ndarray.tofile": lambda marker: b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",  # of something allowed
+    "numpy.ndarray.tofile": lambda marker: (
+        b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."
+    ),  # of something allowed
     "numpy.load": lambda marker: pickle.dumps(Calls(np.load, str(marker))),
 }
 
@@ -186,14 +205,19 @@ def test_malicious_pickles_are_refused_by_name_and_not_run(small, tmp_path, name
         marker.unlink()  # it was created
     folder = small("cifar10") / "cifar-10-batches-py"
     (folder / "test_batch").write_bytes(attack)
-    with pytest.raises(UserError, match=rf"test_batch asks for {named}, which the files of CIFAR never hold.*nothing"):
+    with pytest.raises(
+        UserError,
+        match=rf"test_batch asks for {named}, which the files of CIFAR never hold.*nothing",
+    ):
         load(folder.parent, "cifar10", verify=False)
     assert not marker.exists()
 
 
 def test_the_reader_survives_random_damage():
     """Every flip of a small file is read or refused; nothing else escapes."""
-    good = pickle.dumps({"labels": [1, 2], "data": np.arange(32, dtype=np.uint8).reshape(2, 16)}, protocol=2)
+    good = pickle.dumps(
+        {"labels": [1, 2], "data": np.arange(32, dtype=np.uint8).reshape(2, 16)}, protocol=2
+    )
     random = np.random.default_rng(0)
     outcomes = {True: 0, False: 0}
     for _ in range(1500):

@@ -25,7 +25,9 @@ def test_digits_are_those_of_scikit_learn():
         for image, label in zip(batches.resident.images, batches.resident.labels, strict=True):
             ours.setdefault((image[::4, ::4, 0].numpy().tobytes(), int(label)), image)
     grey = np.rint(theirs.images * 255 / 16).astype(np.uint8)
-    assert {(image.tobytes(), int(label)) for image, label in zip(grey, theirs.target, strict=True)} == set(ours)
+    assert {
+        (image.tobytes(), int(label)) for image, label in zip(grey, theirs.target, strict=True)
+    } == set(ours)
     image = next(iter(ours.values()))
     assert image.shape == (32, 32, 3) and torch.equal(image[..., 0], image[..., 2])
     assert torch.equal(image, image[::4, ::4].repeat_interleave(4, 0).repeat_interleave(4, 1))
@@ -34,11 +36,16 @@ def test_digits_are_those_of_scikit_learn():
 def test_digits_have_a_stratified_split_that_no_seed_changes():
     digits = Digits()
     train, test = digits.train(64, seed=1).resident, digits.test(64).resident
-    assert (len(train), len(test), digits.num_classes) == (1442, 355, 10) and len(digits.classes) == 10
+    assert (len(train), len(test), digits.num_classes) == (1442, 355, 10) and len(
+        digits.classes
+    ) == 10
     share = np.bincount(test.labels) / (np.bincount(train.labels) + np.bincount(test.labels))
     assert (abs(share - 0.2) < 0.005).all()
     assert torch.equal(digits.train(64, seed=2).resident.images, train.images)
-    assert digits.fingerprint == "85ee40c7" + Digits().fingerprint[8:] and len(digits.fingerprint) == 64
+    assert (
+        digits.fingerprint == "85ee40c7" + Digits().fingerprint[8:]
+        and len(digits.fingerprint) == 64
+    )
     values = train.images.double() / 255
     assert values.mean().item() == pytest.approx(digits.mean[0])
     assert values.std().item() == pytest.approx(digits.std[0], rel=1e-5)
@@ -49,7 +56,12 @@ def test_start_up_imports_neither_scikit_learn_nor_torchvision():
         "import sys; from lcm.data import Digits; batches = Digits().train(64, 0); batches.prepare(batches.epoch(0)[0], 'cpu');"
         "print([name for name in ('sklearn', 'torchvision', 'scipy', 'pandas', 'PIL') if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,4 +84,7 @@ def test_digits_of_another_table_are_refused(tmp_path):
 def test_the_yaml_has_exactly_the_arguments_of_its_class(name):
     config = load("data", name)
     target = getattr(lcm.data, config.pop("_target_").rpartition(".")[2])
-    assert config.keys() - {"_convert_"} == inspect.signature(target).parameters.keys() and config["name"] == name
+    assert (
+        config.keys() - {"_convert_"} == inspect.signature(target).parameters.keys()
+        and config["name"] == name
+    )

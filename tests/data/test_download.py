@@ -50,7 +50,9 @@ def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.daemon_threads, running.block_on_close = True, False
         running.handle_error = lambda *_: None  # a client that leaves
-        running.at = lambda *names: [f"http://127.0.0.1:{running.server_port}/{name}" for name in names]
+        running.at = lambda *names: [
+            f"http://127.0.0.1:{running.server_port}/{name}" for name in names
+        ]
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
@@ -73,7 +75,11 @@ def test_a_bad_mirror_is_left_for_the_next(server, tmp_path, monkeypatch, mirror
     assert (tmp_path / "file").read_bytes() == BODY
     with pytest.raises(UserError) as error:
         fetch(tmp_path / "other", server.at(mirror), MD5)
-    (line,) = [line for line in str(error.value).splitlines() if line.startswith(f"  {server.at(mirror)[0]}: ")]
+    (line,) = [
+        line
+        for line in str(error.value).splitlines()
+        if line.startswith(f"  {server.at(mirror)[0]}: ")
+    ]
     assert why in line and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -82,9 +88,17 @@ def test_offline_the_message_names_each_mirror_and_the_way_by_hand(tmp_path):
     with pytest.raises(UserError) as error:
         fetch(tmp_path / "file", mirrors, MD5)
     message = str(error.value)
-    for mirror, why in zip(mirrors, ["refused", "", "unknown url type", "unknown url type"], strict=True):
-        assert any(line.startswith(f"  {mirror}: ") and why in line for line in message.splitlines()), mirror
-    assert f"md5 {MD5}" in message and f"copy it to {tmp_path}/file" in message and not list(tmp_path.iterdir())
+    for mirror, why in zip(
+        mirrors, ["refused", "", "unknown url type", "unknown url type"], strict=True
+    ):
+        assert any(
+            line.startswith(f"  {mirror}: ") and why in line for line in message.splitlines()
+        ), mirror
+    assert (
+        f"md5 {MD5}" in message
+        and f"copy it to {tmp_path}/file" in message
+        and not list(tmp_path.iterdir())
+    )
     with pytest.raises(UserError, match=r"data\.places is empty"):
         fetch(tmp_path / "file", [], MD5)
 
@@ -109,7 +123,10 @@ def test_an_archive_is_unpacked_whole(tmp_path):
     members = [(special("set", tarfile.DIRTYPE), b""), ("set/a", b"first"), ("set/b", b"second")]
     members[0][0].mode = 0o755
     unpack(archive(tmp_path / "set.tar.gz", members), tmp_path / "set")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == {"a": b"first", "b": b"second"}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == {
+        "a": b"first",
+        "b": b"second",
+    }
     assert {path.name for path in tmp_path.iterdir()} == {"set", "set.tar.gz"}
     with pytest.raises(UserError, match="holds no folder other/"):
         unpack(tmp_path / "set.tar.gz", tmp_path / "other")
@@ -132,7 +149,11 @@ def test_members_outside_are_refused(tmp_path, member):
     path = archive(inner / "set.tar.gz", [("set/good", b"good"), (member, b"")])
     with pytest.raises(UserError, match="is damaged or unsafe"):
         unpack(path, inner / "set")
-    assert list(inner.iterdir()) == [path] and list(tmp_path.iterdir()) == [inner] and not Path("/tmp/evil").exists()
+    assert (
+        list(inner.iterdir()) == [path]
+        and list(tmp_path.iterdir()) == [inner]
+        and not Path("/tmp/evil").exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +170,9 @@ def test_members_outside_are_refused(tmp_path, member):
 def test_a_damaged_archive_is_one_message_and_leaves_nothing(tmp_path, damage):
     path = archive(tmp_path / "set.tar.gz", [("set/a", BODY)])
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"set\.tar\.gz is damaged .*Delete it to have it downloaded again"):
+    with pytest.raises(
+        UserError, match=r"set\.tar\.gz is damaged .*Delete it to have it downloaded again"
+    ):
         unpack(path, tmp_path / "set")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -157,7 +180,9 @@ def test_a_damaged_archive_is_one_message_and_leaves_nothing(tmp_path, damage):
 def test_each_process_unpacks_into_a_draft_of_its_own(tmp_path, monkeypatch):
     """Containers that share a folder can have equal process ids."""
     path, drafts = archive(tmp_path / "set.tar.gz", [("set/a", b"a")]), []
-    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda members, draft, **keys: drafts.append(draft))
+    monkeypatch.setattr(
+        tarfile.TarFile, "extractall", lambda members, draft, **keys: drafts.append(draft)
+    )
     for _ in range(2):
         with pytest.raises(UserError, match="holds no folder set"):
             unpack(path, tmp_path / "set")

@@ -32,20 +32,26 @@ CPU = torch.device("cpu")
 def root(tmp_path_factory):
     """Three classes of 5 + 2 images in all sizes, one of them grey, one CMYK, one PNG."""
     root = tmp_path_factory.mktemp("mini") / "mini-imagenet"
-    for (c, wnid), (split, count) in itertools.product(enumerate(WNIDS[:3]), (("train", 5), ("test", 2))):
+    for (c, wnid), (split, count) in itertools.product(
+        enumerate(WNIDS[:3]), (("train", 5), ("test", 2))
+    ):
         folder = root / split / wnid
         folder.mkdir(parents=True)
         for i in range(count):
             image = scene(100 * c + 10 * count + i, *SIZES[(3 * c + i + count) % len(SIZES)])
             if split == "test" and i == 0 and c < 2:
                 image = image.convert(("L", "CMYK")[c])
-            image.save(folder / f"{wnid}{10 * count + i:08}.{'png' if c == 2 and i == 0 else 'jpg'}")
+            image.save(
+                folder / f"{wnid}{10 * count + i:08}.{'png' if c == 2 and i == 0 else 'jpg'}"
+            )
     return root
 
 
 def load(root, **options):
     """The data set of three classes, otherwise as configs/data has it."""
-    return build_data(load_config("data", "mini_imagenet") | {"num_classes": 3, "root": root} | options)
+    return build_data(
+        load_config("data", "mini_imagenet") | {"num_classes": 3, "root": root} | options
+    )
 
 
 @pytest.fixture
@@ -63,12 +69,17 @@ def test_test_images_of_the_cache_are_those_of_the_files(root, data_set):
     batches = data_set.test(6), load(root, cache=False).test(6)
     cached, read = (b.prepare(b.epoch(0)[0], CPU) for b in batches)
     assert torch.equal(cached[1], read[1]) and cached[1].tolist() == [0, 0, 1, 1, 2, 2]
-    assert cached[0].shape == (6, 3, 224, 224) and cached[0].is_contiguous(memory_format=torch.channels_last)
+    assert cached[0].shape == (6, 3, 224, 224) and cached[0].is_contiguous(
+        memory_format=torch.channels_last
+    )
     assert abs(level(cached[0]) - level(read[0])).max() < 1.01
     path = sorted((root / "test" / WNIDS[0]).iterdir())[1]
     by_hand = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
                           v2.Normalize(MEAN, STD)])(Image.open(path))  # fmt: skip
-    assert abs(read[0][1] - by_hand).max() < 1e-5 and abs(level(cached[0][1:2]) - level(by_hand[None])).max() < 1.01
+    assert (
+        abs(read[0][1] - by_hand).max() < 1e-5
+        and abs(level(cached[0][1:2]) - level(by_hand[None])).max() < 1.01
+    )
 
 
 def test_training_batches_show_what_the_plan_says(data_set):
@@ -78,7 +89,9 @@ def test_training_batches_show_what_the_plan_says(data_set):
     images, out_labels = batches.prepare(raw, CPU)
     assert torch.equal(labels, out_labels) and set(mirror.tolist()) == {True, False}
     cache = data_set._images.cache
-    for i, view, flip, shown in zip(index.tolist(), views.tolist(), mirror.tolist(), level(images), strict=True):
+    for i, view, flip, shown in zip(
+        index.tolist(), views.tolist(), mirror.tolist(), level(images), strict=True
+    ):
         expected = by_torchvision(Image.fromarray(np.array(cache.image(i))), view, flip)
         assert abs(shown - expected).max() < 1.01 and abs(shown - expected).mean() < 0.5
 
@@ -111,13 +124,19 @@ def test_work_is_done_two_items_ahead_in_order():
         list(two_ahead([1, 0], lambda item: 1 / item))
 
 
-@pytest.mark.parametrize("share, free, fits", [(0.5, 2.1, True), (0.5, 1.9, False), (0.9, 1.2, True)])
-def test_pixels_stay_on_a_gpu_where_they_fit_a_share_of_its_memory(data_set, monkeypatch, share, free, fits):
+@pytest.mark.parametrize(
+    "share, free, fits", [(0.5, 2.1, True), (0.5, 1.9, False), (0.9, 1.2, True)]
+)
+def test_pixels_stay_on_a_gpu_where_they_fit_a_share_of_its_memory(
+    data_set, monkeypatch, share, free, fits
+):
     """Memory that the allocator keeps for reuse counts as free."""
     images, size = data_set._images, data_set._images.cache.pixels.nbytes
     images.share, released = share, []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(size))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * size - (0 if released else size), 0))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (free * size - (0 if released else size), 0)
+    )
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
     assert (images._resident_pixels("a GPU") is not None) == fits
 
@@ -126,14 +145,24 @@ def test_pixels_stay_on_a_gpu_where_they_fit_a_share_of_its_memory(data_set, mon
     "error, outcome",
     [
         (torch.cuda.OutOfMemoryError("Allocation on device"), contextlib.nullcontext()),
-        (RuntimeError("CUDA error: out of memory"), contextlib.nullcontext()),  # torch.AcceleratorError is one
-        (RuntimeError("CUDA error: device-side assert triggered"), pytest.raises(RuntimeError, match="device-side")),
+        (
+            RuntimeError("CUDA error: out of memory"),
+            contextlib.nullcontext(),
+        ),  # torch.AcceleratorError is one
+        (
+            RuntimeError("CUDA error: device-side assert triggered"),
+            pytest.raises(RuntimeError, match="device-side"),
+        ),
     ],
 )
-def test_memory_taken_by_another_process_meanwhile_is_no_error(data_set, monkeypatch, error, outcome):
+def test_memory_taken_by_another_process_meanwhile_is_no_error(
+    data_set, monkeypatch, error, outcome
+):
     images = data_set._images
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * images.cache.pixels.nbytes, 0))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (10 * images.cache.pixels.nbytes, 0)
+    )
     monkeypatch.setattr(torch.Tensor, "to", Mock(side_effect=error))
     with outcome:
         assert images._resident_pixels("a GPU") is None
@@ -168,7 +197,9 @@ def bytes_of(batches, epoch, start=0):
 @pytest.mark.parametrize("cache", [True, False])
 def test_neither_workers_nor_the_start_nor_the_past_change_a_byte(root, tmp_path, cache):
     def batches(workers):
-        return load(root, cache=cache, cache_dir=tmp_path, workers=workers, image_size=64).train(4, seed=7)
+        return load(root, cache=cache, cache_dir=tmp_path, workers=workers, image_size=64).train(
+            4, seed=7
+        )
 
     torch.manual_seed(11)
     state = torch.get_rng_state()
@@ -191,7 +222,10 @@ def test_an_epoch_shows_every_training_image_once_in_a_new_order(root, tmp_path,
     data_set = load(root, cache=cache, cache_dir=tmp_path, image_size=32)
     batches = data_set.train(4, seed=0)
     orders = [batches.epoch(e).plan[0].tolist() for e in range(3)]
-    assert all(sorted(order) == list(range(15)) for order in orders) and orders[0] != orders[1] != orders[2]
+    assert (
+        all(sorted(order) == list(range(15)) for order in orders)
+        and orders[0] != orders[1] != orders[2]
+    )
     assert data_set.train(4, seed=1).epoch(0).plan[0].tolist() != orders[0]
     assert (len(batches), batches.images) == (4, 15)
     alone = data_set.train(7, seed=0)
@@ -210,9 +244,15 @@ def test_every_second_image_is_mirrored_whatever_its_region(data_set):
 
 def test_classes_fingerprint_and_notes(root, tmp_path):
     data_set = load(root, cache_dir=tmp_path / "cache")
-    assert data_set.classes == list(WNIDS[:3]) and data_set.name == "mini_imagenet" and data_set.image_size == 224
+    assert (
+        data_set.classes == list(WNIDS[:3])
+        and data_set.name == "mini_imagenet"
+        and data_set.image_size == 224
+    )
     (note,) = data_set.notes
-    assert note.startswith("a part of mini-ImageNet: 3 classes, 15 + 6 images, where the whole has 100 classes, 50,000")
+    assert note.startswith(
+        "a part of mini-ImageNet: 3 classes, 15 + 6 images, where the whole has 100 classes, 50,000"
+    )
     copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     assert load(copy, cache=False).fingerprint == data_set.fingerprint
     manifest = prepared(copy)
@@ -278,7 +318,9 @@ def test_the_plain_loader_names_a_file_that_it_cannot_decode(root, tmp_path):
         list(load(copy, cache=False).test(4).iterate(0))
 
 
-@pytest.mark.skipif("LCM_TEST_DATA" not in os.environ, reason="set LCM_TEST_DATA to a folder with mini-imagenet/")
+@pytest.mark.skipif(
+    "LCM_TEST_DATA" not in os.environ, reason="set LCM_TEST_DATA to a folder with mini-imagenet/"
+)
 def test_the_real_slice_prepared_from_both_layouts(tmp_path):
     source = Path(os.environ["LCM_TEST_DATA"]) / "mini-imagenet"
     merged = tmp_path / "merged"
@@ -289,8 +331,15 @@ def test_the_real_slice_prepared_from_both_layouts(tmp_path):
     made = [(tmp_path / layout / "manifest.csv").read_text() for layout in ("b", "c")]
     assert made[0] == made[1] and "images of 84x84" in report
     data_set = load(tmp_path / "c", num_classes=100)
-    assert len(data_set.classes) == 100 and data_set.train(64, 0).images == 2000 and data_set.test(64).images == 500
+    assert (
+        len(data_set.classes) == 100
+        and data_set.train(64, 0).images == 2000
+        and data_set.test(64).images == 500
+    )
     plain = load(tmp_path / "c", num_classes=100, cache=False)
     for one, other in zip(data_set.test(50).iterate(0), plain.test(50).iterate(0), strict=True):
-        images, expected = data_set.test(50).prepare(one, CPU)[0], plain.test(50).prepare(other, CPU)[0]
+        images, expected = (
+            data_set.test(50).prepare(one, CPU)[0],
+            plain.test(50).prepare(other, CPU)[0],
+        )
         assert abs(level(images) - level(expected)).max() < 1.01

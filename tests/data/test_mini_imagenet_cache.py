@@ -30,7 +30,9 @@ def files(tmp_path):
 def decoded(monkeypatch):
     """Which files were decoded."""
     seen, really = [], image_cache.decode
-    monkeypatch.setattr(image_cache, "decode", lambda path, *rest: seen.append(path) or really(path, *rest))
+    monkeypatch.setattr(
+        image_cache, "decode", lambda path, *rest: seen.append(path) or really(path, *rest)
+    )
     return seen
 
 
@@ -52,7 +54,8 @@ def test_images_are_stored_as_they_are_or_resized_as_torchvision_does(files, tmp
 
 
 @pytest.mark.parametrize(
-    "height, width", [(375, 500), (500, 375), (257, 1000), (256, 256), (84, 84), (999, 333), (100, 900)]
+    "height, width",
+    [(375, 500), (500, 375), (257, 1000), (256, 256), (84, 84), (999, 333), (100, 900)],
 )
 def test_cached_sizes_are_torchvisions_but_never_larger(height, width):
     from torchvision.transforms import v2
@@ -62,7 +65,9 @@ def test_cached_sizes_are_torchvisions_but_never_larger(height, width):
     assert cached_size(height, width, 256) == expected
 
 
-def test_a_complete_cache_is_opened_without_decoding_or_reading_its_pixels(files, tmp_path, decoded):
+def test_a_complete_cache_is_opened_without_decoding_or_reading_its_pixels(
+    files, tmp_path, decoded
+):
     """A cache has up to 16 GB: a start checks the index and the size alone."""
     whole = open_cache(files, "key", tmp_path / "cache", 32).pixels.tobytes()
     assert sorted(decoded) == files
@@ -79,21 +84,31 @@ def test_a_cache_without_an_index_is_made_again(files, tmp_path, decoded):
     (tmp_path / "cache" / "key.pixels").rename(tmp_path / "cache" / "key.draft")
     cache = open_cache(files, "key", tmp_path / "cache", 32)
     assert cache.pixels.tobytes() == whole and len(decoded) == 18
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"key.index", "key.pixels", "key.lock"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {
+        "key.index",
+        "key.pixels",
+        "key.lock",
+    }
 
 
 def test_other_caches_are_named_so_that_they_can_be_deleted(files, tmp_path, capsys):
     open_cache(files, "old", tmp_path / "cache", 32)
     assert capsys.readouterr().out == ""
     open_cache(files, "new", tmp_path / "cache", 32)
-    assert f"{tmp_path}/cache/old.pixels (0.0 GB) is another cache; delete it" in capsys.readouterr().out
+    assert (
+        f"{tmp_path}/cache/old.pixels (0.0 GB) is another cache; delete it"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_damaged_index_is_found_bit_by_bit(files, tmp_path, decoded):
     open_cache(files, "key", tmp_path / "cache", 32)
     path = tmp_path / "cache" / "key.index"
     whole = path.read_bytes()
-    for at in [*range(0, 24), *range(24, 40, 5)]:  # the header row, and the sizes of the first image
+    for at in [
+        *range(0, 24),
+        *range(24, 40, 5),
+    ]:  # the header row, and the sizes of the first image
         data = bytearray(whole)
         data[at] ^= 4
         path.write_bytes(data)
@@ -103,7 +118,9 @@ def test_a_damaged_index_is_found_bit_by_bit(files, tmp_path, decoded):
 
 
 @pytest.mark.parametrize("name", ["key.pixels", "key.index"])
-@pytest.mark.parametrize("damage", [lambda d: b"", lambda d: d[: len(d) // 2], lambda d: d + b"more", lambda d: None])
+@pytest.mark.parametrize(
+    "damage", [lambda d: b"", lambda d: d[: len(d) // 2], lambda d: d + b"more", lambda d: None]
+)
 def test_a_cut_or_missing_file_is_found(files, tmp_path, name, damage):
     open_cache(files, "key", tmp_path / "cache", 32)
     path = tmp_path / "cache" / name
@@ -116,9 +133,13 @@ def test_a_cut_or_missing_file_is_found(files, tmp_path, name, damage):
 
 def test_of_several_processes_one_makes_the_cache(files, tmp_path, decoded, monkeypatch, capsys):
     slow = image_cache.decode
-    monkeypatch.setattr(image_cache, "decode", lambda *arguments: time.sleep(0.02) or slow(*arguments))
+    monkeypatch.setattr(
+        image_cache, "decode", lambda *arguments: time.sleep(0.02) or slow(*arguments)
+    )
     with ThreadPoolExecutor(4) as threads:
-        caches = list(threads.map(lambda _: open_cache(files, "key", tmp_path / "cache", 32), range(4)))
+        caches = list(
+            threads.map(lambda _: open_cache(files, "key", tmp_path / "cache", 32), range(4))
+        )
     assert len(caches) == 4 and sorted(decoded) == files
     assert "another process makes the image cache" in capsys.readouterr().err
 

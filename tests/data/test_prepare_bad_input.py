@@ -4,7 +4,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mini_copies import A, B, C, class_folders, imagenet, listed, lists, picture, split_copy, tars, write
+from mini_copies import (
+    A,
+    B,
+    C,
+    class_folders,
+    imagenet,
+    listed,
+    lists,
+    picture,
+    split_copy,
+    tars,
+    write,
+)
 
 from lcm.data.mini_imagenet.prepare import prepare
 from lcm.errors import UserError
@@ -22,7 +34,9 @@ def with_lists(change=lambda folder: None, numbers=range(1, 7)):
 
 
 def append(file, line):
-    return with_lists(lambda folder: (folder / file).write_text((folder / file).read_text() + line + "\n"))
+    return with_lists(
+        lambda folder: (folder / file).write_text((folder / file).read_text() + line + "\n")
+    )
 
 
 def as_tars(change):
@@ -100,7 +114,9 @@ def test_bad_input_is_named(name, tmp_path):
     damage, layout, words = BAD[name]
     root = layout(tmp_path / "copy")
     changes = damage(root)
-    arguments = {"source": root, "destination": tmp_path / "out"} | (changes if isinstance(changes, dict) else {})
+    arguments = {"source": root, "destination": tmp_path / "out"} | (
+        changes if isinstance(changes, dict) else {}
+    )
     with pytest.raises(UserError) as caught:
         prepare(**arguments)
     assert all(part in str(caught.value) for part in words), str(caught.value)

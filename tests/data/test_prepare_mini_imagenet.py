@@ -9,7 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from mini_copies import CLASSES, class_folders, contents, imagenet, listed, lists, manifest, picture, split_copy, tars
+from mini_copies import (
+    CLASSES,
+    class_folders,
+    contents,
+    imagenet,
+    listed,
+    lists,
+    manifest,
+    picture,
+    split_copy,
+    tars,
+)
 
 from lcm.data.mini_imagenet.prepare import prepare
 from lcm.errors import UserError
@@ -25,7 +36,9 @@ def test_class_folders_are_split_after_the_first_five_sixths(tmp_path):
     report = prepare(source, tmp_path / "out")
     rows = manifest(tmp_path / "out")
     assert "3 classes, 15 training and 3 test images (the first 500" in report
-    assert [r["path"] for r in rows if r["split"] == "test"] == [f"test/{wnid}/{listed(wnid, 6)}" for wnid in CLASSES]
+    assert [r["path"] for r in rows if r["split"] == "test"] == [
+        f"test/{wnid}/{listed(wnid, 6)}" for wnid in CLASSES
+    ]
     for row in rows:
         data = (tmp_path / "out" / row["path"]).read_bytes()
         assert data == (source / row["class"] / Path(row["path"]).name).read_bytes()
@@ -44,7 +57,9 @@ def test_class_folders_are_split_after_the_first_five_sixths(tmp_path):
 @pytest.mark.parametrize("test", ["test", "val"])
 def test_a_split_copy_keeps_its_split(tmp_path, test):
     source = split_copy(tmp_path / "c", test)
-    shutil.move(source / test / A / listed(A, 6), source / "train" / A / listed(A, 6))  # not the first-500 rule
+    shutil.move(
+        source / test / A / listed(A, 6), source / "train" / A / listed(A, 6)
+    )  # not the first-500 rule
     shutil.move(source / "train" / A / listed(A, 2), source / test / A / listed(A, 2))
     assert "(the copy's own split)" in prepare(source, tmp_path / "out")
     made = contents(tmp_path / "out")
@@ -80,11 +95,15 @@ def test_lists_choose_listed_names(tmp_path):
     source = class_folders(tmp_path / "b", range(1, 15))
     (source / f"{A}.tar").write_bytes(b"its folder is there, so this is not read")
     prepare(source, tmp_path / "out", lists=lists(tmp_path / "lists"))
-    assert {Path(p).name for p in contents(tmp_path / "out") if A in p} == {listed(A, n) for n in (2, 3, 5, 7, 11, 12)}
+    assert {Path(p).name for p in contents(tmp_path / "out") if A in p} == {
+        listed(A, n) for n in (2, 3, 5, 7, 11, 12)
+    }
 
 
 def test_imagenets_names_are_split_by_number_as_the_lists_are(tmp_path):
-    source = class_folders(tmp_path / "b", range(6), lambda wnid, i: f"{wnid}_{8 + i}.JPEG")  # 8, 9, 10, ... 13
+    source = class_folders(
+        tmp_path / "b", range(6), lambda wnid, i: f"{wnid}_{8 + i}.JPEG"
+    )  # 8, 9, 10, ... 13
     prepare(source, tmp_path / "out")
     assert (tmp_path / "out" / "test" / A / f"{A}_13.JPEG").exists()
 
@@ -117,7 +136,10 @@ def test_a_partial_copy_needs_permission(tmp_path):
         prepare(source, tmp_path / "out")
     command = [sys.executable, SCRIPT, source, tmp_path / "out", "--allow-partial"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "3 classes, 6 training and 3 test images" in done.stdout and len(manifest(tmp_path / "out")) == 9
+    assert (
+        "3 classes, 6 training and 3 test images" in done.stdout
+        and len(manifest(tmp_path / "out")) == 9
+    )
 
 
 def test_a_full_disk_is_named_and_the_command_can_be_repeated(tmp_path, monkeypatch):
@@ -126,7 +148,10 @@ def test_a_full_disk_is_named_and_the_command_can_be_repeated(tmp_path, monkeypa
     def full(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"No space left on device.*Make room"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"No space left on device.*Make room"),
+    ):
         patch.setattr(Path, "write_bytes", full)
         prepare(source, tmp_path / "out")
     prepare(source, tmp_path / "out")

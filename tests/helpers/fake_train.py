@@ -24,10 +24,19 @@ from lcm.runs.summary import best_and_last
 
 def train_owned(config, directory, state, stop):
     """What train.train_owned does, without a network: a checkpoint is metrics.jsonl itself."""
-    facts = {"params": 1, "gfloat": 1.0, "macs": 1, "versions": {}, "device": "none", "data_fingerprint": "none"}
+    facts = {
+        "params": 1,
+        "gfloat": 1.0,
+        "macs": 1,
+        "versions": {},
+        "device": "none",
+        "data_fingerprint": "none",
+    }
     state = state or new_state(config, **facts)
     metrics = directory / "metrics.jsonl"
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    rows = (
+        [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    )
     with recorded(directory, state), stop.patient():
         for epoch in range(len(rows) + 1, config["schedule"]["epochs"] + 1):
             with open(directory / "trained.txt", "a") as trained:
@@ -36,7 +45,13 @@ def train_owned(config, directory, state, stop):
             if epoch == 2 and os.environ.get("FAKE_FAULT", "no fault") in str(directory):
                 raise NotFinite("the loss of a test is not finite")
             losses = {"train_loss": 1 / epoch, "train_top1": 50.0, "test_loss": 1 / epoch}
-            row = {"epoch": epoch, "step": epoch, **losses, "test_top1": 50.0 + config["seed"], "test_top5": 99.0}
+            row = {
+                "epoch": epoch,
+                "step": epoch,
+                **losses,
+                "test_top1": 50.0 + config["seed"],
+                "test_top5": 99.0,
+            }
             rows.append(row | {"lr": 0.1, "images_per_second": 1.0, "seconds": 0.5 * epoch})
             state["seconds"] = 0.5 * epoch
             with open(metrics, "a") as stream:

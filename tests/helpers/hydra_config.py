@@ -6,7 +6,12 @@ from lcm.config.options import plain
 from lcm.runs.state import new_state
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SCHEDULE = {"digits": "digits", "cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}
+SCHEDULE = {
+    "digits": "digits",
+    "cifar10": "cifar",
+    "cifar100": "cifar",
+    "mini_imagenet": "mini_imagenet",
+}
 
 
 def composed(*overrides):
@@ -20,7 +25,12 @@ def composed(*overrides):
 
 def config(model="resnet20", attention="lcm2", data="digits", schedule=None, **changes):
     """What these names stand for, without Hydra, with changes: config(schedule__epochs=2)."""
-    names = {"model": model, "attention": attention, "data": data, "schedule": schedule or SCHEDULE[data]}
+    names = {
+        "model": model,
+        "attention": attention,
+        "data": data,
+        "schedule": schedule or SCHEDULE[data],
+    }
     found = plain({group: {"name": name} for group, name in names.items()})
     for key, value in changes.items():
         *groups, last = key.split("__")

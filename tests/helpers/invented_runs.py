@@ -39,12 +39,18 @@ def invented_metrics(epochs, top1, noise):
         }
 
 
-def invented_run(folder, data="cifar10", model="resnet20", attention="none", seed=0, top1=92.0, **changes):
+def invented_run(
+    folder, data="cifar10", model="resnet20", attention="none", seed=0, top1=92.0, **changes
+):
     """Write one run directory; returns it. `changes`: schedule, epochs, deviations, and whatever else run.json has."""
-    facts = {"schedule": "cifar", "precision": "fp32", "epochs": 3, "state": "finished", "deviations": {}} | changes
-    identity = (
-        f"{data}{model}{attention}{seed}{facts['schedule']}{facts['precision']}{facts['epochs']}{facts['deviations']}"
-    )
+    facts = {
+        "schedule": "cifar",
+        "precision": "fp32",
+        "epochs": 3,
+        "state": "finished",
+        "deviations": {},
+    } | changes
+    identity = f"{data}{model}{attention}{seed}{facts['schedule']}{facts['precision']}{facts['epochs']}{facts['deviations']}"
     digest = hashlib.sha256(identity.encode()).hexdigest()
     name = f"{data}/{model}/{attention}/seed{seed}-{digest[:8]}"
     metrics = list(invented_metrics(facts["epochs"], top1, random.Random(identity)))
@@ -110,7 +116,11 @@ def results_of(folder, runs=()):
     """A folder of results with the given files and the collected `runs`, each the keywords of an `invented_run`."""
     results = folder / "results"
     results.mkdir(parents=True)
-    for file in (ROOT / "results" / "paper.csv", ROOT / "results" / "claims.yaml", STORED / "complexity.csv"):
+    for file in (
+        ROOT / "results" / "paper.csv",
+        ROOT / "results" / "claims.yaml",
+        STORED / "complexity.csv",
+    ):
         shutil.copy(file, results)
     for keywords in runs:
         invented_run(folder / "runs", **keywords)

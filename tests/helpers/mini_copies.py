@@ -41,7 +41,10 @@ def split_copy(root, test="test"):
     """(c)"""
     for wnid in CLASSES:
         for number in range(1, 7):
-            write(root / ("train" if number < 6 else test) / wnid / listed(wnid, number), picture(number))
+            write(
+                root / ("train" if number < 6 else test) / wnid / listed(wnid, number),
+                picture(number),
+            )
     return root
 
 
@@ -75,4 +78,8 @@ def manifest(root):
 
 
 def contents(root):
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }

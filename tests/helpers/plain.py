@@ -22,7 +22,11 @@ def invented_batches(count=320, batch=16, seed=0):
     """Batches of images that can be learned: a pattern for each class, and noise; seed None: a test set."""
     generator = torch.Generator().manual_seed(5)
     labels = torch.randint(0, 10, (count,), generator=generator)
-    patterns = torch.randint(0, 256, (10, 4, 4, 3), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    patterns = (
+        torch.randint(0, 256, (10, 4, 4, 3), generator=generator)
+        .repeat_interleave(8, 1)
+        .repeat_interleave(8, 2)
+    )
     noise = torch.randint(-60, 61, (count, 32, 32, 3), generator=generator)
     images = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
     augmentation = {"pad": 4, "mirror": True} if seed is not None else {}
@@ -33,7 +37,9 @@ def sgd(network, rate=0.1, **options):
     """The paper's optimizer (section 4.1.2)."""
     device = next(network.parameters()).device
     rate = torch.tensor(rate, device=device)
-    return torch.optim.SGD(network.parameters(), rate, 0.9, weight_decay=1e-4, nesterov=True, **options)
+    return torch.optim.SGD(
+        network.parameters(), rate, 0.9, weight_decay=1e-4, nesterov=True, **options
+    )
 
 
 def training_step(network, batches, rate=0.1, autocast=None, capture=True, compiled=None):
@@ -48,7 +54,9 @@ def evaluation_step(network, batches, autocast=None, image_size=32):
     """The project's evaluation step on these batches."""
     device = next(network.parameters()).device
     return bind(
-        TestStep(network, autocast or contextlib.nullcontext(), device, image_size), feed(batches, device), True
+        TestStep(network, autocast or contextlib.nullcontext(), device, image_size),
+        feed(batches, device),
+        True,
     )
 
 
@@ -94,7 +102,9 @@ def distance(network, other):
     def flat(state, names):
         return torch.cat([state[name].double().flatten() for name in names])
 
-    return max((flat(ours, n) - flat(theirs, n)).norm() / flat(theirs, n).norm() for n in layers.values()).item()
+    return max(
+        (flat(ours, n) - flat(theirs, n)).norm() / flat(theirs, n).norm() for n in layers.values()
+    ).item()
 
 
 def digest(tensors):
@@ -108,14 +118,19 @@ def digest(tensors):
 def small_network(model, memory="fast", device=CPU):
     """A small ResNet or DenseNet with LCM2, in channels-last memory."""
     overrides = {"layers": 8} if model == "resnet20" else {"layers": 7, "memory": memory}
-    return build_network(model, "lcm2", seed=0, **overrides).to(device, memory_format=torch.channels_last)
+    return build_network(model, "lcm2", seed=0, **overrides).to(
+        device, memory_format=torch.channels_last
+    )
 
 
 def randomise(module):
     """Random values everywhere, also where a module starts with zeros or ones and where it keeps running statistics."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for tensor in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
+        for tensor in [
+            *module.parameters(),
+            *(b for b in module.buffers() if b.is_floating_point()),
+        ]:
             drawn = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
             tensor.copy_(drawn - 0.5 if tensor.dim() > 1 else drawn + 0.1)
     return module

@@ -12,12 +12,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE, REAL = ROOT / "tests" / "helpers" / "fake_train.py", ROOT / "train.py"
-TINY = ["schedule.epochs=1", "model.layers=8", "schedule.batch_size=256", "threads=1", "tensorboard=false"]
+TINY = [
+    "schedule.epochs=1",
+    "model.layers=8",
+    "schedule.batch_size=256",
+    "threads=1",
+    "tensorboard=false",
+]
 
 
 def start(script, *arguments, cwd, **environment):
     """Start a sweep in a process group of its own; its output can be read from `.stdout` (stderr included)."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in environment.items()}}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **{key: str(value) for key, value in environment.items()},
+    }
     return subprocess.Popen(
         [sys.executable, str(script), *arguments], cwd=cwd, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -81,6 +91,9 @@ def record(runs):
         if (directory / "checkpoint.pt").exists():
             from lcm.training.checkpoint import load_model_weights
 
-            weights = {name: tensor.numpy().tobytes() for name, tensor in load_model_weights(directory).items()}
+            weights = {
+                name: tensor.numpy().tobytes()
+                for name, tensor in load_model_weights(directory).items()
+            }
         found[str(directory.relative_to(runs))] = rows, weights
     return found

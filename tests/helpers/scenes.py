@@ -20,5 +20,7 @@ def scene(seed, width, height):
 def by_torchvision(image, view, mirror, side=224):
     """What torchvision shows of a Pillow image in a training view, uint8 (side, side, 3)."""
     top, left, height, width = view[:4]
-    shown = np.asarray(v2.functional.resized_crop(image, top, left, height, width, [side, side], antialias=True))
+    shown = np.asarray(
+        v2.functional.resized_crop(image, top, left, height, width, [side, side], antialias=True)
+    )
     return shown[:, ::-1] if mirror else shown

@@ -36,7 +36,9 @@ def arrays(name, part):
     """(images (N, 32, 32, 3), labels (N,)) of records(name), by plain numpy."""
     official, files = cifar.OFFICIAL[name], records(name)
     chosen = [files[file] for file in getattr(official, part)]
-    images = np.concatenate([r["data"] for r in chosen]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images = (
+        np.concatenate([r["data"] for r in chosen]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    )
     return images, np.concatenate([r[official.labels_key] for r in chosen])
 
 
@@ -71,5 +73,8 @@ def holds(data, name):
     train, test = data.train(64, seed=0).resident, data.test(64).resident
     return all(
         np.array_equal(resident.images, images) and np.array_equal(resident.labels, labels)
-        for resident, (images, labels) in ((train, arrays(name, "train")), (test, arrays(name, "test")))
+        for resident, (images, labels) in (
+            (train, arrays(name, "train")),
+            (test, arrays(name, "test")),
+        )
     )

@@ -66,7 +66,9 @@ def compose(*overrides):
 
     always = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
     with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.options.CONFIGS)):
-        return OmegaConf.to_container(compose("train", overrides=[*always, *overrides]), resolve=True)
+        return OmegaConf.to_container(
+            compose("train", overrides=[*always, *overrides]), resolve=True
+        )
 
 
 _warm = False
@@ -127,7 +129,10 @@ class Process(multiprocessing.get_context("fork").Process):
         """Ended, or None while it runs."""
         if self.exitcode is None:
             return None
-        texts = (file.read_text(errors="replace") if file.exists() else "" for file in (self.out, self.err))
+        texts = (
+            file.read_text(errors="replace") if file.exists() else ""
+            for file in (self.out, self.err)
+        )
         return Ended(self.exitcode, *texts)
 
     def kill(self, group=False):
@@ -230,7 +235,9 @@ def place_of(config):
 def compare_runs(one, other):
     """In what two directories of equal runs differ, wall time apart: a line each."""
     here, there = _content(one), _content(other)
-    return [f"{other}: {what}" for what in sorted({*here, *there}) if here.get(what) != there.get(what)]
+    return [
+        f"{other}: {what}" for what in sorted({*here, *there}) if here.get(what) != there.get(what)
+    ]
 
 
 def _content(directory):
@@ -238,12 +245,29 @@ def _content(directory):
     from lcm.training import checkpoint
 
     saved = checkpoint.read(directory / checkpoint.NAME)
-    tensors = {f"{part} {name}": tensor for part in ("model", "momentum") for name, tensor in saved[part].items()}
+    tensors = {
+        f"{part} {name}": tensor
+        for part in ("model", "momentum")
+        for name, tensor in saved[part].items()
+    }
     found = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     found["position"] = [saved[key] for key in ("epoch", "index", "config_hash")]
     for number, line in enumerate((directory / "metrics.jsonl").read_text().splitlines(), 1):
-        found[f"metrics.jsonl line {number}"] = json.loads(line) | {"seconds": None, "images_per_second": None}
+        found[f"metrics.jsonl line {number}"] = json.loads(line) | {
+            "seconds": None,
+            "images_per_second": None,
+        }
     state = json.loads((directory / "run.json").read_text())
-    for key in ("state", "message", "result", "run", "params", "macs", "gfloat", "data_fingerprint", "threads"):
+    for key in (
+        "state",
+        "message",
+        "result",
+        "run",
+        "params",
+        "macs",
+        "gfloat",
+        "data_fingerprint",
+        "threads",
+    ):
         found[f"run.json {key}"] = state[key]
     return found

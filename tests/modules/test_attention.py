@@ -12,7 +12,9 @@ CHANNELS = 16
 VECTORS = ("lcm1", "lcm2", "se", "cbam", "gc")  # those that pool to vectors and compute with them
 
 
-@pytest.fixture(params=[name for name in choices("attention") if "_target_" in load("attention", name)])
+@pytest.fixture(
+    params=[name for name in choices("attention") if "_target_" in load("attention", name)]
+)
 def name(request):
     return request.param
 
@@ -24,7 +26,9 @@ def module(name):
 
 
 def example(*shape, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def step(module, x):
@@ -63,7 +67,9 @@ def test_bfloat16_autocast(name, module):
     assert vectors or name not in VECTORS
     y.float().sum().backward()
     assert x.grad.dtype == torch.bfloat16
-    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in module.parameters())
+    assert all(
+        torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in module.parameters()
+    )
     expected = module.double()(x.detach().double())
     assert (y - expected).abs().max() < 0.05 * expected.abs().max()
     assert module.bfloat16()(x).dtype == torch.bfloat16  # weights of bfloat16 too
@@ -83,4 +89,6 @@ def test_compiles_as_one_graph(module, backend):
     if backend == "eager":
         module, x = module.float(), x.bfloat16()
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(torch.compile(module, fullgraph=True, backend=backend)(x), module(x))
+            torch.testing.assert_close(
+                torch.compile(module, fullgraph=True, backend=backend)(x), module(x)
+            )

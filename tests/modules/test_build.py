@@ -10,12 +10,21 @@ from lcm import UserError, build_network
 from lcm.attention import CBAM, LCM2, SqueezeExcite
 from lcm.config.options import choices, load
 
-TINY = {"name": "tiny", "family": "tiny", "image_size": 32, "_target_": "lcm.models.CifarResNet", "layers": 8}
+TINY = {
+    "name": "tiny",
+    "family": "tiny",
+    "image_size": 32,
+    "_target_": "lcm.models.CifarResNet",
+    "layers": 8,
+}
 
 
 def test_reductions_follow_the_family_and_can_be_overridden():
     assert build_network("resnet20", "lcm2").stage3[0].site.w1.weight.shape[:2] == (16, 64)
-    assert build_network("resnet20", "lcm2", reduction=8).stage3[0].site.w1.weight.shape[:2] == (8, 64)
+    assert build_network("resnet20", "lcm2", reduction=8).stage3[0].site.w1.weight.shape[:2] == (
+        8,
+        64,
+    )
     assert build_network("densenet40", "lcm2").block1[0].site.w2.bias is not None
     assert build_network("resnet20", "lcm2").stage3[0].site.w2.bias is None
     assert build_network("densenet40", "cbam").block1[0].site.w0.bias is None
@@ -23,14 +32,21 @@ def test_reductions_follow_the_family_and_can_be_overridden():
 
 def test_overrides_reach_both_mappings():
     network = build_network("resnet20", "se", num_classes=3, layers=8, sites={"last_of_stage": 3})
-    assert [name for name, m in network.named_modules() if isinstance(m, SqueezeExcite)] == ["stage3.0.site"]
+    assert [name for name, m in network.named_modules() if isinstance(m, SqueezeExcite)] == [
+        "stage3.0.site"
+    ]
     assert network.fc.out_features == 3
 
 
 def test_mappings_as_hydra_composes_them():
-    raw = OmegaConf.create({"model": load("model", "densenet40"), "attention": load("attention", "cbam")})
+    raw = OmegaConf.create(
+        {"model": load("model", "densenet40"), "attention": load("attention", "cbam")}
+    )
     resolved = OmegaConf.to_container(raw, resolve=True)
-    for model, attention in ((raw.model, raw.attention), (resolved["model"], resolved["attention"])):
+    for model, attention in (
+        (raw.model, raw.attention),
+        (resolved["model"], resolved["attention"]),
+    ):
         network = build_network(model, attention, seed=1)
         assert isinstance(network.block1[0].site, CBAM)
         expected = build_network("densenet40", "cbam", seed=1).state_dict()
@@ -38,7 +54,9 @@ def test_mappings_as_hydra_composes_them():
 
 
 def test_a_model_of_ones_own_gives_its_sizes_itself():
-    assert isinstance(build_network(TINY, "lcm2", reduction=4, expand_bias=False).stage1[0].site, LCM2)
+    assert isinstance(
+        build_network(TINY, "lcm2", reduction=4, expand_bias=False).stage1[0].site, LCM2
+    )
     with pytest.raises(UserError, match="no sizes for the family 'tiny'"):
         build_network(TINY, "lcm2")
 
@@ -52,14 +70,20 @@ def test_building_leaves_the_callers_mappings_alone():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("model=resnet_20", "model=resnet_20: no such model; choose from densenet100, densenet121, densenet40"),
+        (
+            "model=resnet_20",
+            "model=resnet_20: no such model; choose from densenet100, densenet121, densenet40",
+        ),
         ("model=resnet20 attention=lcm", "attention=lcm: no such attention; choose from "),
         (
             "model=resnet20 attention=se reducton=8",
             "'reducton' is no key of resnet20 and attention se; nearest: reduction; the keys are: layers",
         ),
         ("model=resnet20 reduction=8", "the keys are: layers."),
-        ("model=resnet20 attention=lcm2 reduction=17", "reduction 17 is larger than the 16 channels"),
+        (
+            "model=resnet20 attention=lcm2 reduction=17",
+            "reduction 17 is larger than the 16 channels",
+        ),
         ("model=densenet40 attention=se reduction=0", "reduction 0 is below 1"),
         ("model=resnet20 layers=2", "6n + 2 layers (8, 14, 20, 26, 32, ...), not 2"),
         ("model=resnet20 layers=21", "6n + 2 layers (8, 14, 20, 26, 32, ...), not 21"),

@@ -10,7 +10,9 @@ from lcm.models import CifarDenseNet
 from lcm.models.build import build_network
 
 WIDTH, GROWTH = 24, 12  # of the first block of a DenseNet
-LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+LAYOUTS = pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
+)
 
 
 def pair(site="none", layers=5, dtype=torch.float64):
@@ -27,7 +29,10 @@ def pair(site="none", layers=5, dtype=torch.float64):
 
 def maps(n, height, width, dtype=torch.float64, layout=torch.contiguous_format):
     torch.manual_seed(2)
-    x = 2 * torch.randn(n, WIDTH, height, width, dtype=dtype) + torch.randn(WIDTH, dtype=dtype)[:, None, None]
+    x = (
+        2 * torch.randn(n, WIDTH, height, width, dtype=dtype)
+        + torch.randn(WIDTH, dtype=dtype)[:, None, None]
+    )
     return x.contiguous(memory_format=layout)
 
 
@@ -47,7 +52,9 @@ def assert_same(fast, linear, tolerance=1e-10):
     for name, a in fast.items():
         assert (a is None) == (linear[name] is None), name
         if a is not None:
-            assert (a - linear[name]).abs().max() <= tolerance * a.double().abs().max().clamp_min(1), name
+            assert (a - linear[name]).abs().max() <= tolerance * a.double().abs().max().clamp_min(
+                1
+            ), name
 
 
 @LAYOUTS
@@ -60,7 +67,9 @@ def test_equals_concatenation_in_float64(site, layout):
         assert_same(run(fast, x), ours)
         assert ours["output"].is_contiguous(memory_format=layout)
     counts = [b for n, b in linear.named_buffers() if n.endswith("num_batches_tracked")]
-    assert counts and all(count == 2 for count in counts)  # batch norms of the sites among them: once a pass
+    assert counts and all(
+        count == 2 for count in counts
+    )  # batch norms of the sites among them: once a pass
     linear.eval(), fast.eval()
     assert_same(run(fast, x), run(linear, x))
 
@@ -75,7 +84,9 @@ def test_autocast_is_as_near_to_the_truth():
             found = run(block, x)
         assert all(p.grad.dtype == torch.float32 for p in block.parameters())
         names = [name for name in found if not name.endswith("tracked")]
-        errors.append(torch.stack([(found[name] - truth[name]).norm() / truth[name].norm() for name in names]))
+        errors.append(
+            torch.stack([(found[name] - truth[name]).norm() / truth[name].norm() for name in names])
+        )
     assert errors[1].max() <= 1.1 * errors[0].max() < 0.5
     assert errors[1].mean() <= 1.1 * errors[0].mean()
 
@@ -110,7 +121,9 @@ def test_the_block_for_evaluation_has_the_norms_of_the_moment():
     evaluated.layers[0].bn.register_forward_hook(lambda *_: calls.append(1))
     evaluated(x)
     assert not calls
-    with torch.autocast("cpu", torch.bfloat16):  # the buffer is slower there than concatenation, which is taken
+    with torch.autocast(
+        "cpu", torch.bfloat16
+    ):  # the buffer is slower there than concatenation, which is taken
         y = evaluated(x)
         assert calls and torch.equal(y, fast(x))
 
@@ -121,7 +134,9 @@ def test_frozen_parameters_get_no_gradient():
         block[0].conv.weight.requires_grad_(False)
         block[1].site.w1.weight.requires_grad_(False)
         block(maps(4, 5, 5)).square().sum().backward()  # the input learns nothing either
-    assert_same(*({name: p.grad for name, p in block.named_parameters()} for block in (fast, linear)))
+    assert_same(
+        *({name: p.grad for name, p in block.named_parameters()} for block in (fast, linear))
+    )
     assert linear[0].conv.weight.grad is linear[1].site.w1.weight.grad is None
 
 
@@ -155,7 +170,9 @@ def test_kept_memory_is_linear_in_depth(site):
     at_5, at_10, at_20 = (kept("linear", layers) for layers in (5, 10, 20))
     assert at_20 - at_10 == pytest.approx(2 * (at_10 - at_5), rel=0.02)
     per_layer = (at_20 - at_10) / 10
-    assert per_layer < GROWTH * (1.1 if site == "none" else 5)  # its maps, and a few times that for a site's own graph
+    assert per_layer < GROWTH * (
+        1.1 if site == "none" else 5
+    )  # its maps, and a few times that for a site's own graph
     assert kept("fast", 20) > (10 if site == "none" else 3) * at_20
 
 

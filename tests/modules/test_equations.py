@@ -9,7 +9,17 @@ from plain import randomise
 from torch import nn
 
 from lcm import draw_weights
-from lcm.attention import CBAM, ECA, LCM1, LCM2, CoordinateAttention, GlobalContext, NonLocal, SimAM, SqueezeExcite
+from lcm.attention import (
+    CBAM,
+    ECA,
+    LCM1,
+    LCM2,
+    CoordinateAttention,
+    GlobalContext,
+    NonLocal,
+    SimAM,
+    SqueezeExcite,
+)
 
 # ------------------------------------------------------------------------------------------------------------------
 # The equations, on named parameters, with sums, products and elementary functions.
@@ -58,13 +68,17 @@ def lcm2(x, p, training):
 
 def se(x, p, training):
     z = x.mean((2, 3))
-    s = torch.sigmoid(torch.relu(z @ p["w1.weight"].T + p["w1.bias"]) @ p["w2.weight"].T + p["w2.bias"])
+    s = torch.sigmoid(
+        torch.relu(z @ p["w1.weight"].T + p["w1.bias"]) @ p["w2.weight"].T + p["w2.bias"]
+    )
     return torch.einsum("nchw,nc->nchw", x, s)
 
 
 def cbam(x, p, training):
     def mlp(v):
-        return torch.relu(v @ p["w0.weight"].T + p.get("w0.bias", 0)) @ p["w1.weight"].T + p.get("w1.bias", 0)
+        return torch.relu(v @ p["w0.weight"].T + p.get("w0.bias", 0)) @ p["w1.weight"].T + p.get(
+            "w1.bias", 0
+        )
 
     n, c, h, w = x.shape
     flat = x.reshape(n, c, h * w)
@@ -72,9 +86,16 @@ def cbam(x, p, training):
     x = torch.einsum("nchw,nc->nchw", x, torch.sigmoid(mlp(flat.mean(2)) + mlp(maximum)))
     pooled = torch.stack([x.mean(1), x.gather(1, x.argmax(1, keepdim=True)).squeeze(1)], 1)
     padded = torch.cat([pooled.new_zeros(n, 2, 3, w), pooled, pooled.new_zeros(n, 2, 3, w)], 2)
-    padded = torch.cat([pooled.new_zeros(n, 2, h + 6, 3), padded, pooled.new_zeros(n, 2, h + 6, 3)], 3)
+    padded = torch.cat(
+        [pooled.new_zeros(n, 2, h + 6, 3), padded, pooled.new_zeros(n, 2, h + 6, 3)], 3
+    )
     kernel = p["spatial.weight"][0]  # (2, 7, 7)
-    taps = [kernel[a, i, j] * padded[:, a, i : i + h, j : j + w] for a in range(2) for i in range(7) for j in range(7)]
+    taps = [
+        kernel[a, i, j] * padded[:, a, i : i + h, j : j + w]
+        for a in range(2)
+        for i in range(7)
+        for j in range(7)
+    ]
     return x * torch.sigmoid(sum(taps))[:, None]
 
 
@@ -107,7 +128,9 @@ def eca(x, p, training):
     means, kernel = x.mean((2, 3)), p["conv.weight"].flatten()
     k, (n, c) = len(kernel), means.shape
     padded = torch.cat([means.new_zeros(n, k // 2), means, means.new_zeros(n, k // 2)], 1)
-    scores = sum(kernel[j] * padded[:, j : j + c] for j in range(k))  # (9), over k neighbouring channels
+    scores = sum(
+        kernel[j] * padded[:, j : j + c] for j in range(k)
+    )  # (9), over k neighbouring channels
     return torch.einsum("nchw,nc->nchw", x, torch.sigmoid(scores))
 
 
@@ -121,7 +144,9 @@ def simam(x, p, training):
 
 def coordinate(x, p, training):
     def one_by_one(x, name):
-        return torch.einsum("oc,ncp->nop", matrix(p[f"{name}.weight"]), x) + p[f"{name}.bias"][:, None]
+        return (
+            torch.einsum("oc,ncp->nop", matrix(p[f"{name}.weight"]), x) + p[f"{name}.bias"][:, None]
+        )
 
     h = x.shape[2]
     z = torch.cat([x.sum(3) / x.shape[3], x.sum(2) / h], 2)  # (4), (5): rows, then columns
@@ -136,7 +161,10 @@ def coordinate(x, p, training):
 
 
 # Biases that only shift what a softmax, or in training a batch norm, takes the shift out of again: their gradient is 0.
-SHIFTS = {False: {"phi.bias", "wk.bias"}, True: {"phi.bias", "wk.bias", "g.bias", "w.bias", "conv.bias"}}
+SHIFTS = {
+    False: {"phi.bias", "wk.bias"},
+    True: {"phi.bias", "wk.bias", "g.bias", "w.bias", "conv.bias"},
+}
 
 MODULES = {  # of 8 channels
     "lcm1": (LCM1(8, 4), lcm1),
@@ -165,9 +193,14 @@ def test_forward_and_gradients_follow_the_equations(name, training):
     randomise(module.double()).train(training)
     if name == "ca":
         module.bn.weight.data *= 20  # far enough for all pieces of the hard swish
-    p = {key: value.clone().requires_grad_(value.is_floating_point()) for key, value in module.state_dict().items()}
+    p = {
+        key: value.clone().requires_grad_(value.is_floating_point())
+        for key, value in module.state_dict().items()
+    }
     x, x_ = example(5, 8, 6, 7).requires_grad_(), example(5, 8, 6, 7).requires_grad_()
-    weights = example(5, 8, 6, 7, seed=2)  # of a loss that gives every element a gradient of its own
+    weights = example(
+        5, 8, 6, 7, seed=2
+    )  # of a loss that gives every element a gradient of its own
 
     y, y_ = module(x), expected_of(x_, p, training)
     (y * weights).sum().backward()
@@ -183,7 +216,10 @@ def test_forward_and_gradients_follow_the_equations(name, training):
 @pytest.mark.parametrize(
     ("module", "parameters"),
     [
-        (LCM1(12, 2, expand_bias=True), 12 * 6 + 2 * 6 + 6 * 12 + 12 + 2),  # 170 a site, as the paper's DenseNets
+        (
+            LCM1(12, 2, expand_bias=True),
+            12 * 6 + 2 * 6 + 6 * 12 + 12 + 2,
+        ),  # 170 a site, as the paper's DenseNets
         (LCM2(12, 2), 12 * 6 + 2 * 6 + 6 * 12 + 2),  # 158, Eq. (7) as printed
         (LCM2(256, 32), 256 * 8 + 2 * 8 + 8 * 256 + 2),
         (SqueezeExcite(12, 1), 12 * 12 + 12 + 12 * 12 + 12),

@@ -38,7 +38,14 @@ def project(tmp_path_factory):
     ],
 )
 def test_an_example_trains_or_what_is_missing_is_named(project, words, found):
-    command = [sys.executable, "train.py", *words.split(), "threads=1", "tensorboard=false", "runs=runs"]
+    command = [
+        sys.executable,
+        "train.py",
+        *words.split(),
+        "threads=1",
+        "tensorboard=false",
+        "runs=runs",
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     ended = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     if " " in found:

@@ -22,7 +22,9 @@ from lcm.training import checkpoint
 DIGITS = Digits()
 
 
-def make_run(runs, attention, *, seed=0, layers=8, end="2026-01-01T00:00:00+00:00", state="finished"):
+def make_run(
+    runs, attention, *, seed=0, layers=8, end="2026-01-01T00:00:00+00:00", state="finished"
+):
     """A run directory as train.py leaves it, of an untrained network."""
     names = {"data": "digits", "model": "resnet20", "attention": attention, "schedule": "digits"}
     config = compose({group: {"name": name} for group, name in names.items()})
@@ -31,7 +33,13 @@ def make_run(runs, attention, *, seed=0, layers=8, end="2026-01-01T00:00:00+00:0
     directory.mkdir(parents=True)
     network = build_network(config["model"], config["attention"], num_classes=10, seed=seed)
     checkpoint.save(directory, {"model": network.state_dict()})
-    result = {"epoch": 8, "test_top1": 10.0, "test_top5": 50.0, "best_test_top1": 10.0, "best_epoch": 8}
+    result = {
+        "epoch": 8,
+        "test_top1": 10.0,
+        "test_top5": 50.0,
+        "best_test_top1": 10.0,
+        "best_epoch": 8,
+    }
     changes = {"state": state, "end": end, "result": result if state == "finished" else None}
     write_state(directory, new_state(config, data_fingerprint=DIGITS.fingerprint) | changes)
     return directory
@@ -53,7 +61,9 @@ def runs(tmp_path_factory):
 
 def test_draws_figure_4_the_same_twice(runs, tmp_path, capsys):
     for name in ("a", "b"):
-        script.main(["--runs-root", str(runs), "--index", "3", "14", "--out", str(tmp_path / "deep" / name)])
+        script.main(
+            ["--runs-root", str(runs), "--index", "3", "14", "--out", str(tmp_path / "deep" / name)]
+        )
     for kind in ("png", "svg", "json"):
         a, b = ((tmp_path / "deep" / f"{name}.{kind}").read_bytes() for name in "ab")
         assert a == b
@@ -64,7 +74,11 @@ def test_draws_figure_4_the_same_twice(runs, tmp_path, capsys):
     assert not re.search(r"\d{4}-\d\d-\d\dT", svg)
 
     facts = json.loads((tmp_path / "deep" / "a.json").read_text())
-    assert [n["title"] for n in facts["networks"]] == ["ResNet-20", "ResNet-20 + SE", "ResNet-20 + LCM2"]
+    assert [n["title"] for n in facts["networks"]] == [
+        "ResNet-20",
+        "ResNet-20 + SE",
+        "ResNet-20 + LCM2",
+    ]
     assert [i["image"] for i in facts["images"]] == [3, 14]
     out = capsys.readouterr().out
     assert all(f"{p:.4f}" in out for image in facts["images"] for p in image["P"])
@@ -74,7 +88,10 @@ def test_draws_figure_4_the_same_twice(runs, tmp_path, capsys):
 def test_P_is_the_softmax_probability_of_the_true_class(runs, tmp_path):
     (directory,) = (runs / "digits/resnet20/se").iterdir()
     script.main([str(directory / "checkpoint.pt"), "--out", str(tmp_path / "f.svg")])
-    shown, resident = json.loads((tmp_path / "f.json").read_text())["images"], DIGITS.test(1).resident
+    shown, resident = (
+        json.loads((tmp_path / "f.json").read_text())["images"],
+        DIGITS.test(1).resident,
+    )
     assert [image["image"] for image in shown] == [0, 88, 177, 266]
     network = build_network("resnet20", "se", num_classes=10, layers=8).eval()
     network.load_state_dict(checkpoint.load_model_weights(directory))
@@ -82,7 +99,9 @@ def test_P_is_the_softmax_probability_of_the_true_class(runs, tmp_path):
     for image in shown:
         pixels, label = resident.images[image["image"]], resident.labels[image["image"]]
         probabilities = network(((pixels / 255 - mean) / std).permute(2, 0, 1)[None]).softmax(1)[0]
-        assert image["class"] == str(int(label)) and image["predicted"] == [str(int(probabilities.argmax()))]
+        assert image["class"] == str(int(label)) and image["predicted"] == [
+            str(int(probabilities.argmax()))
+        ]
         assert image["P"][0] == pytest.approx(probabilities[label].item(), abs=1e-5)
 
 
@@ -97,7 +116,10 @@ def test_takes_the_newest_runs_that_differ_in_the_attention_alone(tmp_path):
     make_run(tmp_path, "se", seed=3, state="stopped", end=None)
 
     def found(attentions=("none", "se"), seed=None):
-        return [(s["attention"], s["seed"]) for _, s in newest_arms(tmp_path, "digits", "resnet20", attentions, seed)]
+        return [
+            (s["attention"], s["seed"])
+            for _, s in newest_arms(tmp_path, "digits", "resnet20", attentions, seed)
+        ]
 
     assert found() == [("none", 1), ("se", 1)]
     assert found(seed=0) == [("none", 0), ("se", 0)]
@@ -110,9 +132,12 @@ def test_takes_the_newest_runs_that_differ_in_the_attention_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"), [("precision", "bf16", "precision=bf16"), ("compile", True, "compiled")]
+    ("key", "value", "words"),
+    [("precision", "bf16", "precision=bf16"), ("compile", True, "compiled")],
 )
-def test_arms_of_one_figure_have_one_precision_and_are_all_compiled_or_none(key, value, words, tmp_path):
+def test_arms_of_one_figure_have_one_precision_and_are_all_compiled_or_none(
+    key, value, words, tmp_path
+):
     make_run(tmp_path, "none")
     change_state(make_run(tmp_path, "se"), lambda state: state.update({key: value}))
     with pytest.raises(UserError, match=f"no protocol in common.*(?s:.)*se: seed 0, .*{words}"):
@@ -123,7 +148,10 @@ def test_nothing_that_a_run_names_is_called(tmp_path):
     """A run.json may come from anybody: what is built is what configs/ has under the same name."""
     directory = make_run(tmp_path, "se")
     call = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
-    change_state(directory, lambda state: [state["config"][g].update(call) for g in ("model", "attention", "data")])
+    change_state(
+        directory,
+        lambda state: [state["config"][g].update(call) for g in ("model", "attention", "data")],
+    )
     script.main([str(directory), "--index", "0", "--out", str(tmp_path / "figure")])
     assert (tmp_path / "figure.png").exists() and not (tmp_path / "made").exists()
 
@@ -172,7 +200,10 @@ def broken(tmp_path_factory):
         ("{}/good --chunk 0", "chunk, 0, at least 1"),
         ("{}/good --out {}/file/figure", "cannot make the folder"),
         ("{}/good --device cuda:99", "device=cuda:99"),
-        ("--runs-root {}/empty", "has no finished run with attention none, se, lcm2: train it (python train.py"),
+        (
+            "--runs-root {}/empty",
+            "has no finished run with attention none, se, lcm2: train it (python train.py",
+        ),
         ("--runs-root {}/empty --attention lcm3", "attention=lcm3: no such attention"),
         ("--runs-root {}/empty --model resnt20", "model=resnt20: no such model"),
     ],
@@ -183,5 +214,9 @@ def test_what_is_wrong_is_said_in_one_message(arguments, words, broken, capsys):
         script.main(arguments.replace("{}", str(broken)).split() + out)
     assert ended.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: ") and words.format(broken) in message and "Traceback" not in message
+    assert (
+        message.startswith("error: ")
+        and words.format(broken) in message
+        and "Traceback" not in message
+    )
     assert not list(broken.glob("figure*"))

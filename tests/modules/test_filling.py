@@ -26,7 +26,9 @@ def own(num_classes=5):
         for width, norm in ((4, nn.BatchNorm2d(4)), (8, nn.GroupNorm(2, 8)))
     )
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
-    return nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 3, padding=1), block1=block1, block2=block2, head=head))
+    return nn.Sequential(
+        OrderedDict(stem=nn.Conv2d(3, 4, 3, padding=1), block1=block1, block2=block2, head=head)
+    )
 
 
 # a network, a pattern, the names that fit by hand, the widths of their maps
@@ -48,7 +50,11 @@ NETWORKS = {
     "timm resnet50": (
         partial(timm.create_model, "resnet50", pretrained=False),
         "layer*.*.bn3",
-        [f"layer{stage}.{block}.bn3" for stage, n in ((1, 3), (2, 4), (3, 6), (4, 3)) for block in range(n)],
+        [
+            f"layer{stage}.{block}.bn3"
+            for stage, n in ((1, 3), (2, 4), (3, 6), (4, 3))
+            for block in range(n)
+        ],
         [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3,
     ),
 }
@@ -77,8 +83,14 @@ def images(size=32, count=1):
 def test_modules_stand_where_the_pattern_says_and_no_name_changes(name):
     _, pattern, expected, widths = NETWORKS[name]
     network, made = network_of(name), []
-    names, weights = [key for key, _ in network.named_modules()], copy.deepcopy(network.state_dict())
-    assert fill_sites(network, lambda channels: made.append(channels) or se(channels), after=pattern) is network
+    names, weights = (
+        [key for key, _ in network.named_modules()],
+        copy.deepcopy(network.state_dict()),
+    )
+    assert (
+        fill_sites(network, lambda channels: made.append(channels) or se(channels), after=pattern)
+        is network
+    )
     assert made == widths
     modules = dict(network.named_modules())
     found = [key for key, module in modules.items() if type(module) is SqueezeExcite]
@@ -104,7 +116,9 @@ def test_each_module_is_given_its_layers_map_and_the_network_its_result(name):
     """With modules that multiply by a number, the network is the one whose layers are followed by that product."""
     x, expected, network = images(), network_of(name), filled(name, Scale)
     assert not torch.equal(network(x), expected(x))
-    for key in NETWORKS[name][2]:  # the affine part of a norm, or a convolution, that does the product itself
+    for key in NETWORKS[name][
+        2
+    ]:  # the affine part of a norm, or a convolution, that does the product itself
         layer, scale = expected.get_submodule(key), network.get_parameter(f"{key}.attention.scale")
         layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
         layer.bias.mul_(scale)
@@ -154,8 +168,14 @@ def test_compiles_as_one_graph(backend):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"after": "blok*.bn"}, r"no module of Sequential has a name like 'blok\*\.bn'; nearest: block[12]"),
-        ({"after": "block*"}, r"block1 is a Sequential, which does not say how many channels its maps have"),
+        (
+            {"after": "blok*.bn"},
+            r"no module of Sequential has a name like 'blok\*\.bn'; nearest: block[12]",
+        ),
+        (
+            {"after": "block*"},
+            r"block1 is a Sequential, which does not say how many channels its maps have",
+        ),
         ({"after": "block*.bn", "where": {"stages": [1]}}, r"`where` or `after`, not both"),
     ],
     ids=str,
@@ -167,7 +187,12 @@ def test_what_is_wrong_is_named(keys, message):
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4), *(kind(4, 4, 1) for kind in (nn.Conv1d, nn.Conv3d))]
+    [
+        nn.ReLU(),
+        nn.Linear(4, 4),
+        nn.LayerNorm(4),
+        *(kind(4, 4, 1) for kind in (nn.Conv1d, nn.Conv3d)),
+    ]
     + [nn.BatchNorm1d(4), nn.BatchNorm3d(4)],
     ids=str,
 )
@@ -202,14 +227,18 @@ def test_filled_twice_is_refused():
 @torch.no_grad()
 @pytest.mark.parametrize("after", ["0", "1"])
 def test_what_stands_between_convolution_and_norm_is_not_folded_away(after):
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten())
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten()
+    )
     nn.init.uniform_(network[1].running_mean)
     nn.init.uniform_(network[1].running_var, 0.5, 2)
     fill_sites(network.eval(), se, after=after, seed=0)
     torch.testing.assert_close(fold(network, 8)(images(8)), network(images(8)))
 
 
-@pytest.mark.parametrize("after", ["block*.*.bn", "block*.*.conv", "transition*.bn", "transition*.conv"])
+@pytest.mark.parametrize(
+    "after", ["block*.*.bn", "block*.*.conv", "transition*.bn", "transition*.conv"]
+)
 def test_the_other_forms_of_dense_blocks_and_transitions_do_not_pass_it_over(after):
     def made(memory):
         network = build_network("densenet40", seed=0, layers=13, memory=memory).double()
@@ -224,4 +253,6 @@ def test_the_other_forms_of_dense_blocks_and_transitions_do_not_pass_it_over(aft
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-7, atol=1e-9, msg=name)
     with torch.no_grad():
         torch.testing.assert_close(fold(fast.eval(), 32)(x), fast(x), rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(build_network("densenet40", seed=0, layers=13).double()(x), outputs[0])
+    assert not torch.allclose(
+        build_network("densenet40", seed=0, layers=13).double()(x), outputs[0]
+    )

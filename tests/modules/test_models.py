@@ -30,9 +30,13 @@ def images(size, dtype=torch.float32):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_pair_runs_channels_last_and_every_parameter_gets_a_finite_gradient(family, attention):
+def test_every_pair_runs_channels_last_and_every_parameter_gets_a_finite_gradient(
+    family, attention
+):
     model, overrides, size = FAMILIES[family]
-    network = build_network(model, attention, num_classes=7, seed=0, **overrides).to(memory_format=torch.channels_last)
+    network = build_network(model, attention, num_classes=7, seed=0, **overrides).to(
+        memory_format=torch.channels_last
+    )
     converted = []
 
     def check(module, args, y):
@@ -65,18 +69,26 @@ def test_networks_of_one_seed_share_their_backbone_whatever_the_attention(model)
 
 
 def test_drawing_depends_on_the_seed_and_the_name_only():
-    first, second = build_network("resnet20", "lcm2", seed=0), build_network("resnet20", "lcm2", seed=0)
+    first, second = (
+        build_network("resnet20", "lcm2", seed=0),
+        build_network("resnet20", "lcm2", seed=0),
+    )
     weights = first.state_dict()
     assert all(map(torch.equal, weights.values(), second.state_dict().values()))
     assert not torch.equal(first.fc.weight, build_network("resnet20", seed=1).fc.weight)
     one, *others = (weights[f"stage1.{name}.weight"] for name in ("1.conv1", "1.conv2", "2.conv1"))
     assert not any(torch.equal(one, other) for other in others)  # of the same shape
-    for part, name in ((second, ""), (second.stage2, "stage2")):  # a part of a network, named as in the whole
+    for part, name in (
+        (second, ""),
+        (second.stage2, "stage2"),
+    ):  # a part of a network, named as in the whole
         with torch.no_grad():
             for tensor in part.state_dict().values():
                 tensor.fill_(5)
         before = torch.get_rng_state()
-        draw_weights(part, 0, prefix=name)  # batch norms and their running statistics begin anew too
+        draw_weights(
+            part, 0, prefix=name
+        )  # batch norms and their running statistics begin anew too
         assert all(map(torch.equal, weights.values(), second.state_dict().values()))
         assert torch.equal(torch.get_rng_state(), before)  # the global generator is left alone
 
@@ -113,7 +125,9 @@ def test_without_attention_keys_and_distributions_are_torchvisions(model):
             assert torch.equal(ours, theirs[key]), key
 
 
-@pytest.mark.parametrize("network", [CifarResNet(20, 10), CifarDenseNet(40, 12, 10)], ids=["resnet", "densenet"])
+@pytest.mark.parametrize(
+    "network", [CifarResNet(20, 10), CifarDenseNet(40, 12, 10)], ids=["resnet", "densenet"]
+)
 def test_cifar_convolutions_start_normal_with_variance_two_over_fan_out(network):
     draw_weights(network, 0)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -129,7 +143,11 @@ def test_cifar_convolutions_start_normal_with_variance_two_over_fan_out(network)
 def test_no_backbone_rule_reaches_the_attention(model, attention):
     """PyTorch's default is uniform within 1/sqrt(fan-in); LCM1 is sensitive to its initialisation (REPRODUCTION.md)."""
     network = build_network(model, attention, seed=0)
-    layers = [m for name, m in network.named_modules() if ".site." in name and isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [
+        m
+        for name, m in network.named_modules()
+        if ".site." in name and isinstance(m, nn.Conv2d | nn.Linear)
+    ]
     assert layers
     for layer in layers:
         assert layer.weight.abs().max() <= 1 / math.sqrt(layer.weight[0].numel())
@@ -153,7 +171,12 @@ def test_the_shortcut_of_a_widening_block_is_subsampling_and_zeros():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "attention"),
-    [("cifar_resnet", "lcm2"), ("cifar_densenet", "gc"), ("densenet121", "cbam"), ("resnext50", "nonlocal")],
+    [
+        ("cifar_resnet", "lcm2"),
+        ("cifar_densenet", "gc"),
+        ("densenet121", "cbam"),
+        ("resnext50", "nonlocal"),
+    ],
 )
 def test_a_whole_network_compiles_as_one_graph(family, attention):
     model, overrides, size = FAMILIES[family]

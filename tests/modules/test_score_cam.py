@@ -39,7 +39,9 @@ def small():
 
 @pytest.fixture
 def images():
-    return torch.randn(3, 3, 18, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        3, 3, 18, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
 
 CLASSES = [2, 0, 3]
@@ -68,7 +70,9 @@ def plain_heatmap(network, x, maps, c):
 @torch.no_grad()
 def plain(network, images, maps, classes):
     network.eval()
-    return torch.stack([plain_heatmap(network, *args) for args in zip(images, maps, classes, strict=True)])
+    return torch.stack(
+        [plain_heatmap(network, *args) for args in zip(images, maps, classes, strict=True)]
+    )
 
 
 def test_equals_one_channel_at_a_time(small, images):
@@ -79,13 +83,19 @@ def test_equals_one_channel_at_a_time(small, images):
     assert torch.allclose(found.heatmap, expected, rtol=0, atol=1e-8)
     assert (expected.amax((1, 2)) == 1).all()  # no heatmap is trivial
     assert found.heatmap.amin() >= 0 and found.heatmap.amax() == 1
-    assert torch.allclose(found.probability, small(images).softmax(1)[range(3), CLASSES], rtol=0, atol=1e-12)
-    assert (found.weights[:, :2] == 0).all() and (found.weights[:, 2] != 0).all()  # constant channels are left out
+    assert torch.allclose(
+        found.probability, small(images).softmax(1)[range(3), CLASSES], rtol=0, atol=1e-12
+    )
+    assert (found.weights[:, :2] == 0).all() and (
+        found.weights[:, 2] != 0
+    ).all()  # constant channels are left out
 
 
 NETWORKS = {  # the last module before the pooling, and a network
     "stage3": CifarResNet(8, 10),
-    "bn": CifarDenseNet(7, 6, 10),  # the last ReLU works in place on what the last batch norm made, as in torchvision's
+    "bn": CifarDenseNet(
+        7, 6, 10
+    ),  # the last ReLU works in place on what the last batch norm made, as in torchvision's
     "features": torchvision.models.DenseNet(4, (1, 2, 2), 8, num_classes=5),
 }
 
@@ -95,27 +105,39 @@ def test_finds_the_last_map_and_equals_one_channel_at_a_time(last):
     network, seen = NETWORKS[last], []
     draw_weights(network, 0)
     network.double().eval()
-    images = torch.randn(1, 3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    handle = network.get_submodule(last).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    images = torch.randn(
+        1, 3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    handle = network.get_submodule(last).register_forward_hook(
+        lambda module, inputs, output: seen.append(output)
+    )
     with torch.no_grad():
         logits = network(images)
     handle.remove()
     assert seen[0].amin() == 0  # after the last ReLU
     found = score_cam(network, images)  # of the predicted class
-    assert torch.equal(found.classes, found.predicted) and torch.equal(found.classes, logits.argmax(1))
+    assert torch.equal(found.classes, found.predicted) and torch.equal(
+        found.classes, logits.argmax(1)
+    )
     expected = plain(network, images, seen[0], found.classes)
     assert torch.allclose(found.heatmap, expected, rtol=0, atol=1e-8) and expected.amax() == 1
 
 
 def test_a_named_layer_is_its_own_output_without_what_follows_in_place():
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     ).double()
     images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     maps = network[0](images).detach()
     assert maps.amin() < 0
     expected = plain(network, images, maps, [0, 1])
-    assert torch.allclose(score_cam(network, images, [0, 1], layer="0").heatmap, expected, atol=1e-12)
+    assert torch.allclose(
+        score_cam(network, images, [0, 1], layer="0").heatmap, expected, atol=1e-12
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- properties
@@ -150,7 +172,9 @@ def test_no_evidence_is_zero_and_never_nan(small, images):
 def test_a_constant_channel_does_not_become_noise():
     """Upsampled, a constant map is uneven by rounding; scaled to [0, 1] that would be a mask of noise."""
     assert up(torch.full((8, 8), 0.1), (32, 32)).std() > 0
-    network = nn.Sequential(nn.Conv2d(3, 2, 4, stride=4), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(2, 3))
+    network = nn.Sequential(
+        nn.Conv2d(3, 2, 4, stride=4), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(2, 3)
+    )
     with torch.no_grad():
         network[0].weight[0] = 0
         network[0].bias[0] = 0.1
@@ -165,8 +189,15 @@ def test_leaves_the_network_as_it_was(small, images):
 
     def state():
         gradients = {name: p.grad for name, p in small.named_parameters() if p.requires_grad}
-        modules = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in small.modules()]
-        return digest(small.state_dict()), digest(gradients), modules, torch.get_rng_state().tolist()
+        modules = [
+            (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in small.modules()
+        ]
+        return (
+            digest(small.state_dict()),
+            digest(gradients),
+            modules,
+            torch.get_rng_state().tolist(),
+        )
 
     before = state()
     score_cam(small, images, layer="conv")

@@ -36,7 +36,10 @@ def se(channels):
 )
 def test_sites_of_each_network(model, expected):
     with torch.device("meta"):
-        assert Counter((site.stage, site.channels) for _, site in sites(build_network(model))) == expected
+        assert (
+            Counter((site.stage, site.channels) for _, site in sites(build_network(model)))
+            == expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,9 @@ def test_sites_of_each_network(model, expected):
 def test_where_modules_are_put(where, expected):
     network = CifarResNet(layers=14, num_classes=10)
     assert fill_sites(network, se, where) is network
-    assert [name for name, module in network.named_modules() if isinstance(module, SqueezeExcite)] == expected
+    assert [
+        name for name, module in network.named_modules() if isinstance(module, SqueezeExcite)
+    ] == expected
     assert len(sites(network)) == 6 - len(expected)
 
 
@@ -61,7 +66,11 @@ def test_where_modules_are_put(where, expected):
         ("resnet50_cifar", "nonlocal", ["stage2.7.site"]),
         ("densenet121", "nonlocal", ["features.denseblock3.denselayer24.site"]),
         ("resnet50", "nonlocal", ["layer3.5.site"]),
-        ("resnext50", "gc", [f"layer{s}.{b}.site" for s, n in ((2, 4), (3, 6), (4, 3)) for b in range(n)]),
+        (
+            "resnext50",
+            "gc",
+            [f"layer{s}.{b}.site" for s, n in ((2, 4), (3, 6), (4, 3)) for b in range(n)],
+        ),
         ("resnet20", "gc", [f"stage{s}.{b}.site" for s in (2, 3) for b in range(3)]),
         ("densenet40", "gc", [f"block{s}.{b}.site" for s in (1, 2, 3) for b in range(12)]),
     ],
@@ -69,7 +78,9 @@ def test_where_modules_are_put(where, expected):
 def test_sites_of_the_papers_pairs(model, attention, expected):
     with torch.device("meta"):
         modules = dict(build_network(model, attention).named_modules())
-    assert [n for n, module in modules.items() if n.endswith(".site") and not isinstance(module, Site)] == expected
+    assert [
+        n for n, module in modules.items() if n.endswith(".site") and not isinstance(module, Site)
+    ] == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +101,9 @@ def test_a_wrong_where_is_refused(where, message):
 
 
 def test_a_network_without_free_sites_is_refused():
-    with pytest.raises(ValueError, match=r"Linear has no free site: name the modules .*after=.*lcm\.models\.Site"):
+    with pytest.raises(
+        ValueError, match=r"Linear has no free site: name the modules .*after=.*lcm\.models\.Site"
+    ):
         fill_sites(nn.Linear(3, 3), nn.Identity)
     network = fill_sites(torchvision.models.resnet18(), se)
     with pytest.raises(ValueError, match="ResNet has no free site"):
@@ -110,7 +123,8 @@ def emptied(network):
 @torch.no_grad()
 def test_a_site_ends_the_residual_branch_before_the_addition():
     basic, bottleneck = (
-        emptied(make()).layer1[0] for make in (torchvision.models.resnet18, torchvision.models.resnet50)
+        emptied(make()).layer1[0]
+        for make in (torchvision.models.resnet18, torchvision.models.resnet50)
     )
     x = torch.randn(2, 64, 8, 8)
     assert torch.equal(basic(x), x.relu())
@@ -124,7 +138,11 @@ def test_a_site_ends_the_residual_branch_before_the_addition():
 def test_a_site_of_a_dense_layer_sees_only_its_new_maps(torchvisions):
     block, width, new = emptied(CifarDenseNet(10, 12, 10)).block1, 24, 24
     if torchvisions:
-        block, width, new = emptied(torchvision.models.densenet121()).features.denseblock1, 64, 6 * 32
+        block, width, new = (
+            emptied(torchvision.models.densenet121()).features.denseblock1,
+            64,
+            6 * 32,
+        )
     x = torch.randn(2, width, 8, 8)
     y = block(x)
     assert y.shape == (2, width + new, 8, 8)
@@ -160,7 +178,9 @@ def test_a_torchvision_network_that_a_user_already_has():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model, attention", [("resnet20", "lcm2"), ("resnet50", "lcm2"), ("densenet121", "se")])
+@pytest.mark.parametrize(
+    "model, attention", [("resnet20", "lcm2"), ("resnet50", "lcm2"), ("densenet121", "se")]
+)
 def test_filled_networks_can_be_copied_and_pickled(model, attention):
     network, x = build_network(model, attention).eval(), torch.randn(1, 3, 32, 32)
     y = network(x)
@@ -170,4 +190,7 @@ def test_filled_networks_can_be_copied_and_pickled(model, attention):
 
 def test_the_cifar_networks_do_not_import_torchvision():
     code = "import sys, lcm; lcm.build_network('densenet40', 'lcm2', seed=0); print('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "False\n"
+    )

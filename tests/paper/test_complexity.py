@@ -36,11 +36,15 @@ def test_all_114_cells_are_the_papers(counts, monkeypatch, capsys, tmp_path):
     assert rows[0] == "table,label,model,attention,params,gfloat,macs"
     assert rows[2] == "1,DenseNet-40+LCM1,densenet40,lcm1,1065418,0.292517174,282922584"
     assert len(rows) == 58
-    assert (tmp_path / "complexity.csv").read_bytes() == (ROOT / "results" / "complexity.csv").read_bytes()
+    assert (tmp_path / "complexity.csv").read_bytes() == (
+        ROOT / "results" / "complexity.csv"
+    ).read_bytes()
 
 
 def test_a_cell_that_differs_is_told_and_ends_in_1(counts, monkeypatch, capsys):
-    changed = counts | {("resnet32", "lcm1"): dataclasses.replace(counts["resnet32", "lcm1"], params=499_000)}
+    changed = counts | {
+        ("resnet32", "lcm1"): dataclasses.replace(counts["resnet32", "lcm1"], params=499_000)
+    }
     monkeypatch.setattr(script, "paper_complexity", lambda *pair: changed[pair])
     assert script.main([]) == 1
     printed = capsys.readouterr().out
@@ -52,7 +56,12 @@ def test_a_cell_that_differs_is_told_and_ends_in_1(counts, monkeypatch, capsys):
 def test_resnet20_by_hand(counts):
     """Each 3x3 convolution of He et al.'s network, its linear layer, and two weights for each of a batch norm's channels."""
     convolutions = (
-        [(3, 16, 32)] + 6 * [(16, 16, 32)] + [(16, 32, 16)] + 5 * [(32, 32, 16)] + [(32, 64, 8)] + 5 * [(64, 64, 8)]
+        [(3, 16, 32)]
+        + 6 * [(16, 16, 32)]
+        + [(16, 32, 16)]
+        + 5 * [(32, 32, 16)]
+        + [(32, 64, 8)]
+        + 5 * [(64, 64, 8)]
     )
     macs = sum(9 * c * k * size**2 for c, k, size in convolutions) + 64 * 10
     weights = sum(9 * c * k + 2 * k for c, k, _ in convolutions) + 64 * 10 + 10
@@ -63,7 +72,10 @@ def test_resnet20_by_hand(counts):
 @pytest.mark.parametrize(
     ("model", "attention", "size"),
     [
-        *(("resnet20", attention, 32) for attention in ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")),
+        *(
+            ("resnet20", attention, 32)
+            for attention in ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
+        ),
         ("densenet40", "lcm2", 32),
         ("resnext50", "nonlocal", 64),  # grouped convolutions
         ("densenet121", "cbam", 64),
@@ -117,7 +129,9 @@ def test_rows_add_up(counts):
     for complexity in counts.values():
         assert sum(row.params for row in complexity.rows) == complexity.params
         assert sum(row.macs for row in complexity.rows) == complexity.macs
-        assert sum(row.gfloat for row in complexity.rows) == pytest.approx(complexity.gfloat, rel=1e-12)
+        assert sum(row.gfloat for row in complexity.rows) == pytest.approx(
+            complexity.gfloat, rel=1e-12
+        )
 
 
 def test_counting_leaves_the_network_as_it_was():

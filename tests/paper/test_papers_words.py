@@ -11,12 +11,19 @@ from torchvision.models import DenseNet
 from lcm.models.build import build_network
 from lcm.reporting.render import as_printed
 
-EXTRA_HEAD = 8_081_356 - 7_056_356  # the head that DenseNet-121's printed counts hold besides the trained one
+EXTRA_HEAD = (
+    8_081_356 - 7_056_356
+)  # the head that DenseNet-121's printed counts hold besides the trained one
 
 
 def parameters(model, attention="none", num_classes=10, **changes):
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(model, attention, num_classes=num_classes, **changes).parameters())
+        return sum(
+            p.numel()
+            for p in build_network(
+                model, attention, num_classes=num_classes, **changes
+            ).parameters()
+        )
 
 
 def printed(number, cell):
@@ -26,7 +33,13 @@ def printed(number, cell):
 @pytest.mark.parametrize(
     ("model", "attention", "as_worded", "as_counted", "cell"),
     [
-        ("resnext50", "lcm2", {"reduction": 32}, {"reduction": 64}, "23.81"),  # section 4.3: r is 32
+        (
+            "resnext50",
+            "lcm2",
+            {"reduction": 32},
+            {"reduction": 64},
+            "23.81",
+        ),  # section 4.3: r is 32
         ("resnext50", "se", {"reduction": 32}, {"reduction": 16}, "25.72"),
         ("resnext50", "cbam", {"reduction": 32}, {"reduction": 16}, "25.72"),
         ("resnext50", "gc", {"reduction": 32}, {"reduction": 4}, "33.19"),
@@ -35,14 +48,24 @@ def printed(number, cell):
         ("resnet50", "gc", {"reduction": 32}, {"reduction": 16}, "26.24"),
         ("densenet121", "lcm2", {"reduction": 1}, {"reduction": 4}, "8.112"),  # section 4.3: r is 1
         ("densenet121", "se", {"reduction": 1}, {"reduction": 4}, "8.113"),
-        ("densenet64", "lcm2", {"expand_bias": False}, {"expand_bias": True}, "2.840"),  # Eq. (7): no bias
+        (
+            "densenet64",
+            "lcm2",
+            {"expand_bias": False},
+            {"expand_bias": True},
+            "2.840",
+        ),  # Eq. (7): no bias
         ("densenet100", "lcm2", {"expand_bias": False}, {"expand_bias": True}, "7.100"),
     ],
 )
-def test_the_words_miss_the_cell_and_the_counts_meet_it(model, attention, as_worded, as_counted, cell):
+def test_the_words_miss_the_cell_and_the_counts_meet_it(
+    model, attention, as_worded, as_counted, cell
+):
     num_classes = 10 if model in ("densenet64", "densenet100") else 100
     for keys in (as_worded, as_counted):
-        count = parameters(model, attention, num_classes, **keys) + EXTRA_HEAD * (model == "densenet121")
+        count = parameters(model, attention, num_classes, **keys) + EXTRA_HEAD * (
+            model == "densenet121"
+        )
         assert (printed(count, cell) == cell) == (keys is as_counted)
 
 
@@ -78,9 +101,14 @@ def test_w1_and_w2_are_no_3x3_convolutions():
 
 def test_on_a_1x1_map_only_the_centre_of_a_3x3_convolution_acts():
     """Why 1x1 convolutions compute what 3x3 ones on padded descriptors would, with a ninth of the weights."""
-    x, weight = torch.randn(2, 6, 1, 1, dtype=torch.float64), torch.randn(4, 6, 3, 3, dtype=torch.float64)
+    x, weight = (
+        torch.randn(2, 6, 1, 1, dtype=torch.float64),
+        torch.randn(4, 6, 3, 3, dtype=torch.float64),
+    )
     whole = torch.nn.functional.conv2d(x, weight, padding=1)
-    assert torch.allclose(whole, torch.nn.functional.conv2d(x, weight[:, :, 1:2, 1:2]), rtol=0, atol=1e-12)
+    assert torch.allclose(
+        whole, torch.nn.functional.conv2d(x, weight[:, :, 1:2, 1:2]), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +129,9 @@ def test_cifar100_rows_count_ten_classes(model, cell):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kaiming, low, high", [(False, 95, 100), (True, 0, 85)])  # 98.3 and 69.3 when this was written
+@pytest.mark.parametrize(
+    "kaiming, low, high", [(False, 95, 100), (True, 0, 85)]
+)  # 98.3 and 69.3 when this was written
 def test_lcm1_hardly_trains_from_kaiming_normal_weights(kaiming, low, high):
     """The paper names no initialisation. Six epochs on digits: PyTorch's default and He's normal weights in W1 and W2."""
     network = build_network("resnet20", "lcm1", num_classes=10, seed=0)

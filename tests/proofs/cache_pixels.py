@@ -27,12 +27,17 @@ def pair(image, view):
     cached = np.asarray(Image.fromarray(image).resize(small[::-1], Image.Resampling.BILINEAR))
     top, left, h, w, *rest = view
     region = [round(value * small[0] / height) for value in (top, left, h, w)]
-    region[2], region[3] = min(region[2], small[0] - region[0]), min(region[3], small[1] - region[1])
+    region[2], region[3] = (
+        min(region[2], small[0] - region[0]),
+        min(region[3], small[1] - region[1]),
+    )
     return show(image, view, SIDE).float(), show(cached, [*region, *rest], SIDE).float()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path)
     files = sorted(parser.parse_args().root.glob("train/*/*"))
     generator = torch.Generator().manual_seed(0)
@@ -50,9 +55,16 @@ def main():
         "short side of a region, pixels of the file (10 %, 50 %, 90 %): "
         + ", ".join(f"{share:.0f}" for share in shares)
     )
-    print("the same in pixels of the cache: " + ", ".join(f"{share * CACHED / SIZE[0]:.0f}" for share in shares))
+    print(
+        "the same in pixels of the cache: "
+        + ", ".join(f"{share * CACHED / SIZE[0]:.0f}" for share in shares)
+    )
     enlarged = [(side < SIDE).float().mean().item() for side in (short, short * CACHED / SIZE[0])]
-    print("regions that are enlarged, of the file's and of the cache's pixels: {:.0%}, {:.0%}".format(*enlarged))
+    print(
+        "regions that are enlarged, of the file's and of the cache's pixels: {:.0%}, {:.0%}".format(
+            *enlarged
+        )
+    )
     print(
         f"mean absolute difference: {np.mean(differences):.2f} of 255 (90 % below {np.quantile(differences, 0.9):.2f})"
     )

@@ -20,7 +20,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "helpers"), str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[1] / "helpers"),
+    str(Path(__file__).resolve().parents[2]),
+]
 import tiny
 
 from lcm.errors import OwnedElsewhere
@@ -52,7 +55,9 @@ def race(folder, config, number):
     if number % 3 == 0:
         leave_a_lock(folder, config)
     shared = mmap.mmap(-1, 3)
-    processes = [tiny.Process(folder, contend, config, shared, own, name=f"process{own}") for own in (1, 2)]
+    processes = [
+        tiny.Process(folder, contend, config, shared, own, name=f"process{own}") for own in (1, 2)
+    ]
     shared[0] = 1
     if number % 2:  # not quite at the same moment
         os.kill(processes[1].pid, signal.SIGSTOP)
@@ -75,13 +80,17 @@ def race(folder, config, number):
 
 def leave_a_lock(folder, config):
     """Train one step, and be killed."""
-    tiny.Process(folder, tiny.train_as_main, config, tiny.after_step(1, tiny.die), name="dead").wait()
+    tiny.Process(
+        folder, tiny.train_as_main, config, tiny.after_step(1, tiny.die), name="dead"
+    ).wait()
     if not (run_directory(config) / "owner.lock").read_text().startswith("process "):
         raise RuntimeError("the killed owner left no lock")
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--races", type=int, default=200, help="how many (default: 200)")
     options = parser.parse_args(arguments)
     begun, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="prove-owner-"))

@@ -21,7 +21,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "helpers"), str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[1] / "helpers"),
+    str(Path(__file__).resolve().parents[2]),
+]
 import tiny
 from tiny import compare_runs, directory_of
 
@@ -40,12 +43,16 @@ def killed_in(phase, call, delay, group):
 
         holders = (step.TrainStep, step.TestStep, log.RunLog, checkpoint, lcm.runs.state)
         holder = holders[PHASES.index(phase)]
-        name = {"metrics": "append", "checkpoint": "save", "run.json": "write_state"}.get(phase, "__call__")
+        name = {"metrics": "append", "checkpoint": "save", "run.json": "write_state"}.get(
+            phase, "__call__"
+        )
         original, calls = getattr(holder, name), itertools.count(1)
 
         def called(*args, **keys):
             if next(calls) == call:
-                killer = threading.Timer(delay, lambda: os.killpg(0, signal.SIGKILL) if group else tiny.die())
+                killer = threading.Timer(
+                    delay, lambda: os.killpg(0, signal.SIGKILL) if group else tiny.die()
+                )
                 killer.daemon = True  # a run that is finished before ends as finished
                 killer.start()
             return original(*args, **keys)
@@ -60,21 +67,34 @@ def train(folder, config, kills, dice):
     hits = Counter()
     for number in range(kills + 1):
         every, workers = dice.choice(("1 steps", "4 steps", "epoch")), dice.choice((0,) * 9 + (2,))
-        part = config | {"checkpoint": {"every": every}, "data": config["data"] | {"workers": workers}}
-        phase, delay = dice.choice(PHASES), dice.choice((0, dice.expovariate(200), dice.uniform(0, 0.1)))
-        prepare = killed_in(phase, dice.randint(1, 6 if phase == "training" else 3), delay, dice.random() < 0.5)
+        part = config | {
+            "checkpoint": {"every": every},
+            "data": config["data"] | {"workers": workers},
+        }
+        phase, delay = (
+            dice.choice(PHASES),
+            dice.choice((0, dice.expovariate(200), dice.uniform(0, 0.1))),
+        )
+        prepare = killed_in(
+            phase, dice.randint(1, 6 if phase == "training" else 3), delay, dice.random() < 0.5
+        )
         ended = tiny.run(folder, part, prepare if number < kills else None)
         if ended.code == 0:
             return hits
         if ended.code != -signal.SIGKILL:
-            raise RuntimeError(f"a process ended by itself with exit code {ended.code}:\n{ended.out}{ended.err}")
+            raise RuntimeError(
+                f"a process ended by itself with exit code {ended.code}:\n{ended.out}{ended.err}"
+            )
         hits[phase] += 1
 
 
 def prove(folder, kills, seed):
     """The proof, in `folder`. Returns (Counter of the phases in which runs were killed, differences)."""
     tiny.use(folder)
-    references = [tiny.compose(f"attention={name}", f"seed={seed}", f"runs={folder}/0") for name in tiny.ATTENTIONS]
+    references = [
+        tiny.compose(f"attention={name}", f"seed={seed}", f"runs={folder}/0")
+        for name in tiny.ATTENTIONS
+    ]
     tiny.warm_up(folder)
     dice, hits, differences = random.Random(seed), Counter(), []
     for config in references:
@@ -89,9 +109,15 @@ def prove(folder, kills, seed):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="how many processes to kill (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs and of the moments (default: 0)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kills", type=int, default=200, help="how many processes to kill (default: 200)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the runs and of the moments (default: 0)"
+    )
     options = parser.parse_args(arguments)
     begun, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="prove-resume-"))
     hits, differences = prove(folder, options.kills, options.seed)

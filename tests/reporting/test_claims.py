@@ -11,7 +11,14 @@ import yaml
 
 from lcm.config.options import load
 from lcm.errors import UserError
-from lcm.reporting.claims import Claim, claims_page, judge, judge_statements, read_claims, statement_tables
+from lcm.reporting.claims import (
+    Claim,
+    claims_page,
+    judge,
+    judge_statements,
+    read_claims,
+    statement_tables,
+)
 from lcm.reporting.protocol import Protocol
 from lcm.reporting.records import COLUMNS
 from lcm.reporting.runs import frame
@@ -35,13 +42,24 @@ def claims():
 def simulated(seeds, effect, tables=(1, 2, 3, 4, 5)):
     """Runs of the paper's rows; `effect(attention)` is the true gain over none, each run's deviation 0.1 points."""
     noise, rows = random.Random(0), []
-    paper = PAPER[PAPER["table"].isin(tables)].drop_duplicates(["data", "model", "attention"], keep="first")
+    paper = PAPER[PAPER["table"].isin(tables)].drop_duplicates(
+        ["data", "model", "attention"], keep="first"
+    )
     for line in paper.itertuples():
         for seed in range(seeds):
-            names = {"data": line.data, "model": line.model, "attention": line.attention, "seed": seed}
+            names = {
+                "data": line.data,
+                "model": line.model,
+                "attention": line.attention,
+                "seed": seed,
+            }
             facts = names | {"state": "finished", "precision": "fp32"}
             facts |= {"schedule": "mini_imagenet" if line.data == "mini_imagenet" else "cifar"}
-            facts |= {"run": "/".join(map(str, facts.values())), "deviations": "{}", "data_fingerprint": "f"}
+            facts |= {
+                "run": "/".join(map(str, facts.values())),
+                "deviations": "{}",
+                "data_fingerprint": "f",
+            }
             facts["test_top1"] = round(90 + effect(line.attention) + noise.gauss(0, 0.1), 2)
             rows.append(dict.fromkeys(COLUMNS) | facts | {"test_top5": 99.0})
     return frame(rows)
@@ -65,17 +83,36 @@ def test_every_difference_is_the_papers(claims):
 
 
 def test_what_has_to_be_there_is_there(claims):
-    made = Counter((c.table, c.a, c.b) for claim in claims for c in set(claim.statements) if claim.holds_if == "every")
-    for table, arms in ((1, ("lcm1", "lcm2")), (2, ("lcm1", "lcm2")), (3, ("lcm2",)), (4, ("lcm2",)), (5, ("lcm2",))):
+    made = Counter(
+        (c.table, c.a, c.b)
+        for claim in claims
+        for c in set(claim.statements)
+        if claim.holds_if == "every"
+    )
+    for table, arms in (
+        (1, ("lcm1", "lcm2")),
+        (2, ("lcm1", "lcm2")),
+        (3, ("lcm2",)),
+        (4, ("lcm2",)),
+        (5, ("lcm2",)),
+    ):
         for arm in arms:  # each against its baseline, on every network and data set
-            assert made[table, arm, "none"] >= sum(t == table and a == arm for t, _, _, a in PRINTED)
+            assert made[table, arm, "none"] >= sum(
+                t == table and a == arm for t, _, _, a in PRINTED
+            )
     for table in (1, 2):
-        assert made[table, "lcm2", "lcm1"] >= sum(t == table and a == "lcm2" for t, _, _, a in PRINTED)
+        assert made[table, "lcm2", "lcm1"] >= sum(
+            t == table and a == "lcm2" for t, _, _, a in PRINTED
+        )
     for table in (3, 4, 5):
         for rival in ("se", "cbam", "nonlocal", "gc"):
-            assert made[table, "lcm2", rival] >= sum(t == table and a == rival for t, _, _, a in PRINTED)
+            assert made[table, "lcm2", rival] >= sum(
+                t == table and a == rival for t, _, _, a in PRINTED
+            )
     assert made[5, "cbam", "lcm2"] == 1
-    assert len({claim.id for claim in claims}) == len(claims) and all(claim.place and claim.quote for claim in claims)
+    assert len({claim.id for claim in claims}) == len(claims) and all(
+        claim.place and claim.quote for claim in claims
+    )
 
 
 def test_the_papers_own_numbers_contradict_these(claims):
@@ -90,18 +127,32 @@ def test_the_papers_own_numbers_contradict_these(claims):
 def test_without_runs_nothing_is_decided(claims):
     judged = judge_statements(claims, NO_RUNS, Protocol())
     assert {j.verdict for j in judged.values()} == {"untestable"}
-    assert {r.verdict for r in verdicts(claims, NO_RUNS, NOT_COUNTED).values()} == {"untestable", "not judged"}
-    assert "python scripts/complexity.py --csv" in claims_page(claims, NO_RUNS, Protocol(), NOT_COUNTED)
+    assert {r.verdict for r in verdicts(claims, NO_RUNS, NOT_COUNTED).values()} == {
+        "untestable",
+        "not judged",
+    }
+    assert "python scripts/complexity.py --csv" in claims_page(
+        claims, NO_RUNS, Protocol(), NOT_COUNTED
+    )
 
 
 def test_five_seeds_decide_nothing(claims):
     judged = judge_statements(claims, simulated(5, lambda a: {"lcm2": 3.0}.get(a, 0.0)), Protocol())
-    assert {j.verdict for j in judged.values()} == {"untestable"} and {j.comparison.n for j in judged.values()} == {5}
+    assert {j.verdict for j in judged.values()} == {"untestable"} and {
+        j.comparison.n for j in judged.values()
+    } == {5}
 
 
 def test_a_real_gain_is_supported_and_a_real_loss_contradicts(claims):
     results = verdicts(claims, simulated(11, lambda a: {"lcm2": 1.0, "lcm1": 0.6}.get(a, 0.0)))
-    for id in ("densenet-better", "resnet-better", "lcm2-higher", "superiority", "overall-better", "better-everywhere"):
+    for id in (
+        "densenet-better",
+        "resnet-better",
+        "lcm2-higher",
+        "superiority",
+        "overall-better",
+        "better-everywhere",
+    ):
         assert results[id].verdict == "supported", id
     assert results["below-cbam"].verdict == "contradicted"
     results = verdicts(claims, simulated(11, lambda a: {"lcm2": -1.0, "lcm1": -0.6}.get(a, 0.0)))
@@ -127,9 +178,15 @@ def test_holm_is_over_one_table_with_the_comparisons_to_come(claims):
     assert min(j.adjusted_p for j in family) == pytest.approx(13 * smallest)
     assert all(j.adjusted_p is None for c, j in judged.items() if c.table == 1)
     others = runs["attention"] != "lcm1"
-    few = runs[others & (runs["model"] == "resnet20") & (runs["data"] == "cifar10") & (runs["seed"] < 6)]
+    few = runs[
+        others & (runs["model"] == "resnet20") & (runs["data"] == "cifar10") & (runs["seed"] < 6)
+    ]
     (one,) = [j for j in judge_statements(claims, few, Protocol()).values() if j.comparison.n]
-    assert one.comparison.p == 2 / 64 and one.adjusted_p == 13 * 2 / 64 and one.verdict == "inconclusive"
+    assert (
+        one.comparison.p == 2 / 64
+        and one.adjusted_p == 13 * 2 / 64
+        and one.verdict == "inconclusive"
+    )
     assert pairs_to_reach(13) > 6  # as the page says of such a table
 
 
@@ -144,7 +201,10 @@ def test_the_seeds_that_are_recommended_can_decide(claims):
     command = rf"experiment=table2 seed='range\({seeds}\)' +# table1 ... table5"
     assert re.search(command, (ROOT / "README.md").read_text())
     text = (ROOT / "configs/experiment/quickstart.yaml").read_text()
-    others = len(load("experiment", "quickstart")["hydra"]["sweeper"]["params"]["attention"].split(",")) - 1
+    others = (
+        len(load("experiment", "quickstart")["hydra"]["sweeper"]["params"]["attention"].split(","))
+        - 1
+    )
     fewest = int(re.search(r"can decide: seed='range\((\d+)\)'", text)[1])
     assert 2 * others / 2**fewest <= 0.05 < 2 * others / 2 ** (fewest - 1)
 
@@ -153,20 +213,33 @@ def test_seeds_needed_for_the_papers_difference(claims):
     runs = simulated(3, lambda a: 0.0, tables=(2,))
     judged = judge_statements(claims, runs, Protocol())
     assert all(j.seeds_needed is None for c, j in judged.items() if c.table != 2)
-    big = next(j for c, j in judged.items() if (c.model, c.data, c.a, c.b) == ("resnet20", "cifar100", "lcm2", "none"))
+    big = next(
+        j
+        for c, j in judged.items()
+        if (c.model, c.data, c.a, c.b) == ("resnet20", "cifar100", "lcm2", "none")
+    )
     small = next(j for c, j in judged.items() if c.paper == -0.07 and not c.margin)
     assert big.seeds_needed == 10 and small.seeds_needed > 20
-    within = next(j for c, j in judged.items() if c.paper == -0.07 and c.margin)  # said to be at most 0.1 below
+    within = next(
+        j for c, j in judged.items() if c.paper == -0.07 and c.margin
+    )  # said to be at most 0.1 below
     assert within.seeds_needed == seeds_needed(0.03, within.comparison.deviation, 13)
 
 
 def test_cost_is_judged_from_exact_counts(claims):
     results = verdicts(claims, NO_RUNS)
-    assert pytest.approx(5.31, abs=0.005) == (24_971_380 / 23_712_932 - 1) * 100  # ResNet-50 with LCM2 and without
-    assert results["slight-cost"].verdict == "supported" and "+5.31 % parameters" in results["slight-cost"].ours
+    assert (
+        pytest.approx(5.31, abs=0.005) == (24_971_380 / 23_712_932 - 1) * 100
+    )  # ResNet-50 with LCM2 and without
+    assert (
+        results["slight-cost"].verdict == "supported"
+        and "+5.31 % parameters" in results["slight-cost"].ours
+    )
     assert results["same-cost"].verdict == "supported"
     heavy = COMPLEXITY.copy()
-    heavy.loc[(heavy["model"] == "resnet50") & (heavy["attention"] == "lcm2"), "macs"] = 4_200_000_000
+    heavy.loc[(heavy["model"] == "resnet50") & (heavy["attention"] == "lcm2"), "macs"] = (
+        4_200_000_000
+    )
     assert verdicts(claims, NO_RUNS, heavy)["slight-cost"].verdict == "contradicted"
 
 
@@ -178,10 +251,18 @@ def test_page(claims):
     for claim in claims:
         assert claim.quote.strip() in page
     table = statement_tables(claims, judge_statements(claims, runs, Protocol()))[1]
-    assert len(table.rows) == table.filled == 13 and all(len(row) == len(table.header) for row in table.rows)
-    assert all(line.count(" | ") == 13 for line in page.splitlines() if line.startswith("| ResNet-20 | CIFAR"))
+    assert len(table.rows) == table.filled == 13 and all(
+        len(row) == len(table.header) for row in table.rows
+    )
+    assert all(
+        line.count(" | ") == 13
+        for line in page.splitlines()
+        if line.startswith("| ResNet-20 | CIFAR")
+    )
     page = claims_page(claims, runs.assign(commit=runs["attention"]), Protocol(), COMPLEXITY)
-    assert "Pairs whose two runs differ in more than the attention, of 39: 39 in the commit." in page
+    assert (
+        "Pairs whose two runs differ in more than the attention, of 39: 39 in the commit." in page
+    )
 
 
 def test_every_claim_is_of_a_kind_that_is_judged(claims, tmp_path):

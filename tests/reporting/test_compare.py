@@ -46,8 +46,12 @@ def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
     differences = [a - b for a, b in zip(TOP1["mine"], TOP1["none"], strict=True)]
     mine = records.loc["mine"]
     assert (mine["low"], mine["high"]) == pytest.approx(bca_interval(differences), abs=1e-4)
-    assert mine["p"] == pytest.approx(sign_flip_p(differences), abs=1e-4) and mine["p_holm"] == 0.0625
-    assert mine["verdict"] == "inconclusive" and "can reach 0.05: resnet20 on digits: 7." in text  # and there are 6
+    assert (
+        mine["p"] == pytest.approx(sign_flip_p(differences), abs=1e-4) and mine["p_holm"] == 0.0625
+    )
+    assert (
+        mine["verdict"] == "inconclusive" and "can reach 0.05: resnet20 on digits: 7." in text
+    )  # and there are 6
     assert "ResNet-20: mine" in (tmp_path / "mine.svg").read_text()
     assert "\\begin{tabular}" in (tmp_path / "mine.tex").read_text()
 
@@ -62,7 +66,11 @@ def test_one_comparison_of_six_seeds_can_decide(runs, capsys):
     assert line_of(capsys.readouterr().out, "mine")[-3:] == ["0.031", "0.031", "supported"]
     main([str(runs), "attention=none,mine", "--against", "mine"])
     text = capsys.readouterr().out
-    assert "better than mine?" in text and line_of(text, "none")[-3:] == ["0.031", "0.031", "contradicted"]
+    assert "better than mine?" in text and line_of(text, "none")[-3:] == [
+        "0.031",
+        "0.031",
+        "contradicted",
+    ]
 
 
 def test_records_are_compared_like_runs(runs, tmp_path, capsys):
@@ -80,7 +88,9 @@ def test_settings_of_an_attention_are_arms_of_their_own(runs, capsys):
         edit(run, config__attention__reduction=8)
     main([str(runs)])
     text = capsys.readouterr().out
-    assert "schedule=digits: schedule.epochs=30, attention.reduction=8." in text and "Runs: 24" in text
+    assert (
+        "schedule=digits: schedule.epochs=30, attention.reduction=8." in text and "Runs: 24" in text
+    )
     assert "se reduction=8" in text and "se reduction=None" in text
 
 
@@ -90,20 +100,33 @@ def test_what_is_left_out_is_said(runs, capsys):
     invented_run(runs, attention="lcm1", state="failed", message="the loss is not finite", **OWN)
     main([str(runs)])
     text = capsys.readouterr().out
-    assert ": running" in text and "run.json is missing" in text and "(the loss is not finite)" in text
+    assert (
+        ": running" in text and "run.json is missing" in text and "(the loss is not finite)" in text
+    )
 
 
 def test_runs_that_cannot_be_compared(runs, capsys):
     assert "no folder nowhere" in refused(capsys, "nowhere")
     assert "no finished run there has seed=7" in refused(capsys, runs, "seed=7")
-    assert "no run has a key schedule.epoch; nearest: schedule.epochs" in refused(capsys, runs, "schedule.epoch=3")
-    assert "no arm gc among these runs: --against one of none, se, mine" in refused(capsys, runs, "--against", "gc")
+    assert "no run has a key schedule.epoch; nearest: schedule.epochs" in refused(
+        capsys, runs, "schedule.epoch=3"
+    )
+    assert "no arm gc among these runs: --against one of none, se, mine" in refused(
+        capsys, runs, "--against", "gc"
+    )
     assert "nothing to compare" in refused(capsys, runs, "attention=none")
     assert "[ is not a value" in refused(capsys, runs, "seed=[")
     invented_run(runs, data="digits", schedule="digits", epochs=8)
     error = refused(capsys, runs)
-    assert "schedule.epochs: 30, 8" in error and "for example: schedule.epochs=30" in error and "Traceback" not in error
+    assert (
+        "schedule.epochs: 30, 8" in error
+        and "for example: schedule.epochs=30" in error
+        and "Traceback" not in error
+    )
     invented_run(runs, data="cifar10", epochs=8)
     error = refused(capsys, runs)
-    assert "data.name: cifar10, digits" in error and "for example: data=cifar10 schedule=cifar\n" in error
+    assert (
+        "data.name: cifar10, digits" in error
+        and "for example: data=cifar10 schedule=cifar\n" in error
+    )
     main([str(runs), "data=digits", "schedule.epochs=30"])

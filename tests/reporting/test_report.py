@@ -23,8 +23,13 @@ from lcm.reporting.tables import comparison_table
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    runs = [{"attention": a, "seed": s, "top1": 92 + s / 8} for a in ("none", "lcm2") for s in range(2)]
-    runs += [{"attention": a, "data": "digits", "schedule": "digits", "top1": 98.61} for a in ("none", "gc")]
+    runs = [
+        {"attention": a, "seed": s, "top1": 92 + s / 8} for a in ("none", "lcm2") for s in range(2)
+    ]
+    runs += [
+        {"attention": a, "data": "digits", "schedule": "digits", "top1": 98.61}
+        for a in ("none", "gc")
+    ]
     runs += [{"attention": "se", "state": "failed", "message": "the loss is <not> finite"}]
     return results_of(tmp_path_factory.mktemp("report"), runs)
 
@@ -62,7 +67,11 @@ def test_nothing_is_requested(made):
     page, pictures = made
     parser = Requests()
     parser.feed(page)
-    assert parser.open == [] and len(set(parser.ids)) == len(parser.ids) and len(parser.loads) == len(pictures)
+    assert (
+        parser.open == []
+        and len(set(parser.ids)) == len(parser.ids)
+        and len(parser.loads) == len(pictures)
+    )
     for tag, link in parser.links:
         assert link == "data:," if tag == "link" else link[0] == "#" and link[1:] in parser.ids
     assert not re.search(r"@import|url\(", page)
@@ -91,9 +100,14 @@ def test_numbers_runs_and_commands_are_there(results, made):
     page, _ = made
     assert "92.06 ± 0.08 (2)" in page and "retracted" in page
     for file in (results / "metrics").iterdir():
-        assert re.search(r"<td class=l>[^<]*" + file.stem.rsplit("-", 1)[1], page), "each run has its row"
+        assert re.search(r"<td class=l>[^<]*" + file.stem.rsplit("-", 1)[1], page), (
+            "each run has its row"
+        )
     assert "the loss is &lt;not&gt; finite" in page
-    assert "python train.py experiment=table5 model=densenet121 attention=se data=mini_imagenet" in page
+    assert (
+        "python train.py experiment=table5 model=densenet121 attention=se data=mini_imagenet"
+        in page
+    )
     assert "python train.py data=digits model=resnet20 attention=lcm1 schedule=digits" in page
     assert "0123456789" in page and "2.6.0" in page and "cpu (simulated)" in page
     assert "<td class=l><span class=" in page and "/home/" not in page
@@ -112,12 +126,20 @@ def test_pictures(made):
 
 def test_every_pair_is_in_the_forest(tmp_path):
     points = {"se": [90.5, 91.25], "lcm2": [91.0, 89.75, 90.0], "none": [90.0, 90.5, 91.0]}
-    runs = [{"attention": a, "seed": s, "top1": top1} for a, found in points.items() for s, top1 in enumerate(found)]
+    runs = [
+        {"attention": a, "seed": s, "top1": top1}
+        for a, found in points.items()
+        for s, top1 in enumerate(found)
+    ]
     runs = read_runs(results_of(tmp_path, runs) / "runs.csv")
     rows = list(forest_rows(comparison_table(select(runs, Protocol()), Protocol()).records))
     axis = figures.forest(rows, "").axes[0]
     assert [row[0] for row in rows] == ["ResNet-20: se", "ResNet-20: lcm2"]
-    points = [found.get_offsets().round(6).tolist() for found in axis.collections if isinstance(found, PathCollection)]
+    points = [
+        found.get_offsets().round(6).tolist()
+        for found in axis.collections
+        if isinstance(found, PathCollection)
+    ]
     se, lcm2 = [[0.5, 0], [0.75, 0]], [[1.0, 1], [-0.75, 1], [-1.0, 1]]
     assert points == [se, [[0.625, 0]], lcm2, [[-0.25, 1]]]
 
@@ -126,9 +148,14 @@ def test_costs_that_are_nearly_the_same_stand_beside_each_other():
     """MACs of ResNet-20 without attention and with LCM2: an axis between the two would need an offset, "+4.055e1"."""
     point = {"network": "ResNet-20", "mean": 92.0, "deviation": None, "paper": None}
     points = pd.DataFrame(
-        [point | {"attention": "none", "macs": 40.551040}, point | {"attention": "lcm2", "macs": 40.559122}]
+        [
+            point | {"attention": "none", "macs": 40.551040},
+            point | {"attention": "lcm2", "macs": 40.559122},
+        ]
     )
-    figure = figures.accuracy_against({"macs": "MACs"}, points.astype({"deviation": float, "paper": float}), "")
+    figure = figures.accuracy_against(
+        {"macs": "MACs"}, points.astype({"deviation": float, "paper": float}), ""
+    )
     figure.canvas.draw()
     (axis,) = figure.axes
     low, high = axis.get_xlim()
@@ -140,10 +167,16 @@ def test_modules_of_ones_own_have_a_colour_and_a_name_in_every_figure(tmp_path):
     colours = figures.colours(["none", "se", "eca", "mine", "other"])
     assert len(set(colours.values())) == 5 and figures.colours(["eca"]) == {"eca": colours["eca"]}
     names = ("none", "mine", "other")
-    page, pictures = make_report(results_of(tmp_path, [{"attention": a, "seed": s} for a in names for s in range(12)]))
+    page, pictures = make_report(
+        results_of(tmp_path, [{"attention": a, "seed": s} for a in names for s in range(12)])
+    )
     for picture in pictures:
-        assert picture.name == "claims-table2" or all(name in picture.svg.decode() for name in names[1:]), picture.name
-    assert "cifar10/resnet20/other/seed0-" in page and len(pictures) == 3  # more seeds make no more pictures
+        assert picture.name == "claims-table2" or all(
+            name in picture.svg.decode() for name in names[1:]
+        ), picture.name
+    assert (
+        "cifar10/resnet20/other/seed0-" in page and len(pictures) == 3
+    )  # more seeds make no more pictures
 
 
 def test_without_any_run(tmp_path):

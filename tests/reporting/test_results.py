@@ -39,14 +39,18 @@ def made(tmp_path_factory):
 
 def test_runs_and_tables(made):
     assert (RESULTS / "runs.csv").read_bytes() == (made / "runs.csv").read_bytes()
-    committed, again = ({f.name for f in folder.iterdir() if TABLES.fullmatch(f.name)} for folder in (RESULTS, made))
+    committed, again = (
+        {f.name for f in folder.iterdir() if TABLES.fullmatch(f.name)} for folder in (RESULTS, made)
+    )
     assert committed == again, "python scripts/tables.py --all"
     for name in sorted(again):
         assert (RESULTS / name).read_bytes() == (made / name).read_bytes(), name
 
 
 def test_report_and_figures(made):
-    committed, again = ({f.name for f in (folder / "figures").iterdir()} for folder in (RESULTS, made))
+    committed, again = (
+        {f.name for f in (folder / "figures").iterdir()} for folder in (RESULTS, made)
+    )
     assert committed == again, "python scripts/report.py; remove figures that it has not drawn"
     pages = [(results / "report.html").read_text(encoding="utf-8") for results in (RESULTS, made)]
     without = [re.sub(r"base64,[A-Za-z0-9+/=]*", "", page) for page in pages]
@@ -54,14 +58,18 @@ def test_report_and_figures(made):
     figures = {name: (RESULTS / "figures" / name).read_text() for name in sorted(again)}
     drawn_with = {re.search(r"Matplotlib v([\d.]+)", text)[1] for text in figures.values()}
     if drawn_with != {matplotlib.__version__}:
-        pytest.skip(f"figures were drawn with matplotlib {drawn_with}, this is {matplotlib.__version__}")
+        pytest.skip(
+            f"figures were drawn with matplotlib {drawn_with}, this is {matplotlib.__version__}"
+        )
     assert pages[0] == pages[1]
     for name, text in figures.items():
         assert text == (made / "figures" / name).read_text(), name
 
 
 def test_each_row_has_its_record():
-    recorded = {read_record(file)[0]["run"] for file in (RESULTS / "metrics").glob("*.jsonl")}  # raises where damaged
+    recorded = {
+        read_record(file)[0]["run"] for file in (RESULTS / "metrics").glob("*.jsonl")
+    }  # raises where damaged
     assert recorded == set(read_runs(RESULTS / "runs.csv")["run"])
 
 
@@ -69,10 +77,14 @@ def test_figure4_shows_recorded_runs():
     runs = read_runs(RESULTS / "runs.csv")
     recorded = dict(zip(runs["run"], runs["config_hash"], strict=True))
     shown = json.loads((RESULTS / "figure4.json").read_text())["networks"]
-    assert len(shown) >= 3 and all(recorded[network["run"]] == network["config_hash"] for network in shown)
+    assert len(shown) >= 3 and all(
+        recorded[network["run"]] == network["config_hash"] for network in shown
+    )
 
 
-@pytest.mark.parametrize("file", ["README.md", "REPRODUCTION.md", "results/README.md", "docs/sweeps.md"])
+@pytest.mark.parametrize(
+    "file", ["README.md", "REPRODUCTION.md", "results/README.md", "docs/sweeps.md"]
+)
 def test_readme_blocks(file, made):
     text = (ROOT / file).read_text(encoding="utf-8")
     begun = len(re.findall(r"<!-- results:begin \S+ -->", text))

@@ -26,7 +26,9 @@ def runs(tmp_path):
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_rows_say_what_the_runs_said(runs, tmp_path):
@@ -43,24 +45,50 @@ def test_rows_say_what_the_runs_said(runs, tmp_path):
 
 
 def test_columns_that_some_data_sets_have(tmp_path):
-    settings = {"verify": True}, {"verify": False}, {"cache": False}, {"cache": True, "cache_size": 256}
+    settings = (
+        {"verify": True},
+        {"verify": False},
+        {"cache": False},
+        {"cache": True, "cache_size": 256},
+    )
     for seed, changes in enumerate(settings):
-        edit(invented_run(tmp_path / "runs", seed=seed), **{f"config__data__{key}": v for key, v in changes.items()})
+        edit(
+            invented_run(tmp_path / "runs", seed=seed),
+            **{f"config__data__{key}": v for key, v in changes.items()},
+        )
     collect(tmp_path / "runs", tmp_path / "results")
     table = read_runs(tmp_path / "results" / "runs.csv")
-    assert [None if pd.isna(value) else value for value in table["data_verified"]] == [True, False, None, None]
+    assert [None if pd.isna(value) else value for value in table["data_verified"]] == [
+        True,
+        False,
+        None,
+        None,
+    ]
     assert list(table["data_cache"]) == ["", "", "files", "256"]
 
 
 def test_every_environment_of_a_run_is_in_its_row(tmp_path):
-    first = {"device": "cpu (A, 1 thread)", "commit": "a" * 40, "versions": {"torch": "2.6.0"}, "dirty": False}
+    first = {
+        "device": "cpu (A, 1 thread)",
+        "commit": "a" * 40,
+        "versions": {"torch": "2.6.0"},
+        "dirty": False,
+    }
     second = first | {"device": "cpu (A, 2 threads)", "versions": {"torch": "2.7.0"}, "dirty": True}
     invented_run(tmp_path / "runs", **first, continued=[second, first | {"commit": "b" * 40}])
     invented_run(tmp_path / "runs", attention="se", **first)
     continued, plain = collect(tmp_path / "runs", tmp_path / "results").runs.itertuples()
-    assert continued.device == "cpu (A, 1 thread), then cpu (A, 2 threads)" and continued.torch == "2.6.0, then 2.7.0"
+    assert (
+        continued.device == "cpu (A, 1 thread), then cpu (A, 2 threads)"
+        and continued.torch == "2.6.0, then 2.7.0"
+    )
     assert continued.commit == f"{'a' * 40}, then {'b' * 40}" and continued.dirty
-    assert (plain.device, plain.commit, plain.torch, plain.dirty) == (first["device"], "a" * 40, "2.6.0", False)
+    assert (plain.device, plain.commit, plain.torch, plain.dirty) == (
+        first["device"],
+        "a" * 40,
+        "2.6.0",
+        False,
+    )
     runs = read_runs(tmp_path / "results" / "runs.csv")
     notes = comparison_table(select(runs, Protocol()), Protocol()).notes
     assert "of 1: 1 in the commit, 1 in the version of torch, 1 in the device." in notes[-1]
@@ -74,7 +102,10 @@ def test_records_keep_every_epoch_and_no_machine(runs, tmp_path):
     run, epochs = read_record(files[0])
     source, source_epochs = read_run(runs / run["run"])
     assert epochs == source_epochs and epochs["epoch"] == [1, 2, 3]
-    assert run["config"]["schedule"] == source["config"]["schedule"] and run["result"] == source["result"]
+    assert (
+        run["config"]["schedule"] == source["config"]["schedule"]
+        and run["result"] == source["result"]
+    )
     text = files[0].read_text()
     assert not any(word in text for word in ("/home/", "somewhere", str(runs)))
 
@@ -105,7 +136,9 @@ def test_the_same_run_trained_again_replaces_and_says_so(runs, tmp_path):
     assert len(summary.runs) == 4 and "92.0 % before, 91.0 % now" in summary.replaced[0]
     assert "92.0 % before, 91.0 % now" in str(summary)
     invented_run(tmp_path / "failed", state="failed", message="loss is nan")
-    summary = collect(tmp_path / "failed", tmp_path / "results")  # a failure does not replace a result
+    summary = collect(
+        tmp_path / "failed", tmp_path / "results"
+    )  # a failure does not replace a result
     assert not summary.replaced and set(summary.runs["state"]) == {"finished"}
 
 
@@ -113,16 +146,25 @@ def test_failed_runs_are_results_and_unfinished_ones_are_not(runs, tmp_path):
     invented_run(runs, attention="gc", state="failed", message="the loss is not finite in epoch 3")
     invented_run(runs, attention="se", state="running")
     refused = invented_run(runs, attention="cbam", state="stopped")
-    for name in ("run.json", "metrics.jsonl"):  # as a run that was refused after its directory was made
+    for name in (
+        "run.json",
+        "metrics.jsonl",
+    ):  # as a run that was refused after its directory was made
         (refused / name).unlink()
     (refused / "log.txt").write_text("error: images missing")
     (runs / "seed-studies").mkdir()  # somebody's own folder
     summary = collect(runs, tmp_path / "results")
     failed = summary.runs[summary.runs["state"] == "failed"].iloc[0]
     assert failed.attention == "gc" and pd.isna(failed.test_top1) and "not finite" in str(summary)
-    assert summary.damaged == [] and len(summary.unfinished) == 1 and "running" in summary.unfinished[0]
+    assert (
+        summary.damaged == []
+        and len(summary.unfinished) == 1
+        and "running" in summary.unfinished[0]
+    )
     assert not [run for run in find_runs(runs) if "cbam" in run.parts]
-    assert [run for run in find_runs(runs, (*BEGUN, "log.txt")) if "cbam" in run.parts] == [refused]  # for status.py
+    assert [run for run in find_runs(runs, (*BEGUN, "log.txt")) if "cbam" in run.parts] == [
+        refused
+    ]  # for status.py
 
 
 def lines(change):
@@ -136,7 +178,9 @@ def lines(change):
 DAMAGE = {  # words of the message: how the run was damaged
     "run.json is missing": lambda d: (d / "run.json").unlink(),
     "metrics.jsonl is missing": lambda d: (d / "metrics.jsonl").unlink(),
-    "run.json is not JSON": lambda d: (d / "run.json").write_text((d / "run.json").read_text()[:100]),
+    "run.json is not JSON": lambda d: (d / "run.json").write_text(
+        (d / "run.json").read_text()[:100]
+    ),
     "run.json is no JSON object": lambda d: (d / "run.json").write_text("[]"),
     "run.json cannot be read": lambda d: (d / "run.json").write_bytes(b"\xff\xfe"),
     "seed is": lambda d: edit(d, seed="zero"),
@@ -164,7 +208,9 @@ DAMAGE = {  # words of the message: how the run was damaged
     "commit is": lambda d: edit(d, commit="a\rb"),
     "line 1 is not JSON": lambda d: (d / "metrics.jsonl").write_text("[" * 200_000),
     "is not JSON (Exceeds": lambda d: (d / "run.json").write_text('{"seed": ' + "9" * 5000 + "}"),
-    "a value is not a number": lines(lambda found: [line.replace('"lr": 0.1,', '"lr": 1e999,') for line in found]),
+    "a value is not a number": lines(
+        lambda found: [line.replace('"lr": 0.1,', '"lr": 1e999,') for line in found]
+    ),
 }
 
 
@@ -182,7 +228,9 @@ def test_a_damaged_or_malicious_run_is_named_and_stops_nothing(words, runs, tmp_
 
 
 def test_malicious_text_is_shown_as_text(tmp_path):
-    results = results_of(tmp_path, [{"attention": "none"}, {"attention": "lcm1", "state": "failed"}])
+    results = results_of(
+        tmp_path, [{"attention": "none"}, {"attention": "lcm1", "state": "failed"}]
+    )
     message = "<img src=x onerror=alert(1)>\n\\input{x} | `x` \r\x1b[31m"
     for directory in (tmp_path / "runs").rglob("seed*"):
         edit(directory, message=message, device="<script>alert(1)</script>")
@@ -194,7 +242,10 @@ def test_malicious_text_is_shown_as_text(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "tables.py"), "--results", str(results)]
     subprocess.run(command, check=True, capture_output=True)
     latex, markdown = ((results / f"table2.{suffix}").read_text() for suffix in ("tex", "md"))
-    assert all(line.startswith("%") for line in latex.splitlines() if "input" in line) and "input" in latex
+    assert (
+        all(line.startswith("%") for line in latex.splitlines() if "input" in line)
+        and "input" in latex
+    )
     assert "<img" not in markdown and "&lt;img" in markdown
 
 
@@ -205,17 +256,31 @@ def test_a_damaged_record_is_named(runs, tmp_path):
     other.rename(other.with_name("other.jsonl"))
     summary = rebuild(tmp_path / "results" / "metrics", tmp_path / "again")
     assert len(summary.runs) == 2 and len(summary.damaged) == 2
-    summary = collect(runs, tmp_path / "results")  # the runs are still there, and both records come back
-    assert len(summary.runs) == 4 and "damaged before, 92.0 % now" in summary.replaced[0] and len(summary.new) == 1
+    summary = collect(
+        runs, tmp_path / "results"
+    )  # the runs are still there, and both records come back
+    assert (
+        len(summary.runs) == 4
+        and "damaged before, 92.0 % now" in summary.replaced[0]
+        and len(summary.new) == 1
+    )
 
 
 def test_script(runs, tmp_path):
     (invented_run(runs, attention="se") / "run.json").unlink()
     script = [sys.executable, str(ROOT / "scripts" / "collect.py")]
     done = subprocess.run([*script, "runs"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "DAMAGED" in done.stdout and (tmp_path / "results" / "runs.csv").exists()
+    assert (
+        done.returncode == 0
+        and "DAMAGED" in done.stdout
+        and (tmp_path / "results" / "runs.csv").exists()
+    )
     missing = subprocess.run([*script, "nowhere"], cwd=tmp_path, capture_output=True, text=True)
-    assert missing.returncode == 2 and "no folder nowhere" in missing.stderr and "Traceback" not in missing.stderr
+    assert (
+        missing.returncode == 2
+        and "no folder nowhere" in missing.stderr
+        and "Traceback" not in missing.stderr
+    )
 
 
 def test_no_folder_and_no_results(tmp_path):
@@ -223,7 +288,10 @@ def test_no_folder_and_no_results(tmp_path):
     for read in (collect, rebuild):
         with pytest.raises(UserError, match="no folder"):
             read(tmp_path / "runs", tmp_path)
-    for text in ("a,b\n1,2\n", (ROOT / "results" / "runs.csv").read_text().replace(",10,", ",ten,")):
+    for text in (
+        "a,b\n1,2\n",
+        (ROOT / "results" / "runs.csv").read_text().replace(",10,", ",ten,"),
+    ):
         (tmp_path / "runs.csv").write_text(text)
         with pytest.raises(UserError, match=r"runs\.csv is damaged"):
             read_runs(tmp_path / "runs.csv")
@@ -241,8 +309,14 @@ def test_a_thousand_runs(tmp_path):
 @pytest.mark.parametrize(
     "modules, absent",
     [
-        (("records", "protocol"), ("pandas", "torch", "numpy")),  # train.py and status.py import these
-        ([file.stem for file in sorted((ROOT / "lcm" / "reporting").glob("[a-z]*.py"))], ("torch",)),
+        (
+            ("records", "protocol"),
+            ("pandas", "torch", "numpy"),
+        ),  # train.py and status.py import these
+        (
+            [file.stem for file in sorted((ROOT / "lcm" / "reporting").glob("[a-z]*.py"))],
+            ("torch",),
+        ),
     ],
 )
 def test_imports_stay_small(modules, absent):
@@ -250,5 +324,7 @@ def test_imports_stay_small(modules, absent):
         "".join(f"import lcm.reporting.{name}; " for name in modules)
         + f"import sys; print({set(absent)} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "set()\n"

@@ -16,7 +16,9 @@ date,machine,torch,threads,part,network,attention,what,variant,images_per_second
 def test_the_page_has_every_row(tmp_path):
     (tmp_path / "benchmark.csv").write_text(CSV)
     lines = benchmark_page(read_benchmark(tmp_path / "benchmark.csv")).splitlines()
-    assert "| resnet20 | none | epoch | fp32 | 274.2 | 7.194 | 755 | 1.520 (1.366-1.890) |  |" in lines
+    assert (
+        "| resnet20 | none | epoch | fp32 | 274.2 | 7.194 | 755 | 1.520 (1.366-1.890) |  |" in lines
+    )
     assert "| resnet20 | all | attention | bf16 |  |  |  |  | not on this processor |" in lines
     assert "X, 2 threads, torch 2.6; 2026-11-21; 15 undisturbed rounds behind each figure." in lines
     assert [line for line in lines if line.startswith("## ")] == ["## epoch", "## attention"]

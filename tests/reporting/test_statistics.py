@@ -32,13 +32,17 @@ SAMPLES = [rng.normal(0.2, 0.3, n).round(digits) for n in range(2, 11) for digit
 
 @pytest.mark.parametrize("d", SAMPLES, ids=lambda d: f"{len(d)} pairs")
 def test_sign_flip_p_is_scipys_and_brute_force(d):
-    exact = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    exact = stats.permutation_test(
+        (d,), np.mean, permutation_type="samples", n_resamples=np.inf
+    ).pvalue
     scaled = [round(float(x) * 10**15) for x in d]  # whole numbers: no rounding in the sums
     flips = [np.dot(signs, scaled) for signs in itertools.product((1, -1), repeat=len(d))]
     far = 10**3  # what a float's last digit may be off
     brute = sum(abs(flip) >= abs(sum(scaled)) - far for flip in flips) / len(flips)
     assert sign_flip_p(d) == pytest.approx(brute, abs=1e-12)
-    if len(np.unique(np.abs(d))) == len(d):  # scipy takes equal sums for different where their last digits differ
+    if len(np.unique(np.abs(d))) == len(
+        d
+    ):  # scipy takes equal sums for different where their last digits differ
         assert sign_flip_p(d) == pytest.approx(exact, abs=1e-12)
 
 
@@ -61,13 +65,19 @@ def test_sums_that_differ_by_rounding_are_equal_and_others_are_not(pairs):
 
 
 def test_sign_flip_p_of_six_equal_signs_is_the_smallest_there_is():
-    assert sign_flip_p([0.1] * 6) == 2 / 64 and sign_flip_p([-0.1] * 5) == 2 / 32 and sign_flip_p([0.0] * 6) == 1
+    assert (
+        sign_flip_p([0.1] * 6) == 2 / 64
+        and sign_flip_p([-0.1] * 5) == 2 / 32
+        and sign_flip_p([0.0] * 6) == 1
+    )
 
 
 def ideal_bca(d, level=0.95):
     """Efron 1987, eqs. (2.3), (6.6), over all n**n resamples instead of a random draw."""
     means = np.sort(np.stack(np.meshgrid(*[d] * len(d))).mean(axis=0).ravel())
-    below = (np.sum(means < np.mean(d) - 1e-12) + np.sum(means <= np.mean(d) + 1e-12)) / 2 / len(means)
+    below = (
+        (np.sum(means < np.mean(d) - 1e-12) + np.sum(means <= np.mean(d) + 1e-12)) / 2 / len(means)
+    )
     z0 = stats.norm.ppf(below)
     jackknife = np.array([np.mean(np.delete(d, i)) for i in range(len(d))])
     u = jackknife.mean() - jackknife
@@ -100,7 +110,11 @@ def test_holm_is_the_closed_test():
         closed = [max(min(1, len(s) * min(p[list(s)])) for s in sets if i in s) for i in range(5)]
         assert holm(list(p)) == pytest.approx(closed, abs=1e-12)
     assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([0.01, None, 0.04]) == [pytest.approx(0.03), None, pytest.approx(0.08)]  # a comparison to come counts
+    assert holm([0.01, None, 0.04]) == [
+        pytest.approx(0.03),
+        None,
+        pytest.approx(0.08),
+    ]  # a comparison to come counts
 
 
 def test_compare():
@@ -123,7 +137,9 @@ def test_compare_where_little_is_defined():
     assert (equal.low, equal.high, equal.p) == (pytest.approx(0.1), pytest.approx(0.1), 2 / 64)
     assert verdict(equal, equal.p) == SUPPORTED
     zero = compare([0.0] * 8)
-    assert (zero.low, zero.high, zero.p, zero.wins) == (0, 0, 1, 0.5) and verdict(zero, zero.p) == INCONCLUSIVE
+    assert (zero.low, zero.high, zero.p, zero.wins) == (0, 0, 1, 0.5) and verdict(
+        zero, zero.p
+    ) == INCONCLUSIVE
     with pytest.raises(ValueError, match="finite"):
         compare([0.1, math.nan])
 
@@ -149,7 +165,10 @@ def test_verdict(n, low, high, p, word):
 def test_verdict_of_not_worse_by_a_margin():
     d = [-0.05, 0.02, 0.0, -0.03, 0.04, -0.02]
     at_zero, at_margin = compare(d), compare(d, null=-0.1)
-    assert verdict(at_zero, at_zero.p) == INCONCLUSIVE and verdict(at_margin, at_margin.p, -0.1) == SUPPORTED
+    assert (
+        verdict(at_zero, at_zero.p) == INCONCLUSIVE
+        and verdict(at_margin, at_margin.p, -0.1) == SUPPORTED
+    )
 
 
 def part(word, p=1 / 64):
@@ -195,12 +214,16 @@ def power_by_integration(n, difference, deviation, level):
     density = stats.chi2(n - 1).pdf
     upper = stats.chi2.ppf(1 - 1e-12, n - 1)
     return integrate.quad(
-        lambda v: stats.norm.sf(critical * (v / (n - 1)) ** 0.5 - shift) * density(v), 0, upper, limit=200
+        lambda v: stats.norm.sf(critical * (v / (n - 1)) ** 0.5 - shift) * density(v),
+        0,
+        upper,
+        limit=200,
     )[0]
 
 
 @pytest.mark.parametrize(
-    "difference, deviation, comparisons", [(0.5, 0.5, 1), (0.2, 0.35, 1), (0.3, 0.3, 13), (-0.4, 0.4, 6)]
+    "difference, deviation, comparisons",
+    [(0.5, 0.5, 1), (0.2, 0.35, 1), (0.3, 0.3, 13), (-0.4, 0.4, 6)],
 )
 def test_seeds_needed_are_the_fewest_with_that_power(difference, deviation, comparisons):
     n, level = seeds_needed(difference, deviation, comparisons), 0.05 / comparisons
@@ -229,7 +252,9 @@ def test_coverage_of_the_interval():
 
 def test_simulated_runs_have_the_deviation_they_claim():
     d = simulated_differences(0.5, 20_000, np.random.default_rng(0))
-    assert d.mean() == pytest.approx(0.5, abs=0.01) and d.std() == pytest.approx(0.25 * 2**0.5, abs=0.01)
+    assert d.mean() == pytest.approx(0.5, abs=0.01) and d.std() == pytest.approx(
+        0.25 * 2**0.5, abs=0.01
+    )
 
 
 @pytest.mark.slow

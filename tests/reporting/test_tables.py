@@ -46,7 +46,9 @@ def tables(runs, results, protocol=None):
 
 def more(runs, mask, **changes):
     """`runs` and, with changes, those of the mask again, under other names."""
-    return pd.concat([runs, runs[mask].assign(run=runs["run"] + str(len(runs)), **changes)], ignore_index=True)
+    return pd.concat(
+        [runs, runs[mask].assign(run=runs["run"] + str(len(runs)), **changes)], ignore_index=True
+    )
 
 
 def changed(runs, mask, **changes):
@@ -60,7 +62,9 @@ def changed(runs, mask, **changes):
 def test_stored_tables_byte_for_byte(results):
     for _ in range(2):  # and again
         main(["--all", "--results", str(results)])
-        expected = [file for file in STORED.iterdir() if file.name not in ("runs.csv", "complexity.csv")]
+        expected = [
+            file for file in STORED.iterdir() if file.name not in ("runs.csv", "complexity.csv")
+        ]
         assert len(expected) >= 10
         for file in expected:
             assert (results / file.name).read_bytes() == file.read_bytes(), file.name
@@ -68,7 +72,9 @@ def test_stored_tables_byte_for_byte(results):
 
 def test_numbers_by_hand(results, runs):
     table = tables(runs, results)["table2"]
-    lcm2 = table.records.set_index(["attention", "data", "model"]).loc["lcm2", "cifar10", "resnet20"]
+    lcm2 = table.records.set_index(["attention", "data", "model"]).loc[
+        "lcm2", "cifar10", "resnet20"
+    ]
     # 92.50, 92.35, 92.71; the paper says 92.70
     assert lcm2["mean"] == pytest.approx(92.52) and lcm2["difference"] == pytest.approx(-0.18)
     assert lcm2["deviation"] == pytest.approx(((0.02**2 + 0.17**2 + 0.19**2) / 2) ** 0.5)
@@ -81,8 +87,14 @@ def test_one_run_has_no_deviation_and_a_missing_one_a_dash_and_a_command(results
     table = tables(runs, results)["table2"]
     row = next(row for row in table.rows if row[0] == "ResNet-20+LCM1")
     assert row[6:] == ["92.77", "92.77 ± – (1)", "0.00", "69.40", DASH, DASH]
-    assert "python train.py experiment=table2 model=resnet20 attention=lcm1 data=cifar100" in table.missing
-    assert "python train.py experiment=table2 model=resnet20 attention=lcm1 data=cifar10" not in table.missing
+    assert (
+        "python train.py experiment=table2 model=resnet20 attention=lcm1 data=cifar100"
+        in table.missing
+    )
+    assert (
+        "python train.py experiment=table2 model=resnet20 attention=lcm1 data=cifar10"
+        not in table.missing
+    )
 
 
 def test_failed_and_deviating_runs_enter_no_mean(results, runs):
@@ -95,13 +107,18 @@ def test_failed_and_deviating_runs_enter_no_mean(results, runs):
 def test_other_protocols_are_named_loudly(results, runs):
     expected = [Protocol(), Protocol(None, "bf16"), Protocol("digits"), Protocol("short", "bf16")]
     assert protocols(runs) == expected
-    for changes in ({"state": "failed", "deviations": "{}"}, {"state": "finished", "deviations": '{"data.pad":2}'}):
+    for changes in (
+        {"state": "failed", "deviations": "{}"},
+        {"state": "finished", "deviations": '{"data.pad":2}'},
+    ):
         assert protocols(more(runs, runs["seed"] == 0, schedule="mine", **changes)) == expected
     table = tables(runs, results, Protocol("short", "bf16"))["table2-short-bf16"]
     for text in (markdown(table), latex(table)):
         assert "NOT the paper's schedule" in text and "schedule=short, precision=bf16" in text
     assert all(command.endswith("schedule=short precision=bf16") for command in table.missing)
-    assert "precision=bf16" in markdown(tables(runs, results, Protocol(None, "bf16"))["table2-bf16"])
+    assert "precision=bf16" in markdown(
+        tables(runs, results, Protocol(None, "bf16"))["table2-bf16"]
+    )
 
 
 def test_the_papers_runs_are_never_shown_as_another_protocols(results, runs, capsys):
@@ -125,7 +142,9 @@ def test_no_run_at_all(results):
     assert sum(len(table.rows) for table in made.values()) == 57
     for table in made.values():
         paper = [line for line in rows if f"table{line['table']}" == table.name]
-        assert list(table.records["label"]) == [line["label"] for line in paper]  # the paper's order
+        assert list(table.records["label"]) == [
+            line["label"] for line in paper
+        ]  # the paper's order
         assert list(table.records["paper"]) == [line["value"] for line in paper]
         assert len(table.missing) == len({(line["label"], line["data"]) for line in paper})
         assert all(row[7] == row[8] == DASH for row in table.rows)
@@ -144,9 +163,13 @@ def test_two_runs_of_one_seed_count_once(results, runs):
     doubled = more(runs, none, compile=True, test_top1=50.0, start="2020-01-01T00:00:00+00:00")
     doubled = more(doubled, [*none, False], test_top1=50.0, start="2030-01-01T00:00:00+00:00")
     selection = select(doubled, Protocol())
-    assert selection.arms()["cifar10", "resnet20", "none"]["run"].iloc[0] == runs[none]["run"].iloc[0]
+    assert (
+        selection.arms()["cifar10", "resnet20", "none"]["run"].iloc[0] == runs[none]["run"].iloc[0]
+    )
     assert sorted(selection.duplicates.index) == [len(runs), len(runs) + 1]
-    unknown = changed(doubled, doubled["run"] == runs[none]["run"].iloc[0], compile=pd.NA)  # is taken for a plain one
+    unknown = changed(
+        doubled, doubled["run"] == runs[none]["run"].iloc[0], compile=pd.NA
+    )  # is taken for a plain one
     assert sorted(select(unknown, Protocol()).duplicates.index) == [len(runs), len(runs) + 1]
     table = tables(doubled, results)["table2"]
     assert table.rows == tables(runs, results)["table2"].rows
@@ -163,7 +186,9 @@ def test_pairs_need_the_same_seed_and_the_same_files(runs):
     found, text = compared(runs)
     assert found["pairs"] == 3 and found["difference"] == pytest.approx((0.40 - 0.05 + 0.66) / 3)
     assert "different files" not in text and "Pairs whose two runs differ" not in text
-    other = changed(runs, (runs["attention"] == "none") & (runs["seed"] == 1), data_fingerprint="other")
+    other = changed(
+        runs, (runs["attention"] == "none") & (runs["seed"] == 1), data_fingerprint="other"
+    )
     found, text = compared(other)
     assert found["pairs"] == 2 and found["difference"] == pytest.approx((0.40 + 0.66) / 2)
     assert "different files of cifar10" in text
@@ -171,7 +196,9 @@ def test_pairs_need_the_same_seed_and_the_same_files(runs):
 
 def test_what_the_runs_of_a_pair_differ_in_is_said(runs):
     lcm2 = (runs["attention"] == "lcm2") & (runs["seed"] < 2)
-    other = changed(changed(runs, lcm2, torch="3.0"), lcm2 & (runs["seed"] == 0), commit="abc", device="another")
+    other = changed(
+        changed(runs, lcm2, torch="3.0"), lcm2 & (runs["seed"] == 0), commit="abc", device="another"
+    )
     other = changed(other, lcm2 & (runs["seed"] == 1), compile=True)
     words = "of 4: 1 in the commit, 2 in the version of torch, 1 in the device, 1 in the use of `compile=true`."
     assert f"Pairs whose two runs differ in more than the attention, {words}" in compared(other)[1]
@@ -190,16 +217,28 @@ def test_notes_on_the_runs_of_a_table(results, runs):
     plain = text(runs)
     assert not any(word in plain for word in ("compile=true", "verify", "different", "regions"))
     assert f"{lcm2.sum()} of them with `compile=true`" in text(changed(runs, lcm2, compile=True))
-    assert f"{lcm2.sum()} of them with `data.verify=false`" in text(changed(runs, lcm2, data_verified=False))
+    assert f"{lcm2.sum()} of them with `data.verify=false`" in text(
+        changed(runs, lcm2, data_verified=False)
+    )
 
 
 def test_table_5_says_from_which_pixels_regions_were_cut(results, runs):
-    names = {"data": "mini_imagenet", "schedule": "mini_imagenet", "model": "resnet50", "data_cache": ""}
-    some = runs.head(4)[lambda r: r["state"] == "finished"].assign(**names, deviations="{}", attention="se")
+    names = {
+        "data": "mini_imagenet",
+        "schedule": "mini_imagenet",
+        "model": "resnet50",
+        "data_cache": "",
+    }
+    some = runs.head(4)[lambda r: r["state"] == "finished"].assign(
+        **names, deviations="{}", attention="se"
+    )
     some = some.assign(seed=range(len(some)), data_cache=["256", "files", "full size"])
     text = markdown(tables(some, results)["table5"])
     cached = ("a short side of 256 pixels", "full size")
-    for source in ("the files' own pixels (`data.cache=false`)", *(f"images cached at {size}" for size in cached)):
+    for source in (
+        "the files' own pixels (`data.cache=false`)",
+        *(f"images cached at {size}" for size in cached),
+    ):
         assert f"1 of them cut their training regions from {source}." in text
 
 
@@ -213,15 +252,30 @@ def test_what_the_paper_does_not_know_has_its_rows(results, runs):
     assert shown[-1] == ["net", "alpha"]
     assert "| lcm2 | alpha | mine |" in summary(runs, results)
     arms = [arm[1:] for arm in select(runs, Protocol("digits")).arms()]
-    assert arms == [("resnet20", "none"), ("resnet20", "gc"), ("resnet20", "mine"), ("net", "alpha")]
+    assert arms == [
+        ("resnet20", "none"),
+        ("resnet20", "gc"),
+        ("resnet20", "mine"),
+        ("net", "alpha"),
+    ]
     assert in_order(["z", "lcm2", "a", "none", "a"]) == ["none", "lcm2", "a", "z"]
 
 
 def test_the_protocols_facts_are_the_configs():
     experiments = [options.load("experiment", f"table{number}") for number in TITLES]
-    data = {name for e in experiments for name in e["hydra"]["sweeper"]["params"]["data"].split(",")}
-    assert data == set(PAPER_SCHEDULE) == {row["data"] for row in csv.DictReader((ROOT / "results/paper.csv").open())}
-    assert {name: paper_epochs(name) for name in data} == {"cifar10": 300, "cifar100": 300, "mini_imagenet": 100}
+    data = {
+        name for e in experiments for name in e["hydra"]["sweeper"]["params"]["data"].split(",")
+    }
+    assert (
+        data
+        == set(PAPER_SCHEDULE)
+        == {row["data"] for row in csv.DictReader((ROOT / "results/paper.csv").open())}
+    )
+    assert {name: paper_epochs(name) for name in data} == {
+        "cifar10": 300,
+        "cifar100": 300,
+        "mini_imagenet": 100,
+    }
     for name in data:
         schedule = options.load("schedule", name)
         assert schedule.get("name", (schedule.get("defaults") or [None])[0]) == PAPER_SCHEDULE[name]
@@ -252,20 +306,36 @@ def test_elapsed():
 
 
 def test_signed_and_accuracy_and_pipes():
-    assert [signed(x) for x in (0.594, -0.07, 0.0, -0.001, None)] == ["+0.59", "-0.07", "0.00", "0.00", DASH]
-    assert accuracy([]) == DASH and accuracy([92.0]) == "92.00 ± – (1)" and accuracy([1.0, 3.0]) == "2.00 ± 1.41 (2)"
+    assert [signed(x) for x in (0.594, -0.07, 0.0, -0.001, None)] == [
+        "+0.59",
+        "-0.07",
+        "0.00",
+        "0.00",
+        DASH,
+    ]
+    assert (
+        accuracy([]) == DASH
+        and accuracy([92.0]) == "92.00 ± – (1)"
+        and accuracy([1.0, 3.0]) == "2.00 ± 1.41 (2)"
+    )
     assert pipes(["a"], [["x|y\nz"], ["<0.001"]]).splitlines()[2:] == [r"| x\|y z |", "| <0.001 |"]
 
 
 def test_latex_is_a_table_that_compiles_by_its_looks(results, runs):
     runs = changed(runs, runs["state"] == "failed", message="first line\nsecond & third")
     for table in build(runs, Protocol(), results):
-        table = table._replace(rows=[*table.rows, ["<0.001", "a_b^{c}%", "[-0.61, +0.33]", *table.rows[0][3:]]])
+        table = table._replace(
+            rows=[*table.rows, ["<0.001", "a_b^{c}%", "[-0.61, +0.33]", *table.rows[0][3:]]]
+        )
         body = [line for line in latex(table).splitlines() if not line.startswith("%")]
         rows = [line for line in body if line.endswith(r" \\")]
-        assert len(rows) == 1 + len(table.rows) and all(line.count(" & ") == len(table.header) - 1 for line in rows)
+        assert len(rows) == 1 + len(table.rows) and all(
+            line.count(" & ") == len(table.header) - 1 for line in rows
+        )
         assert body[0].startswith(r"\begin{tabular}{l") and body[-1] == r"\end{tabular}"
-        assert not any(character in "\n".join(body) for character in "±–`") and "second" not in "\n".join(body)
+        assert not any(
+            character in "\n".join(body) for character in "±–`"
+        ) and "second" not in "\n".join(body)
         assert r"$<$0.001 & a\_b\textasciicircum \{c\}\% & [$-0.61$, $+0.33$]" in rows[-1]
 
 
@@ -274,18 +344,29 @@ def test_readme(results, runs):
     filled = fill_readme(text, readme_blocks(runs, results))
     assert "old" not in filled and "| ResNet-20+LCM2 |" in filled
     assert "| CIFAR-10 | cifar | fp32 | resnet20 | invented | 8 | 1 | 9 minutes |" in filled
-    assert filled.startswith("a\n<!-- results:begin table2 -->\n| Model") and "<!-- results:end -->\nb\n" in filled
+    assert (
+        filled.startswith("a\n<!-- results:begin table2 -->\n| Model")
+        and "<!-- results:end -->\nb\n" in filled
+    )
     assert fill_readme(filled, readme_blocks(runs, results)) == filled
     with pytest.raises(UserError, match="no result is called table9"):
-        fill_readme("<!-- results:begin table9 -->\n<!-- results:end -->", readme_blocks(runs, results))
+        fill_readme(
+            "<!-- results:begin table9 -->\n<!-- results:end -->", readme_blocks(runs, results)
+        )
 
 
 def test_summary(results, runs):
     text = summary(runs, results)
-    assert "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | +0.50 [+0.39, +0.61] | – |" in text
+    assert (
+        "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | +0.50 [+0.39, +0.61] | – |"
+        in text
+    )
     start = "| CIFAR-10 | ResNet-20 | cifar | fp32 | 92.18 ± 0.19 (3) |"
     assert f"{start} – | – | – | – | +0.67 (1 pair) | +0.34 [-0.05, +0.57] |" in text
-    assert "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 (2 pairs) |" in text
+    assert (
+        "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 (2 pairs) |"
+        in text
+    )
     assert "21 comparative claims" in text and summary(runs[:0], results).startswith(
         "Nothing was run yet. 21 comparative"
     )
@@ -296,13 +377,25 @@ def test_findings(results, runs):
     assert counts.startswith("* **Counts**") and "of the paper's 114 printed counts" in counts
     assert "none of the paper's 15 baselines" in accuracies and "there is none yet" in accuracies
     assert "experiment=table2 seed='range(10)'" in decisive and "120 runs" in decisive
-    cifar10 = (runs["attention"] == "none") & (runs["schedule"] == "cifar") & (runs["data"] == "cifar10")
+    cifar10 = (
+        (runs["attention"] == "none") & (runs["schedule"] == "cifar") & (runs["data"] == "cifar10")
+    )
     _, accuracies, _ = bullets(findings(runs, results)).splitlines()
     assert ") within 0.6 points of the paper's number:" in accuracies
-    assert "ResNet-20 on CIFAR-10 (92.18 ± 0.19 over 3 seeds, -0.08 from the paper's 92.26)" in accuracies
-    assert "Not run yet: the other 13 baselines" in accuracies and "no comparison has more than 3" in accuracies
-    _, accuracies, _ = bullets(findings(changed(runs, cifar10, test_top1=91.65), results)).splitlines()
-    assert "; more than 0.6 points from the paper's number: ResNet-20 on CIFAR-10 (91.65" in accuracies
+    assert (
+        "ResNet-20 on CIFAR-10 (92.18 ± 0.19 over 3 seeds, -0.08 from the paper's 92.26)"
+        in accuracies
+    )
+    assert (
+        "Not run yet: the other 13 baselines" in accuracies
+        and "no comparison has more than 3" in accuracies
+    )
+    _, accuracies, _ = bullets(
+        findings(changed(runs, cifar10, test_top1=91.65), results)
+    ).splitlines()
+    assert (
+        "; more than 0.6 points from the paper's number: ResNet-20 on CIFAR-10 (91.65" in accuracies
+    )
     (results / "complexity.csv").write_text((ROOT / "results" / "complexity.csv").read_text())
     assert "have 114 of the paper's 114" in bullets(findings(runs, results))
     file = results / "complexity.csv"

@@ -38,7 +38,9 @@ def short_digits(folder):
     """scikit-learn's own file without its last line."""
     import sklearn
 
-    text = gzip.decompress((Path(sklearn.__file__).parent / "datasets/data/digits.csv.gz").read_bytes())
+    text = gzip.decompress(
+        (Path(sklearn.__file__).parent / "datasets/data/digits.csv.gz").read_bytes()
+    )
     (folder / "digits.csv.gz").write_bytes(gzip.compress(text[: text.rstrip().rindex(b"\n") + 1]))
 
 
@@ -46,7 +48,9 @@ def malicious_cifar(folder):
     """An unpacked CIFAR-10 whose files call a program when they are unpickled."""
     (folder / "cifar-10-batches-py").mkdir()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
-        (folder / "cifar-10-batches-py" / name).write_text(f"cos\nsystem\n(S'touch {folder}/ran'\ntR.")
+        (folder / "cifar-10-batches-py" / name).write_text(
+            f"cos\nsystem\n(S'touch {folder}/ran'\ntR."
+        )
 
 
 def no_launcher(folder):
@@ -79,7 +83,9 @@ ARRANGED = {  # called in the command's process, with its folder
     "with 100 MB left": little_memory,
     "damaged": lambda folder: (folder / "digits.csv.gz").write_bytes(b"\x1f\x8bnot"),
     "one line short": short_digits,
-    "another file of that name": lambda folder: (folder / "cifar-10-python.tar.gz").write_bytes(b"x" * 99),
+    "another file of that name": lambda folder: (folder / "cifar-10-python.tar.gz").write_bytes(
+        b"x" * 99
+    ),
     "malicious pickles": malicious_cifar,
     "a file": lambda folder: (folder / "file").touch(),
     "where a run of seed 0 is stored": finished_run,
@@ -116,7 +122,9 @@ def messages():
         TABLE.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("line, arranged, message", ROWS, ids=[f"{line} {note or ''}" for line, note, _ in ROWS])
+@pytest.mark.parametrize(
+    "line, arranged, message", ROWS, ids=[f"{line} {note or ''}" for line, note, _ in ROWS]
+)
 def test_one_message_and_exit_code_2(line, arranged, message, imported, messages, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -133,9 +141,13 @@ def test_one_message_and_exit_code_2(line, arranged, message, imported, messages
     assert messages[line, arranged] == message or os.environ.get("UPDATE") == "1"
 
 
-@pytest.mark.parametrize("arguments", [["train.py", "seed=${nope}"], ["scripts/collect.py", "/nowhere/runs"]])
+@pytest.mark.parametrize(
+    "arguments", [["train.py", "seed=${nope}"], ["scripts/collect.py", "/nowhere/runs"]]
+)
 def test_as_a_user_starts_it(arguments):
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2 and done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr and done.stdout == ""
 

@@ -29,10 +29,14 @@ def test_every_combination_composes_and_only_those_that_fit_pass():
             (problem,) = found
             assert f"model={model} is for " in problem and f"data={data} has " in problem
             assert f"take model={nearest.get(model, '')}" in problem
-            assert problem.endswith("or data=mini_imagenet" if data != "mini_imagenet" else "cifar10, cifar100, digits")
+            assert problem.endswith(
+                "or data=mini_imagenet" if data != "mini_imagenet" else "cifar10, cifar100, digits"
+            )
 
 
-@pytest.mark.parametrize(("group", "name"), [(g, n) for g in ("model", "attention", "data") for n in choices(g)])
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g in ("model", "attention", "data") for n in choices(g)]
+)
 def test_hydra_composes_what_the_check_expects(group, name):
     """`plain` is this project's own reading of the YAML files: it has to agree with Hydra's."""
     large = name not in SMALL if group == "model" else name == "mini_imagenet"
@@ -70,12 +74,27 @@ def test_what_can_change_a_number_is_part_of_the_identity(key, value):
 def test_every_key_is_on_one_side():
     """A key that is added to the configs has to be thought about here."""
     configs = config("resnet50", data="mini_imagenet"), config(data="cifar10"), config("densenet40")
-    keys = {key for each in configs for key in flatten(each) if not key.endswith(("_target_", "_convert_"))}
+    keys = {
+        key
+        for each in configs
+        for key in flatten(each)
+        if not key.endswith(("_target_", "_convert_"))
+    }
     keys -= {key.replace("__", ".") for key in (*ROUNDING, *DEVIATIONS, *NOT_IDENTITY)}
-    facts = {key for key in keys if key.endswith((".name", ".image_size", ".family", ".num_classes"))}
+    facts = {
+        key for key in keys if key.endswith((".name", ".image_size", ".family", ".num_classes"))
+    }
     sources = {f"data.{key}" for key in ("verify", "download", "places", "cache_dir")}
-    others = {"data.cache", "data.cache_size", "model.growth_rate", "model.compression", "model.memory"}
-    assert {key for key in keys - facts - sources - others if not key.startswith("attention.paper.")} == set()
+    others = {
+        "data.cache",
+        "data.cache_size",
+        "model.growth_rate",
+        "model.compression",
+        "model.memory",
+    }
+    assert {
+        key for key in keys - facts - sources - others if not key.startswith("attention.paper.")
+    } == set()
     named = {key for each in configs for key in identity(each)}
     assert others | facts <= named | {"model.compression"} and not sources & named
 
@@ -86,7 +105,9 @@ def test_a_short_schedule_and_another_cache_are_no_deviations_and_two_epochs_are
     assert len(check(config("resnet50", data="mini_imagenet", data__cache_size=0))) == 1
     assert config_hash(uncached) != config_hash(config("resnet50", data="mini_imagenet"))
     assert deviations(config(data="cifar10", schedule="short")) == {}
-    assert deviations(config(data="cifar10", schedule="short", schedule__epochs=2)) == {"schedule.epochs": 2}
+    assert deviations(config(data="cifar10", schedule="short", schedule__epochs=2)) == {
+        "schedule.epochs": 2
+    }
 
 
 VALUES = {  # right ones, wrong ones
@@ -127,7 +148,10 @@ def test_a_wrong_value_is_named_with_what_it_may_be(key):
     for value in VALUES[key][1]:
         (problem,) = problems(config(**{key.replace(".", "__"): value}))
         assert problem.startswith((key, "attention=lcm2 does not fit"))
-        assert any(words in problem for words in ("must be", "the stages are", "larger than the 16 channels"))
+        assert any(
+            words in problem
+            for words in ("must be", "the stages are", "larger than the 16 channels")
+        )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +172,9 @@ def test_a_name_that_no_file_has(section):
 def test_widths_bound_the_reduction():
     """A DenseNet's sites are as wide as its growth rate, a ResNet's as the stage."""
     assert problems(config("densenet40", attention__reduction=12)) == []
-    assert "larger than the 12 channels" in problems(config("densenet40", attention__reduction=13))[0]
+    assert (
+        "larger than the 12 channels" in problems(config("densenet40", attention__reduction=13))[0]
+    )
     assert problems(config("densenet40", model__growth_rate=24, attention__reduction=24)) == []
     assert problems(config(attention__reduction=64, attention__sites={"stages": [3]})) == []
 
@@ -166,4 +192,7 @@ def test_the_hashes_of_the_recorded_runs_stay():
 def test_a_run_of_unknown_names_is_not_instantiated(name):
     with pytest.raises(UserError, match="no such model"):
         known_targets(config() | {"model": {"name": name, "_target_": "os.system"}})
-    assert known_targets(config(model___target_="os.system"))["model"]["_target_"] == "lcm.models.CifarResNet"
+    assert (
+        known_targets(config(model___target_="os.system"))["model"]["_target_"]
+        == "lcm.models.CifarResNet"
+    )

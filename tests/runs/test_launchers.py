@@ -29,14 +29,18 @@ def undisturbed(tmp_path_factory):
 
 
 def test_in_parallel_the_same_bytes_as_one_after_another(tmp_path, undisturbed):
-    code, output = sweep(REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", *PARALLEL, cwd=tmp_path)
+    code, output = sweep(
+        REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", *PARALLEL, cwd=tmp_path
+    )
     assert code == 0, output
     assert record(tmp_path / "runs") == undisturbed
     assert "epoch   1/1" not in output  # what a run prints is in its log
     assert all("epoch   1/1" in log.read_text() for log in (tmp_path / "runs").rglob("log.txt"))
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["SIGTERM to the sweep alone", "Ctrl-C, to all processes"])
+@pytest.mark.parametrize(
+    "group", [False, True], ids=["SIGTERM to the sweep alone", "Ctrl-C, to all processes"]
+)
 def test_in_parallel_a_signal_saves_every_run_in_progress(tmp_path, group):
     process = start(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_SECONDS=0.5)
     wait_until(lambda: len(trained(tmp_path)) == 4)
@@ -52,7 +56,9 @@ def test_in_parallel_a_signal_saves_every_run_in_progress(tmp_path, group):
 
 def test_in_parallel_a_worker_that_is_killed_takes_no_run_with_it(tmp_path):
     process = start(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_SECONDS=0.3)
-    worker = wait_until(lambda: {pid for epochs in trained(tmp_path).values() for _, pid in epochs} - {process.pid})
+    worker = wait_until(
+        lambda: {pid for epochs in trained(tmp_path).values() for _, pid in epochs} - {process.pid}
+    )
     os.kill(worker.pop(), signal.SIGKILL)
     code, output = finish(process)
     assert code == 0, output
@@ -81,7 +87,13 @@ def test_the_processors_are_shared_out(monkeypatch):
 def test_each_worker_takes_the_next_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     devices = [job.share_gpus("auto", worker) for worker in range(5)]
-    assert devices == ["auto", "cuda:0", "cuda:1", "cuda:2", "cuda:0"]  # 0: no worker of the launcher
+    assert devices == [
+        "auto",
+        "cuda:0",
+        "cuda:1",
+        "cuda:2",
+        "cuda:0",
+    ]  # 0: no worker of the launcher
     assert job.share_gpus("cuda:2", 1) == "cuda:2" and job.share_gpus("cpu", 1) == "cpu"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert job.share_gpus("auto", 4) == "auto"
@@ -90,10 +102,15 @@ def test_each_worker_takes_the_next_gpu(monkeypatch):
 # submitit, which hydra/launcher=slurm uses; here with its executor for one machine
 
 
-def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_ends_with_the_same_bytes(tmp_path, undisturbed):
+def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_ends_with_the_same_bytes(
+    tmp_path, undisturbed
+):
     arguments = [*TINY, "runs=runs", "hydra/launcher=submitit_local", "checkpoint.every=1 steps"]
     process = start(REAL, "-m", "attention=lcm2", "seed=0,1", *arguments, cwd=tmp_path)
-    state = wait_until(lambda: list((tmp_path / "runs").rglob("seed1*/checkpoint.pt")))[0].parent / "run.json"
+    state = (
+        wait_until(lambda: list((tmp_path / "runs").rglob("seed1*/checkpoint.pt")))[0].parent
+        / "run.json"
+    )
     owner = int((state.parent / "owner.lock").read_text().split()[1])
     os.kill(owner, signal.SIGUSR1)
     code, output = finish(process)
@@ -105,7 +122,9 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_ends_with_the_same_
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
-def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(tmp_path, monkeypatch):
+def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(
+    tmp_path, monkeypatch
+):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -119,7 +138,9 @@ def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(tm
     assert getattr(signal, "SIG" + os.environ["SUBMITIT_PREEMPT_SIGNAL"]) in SIGNALS
     assert Path(os.environ["PYTHONPATH"]) == CONFIGS.parent
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = compose("train", ["hydra/launcher=slurm", "runs=/shared/runs"], return_hydra_config=True)
+        config = compose(
+            "train", ["hydra/launcher=slurm", "runs=/shared/runs"], return_hydra_config=True
+        )
     launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     assert launcher["submitit_folder"] == "/shared/runs/.submitit/%j"
     assert launcher["additional_parameters"] == {"requeue": True}

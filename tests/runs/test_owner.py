@@ -39,7 +39,10 @@ def test_the_second_one_is_told_who_since_when_and_where(held):
     with pytest.raises(OwnedElsewhere) as caught, owner(directory):
         pass
     message = str(caught.value)
-    assert f"{directory} is being trained by process {process.pid} on {socket.gethostname()} since 20" in message
+    assert (
+        f"{directory} is being trained by process {process.pid} on {socket.gethostname()} since 20"
+        in message
+    )
     assert "wait for it, or stop it there first" in message
 
 
@@ -48,7 +51,9 @@ def test_train_exits_with_3(tiny, tmp_path):
     with owner(directory_of(config)):
         ended = run(tmp_path, config)
     assert ended.code == 3
-    assert ended.err.startswith(f"error: {directory_of(config)} is being trained by process {os.getpid()} on ")
+    assert ended.err.startswith(
+        f"error: {directory_of(config)} is being trained by process {os.getpid()} on "
+    )
     assert not (directory_of(config) / "run.json").exists()
 
 
@@ -80,7 +85,10 @@ def test_a_dead_owners_lock_is_free_at_once(held):
 
 
 def test_a_killed_owner_is_replaced_while_its_loader_workers_linger(tiny, tmp_path):
-    reference, config = tiny(f"runs={tmp_path}/reference"), tiny(f"runs={tmp_path}/runs", "data.workers=2")
+    reference, config = (
+        tiny(f"runs={tmp_path}/reference"),
+        tiny(f"runs={tmp_path}/runs", "data.workers=2"),
+    )
     assert run(tmp_path, reference).code == 0
 
     process = Process(tmp_path, train_as_main, config, after_step(8, die))
@@ -93,7 +101,10 @@ def test_a_killed_owner_is_replaced_while_its_loader_workers_linger(tiny, tmp_pa
 
 def test_a_directory_that_another_config_took_in_the_meantime_is_refused(tiny, tmp_path):
     """Both looked when there was no run.json yet; then one trained, and the other got the lock."""
-    mine, theirs = (tiny(f"run_directory={tmp_path}/run", "schedule.epochs=1", f"seed={seed}") for seed in (0, 1))
+    mine, theirs = (
+        tiny(f"run_directory={tmp_path}/run", "schedule.epochs=1", f"seed={seed}")
+        for seed in (0, 1)
+    )
     assert run(tmp_path, theirs).code == 0
 
     def looked_too_early():

@@ -17,7 +17,9 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "proofs"
 
 
 def prove(script, *arguments):
-    done = subprocess.run([sys.executable, SCRIPTS / script, *arguments], capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / script, *arguments], capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -25,7 +27,9 @@ def prove(script, *arguments):
 def test_ten_kills_and_not_a_byte_differs():
     output = prove("prove_resume.py", "--kills", "10")
     assert re.search("^10 kills, 0 differences", output, re.MULTILINE)
-    assert sum(int(count) for count in re.findall(r"^ *(\d+) kills in ", output, re.MULTILINE)) == 10
+    assert (
+        sum(int(count) for count in re.findall(r"^ *(\d+) kills in ", output, re.MULTILINE)) == 10
+    )
 
 
 def test_ten_races_and_one_trains_in_each():

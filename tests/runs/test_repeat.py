@@ -22,7 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         [],
         ["data=cifar10", "schedule=short", "seed=3", "compile=true", "attention=none"],
-        ["schedule.divide_at=[0.25,0.5]", "schedule.learning_rate=1e-05", "schedule.nesterov=false"],
+        [
+            "schedule.divide_at=[0.25,0.5]",
+            "schedule.learning_rate=1e-05",
+            "schedule.nesterov=false",
+        ],
         ["attention=se", "attention.sites={stages:[2,3]}", "attention.reduction=8"],
         ["attention.sites={last_of_stage:2}", "model.layers=32", "precision=bf16"],
         ["model=densenet40", "attention=gc", "model.memory=linear", "data=cifar100", "data.pad=2"],
@@ -45,7 +49,21 @@ def test_every_committed_run_can_be_repeated():
 
 
 @pytest.mark.parametrize(
-    "value", ["10 minutes", "it's", "a\\b", "", "1", "true-ish", "Nan", "/a/b-c", 1e-5, None, True, [1, "a b"]]
+    "value",
+    [
+        "10 minutes",
+        "it's",
+        "a\\b",
+        "",
+        "1",
+        "true-ish",
+        "Nan",
+        "/a/b-c",
+        1e-5,
+        None,
+        True,
+        [1, "a b"],
+    ],
 )
 def test_words_are_read_back_by_hydra(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -84,24 +102,52 @@ def test_one_bit_is_a_difference_and_time_is_none():
 
 
 def test_the_differences_of_two_environments_are_named():
-    run = {"device": "cpu (X)", "threads": 1, "commit": "a", "dirty": False, "versions": {"python": "3", "torch": "2"}}
+    run = {
+        "device": "cpu (X)",
+        "threads": 1,
+        "commit": "a",
+        "dirty": False,
+        "versions": {"python": "3", "torch": "2"},
+    }
     assert other_environment(run, run) == []
     now = run | {"commit": "b", "threads": 2, "dirty": True}
-    assert other_environment(run, now) == ["threads: 1 then, 2 now", "commit: a then, b with changes now"]
+    assert other_environment(run, now) == [
+        "threads: 1 then, 2 now",
+        "commit: a then, b with changes now",
+    ]
     assert "continued" in other_environment(run | {"continued": [{}]}, run)[0]
 
 
 def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
-    overrides = ["model.layers=8", "schedule.epochs=2", "threads=1", "device=cpu", "tensorboard=false", "seed=1"]
+    overrides = [
+        "model.layers=8",
+        "schedule.epochs=2",
+        "threads=1",
+        "device=cpu",
+        "tensorboard=false",
+        "seed=1",
+    ]
 
     def command(*words):
-        return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
 
     assert command("train.py", *overrides, f"runs={tmp_path}/runs").returncode == 0
     (run,) = tmp_path.glob("runs/*/*/*/*")
     shown = command("scripts/repeat.py", str(run), "--show", f"--runs={tmp_path}/again")
-    assert shown.returncode == 0 and "model.layers=8" in shown.stdout and not (tmp_path / "again").exists()
-    done = command("scripts/repeat.py", str(run), f"--runs={tmp_path}/again", "tensorboard=false", "progress=lines")
+    assert (
+        shown.returncode == 0
+        and "model.layers=8" in shown.stdout
+        and not (tmp_path / "again").exists()
+    )
+    done = command(
+        "scripts/repeat.py",
+        str(run),
+        f"--runs={tmp_path}/again",
+        "tensorboard=false",
+        "progress=lines",
+    )
     assert done.returncode == 0, done.stderr
     assert "the same numbers, bit for bit: 2 epochs of epoch, step, train_loss" in done.stdout
 
@@ -109,12 +155,21 @@ def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     shutil.copytree(run, changed)
     first, last = (changed / "metrics.jsonl").read_text().splitlines()
     row = json.loads(first)
-    (changed / "metrics.jsonl").write_text(f"{json.dumps(row | {'test_loss': row['test_loss'] + 1e-9})}\n{last}\n")
-    other = command("scripts/repeat.py", str(changed), f"--runs={tmp_path}/again")  # trained already: compared alone
+    (changed / "metrics.jsonl").write_text(
+        f"{json.dumps(row | {'test_loss': row['test_loss'] + 1e-9})}\n{last}\n"
+    )
+    other = command(
+        "scripts/repeat.py", str(changed), f"--runs={tmp_path}/again"
+    )  # trained already: compared alone
     assert other.returncode == 1
     assert "test_loss: differs from epoch 1 on, by 1e-09 at most" in other.stdout
-    strange = command("scripts/repeat.py", str(run), "schedule.epochs=1", f"--runs={tmp_path}/again")
-    assert strange.returncode == 2 and "schedule.epochs=1: it would make this another run" in strange.stderr
+    strange = command(
+        "scripts/repeat.py", str(run), "schedule.epochs=1", f"--runs={tmp_path}/again"
+    )
+    assert (
+        strange.returncode == 2
+        and "schedule.epochs=1: it would make this another run" in strange.stderr
+    )
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
@@ -122,7 +177,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
 
     (tmp_path / "seed0").mkdir()
     (tmp_path / "seed0" / "run.json").write_text('{"state": "stopped"}')
-    for place, words in ((tmp_path / "none", "no such file or folder"), (tmp_path / "seed0", "the run is stopped")):
+    for place, words in (
+        (tmp_path / "none", "no such file or folder"),
+        (tmp_path / "seed0", "the run is stopped"),
+    ):
         with pytest.raises(SystemExit) as ended:
             repeat.main([str(place)])
         assert ended.value.code == 2 and words in capsys.readouterr().err

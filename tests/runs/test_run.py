@@ -29,7 +29,9 @@ def test_the_commit_is_that_of_the_start(monkeypatch):
     commit.cache_clear()
     before = commit()
     assert before == (None, False) or len(before[0]) == 40
-    monkeypatch.setattr(lcm.runs.state.subprocess, "run", lambda *args, **keys: pytest.fail("asked again"))
+    monkeypatch.setattr(
+        lcm.runs.state.subprocess, "run", lambda *args, **keys: pytest.fail("asked again")
+    )
     assert commit() == before
     monkeypatch.undo()
     monkeypatch.setenv("PATH", "")  # no git
@@ -56,10 +58,18 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     for call in ("fsync", "replace"):
         fails_with(SystemExit(), call)  # killed there
     write_atomically(file, b"new")
-    assert file.read_bytes() == b"new" and os.listdir(tmp_path) == ["run.json"]  # the dead left nothing that stays
+    assert file.read_bytes() == b"new" and os.listdir(tmp_path) == [
+        "run.json"
+    ]  # the dead left nothing that stays
 
 
-WHOLE = {"state": "running", "config": {}, "config_hash": "c0ffee", "data_fingerprint": "f00d", "epochs": 3}
+WHOLE = {
+    "state": "running",
+    "config": {},
+    "config_hash": "c0ffee",
+    "data_fingerprint": "f00d",
+    "epochs": 3,
+}
 DAMAGES = {
     "empty": "", "zeros": "\0" * 100, "cut": '{"state": "running", "conf', "a list": "[]", "a number": "3", "no keys": "{}",
     "no UTF-8": b"\xff\xfe\x00", "no config": json.dumps(WHOLE | {"config": None}),
@@ -74,7 +84,9 @@ def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path, damage):
     (tmp_path / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as caught:
         read_state(tmp_path)
-    assert f"{tmp_path}/run.json is damaged (" in str(caught.value) and "delete this one file" in str(caught.value)
+    assert f"{tmp_path}/run.json is damaged (" in str(
+        caught.value
+    ) and "delete this one file" in str(caught.value)
 
 
 def test_every_continuation_is_counted_and_each_new_environment_recorded(monkeypatch):
@@ -85,20 +97,33 @@ def test_every_continuation_is_counted_and_each_new_environment_recorded(monkeyp
     assert (state["interruptions"], state["continued"]) == (0, [])
     del state["interruptions"]  # as before they were counted
     for number, (place, devices) in enumerate(
-        [(here, []), (there, ["NVIDIA H200"]), (there, ["NVIDIA H200"]), (here, ["NVIDIA H200", here["device"]])], 1
+        [
+            (here, []),
+            (there, ["NVIDIA H200"]),
+            (there, ["NVIDIA H200"]),
+            (here, ["NVIDIA H200", here["device"]]),
+        ],
+        1,
     ):
         state = continued(state, place)
         assert state["interruptions"] == number
         assert [part["device"] for part in state["continued"]] == devices
     assert {key: state["continued"][0][key] for key in there} == there
-    assert (state["device"], state["commit"]) == (here["device"], "a" * 40)  # those of its beginning
+    assert (state["device"], state["commit"]) == (
+        here["device"],
+        "a" * 40,
+    )  # those of its beginning
 
 
 @pytest.mark.parametrize(
     ("error", "state", "message"),
     [
         (None, "finished", None),
-        (Stopped("SIGTERM", "saved after step 3 of epoch 1"), "stopped", "SIGTERM: saved after step 3 of epoch 1"),
+        (
+            Stopped("SIGTERM", "saved after step 3 of epoch 1"),
+            "stopped",
+            "SIGTERM: saved after step 3 of epoch 1",
+        ),
         (UserError("no space left"), "stopped", "no space left"),
         (NotFinite("the loss"), "failed", "the loss"),
         (RuntimeError("CUDA error"), "failed", "RuntimeError: CUDA error"),
@@ -125,7 +150,10 @@ def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
     def full(*args):
         raise UserError("run.json: no space left")
 
-    with pytest.raises(UserError, match=r"^checkpoint: no space left"), recorded(tmp_path, begun_state(config())):
+    with (
+        pytest.raises(UserError, match=r"^checkpoint: no space left"),
+        recorded(tmp_path, begun_state(config())),
+    ):
         monkeypatch.setattr(lcm.runs.state, "write_state", full)
         raise UserError("checkpoint: no space left")
 

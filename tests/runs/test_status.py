@@ -19,7 +19,11 @@ STATUS = ROOT / "scripts" / "status.py"
 def test_every_state_is_told_from_the_directory(tmp_path):
     finished = invented_run(tmp_path, seed=0, top1=92.5)
     stopped = invented_run(
-        tmp_path, seed=1, state="stopped", message="SIGTERM: saved after step 5 of epoch 4", epochs=10
+        tmp_path,
+        seed=1,
+        state="stopped",
+        message="SIGTERM: saved after step 5 of epoch 4",
+        epochs=10,
     )
     killed = invented_run(tmp_path, seed=2, state="running", epochs=10)
     failed = invented_run(tmp_path, seed=3, state="failed", message="the loss is not finite")
@@ -37,9 +41,17 @@ def test_every_state_is_told_from_the_directory(tmp_path):
     assert standing_of(stopped)[1:4] == ("stopped", 4, 10)
     assert standing_of(stopped).message == "SIGTERM: saved after step 5 of epoch 4"
     assert standing_of(killed)[1:4] == ("stopped", 4, 10)
-    assert standing_of(failed).state == "failed" and standing_of(failed).message == "the loss is not finite"
-    assert standing_of(damaged).state == "failed" and "run.json is damaged" in standing_of(damaged).message
-    assert standing_of(refused).state == "failed" and standing_of(refused).message == "no data\nget it"
+    assert (
+        standing_of(failed).state == "failed"
+        and standing_of(failed).message == "the loss is not finite"
+    )
+    assert (
+        standing_of(damaged).state == "failed"
+        and "run.json is damaged" in standing_of(damaged).message
+    )
+    assert (
+        standing_of(refused).state == "failed" and standing_of(refused).message == "no data\nget it"
+    )
     assert standing_of(tmp_path / "nowhere").state == "to do"
 
 
@@ -70,7 +82,11 @@ def test_the_time_left_of_a_run_that_was_continued_counts_from_its_continuation(
 
 def test_the_time_left_follows_from_the_pace_of_the_same_network_and_data(tmp_path):
     def config(**changes):
-        names = {"data": {"name": "cifar10"}, "model": {"name": "resnet20"}, "schedule": {"epochs": 10}}
+        names = {
+            "data": {"name": "cifar10"},
+            "model": {"name": "resnet20"},
+            "schedule": {"epochs": 10},
+        }
         return names | {"precision": "fp32", "compile": False} | changes
 
     todo = Standing(tmp_path, "to do")
@@ -78,12 +94,23 @@ def test_the_time_left_follows_from_the_pace_of_the_same_network_and_data(tmp_pa
 
     def left(*runs):
         return time_left(
-            [config()] * 3 + [config(**changes) for _, changes in runs], [*finished, *(s for s, _ in runs)]
+            [config()] * 3 + [config(**changes) for _, changes in runs],
+            [*finished, *(s for s, _ in runs)],
         )
 
-    assert left((todo, {}), (todo._replace(state="stopped", epoch=4, pace=20.0), {})) == "about 5 min 20 s"
-    assert left((todo, {}), (todo, {"compile": True})) == "about 3 min 20 s and 1 run of unknown length"
-    for changes in ({"precision": "bf16"}, {"model": {"name": "resnet32"}}, {"data": {"name": "cifar100"}}):
+    assert (
+        left((todo, {}), (todo._replace(state="stopped", epoch=4, pace=20.0), {}))
+        == "about 5 min 20 s"
+    )
+    assert (
+        left((todo, {}), (todo, {"compile": True}))
+        == "about 3 min 20 s and 1 run of unknown length"
+    )
+    for changes in (
+        {"precision": "bf16"},
+        {"model": {"name": "resnet32"}},
+        {"data": {"name": "cifar100"}},
+    ):
         assert left((todo, changes)) == "not known yet"
     assert left() == "about 0 s"
 
@@ -97,14 +124,33 @@ def test_the_table_names_runs_below_their_folder(tmp_path):
         tmp_path,
     ).splitlines()
     assert lines[0].split() == ["run", "state", "epochs", "test", "top-1"]
-    assert lines[1].split() == ["a/b/c/seed0-1", "live", "3/10", "55.50", "%", "1", "min", "30", "s", "left"]
+    assert lines[1].split() == [
+        "a/b/c/seed0-1",
+        "live",
+        "3/10",
+        "55.50",
+        "%",
+        "1",
+        "min",
+        "30",
+        "s",
+        "left",
+    ]
     assert lines[2].split() == ["a/b/c/seed1-1", "failed", "two", "lines"]
     assert totals([Standing(tmp_path, "to do")]) == "1 run: 1 to do"
 
 
 def test_the_script_shows_a_folder_and_a_grid(tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    sweep(FAKE, "-m", "attention=none,se", "schedule.epochs=3", "runs=here", cwd=tmp_path, FAKE_FAULT="/se/")
+    sweep(
+        FAKE,
+        "-m",
+        "attention=none,se",
+        "schedule.epochs=3",
+        "runs=here",
+        cwd=tmp_path,
+        FAKE_FAULT="/se/",
+    )
     code, output = sweep(STATUS, "here", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert code == 0 and output.splitlines()[-1] == "2 runs: 1 finished, 1 failed"
     assert "the loss of a test is not finite" in output
@@ -121,7 +167,10 @@ def test_a_reader_that_is_gone_ends_the_script_silently(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, STATUS, tmp_path / "runs"], stdout=writing, stderr=subprocess.PIPE, text=True
+        [sys.executable, STATUS, tmp_path / "runs"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

@@ -7,7 +7,19 @@ import time
 
 import pytest
 from hydra_config import composed
-from processes import FAKE, REAL, ROOT, finish, kill, record, start, states, sweep, trained, wait_until
+from processes import (
+    FAKE,
+    REAL,
+    ROOT,
+    finish,
+    kill,
+    record,
+    start,
+    states,
+    sweep,
+    trained,
+    wait_until,
+)
 from status import jobs_of
 
 from lcm.config.options import choices
@@ -23,7 +35,10 @@ GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=r
 @pytest.mark.parametrize("table", "12345")
 def test_an_experiment_is_its_table_of_the_paper(table):
     jobs = jobs_of([f"experiment=table{table}"])
-    named = {(table, *(job.config[group]["name"] for group in ("data", "model", "attention"))) for job in jobs}
+    named = {
+        (table, *(job.config[group]["name"] for group in ("data", "model", "attention")))
+        for job in jobs
+    }
     assert named == {row for row in ROWS if row[0] == table}
     assert len(jobs) == len(named)  # one seed
     epochs = {job.config["schedule"]["epochs"] for job in jobs}
@@ -33,11 +48,21 @@ def test_an_experiment_is_its_table_of_the_paper(table):
 def test_quickstart_has_every_attention():
     jobs = jobs_of(["experiment=quickstart"])
     assert {job.config["attention"]["name"] for job in jobs} == set(choices("attention"))
-    assert {(job.config["data"]["name"], job.config["model"]["name"]) for job in jobs} == {("digits", "resnet20")}
+    assert {(job.config["data"]["name"], job.config["model"]["name"]) for job in jobs} == {
+        ("digits", "resnet20")
+    }
 
 
 def test_the_command_line_narrows_and_widens_an_experiment():
-    jobs = jobs_of(["experiment=table2", "attention=lcm2,se", "seed=range(6)", "model=resnet20", "schedule.epochs=5"])
+    jobs = jobs_of(
+        [
+            "experiment=table2",
+            "attention=lcm2,se",
+            "seed=range(6)",
+            "model=resnet20",
+            "schedule.epochs=5",
+        ]
+    )
     assert {job.config["attention"]["name"] for job in jobs} == {"lcm2", "se"}
     assert {job.config["schedule"]["epochs"] for job in jobs} == {5}
     assert len({job.directory for job in jobs}) == len(jobs) == 2 * 6 * 2
@@ -48,14 +73,17 @@ def test_a_run_that_the_grid_names_twice_is_in_it_once():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "compositions"), [("range(3)", 2), ("3", 2), ("'${threads}'", 2), ("'${threads}',7", 4)]
+    ("seeds", "compositions"),
+    [("range(3)", 2), ("3", 2), ("'${threads}'", 2), ("'${threads}',7", 4)],
 )
 def test_runs_that_differ_in_the_seed_alone_are_composed_once(seeds, compositions, monkeypatch):
     """And the config of each is what Hydra composes for it alone."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     calls, compose_one = [], ConfigLoaderImpl.load_sweep_config
-    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda *of: calls.append(of) or compose_one(*of))
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_sweep_config", lambda *of: calls.append(of) or compose_one(*of)
+    )
     grid = [
         "experiment=table2",
         "data=cifar10",
@@ -102,8 +130,12 @@ def test_a_finished_run_or_sweep_trains_nothing_and_does_not_even_import_torch(t
     assert code == 0, output
     assert "all finished: nothing to train" in output
     assert output.count("finished     3/3") == 6
-    code, output = sweep(REAL, "attention=se", "schedule.epochs=3", "runs=runs", cwd=tmp_path, PYTHONPATH=tmp_path)
-    assert code == 0 and output.startswith("already finished: runs/digits/resnet20/se/seed0-"), output
+    code, output = sweep(
+        REAL, "attention=se", "schedule.epochs=3", "runs=runs", cwd=tmp_path, PYTHONPATH=tmp_path
+    )
+    assert code == 0 and output.startswith("already finished: runs/digits/resnet20/se/seed0-"), (
+        output
+    )
     assert trained(tmp_path) == before
 
 
@@ -135,7 +167,9 @@ def test_killed_and_started_again_every_run_finishes_once(tmp_path):
     for epochs in trained(tmp_path).values():
         numbers = [epoch for epoch, _ in epochs]
         assert sorted(set(numbers)) == [1, 2, 3]
-        assert numbers == sorted(numbers) and len(numbers) <= 3 + 3  # an epoch that was cut short is done again
+        assert (
+            numbers == sorted(numbers) and len(numbers) <= 3 + 3
+        )  # an epoch that was cut short is done again
     (tmp_path / "undisturbed").mkdir()
     sweep(FAKE, *GRID, cwd=tmp_path / "undisturbed")
     assert record(tmp_path / "runs") == record(tmp_path / "undisturbed" / "runs")
@@ -159,12 +193,23 @@ def test_four_processes_share_a_grid_and_train_each_run_once(tmp_path):
 
 
 def test_a_run_of_a_live_owner_is_passed_over_and_one_of_a_dead_owner_taken_over(tmp_path):
-    other = start(FAKE, "attention=se", "seed=0", "schedule.epochs=3", "runs=runs", cwd=tmp_path, FAKE_SECONDS=60)
+    other = start(
+        FAKE,
+        "attention=se",
+        "seed=0",
+        "schedule.epochs=3",
+        "runs=runs",
+        cwd=tmp_path,
+        FAKE_SECONDS=60,
+    )
     wait_until(lambda: trained(tmp_path))
     code, output = sweep(FAKE, *GRID, cwd=tmp_path)
     assert code == 3, output
     assert states(tmp_path) == {"finished": 5, "running": 1}
-    assert "being trained elsewhere: runs/digits/resnet20/se/seed0-" in output and f"process {other.pid} on" in output
+    assert (
+        "being trained elsewhere: runs/digits/resnet20/se/seed0-" in output
+        and f"process {other.pid} on" in output
+    )
     kill(other)
     code, output = sweep(FAKE, *GRID, cwd=tmp_path)
     assert code == 0, output
@@ -172,7 +217,15 @@ def test_a_run_of_a_live_owner_is_passed_over_and_one_of_a_dead_owner_taken_over
 
 
 def test_a_run_whose_owner_dies_meanwhile_is_taken_over_at_the_end(tmp_path):
-    other = start(FAKE, "attention=none", "seed=0", "schedule.epochs=3", "runs=runs", cwd=tmp_path, FAKE_SECONDS=60)
+    other = start(
+        FAKE,
+        "attention=none",
+        "seed=0",
+        "schedule.epochs=3",
+        "runs=runs",
+        cwd=tmp_path,
+        FAKE_SECONDS=60,
+    )
     wait_until(lambda: trained(tmp_path))
     process = start(FAKE, *GRID, cwd=tmp_path, FAKE_SECONDS=0.2)
     wait_until(lambda: len(trained(tmp_path)) == 4)
@@ -186,9 +239,13 @@ def test_a_run_whose_owner_dies_meanwhile_is_taken_over_at_the_end(tmp_path):
 
 def test_a_directory_that_depends_on_the_seed(tmp_path):
     """Every point of the grid is composed by itself: what follows from the seed is its own."""
-    code, output = sweep(FAKE, "-m", "seed=0,1", 'runs="out/${seed}"', "schedule.epochs=1", cwd=tmp_path)
+    code, output = sweep(
+        FAKE, "-m", "seed=0,1", 'runs="out/${seed}"', "schedule.epochs=1", cwd=tmp_path
+    )
     assert code == 0, output
     assert states(tmp_path / "out" / "0") == states(tmp_path / "out" / "1") == {"finished": 1}
-    code, output = sweep(FAKE, "-m", "seed='${oc.env:ID}'", "attention=none,se", "runs=runs", cwd=tmp_path, ID="3")
+    code, output = sweep(
+        FAKE, "-m", "seed='${oc.env:ID}'", "attention=none,se", "runs=runs", cwd=tmp_path, ID="3"
+    )
     assert code == 0, output
     assert {run.name.partition("-")[0] for run in trained(tmp_path / "runs")} == {"seed3"}

@@ -15,13 +15,26 @@ from tiny import ROOT
 
 from lcm.errors import UserError
 from lcm.training import checkpoint
-from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS, Damaged, SaveInterval, newest, read, save
+from lcm.training.checkpoint import (
+    DAMAGED,
+    NAME,
+    PREVIOUS,
+    Damaged,
+    SaveInterval,
+    newest,
+    read,
+    save,
+)
 from lcm.training.step import TrainStep
 
 
 def payload(step):
     generator = torch.Generator().manual_seed(step)
-    return {"config_hash": "c0ffee", "step": step, "model": {"weight": torch.randn(64, generator=generator)}}
+    return {
+        "config_hash": "c0ffee",
+        "step": step,
+        "model": {"weight": torch.randn(64, generator=generator)},
+    }
 
 
 def saved_by_torch(value, sealed=True, **options):
@@ -63,7 +76,9 @@ def steps(directory):
 
 def test_the_newest_is_read_bit_for_bit(directory):
     found = newest(directory, "c0ffee", set_aside=True)
-    assert found["step"] == 1 and torch.equal(found["model"]["weight"], payload(1)["model"]["weight"])
+    assert found["step"] == 1 and torch.equal(
+        found["model"]["weight"], payload(1)["model"]["weight"]
+    )
     assert steps(directory) == (1, 0)
     assert torch.load(directory / NAME, weights_only=True)["step"] == 1  # without this program too
     assert list(checkpoint.load_model_weights(directory)) == ["weight"]
@@ -81,7 +96,8 @@ def test_a_step_is_restored_or_the_checkpoint_named(tmp_path):
     checkpoint.restore(tmp_path, newest(tmp_path), same)
     assert all(map(torch.equal, one.state(), same.state()))
     with pytest.raises(
-        UserError, match=rf"^{tmp_path}/checkpoint\.pt was written by another version .*\(Error.*\): con"
+        UserError,
+        match=rf"^{tmp_path}/checkpoint\.pt was written by another version .*\(Error.*\): con",
     ):
         checkpoint.restore(tmp_path, newest(tmp_path), other)
 
@@ -102,7 +118,9 @@ def test_500_damages_recognised_and_the_one_before_used(directory):
         (directory / NAME).write_bytes(damaged)
         warnings = []
         assert newest(directory, "c0ffee", warn=warnings.append)["step"] == 0
-        assert len(warnings) == 1 and str(directory / NAME) in warnings[0] and PREVIOUS in warnings[0]
+        assert (
+            len(warnings) == 1 and str(directory / NAME) in warnings[0] and PREVIOUS in warnings[0]
+        )
     assert sorted(os.listdir(directory)) == [PREVIOUS, NAME]
 
 
@@ -137,7 +155,9 @@ class Malice:
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
 def test_a_malicious_pickle_is_refused_and_not_run(directory, tmp_path_factory, form):
     trace = tmp_path_factory.mktemp("trace") / "ran"
-    body = saved_by_torch(payload(2) | {"extra": Malice(trace)}, _use_new_zipfile_serialization=form == "zip")
+    body = saved_by_torch(
+        payload(2) | {"extra": Malice(trace)}, _use_new_zipfile_serialization=form == "zip"
+    )
     if form == "bare pickle":
         body = with_checksum(pickle.dumps(Malice(trace), protocol=2))
     (directory / NAME).write_bytes(body)
@@ -150,7 +170,9 @@ def test_a_malicious_pickle_is_refused_and_not_run(directory, tmp_path_factory, 
 
 def test_nothing_in_this_repository_unpickles():
     """torch.load with weights_only=True alone; data files and results are read by readers that can run nothing."""
-    unsafe = re.compile(r"pickle\.(load|loads|Unpickler)\(|allow_pickle=True|read_pickle|weights_only=False")
+    unsafe = re.compile(
+        r"pickle\.(load|loads|Unpickler)\(|allow_pickle=True|read_pickle|weights_only=False"
+    )
     for file in (*ROOT.glob("*.py"), *ROOT.glob("lcm/**/*.py"), *ROOT.glob("scripts/**/*.py")):
         text = file.read_text()
         safe = re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*weights_only=True\)", text)
@@ -160,19 +182,27 @@ def test_nothing_in_this_repository_unpickles():
 @pytest.mark.parametrize(
     "function, error, raised",
     [
-        ("pathlib.Path.read_bytes", OSError(errno.ESTALE, "away"), UserError),  # a network folder, for a moment
+        (
+            "pathlib.Path.read_bytes",
+            OSError(errno.ESTALE, "away"),
+            UserError,
+        ),  # a network folder, for a moment
         ("torch.load", MemoryError(), MemoryError),
     ],
 )
 def test_an_error_that_passes_is_no_damage(directory, monkeypatch, function, error, raised):
-    with monkeypatch.context() as patch, pytest.raises(raised, match=r"^(cannot read .*checkpoint\.pt \(away\).*)?$"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(raised, match=r"^(cannot read .*checkpoint\.pt \(away\).*)?$"),
+    ):
         patch.setattr(function, raising(error))
         newest(directory, "c0ffee", set_aside=True)
     assert steps(directory) == (1, 0)
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"), [(ValueError("why\nfifty lines of advice"), "why"), (ValueError(), r"ValueError\(\)")]
+    ("error", "reason"),
+    [(ValueError("why\nfifty lines of advice"), "why"), (ValueError(), r"ValueError\(\)")],
 )
 def test_the_reason_is_one_line_and_the_first(directory, monkeypatch, error, reason):
     monkeypatch.setattr(torch, "load", raising(error))
@@ -182,7 +212,13 @@ def test_the_reason_is_one_line_and_the_first(directory, monkeypatch, error, rea
 
 @pytest.mark.parametrize(
     ("every", "due"),
-    [("epoch", []), ("1 step", [1, 2, 3, 4, 5]), ("2 steps", [2, 4]), ("500 steps", []), ("1 minutes", [2, 5])],
+    [
+        ("epoch", []),
+        ("1 step", [1, 2, 3, 4, 5]),
+        ("2 steps", [2, 4]),
+        ("500 steps", []),
+        ("1 minutes", [2, 5]),
+    ],
 )
 def test_when_a_checkpoint_is_due(monkeypatch, every, due):
     moments = [0, 59, 60, 61, 119, 121]  # in seconds, of the start and of five steps
@@ -196,12 +232,18 @@ def test_when_a_checkpoint_is_due(monkeypatch, every, due):
 
 def test_a_damaged_one_never_replaces_the_good_one(directory, monkeypatch):
     (directory / NAME).write_bytes(b"damaged")
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"cannot write {directory}/{DAMAGED} \(no\)"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=rf"cannot write {directory}/{DAMAGED} \(no\)"),
+    ):
         patch.setattr(os, "replace", raising(PermissionError(errno.EACCES, "no")))
         newest(directory, "c0ffee", set_aside=True)
     assert newest(directory, "c0ffee", set_aside=True)["step"] == 0
     assert (directory / DAMAGED).read_bytes() == b"damaged"
-    with monkeypatch.context() as patch, pytest.raises(Dead):  # killed before the new one has its name
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Dead),
+    ):  # killed before the new one has its name
         patch.setattr(os, "replace", raising(Dead()))
         save(directory, payload(2))
     assert newest(directory, "c0ffee")["step"] == 0
@@ -239,7 +281,9 @@ def test_a_death_between_any_two_system_calls_loses_nothing(directory, monkeypat
     assert steps(directory) == (3, 2)
 
 
-def test_all_of_it_is_on_the_disk_before_it_has_its_name_or_both_old_ones_stay(directory, monkeypatch):
+def test_all_of_it_is_on_the_disk_before_it_has_its_name_or_both_old_ones_stay(
+    directory, monkeypatch
+):
     sizes, fsync = [], os.fsync
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: (sizes.append(os.fstat(file).st_size), fsync(file)))
@@ -247,7 +291,8 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name_or_both_old_ones_stay(d
     assert sizes[0] == (directory / NAME).stat().st_size
     monkeypatch.setattr(os, "fsync", raising(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(
-        UserError, match=r"no space left while writing .*checkpoint\.pt: what was saved before is intact"
+        UserError,
+        match=r"no space left while writing .*checkpoint\.pt: what was saved before is intact",
     ):
         save(directory, payload(3))
     assert steps(directory) == (2, 1)

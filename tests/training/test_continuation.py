@@ -39,7 +39,11 @@ def refused(directory, ends):
 
     def refuse(config, *words):
         def contents():
-            return {f.name: f.read_bytes() for f in directory.iterdir() if f.name not in ("owner.lock", "run.json")}
+            return {
+                f.name: f.read_bytes()
+                for f in directory.iterdir()
+                if f.name not in ("owner.lock", "run.json")
+            }
 
         before = contents()
         ends(config, 2, *words)
@@ -63,7 +67,12 @@ def test_a_loader_worker_that_dies_is_named(tiny, ends, finishes_exactly, tmp_pa
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGKILL)
 
-    ends(config, 2, "error: a loader worker died, most often because memory", prepare=after_step(7, kill_a_worker))
+    ends(
+        config,
+        2,
+        "error: a loader worker died, most often because memory",
+        prepare=after_step(7, kill_a_worker),
+    )
     finishes_exactly(config | {"data": config["data"] | {"workers": 0}})
 
 
@@ -98,7 +107,9 @@ def test_metrics_are_restored(config, directory, finishes_exactly, damage):
     text = METRICS[damage](file.read_text())
     file.unlink() if text is None else file.write_text(text)
     ended = finishes_exactly(config)
-    assert ("warning" in ended.out) == ("more" not in damage)  # a kill leaves more, only damage leaves less
+    assert ("warning" in ended.out) == (
+        "more" not in damage
+    )  # a kill leaves more, only damage leaves less
 
 
 def test_a_damaged_checkpoint_costs_two_steps_and_no_byte(config, directory, finishes_exactly):
@@ -106,7 +117,10 @@ def test_a_damaged_checkpoint_costs_two_steps_and_no_byte(config, directory, fin
     content[len(content) // 2] ^= 4
     (directory / NAME).write_bytes(content)
     ended = finishes_exactly(config, "continuing  from epoch 3, step 0")
-    assert f"warning: damaged checkpoint ({directory}/checkpoint.pt: its checksum does not match)" in ended.out
+    assert (
+        f"warning: damaged checkpoint ({directory}/checkpoint.pt: its checksum does not match)"
+        in ended.out
+    )
     assert (directory / DAMAGED).read_bytes() == content
 
 
@@ -114,8 +128,17 @@ def test_without_a_usable_checkpoint_nothing_is_touched(config, directory, refus
     (directory / NAME).write_bytes(b"")
     (directory / PREVIOUS).write_bytes(b"rubbish")
     advice = f"move {directory} away to start this run anew"
-    refused(config, "no usable checkpoint:", f"{directory / NAME}: empty", f"{directory / PREVIOUS}: cut", advice)
-    (directory / NAME).unlink(), (directory / PREVIOUS).unlink()  # the epochs of the record would be overwritten
+    refused(
+        config,
+        "no usable checkpoint:",
+        f"{directory / NAME}: empty",
+        f"{directory / PREVIOUS}: cut",
+        advice,
+    )
+    (
+        (directory / NAME).unlink(),
+        (directory / PREVIOUS).unlink(),
+    )  # the epochs of the record would be overwritten
     refused(config, "has 2 epochs, but there is no checkpoint to continue from", advice)
 
 
@@ -127,8 +150,12 @@ def test_killed_before_its_first_checkpoint_it_starts_again(config, directory, f
     finishes_exactly(config)
 
 
-@pytest.mark.parametrize("lost", [[], ["run.json", "metrics.jsonl"]], ids=["killed before its end", "files lost"])
-def test_a_run_whose_checkpoint_is_its_last_trains_no_more(tiny, reference, tmp_path, lost, finishes_exactly):
+@pytest.mark.parametrize(
+    "lost", [[], ["run.json", "metrics.jsonl"]], ids=["killed before its end", "files lost"]
+)
+def test_a_run_whose_checkpoint_is_its_last_trains_no_more(
+    tiny, reference, tmp_path, lost, finishes_exactly
+):
     config = tiny(f"runs={tmp_path}")
     directory = shutil.copytree(reference, directory_of(config))
     state = state_of(config) | {"state": "running", "result": None, "end": None}

@@ -65,12 +65,17 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoiled():
         return images * float("nan")  # in the fourth step
 
     watch_batches(step, spoil)
-    with pytest.raises(NotFinite, match=r"the training loss stopped being a finite number in epoch 1.*learning_rate"):
+    with pytest.raises(
+        NotFinite,
+        match=r"the training loss stopped being a finite number in epoch 1.*learning_rate",
+    ):
         train_epoch(step, 1, after_step=done.append)
     assert done == [1, 2, 3]  # it went no further ...
     step(4)  # ... where a GPU does, and its loss is finite again
     assert all(map(torch.equal, before, trained))
-    with pytest.raises(NotFinite, match="the training loss stopped being a finite number in epoch 7"):
+    with pytest.raises(
+        NotFinite, match="the training loss stopped being a finite number in epoch 7"
+    ):
         step.step.snapshot(7)  # on a GPU a checkpoint can be due before the loss is read
 
 
@@ -107,7 +112,9 @@ def test_the_learning_rate_is_the_papers(name):
     schedule = load("schedule", name)
     assert schedule["epochs"] == sum(map(len, PAPER[name].values()))
     for rate, epochs in PAPER[name].items():
-        assert [learning_rate(schedule, epoch) for epoch in epochs] == pytest.approx([rate] * len(epochs), rel=1e-15)
+        assert [learning_rate(schedule, epoch) for epoch in epochs] == pytest.approx(
+            [rate] * len(epochs), rel=1e-15
+        )
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 10, 40, 100, 300])

@@ -18,7 +18,9 @@ CUDA = torch.device("cuda:0")
 
 
 def test_emulated_bf16_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
     with pytest.raises(UserError, match="an old GPU has no bf16; take precision=fp32"):
         set_precision("bf16", CUDA)
@@ -47,7 +49,9 @@ class NoScatter(TorchDispatchMode):
     """Refuses operations whose deterministic kernels on a GPU sort or wait."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        assert not any(word in str(operation) for word in ("scatter", "index_put", "index_add")), operation
+        assert not any(word in str(operation) for word in ("scatter", "index_put", "index_add")), (
+            operation
+        )
         return operation(*args, **(kwargs or {}))
 
 
@@ -55,7 +59,9 @@ class NoScatter(TorchDispatchMode):
 def test_deterministic_training_never_scatters(attention, deterministic):
     network = build_network("resnet20", attention, layers=8)
     with NoScatter():
-        torch.nn.functional.cross_entropy(network(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+        torch.nn.functional.cross_entropy(
+            network(torch.randn(4, 3, 32, 32)), torch.arange(4)
+        ).backward()
 
 
 def test_only_deterministic_training_compares(deterministic):
@@ -97,12 +103,16 @@ def test_threads(monkeypatch, threads, omp, waited, number, warned):
     before, said = torch.get_num_threads(), []
     monkeypatch.setattr(device, "available_processors", lambda: 8)
     monkeypatch.setattr(device, "share_waited", lambda: waited)
-    monkeypatch.setenv("OMP_NUM_THREADS", omp) if omp else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", omp) if omp else monkeypatch.delenv(
+        "OMP_NUM_THREADS", raising=False
+    )
     try:
         assert device.set_threads(threads, said.append) == torch.get_num_threads() == number
     finally:
         torch.set_num_threads(before)
-    assert [line.startswith("warning: other programs keep the processors busy") for line in said] == [True] * warned
+    assert [
+        line.startswith("warning: other programs keep the processors busy") for line in said
+    ] == [True] * warned
 
 
 def test_affinity_and_quota(monkeypatch, tmp_path):
@@ -112,7 +122,12 @@ def test_affinity_and_quota(monkeypatch, tmp_path):
 
     monkeypatch.setattr(device.os, "sched_getaffinity", lambda process: set(range(6)))
     monkeypatch.setattr(device, "open", opened, raising=False)
-    for content, processors in {"max 100000": 6, "250000 100000": 2, "50000 100000": 1, "900000 100000": 6}.items():
+    for content, processors in {
+        "max 100000": 6,
+        "250000 100000": 2,
+        "50000 100000": 1,
+        "900000 100000": 6,
+    }.items():
         (tmp_path / "cpu.max").write_text(content + "\n")
         assert device.available_processors() == processors
 

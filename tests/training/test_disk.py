@@ -52,12 +52,18 @@ def fill(mounted):
 
 @pytest.mark.parametrize(
     "where, place",
-    [((RunLog, "append"), (2, 0)), ((checkpoint, "save"), (2, 0)), ((lcm.runs.state, "write_state"), (4, 0))],
+    [
+        ((RunLog, "append"), (2, 0)),
+        ((checkpoint, "save"), (2, 0)),
+        ((lcm.runs.state, "write_state"), (4, 0)),
+    ],
     ids=["metrics", "checkpoint", "the end"],
 )
 def test_full_while_it_trains(tiny, ends, finishes_exactly, mounted, fill, where, place):
     config = tiny(f"runs={mounted}", "tensorboard=true")
-    ended = ends(config, 2, "error: no space left while writing ", FULL, prepare=lambda: fill(*where))
+    ended = ends(
+        config, 2, "error: no space left while writing ", FULL, prepare=lambda: fill(*where)
+    )
     assert ended.err.count("\n") == 1 and state_of(config)["state"] in ("running", "stopped")
     assert place_of(config) == place
     ends(config, 2, FULL)  # still full
@@ -71,7 +77,12 @@ def test_a_limit_on_the_size_of_files(tiny, ends, finishes_exactly, tmp_path):
     """As a full disk, where nothing can be mounted: the kernel really refuses to write a checkpoint."""
     config = tiny(f"runs={tmp_path}")
     message = f"error: cannot write {directory_of(config)}/checkpoint.pt (File too large)"
-    ends(config, 2, message, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)))
+    ends(
+        config,
+        2,
+        message,
+        prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+    )
     assert not (directory_of(config) / checkpoint.NAME).exists()
     finishes_exactly(config)
 
@@ -81,5 +92,13 @@ def test_a_folder_that_only_can_be_read(tiny, ends, reference, mounted):
     shutil.copytree(reference, mounted / "run", ignore=shutil.ignore_patterns("checkpoint*"))
     subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
     where = f"error: cannot write {mounted}/runs/digits/resnet20/lcm2/seed0-"
-    ends(tiny(f"runs={mounted}/runs"), 2, where, "check the folder's owner and permissions, or choose another folder")
-    assert f"already finished: {mounted}/run\ntest top-1 " in ends(tiny(f"run_directory={mounted}/run"), 0).out
+    ends(
+        tiny(f"runs={mounted}/runs"),
+        2,
+        where,
+        "check the folder's owner and permissions, or choose another folder",
+    )
+    assert (
+        f"already finished: {mounted}/run\ntest top-1 "
+        in ends(tiny(f"run_directory={mounted}/run"), 0).out
+    )

@@ -34,9 +34,13 @@ def trained_fast(network, batches, rate):
 # two orders of summation stay together there: a ReLU's input of 1e-8 changes its sign, and after 20 steps at 0.1 plain eager
 # networks that differ in their memory layout alone are 1e-2 apart: hence the smaller rate.
 @pytest.mark.parametrize(
-    "dtype, rate, tolerance", [(torch.float64, 0.1, 1e-10), (torch.float32, 1e-3, 1e-4)], ids=["float64", "float32"]
+    "dtype, rate, tolerance",
+    [(torch.float64, 0.1, 1e-10), (torch.float32, 1e-3, 1e-4)],
+    ids=["float64", "float32"],
 )
-@pytest.mark.parametrize("model, memory", [("resnet20", "fast"), ("densenet40", "fast"), ("densenet40", "linear")])
+@pytest.mark.parametrize(
+    "model, memory", [("resnet20", "fast"), ("densenet40", "fast"), ("densenet40", "linear")]
+)
 def test_twenty_steps(model, memory, dtype, rate, tolerance):
     """Channels-last, allocator, batches from bytes, fused SGD, linear memory, folded evaluation: the plain path's weights."""
     keep_pages()
@@ -45,7 +49,9 @@ def test_twenty_steps(model, memory, dtype, rate, tolerance):
     assert distance(network, plain) <= tolerance
     if dtype == torch.float32:
         test = invented_batches(50, 25, seed=None)
-        assert evaluate(evaluation_step(network, test), 1) == pytest.approx(plain_evaluation(plain, test), rel=1e-3)
+        assert evaluate(evaluation_step(network, test), 1) == pytest.approx(
+            plain_evaluation(plain, test), rel=1e-3
+        )
 
 
 def test_resident_feed_shows_the_batches_of_the_host():
@@ -55,7 +61,10 @@ def test_resident_feed_shows_the_batches_of_the_host():
     for epoch, start in ((0, 0), (7, 0), (7, 3)):
         host.start(epoch, start), resident.start(epoch, start)
         for step in range(start, 5):
-            (theirs, their_labels), (ours, our_labels) = host.take(), resident.take(resident.size(step))
+            (theirs, their_labels), (ours, our_labels) = (
+                host.take(),
+                resident.take(resident.size(step)),
+            )
             assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
             assert torch.equal(our_labels, their_labels)
 
@@ -65,7 +74,12 @@ def test_bf16_learns_the_digits_as_float32_does():
     """Within the spread of the seeds. Where the processor has no bf16 it is emulated: the same rounding, slowly."""
     bf16 = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
     plain, half = (
-        torch.tensor([digits_top1(build_network("resnet20", "lcm2", seed=s), 4, s, context) for s in range(4)])
+        torch.tensor(
+            [
+                digits_top1(build_network("resnet20", "lcm2", seed=s), 4, s, context)
+                for s in range(4)
+            ]
+        )
         for context in (None, bf16)
     )
     assert plain.mean() > 95
@@ -83,7 +97,9 @@ def test_training_metrics_are_means_over_images():
                 logits = network.train()(images)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             hits += (logits.argmax(1) == labels).sum().item()
-        assert row == pytest.approx({"train_loss": loss / 70, "train_top1": 100 * hits / 70}, rel=1e-5)
+        assert row == pytest.approx(
+            {"train_loss": loss / 70, "train_top1": 100 * hits / 70}, rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("image_size", [32, None], ids=["folded", "not folded"])
@@ -98,7 +114,9 @@ def test_evaluation_follows_the_weights(image_size):
     assert (step.step.forward is network) == (image_size is None)
 
 
-@pytest.mark.parametrize("switch, layout", [("true", torch.channels_last), ("false", torch.contiguous_format)])
+@pytest.mark.parametrize(
+    "switch, layout", [("true", torch.channels_last), ("false", torch.contiguous_format)]
+)
 def test_channels_last_is_the_layout_of_weights_and_images(tiny, ends, tmp_path, switch, layout):
     """In training and evaluation: no convolution has to convert."""
 
@@ -106,10 +124,17 @@ def test_channels_last_is_the_layout_of_weights_and_images(tiny, ends, tmp_path,
         original = torch.nn.Conv2d.forward
 
         def watched(self, x):
-            assert len(x) == 1 or all(t.is_contiguous(memory_format=layout) for t in (x, self.weight)), x.stride()
+            assert len(x) == 1 or all(
+                t.is_contiguous(memory_format=layout) for t in (x, self.weight)
+            ), x.stride()
             return original(self, x)
 
         torch.nn.Conv2d.forward = watched
 
-    words = ["schedule.epochs=1", "attention=none", "fold_batch_norm=false", f"channels_last={switch}"]
+    words = [
+        "schedule.epochs=1",
+        "attention=none",
+        "fold_batch_norm=false",
+        f"channels_last={switch}",
+    ]
     ends(tiny(f"runs={tmp_path}", *words), 0, prepare=watch)

@@ -13,13 +13,21 @@ from lcm.config.options import choices
 
 def test_the_rehearsal(tmp_path):
     """To its end, each part with a result; the second time there is nothing to do."""
-    command = [sys.executable, hour.ROOT / "scripts" / "first_gpu_hour", "--rehearse", "--out", tmp_path]
+    command = [
+        sys.executable,
+        hour.ROOT / "scripts" / "first_gpu_hour",
+        "--rehearse",
+        "--out",
+        tmp_path,
+    ]
     ended = subprocess.run(command, capture_output=True, text=True)
     results = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]
     assert ended.returncode == 0 and ended.stderr == "", (ended, results)
     assert [result["part"] for result in results] == list(hour.PARTS)
     assert {result["state"] for result in results} == {"done"}
-    assert len(list((tmp_path / "runs" / "digits").glob("*/*/*/metrics.jsonl"))) == 2  # of the sweep
+    assert (
+        len(list((tmp_path / "runs" / "digits").glob("*/*/*/metrics.jsonl"))) == 2
+    )  # of the sweep
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.stdout.count("done already") == len(results)
 
@@ -58,9 +66,14 @@ def test_commands_and_overrides(monkeypatch, tmp_path):
     monkeypatch.setattr(hour, "run", lambda command, *_: commands.append(command) or 0)
     assert hour.main(["data.root=/datasets", "--out", str(tmp_path)]) == 0
     tests, *benchmarks, table2 = commands
-    assert tests[:4] == ["-m", "pytest", "-m", "gpu"] and (hour.ROOT / benchmarks[0][0] / "__main__.py").is_file()
+    assert (
+        tests[:4] == ["-m", "pytest", "-m", "gpu"]
+        and (hour.ROOT / benchmarks[0][0] / "__main__.py").is_file()
+    )
     parts = [parse([*words[1:], "--out", str(tmp_path / "b.csv")]).parts for words in benchmarks]
     assert parts == [["step"], ["epoch"], ["memory"], ["packed"]]
     assert (
-        table2[-1] == "data.root=/datasets" and table2[1] == "experiment=table2" and "table2" in choices("experiment")
+        table2[-1] == "data.root=/datasets"
+        and table2[1] == "experiment=table2"
+        and "table2" in choices("experiment")
     )

@@ -68,10 +68,15 @@ def test_torchvision_blocks_fold_whole():
 @pytest.mark.parametrize("model, left", [("resnet50", 0), ("resnext50", 0), ("densenet121", 62)])
 def test_the_224_networks(model, left):
     """Of DenseNet-121, what reads a concatenation does not fold: 58 layers, 3 transitions and the head."""
-    assert norms(same_function(trained(build_network(model, "lcm2", 100, seed=0).double()), 64, 1e-10)) == left
+    assert (
+        norms(same_function(trained(build_network(model, "lcm2", 100, seed=0).double()), 64, 1e-10))
+        == left
+    )
 
 
-@pytest.mark.parametrize("memory, layout", [("fast", torch.channels_last), ("linear", torch.contiguous_format)])
+@pytest.mark.parametrize(
+    "memory, layout", [("fast", torch.channels_last), ("linear", torch.contiguous_format)]
+)
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_densenets_are_evaluated_in_one_buffer(attention, memory, layout):
     network = trained(build_network("densenet40", attention, layers=10, memory=memory).double())
@@ -79,16 +84,22 @@ def test_densenets_are_evaluated_in_one_buffer(attention, memory, layout):
     assert sum(isinstance(module, EvaluatedBlock) for module in folded.modules()) == 3
 
 
-@pytest.mark.parametrize("model, autocast", [("resnet20", False), ("densenet40", True)], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    "model, autocast", [("resnet20", False), ("densenet40", True)], ids=["float32", "bf16"]
+)
 def test_it_is_as_near_to_the_truth(model, autocast):
-    network = trained(build_network(model, "lcm2", layers={"resnet20": 20, "densenet40": 16}[model], seed=0))
+    network = trained(
+        build_network(model, "lcm2", layers={"resnet20": 20, "densenet40": 16}[model], seed=0)
+    )
     x = images(32, torch.float32, n=16).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         truth = copy.deepcopy(network).double()(x.double())
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             ours, plain = fold(network, 32)(x), network(x)
     assert ours.dtype == plain.dtype == (torch.bfloat16 if autocast else torch.float32)
-    error, plain_error = ((logits - truth).abs().mean() / truth.abs().mean() for logits in (ours, plain))
+    error, plain_error = (
+        (logits - truth).abs().mean() / truth.abs().mean() for logits in (ours, plain)
+    )
     assert error <= 1.5 * plain_error + 1e-7
 
 
@@ -135,7 +146,9 @@ class Stem(nn.Module):
         lambda conv, bn, x: (lambda y: y + bn(y))(conv(x)),  # a second reader
         lambda conv, bn, x: bn(conv(x)) + conv(x),  # the convolution is used twice
         lambda conv, bn, x: bn(bn(conv(x))),  # the batch norm is used twice
-        lambda conv, bn, x: conv(x) + bn(x[:, :1].expand(-1, 4, -1, -1))[:, :, 1:-1, 1:-1],  # beside each other
+        lambda conv, bn, x: (
+            conv(x) + bn(x[:, :1].expand(-1, 4, -1, -1))[:, :, 1:-1, 1:-1]
+        ),  # beside each other
     ],
 )
 def test_a_batch_norm_with_anything_else_around_it_is_not_folded(between):

@@ -19,12 +19,17 @@ CUDA = torch.device("cuda:0")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("model, keys", [("resnet20", {}), ("densenet40", {}), ("densenet40", {"memory": "linear"})])
+@pytest.mark.parametrize(
+    "model, keys", [("resnet20", {}), ("densenet40", {}), ("densenet40", {"memory": "linear"})]
+)
 def test_a_captured_step_is_the_eager_one(deterministic, model, keys, precision):
     """Two epochs whose last batch is smaller: two graphs. The same kernels in the same order: the same bits."""
     states = []
     for capture in (True, False):
-        network, autocast = build_network(model, "lcm2", seed=0, **keys), set_precision(precision, CUDA)
+        network, autocast = (
+            build_network(model, "lcm2", seed=0, **keys),
+            set_precision(precision, CUDA),
+        )
         network.to(CUDA, memory_format=torch.channels_last)
         step = training_step(network, invented_batches(70, 16), 0.01, autocast, capture)
         assert isinstance(step, Eager) != capture
@@ -44,12 +49,19 @@ def test_the_gpu_learns_what_the_cpu_learns():
 
 
 @pytest.mark.parametrize("attention", choices("attention"))
-def test_deterministic_gives_the_same_bits_also_when_continued_inside_an_epoch(tiny, ends, tmp_path, attention):
+def test_deterministic_gives_the_same_bits_also_when_continued_inside_an_epoch(
+    tiny, ends, tmp_path, attention
+):
     """In processes of their own: cuBLAS reads CUBLAS_WORKSPACE_CONFIG when CUDA starts.
 
     The captured graph starts in the middle of an epoch's plan.
     """
-    words = [f"attention={attention}", "device=cuda", "deterministic=true", "checkpoint.every=4 steps"]
+    words = [
+        f"attention={attention}",
+        "device=cuda",
+        "deterministic=true",
+        "checkpoint.every=4 steps",
+    ]
     whole, parts = (tiny(f"runs={tmp_path}/{name}", *words) for name in ("whole", "parts"))
     ends(whole, 0)
 

@@ -34,7 +34,9 @@ class Recorder(TorchDispatchMode):
         for operation, args, kwargs, out in self.operations:
             again = operation(*args, **kwargs)
             for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():  # neither a view nor in place
+                if (
+                    isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr()
+                ):  # neither a view nor in place
                     old.copy_(new)
 
 
@@ -93,7 +95,10 @@ def cuda(monkeypatch):
     values = {"Event": Event, "Stream": lambda device: Stream("side"), "CUDAGraph": Recorder}
     values |= {"stream": cuda.stream, "graph": cuda.graph, "empty_cache": cuda.empty_cache}
     values |= {"current_stream": lambda device: cuda.current, "synchronize": lambda device: None}
-    values |= {"set_stream": lambda other: setattr(cuda, "current", other), "graph_pool_handle": lambda: "pool"}
+    values |= {
+        "set_stream": lambda other: setattr(cuda, "current", other),
+        "graph_pool_handle": lambda: "pool",
+    }
     for name, value in values.items():
         monkeypatch.setattr(torch.cuda, name, value)
     return cuda
@@ -181,7 +186,9 @@ def test_a_capture_that_fails_leaves_an_eager_step(cuda, unchanged, kind, number
     assert cuda.current == "default" and cuda.emptied == 1
     assert all(parameter.grad is None for parameter in step.network.parameters())
     (line,) = lines
-    assert line.startswith("no CUDA graph (operation not permitted when stream is capturing): every step")
+    assert line.startswith(
+        "no CUDA graph (operation not permitted when stream is capturing): every step"
+    )
     assert train_epoch(bound, 1) == train_epoch(bind(*a_step(kind), False), 1)
 
 

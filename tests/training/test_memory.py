@@ -14,10 +14,14 @@ from lcm.training.memory import memory_explained
 OUT = [
     MemoryError(),
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory"
+    ),
     RuntimeError("could not create a memory object"),
     RuntimeError("std::bad_alloc"),
-    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),  # AcceleratorError
+    RuntimeError(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+    ),  # AcceleratorError
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
 ]
@@ -26,10 +30,15 @@ OTHERS = [RuntimeError("shape mismatch"), OSError(errno.EIO, "I/O error"), Value
 
 @pytest.mark.parametrize("error", OUT + OTHERS, ids=lambda error: str(error)[:30])
 def test_every_wording_is_explained_and_other_errors_pass(error):
-    with pytest.raises(UserError if error in OUT else type(error)) as caught, memory_explained("cuda:1"):
+    with (
+        pytest.raises(UserError if error in OUT else type(error)) as caught,
+        memory_explained("cuda:1"),
+    ):
         raise error
     if error in OUT:
-        assert str(caught.value).startswith("out of memory on device=cuda:1: lower schedule.batch_size")
+        assert str(caught.value).startswith(
+            "out of memory on device=cuda:1: lower schedule.batch_size"
+        )
         assert caught.value.__cause__ is error
     else:
         assert caught.value is error
@@ -46,8 +55,16 @@ def test_it_stops_a_run_and_is_no_result(tiny, ends, tmp_path):
     from lcm.reporting.runs import collect
 
     config = tiny(f"runs={tmp_path}/runs", "checkpoint.every=2 steps")
-    ends(config, 2, "error: out of memory on device=cpu: ", "what was saved is intact", prepare=after_step(4, use_up))
-    assert state_of(config)["state"] == "stopped" and state_of(config)["message"].startswith("out of memory")
+    ends(
+        config,
+        2,
+        "error: out of memory on device=cpu: ",
+        "what was saved is intact",
+        prepare=after_step(4, use_up),
+    )
+    assert state_of(config)["state"] == "stopped" and state_of(config)["message"].startswith(
+        "out of memory"
+    )
     summary = collect(tmp_path / "runs", tmp_path / "results")
     assert (len(summary.runs), len(summary.damaged), len(summary.unfinished)) == (0, 0, 1)
     ends(config, 0)  # with its memory back

@@ -58,13 +58,21 @@ class OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
-        devices = {t.device.type for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        devices = {
+            t.device.type for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)
+        }
         assert len(devices) < 2, (operation, devices)
         if operation is torch.ops.aten.convolution.default:
             self.convolutions.append(args[0].dtype)
-        if "conv" in str(operation):  # cuDNN's results are channels-last where an argument is; the meta device's never
+        if "conv" in str(
+            operation
+        ):  # cuDNN's results are channels-last where an argument is; the meta device's never
             layout = torch._prims_common.suggest_memory_format(args[1])
-            return tree_map_only(torch.Tensor, lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t, out)
+            return tree_map_only(
+                torch.Tensor,
+                lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t,
+                out,
+            )
         return out
 
 
@@ -75,7 +83,10 @@ def fused_sgd(parameters, gradients, momenta, **options):
     """The kernel that the meta device lacks: it asks what the CUDA kernel asks, equal strides."""
     updated.append(len(parameters))
     for row in zip(parameters, gradients, momenta, strict=True):
-        assert len({tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1) for t in row}) == 1
+        assert (
+            len({tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1) for t in row})
+            == 1
+        )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,12 +96,20 @@ def meta():
     library.impl("_fused_sgd_.tensor_lr", fused_sgd)
     with pytest.MonkeyPatch.context() as patch:
         enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
-        patch.setattr(sys.modules["torch.optim.sgd"], "_device_dtype_check_for_fused", lambda *args, **options: None)
+        patch.setattr(
+            sys.modules["torch.optim.sgd"],
+            "_device_dtype_check_for_fused",
+            lambda *args, **options: None,
+        )
         patch.setattr(torch, "autocast", Autocast)
         patch.setattr(
-            torch, "is_autocast_enabled", lambda *k: bool(Autocast.current) if k == ("meta",) else enabled(*k)
+            torch,
+            "is_autocast_enabled",
+            lambda *k: bool(Autocast.current) if k == ("meta",) else enabled(*k),
         )
-        patch.setattr(torch, "get_autocast_dtype", lambda k: Autocast.current if k == "meta" else dtype(k))
+        patch.setattr(
+            torch, "get_autocast_dtype", lambda k: Autocast.current if k == "meta" else dtype(k)
+        )
         yield
     library._destroy()
 
@@ -99,7 +118,10 @@ NETWORKS = [  # of every family, small where it can be
     ("resnet20", {"layers": 8}),
     ("densenet40", {"layers": 7, "memory": "fast"}),
     ("densenet40", {"layers": 7, "memory": "linear"}),
-    *(pytest.param(model, {}, marks=pytest.mark.slow) for model in ("resnet50", "resnext50", "densenet121")),
+    *(
+        pytest.param(model, {}, marks=pytest.mark.slow)
+        for model in ("resnet50", "resnext50", "densenet121")
+    ),
 ]
 
 
@@ -110,8 +132,12 @@ def test_a_step(model, overrides, attention, precision):
     with META:
         network = build_network(model, attention, **overrides)
     network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
-    optimizer.param_groups[0]["lr"] = torch.empty((), device=META)  # its constructor reads the number
+    optimizer = torch.optim.SGD(
+        network.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
+    )
+    optimizer.param_groups[0]["lr"] = torch.empty(
+        (), device=META
+    )  # its constructor reads the number
     autocast = Autocast("meta", torch.bfloat16, enabled=precision == "bf16")
     feed = ResidentFeed(invented_batches(70, 16), META)
     feed.start(0)
@@ -122,7 +148,10 @@ def test_a_step(model, overrides, attention, precision):
             train(*feed.take(size))
         test(*feed.take(16))
     wide = torch.bfloat16 if precision == "bf16" else torch.float32
-    assert set(seen.convolutions) - {torch.float32} == {wide} - {torch.float32} and seen.convolutions.count(wide) > 3
+    assert (
+        set(seen.convolutions) - {torch.float32} == {wide} - {torch.float32}
+        and seen.convolutions.count(wide) > 3
+    )
     assert updated == [len(list(network.parameters()))] * 2
 
 

@@ -6,7 +6,14 @@ import torch
 from lcm.training import progress
 from lcm.training.progress import Progress, clock
 
-ROW = {"lr": 0.1, "train_loss": 1.0, "train_top1": 50.0, "test_loss": 1.0, "test_top1": 50.0, "test_top5": 90.0}
+ROW = {
+    "lr": 0.1,
+    "train_loss": 1.0,
+    "train_top1": 50.0,
+    "test_loss": 1.0,
+    "test_top1": 50.0,
+    "test_top5": 90.0,
+}
 
 
 @pytest.fixture
@@ -40,7 +47,9 @@ def test_the_estimate_leaves_the_first_step_out(now, capsys):
     for step in range(1, 11):
         now[0] += 100 if step == 1 else 1
         shown.step(1, step, None)
-    assert capsys.readouterr().out == "estimated time: 14 s for training, and evaluation on top\n"  # after step 6 of 20
+    assert (
+        capsys.readouterr().out == "estimated time: 14 s for training, and evaluation on top\n"
+    )  # after step 6 of 20
 
 
 def test_a_bar_shows_images_loss_and_accuracy():
@@ -49,8 +58,18 @@ def test_a_bar_shows_images_loss_and_accuracy():
         shown.step(2, step, torch.tensor([6.4, 32.0, 64.0]))
     text = str(shown.bar)
     shown.clear()
-    assert text.startswith("epoch 2/2: 100%") and "256/256" in text and "loss 0.1000, top-1 50.00 %" in text
+    assert (
+        text.startswith("epoch 2/2: 100%")
+        and "256/256" in text
+        and "loss 0.1000, top-1 50.00 %" in text
+    )
 
 
 def test_clock():
-    assert [clock(s) for s in (0, 59.6, 90, 3600, 7300)] == ["0 s", "1 min 0 s", "1 min 30 s", "1 h 0 min", "2 h 1 min"]
+    assert [clock(s) for s in (0, 59.6, 90, 3600, 7300)] == [
+        "0 s",
+        "1 min 0 s",
+        "1 min 30 s",
+        "1 h 0 min",
+        "2 h 1 min",
+    ]

@@ -30,7 +30,8 @@ def before_data(act):
 
 
 @pytest.mark.parametrize(
-    "kind, call, index, workers", [("TrainStep", STEPS + 2, 2, (2, 0)), ("TestStep", 3 + 2, STEPS, (0, 4))]
+    "kind, call, index, workers",
+    [("TrainStep", STEPS + 2, 2, (2, 0)), ("TestStep", 3 + 2, STEPS, (0, 4))],
 )
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_saved_within_one_step_and_continued_exactly(
@@ -40,7 +41,9 @@ def test_saved_within_one_step_and_continued_exactly(
     first, then = (tiny(f"runs={tmp_path}", TWO, f"data.workers={n}") for n in workers)
     ended = ends(first, 75, prepare=signal_in(kind, call, number))
     message = f"{number.name}: saved after step {index} of epoch 2"
-    assert ended.err == f"stopped by {message}; the same command continues\n" and place_of(first) == (2, index)
+    assert ended.err == f"stopped by {message}; the same command continues\n" and place_of(
+        first
+    ) == (2, index)
     assert (state_of(first)["state"], state_of(first)["message"]) == ("stopped", message)
     finishes_exactly(then, f"continuing  from epoch 2, step {index}")
 
@@ -48,7 +51,9 @@ def test_saved_within_one_step_and_continued_exactly(
 def test_while_data_are_read_it_ends_at_once(tiny, ends, tmp_path):
     config, started = tiny(f"runs={tmp_path}", TWO), time.monotonic()
     waiting = before_data(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60)))
-    assert ends(config, 75, prepare=waiting).err.startswith("stopped by SIGINT: nothing was in progress")
+    assert ends(config, 75, prepare=waiting).err.startswith(
+        "stopped by SIGINT: nothing was in progress"
+    )
     assert time.monotonic() - started < 30 and not (directory_of(config) / "run.json").exists()
 
 
@@ -62,10 +67,15 @@ def test_a_signal_that_other_code_swallows_is_still_seen(tiny, ends, tmp_path):
 
     ended = ends(tiny(f"runs={tmp_path}", TWO), 75, prepare=before_data(swallowed))
     assert "epoch   1/2" not in ended.out
-    assert ended.err == "stopped by SIGTERM: nothing was in progress that is not saved; the same command continues\n"
+    assert (
+        ended.err
+        == "stopped by SIGTERM: nothing was in progress that is not saved; the same command continues\n"
+    )
 
 
-def test_a_second_interrupt_ends_at_once_and_loses_nothing_that_was_saved(tiny, ends, finishes_exactly, tmp_path):
+def test_a_second_interrupt_ends_at_once_and_loses_nothing_that_was_saved(
+    tiny, ends, finishes_exactly, tmp_path
+):
     config = tiny(f"runs={tmp_path}", TWO)
     twice = signal_in("TrainStep", STEPS + 2, signal.SIGINT, signal.SIGINT)
     ends(config, 75, "a second SIGINT: at once", prepare=twice)

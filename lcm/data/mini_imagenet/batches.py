@@ -8,13 +8,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator, normalisation, normalise, prepare
+from lcm.data.in_memory import (
+    Epoch,
+    EpochBatches,
+    keyed_generator,
+    normalisation,
+    normalise,
+    prepare,
+)
 from lcm.data.mini_imagenet.cache import ImageCache
 from lcm.data.mini_imagenet.crops import central_views, random_views, show, show_batch
 from lcm.data.mini_imagenet.folder import PREPARE
 from lcm.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks expect
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet, as torchvision's networks expect
 
 
 def short_side_of(image_size: int) -> int:
@@ -25,7 +35,9 @@ def short_side_of(image_size: int) -> int:
 class ImageBatches(EpochBatches):
     """Batches of some images, `index` with `labels`, from a source: CachedImages or FileImages."""
 
-    def __init__(self, source, index: Tensor, labels: Tensor, batch_size: int, workers: int = 0, seed=None):
+    def __init__(
+        self, source, index: Tensor, labels: Tensor, batch_size: int, workers: int = 0, seed=None
+    ):
         super().__init__(len(index), batch_size, workers, seed)
         self.source, self.index, self.labels = source, index, labels
 
@@ -66,8 +78,12 @@ class CachedImages:
         """Views (N, 8) and mirror (N,) bool of an epoch; with no generator those of the test."""
         sizes = self.sizes[index]
         if generator is None:
-            return central_views(sizes, self.side, short_side_of(self.side)), torch.zeros(len(index), dtype=torch.bool)
-        return random_views(sizes, self.side, generator), torch.rand(len(index), generator=generator) < 0.5
+            return central_views(sizes, self.side, short_side_of(self.side)), torch.zeros(
+                len(index), dtype=torch.bool
+            )
+        return random_views(sizes, self.side, generator), torch.rand(
+            len(index), generator=generator
+        ) < 0.5
 
     @staticmethod
     def assemble(*raw):
@@ -83,7 +99,9 @@ class CachedImages:
         addition to these.
         """
         side = self.side
-        scale, shift = (part[0].view(-1) for part in normalisation(MEAN, STD, (side, side, 3)))  # of one row
+        scale, shift = (
+            part[0].view(-1) for part in normalisation(MEAN, STD, (side, side, 3))
+        )  # of one row
         batch = torch.empty(len(index), side, 3 * side)
         strip = max(1, 32_767 // (3 * side))
         jobs = list(zip(batch, index.tolist(), views.tolist(), mirror.tolist(), strict=True))
@@ -112,22 +130,39 @@ class CachedImages:
         """A raw batch -> a packed one: the pixels of its regions, pinned, and the raw batch that refers to them."""
         index, views, mirror, labels = raw
         pixels, starts, widths, views = pack_regions(self.cache, index, views)
-        return pixels.pin_memory() if torch.cuda.is_available() else pixels, starts, widths, views, mirror, labels
+        return (
+            pixels.pin_memory() if torch.cuda.is_available() else pixels,
+            starts,
+            widths,
+            views,
+            mirror,
+            labels,
+        )
 
     def _on_gpu(self, raw, device):
         pixels = self._resident_pixels(device)
         if pixels is None:
-            pixels, starts, widths, views, mirror, labels = raw if len(raw) == 6 else self._pack(raw)
+            pixels, starts, widths, views, mirror, labels = (
+                raw if len(raw) == 6 else self._pack(raw)
+            )
             pixels = pixels.to(device, non_blocking=True)
         else:
             index, views, mirror, labels = raw
             starts, widths = self.starts[index], self.sizes[index, 1]
-        block = [-(-int(size) // 16) * 16 for size in views[:, 2:4].amax(0)]  # multiples of 16 suit matrix products
-        table = torch.cat([starts[:, None], widths[:, None], views, mirror[:, None], labels[:, None]], 1)
+        block = [
+            -(-int(size) // 16) * 16 for size in views[:, 2:4].amax(0)
+        ]  # multiples of 16 suit matrix products
+        table = torch.cat(
+            [starts[:, None], widths[:, None], views, mirror[:, None], labels[:, None]], 1
+        )
         table = table.to(device, non_blocking=True)  # one small transfer
         starts, widths, mirror, labels = (table[:, column] for column in (0, 1, 10, 11))
-        images = show_batch(pixels, starts, widths, table[:, 2:10], mirror.bool(), self.side, block, torch.float16)
-        return normalise(images.contiguous(), *normalisation(MEAN, STD, images.shape[1:], images.device)), labels
+        images = show_batch(
+            pixels, starts, widths, table[:, 2:10], mirror.bool(), self.side, block, torch.float16
+        )
+        return normalise(
+            images.contiguous(), *normalisation(MEAN, STD, images.shape[1:], images.device)
+        ), labels
 
     def _resident_pixels(self, device):
         """All pixels on the GPU, or None where they do not fit."""
@@ -137,8 +172,13 @@ class CachedImages:
             try:
                 fits = pixels.nbytes <= torch.cuda.mem_get_info(device)[0] * self.share
                 self._pixels[device] = pixels.to(device) if fits else None
-            except RuntimeError as error:  # another process took the memory in between; torch has several such errors
-                if not isinstance(error, torch.cuda.OutOfMemoryError) and "out of memory" not in str(error).lower():
+            except (
+                RuntimeError
+            ) as error:  # another process took the memory in between; torch has several such errors
+                if (
+                    not isinstance(error, torch.cuda.OutOfMemoryError)
+                    and "out of memory" not in str(error).lower()
+                ):
                     raise
                 self._pixels[device] = None
         return self._pixels[device]
@@ -153,7 +193,12 @@ def pack_regions(cache: ImageCache, index: Tensor, views: Tensor):
     lengths = views[:, 2] * views[:, 3]
     moved = views.clone()
     moved[:, :2] = 0
-    return torch.from_numpy(np.concatenate(regions)), lengths.cumsum(0) - lengths, views[:, 3], moved
+    return (
+        torch.from_numpy(np.concatenate(regions)),
+        lengths.cumsum(0) - lengths,
+        views[:, 3],
+        moved,
+    )
 
 
 def two_ahead(items, work):
@@ -186,8 +231,12 @@ class FileImages:
     def assemble(self, index: Tensor, seeds: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         from torchvision.transforms import v2
 
-        train = v2.Compose([v2.RandomResizedCrop(self.side, antialias=True), v2.RandomHorizontalFlip()])
-        test = v2.Compose([v2.Resize(short_side_of(self.side), antialias=True), v2.CenterCrop(self.side)])
+        train = v2.Compose(
+            [v2.RandomResizedCrop(self.side, antialias=True), v2.RandomHorizontalFlip()]
+        )
+        test = v2.Compose(
+            [v2.Resize(short_side_of(self.side), antialias=True), v2.CenterCrop(self.side)]
+        )
         batch = np.empty((len(index), self.side, self.side, 3), np.uint8)
         with torch.random.fork_rng(devices=[]):  # the transforms draw from the global generator
             for out, i, seed in zip(batch, index.tolist(), seeds.tolist(), strict=True):

@@ -74,7 +74,9 @@ class ImageCache:
     def image(self, i: int) -> np.ndarray:
         """Image i, uint8 (height, width, 3), a view of the file."""
         height, width = self.sizes[i]
-        return self.pixels[self.starts[i] : self.starts[i] + height * width].reshape(height, width, CHANNELS)
+        return self.pixels[self.starts[i] : self.starts[i] + height * width].reshape(
+            height, width, CHANNELS
+        )
 
 
 def open_cache(files, key: str, folder, short_side: int | None, digests=None) -> ImageCache:
@@ -90,16 +92,25 @@ def open_cache(files, key: str, folder, short_side: int | None, digests=None) ->
         sizes = _read_index(index, pixels, len(files))
         if sizes is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with file_lock(folder / f"{key}.lock", f"another process makes the image cache {pixels}: waiting for it"):
-                sizes = _read_index(index, pixels, len(files))  # another process may have made it meanwhile
+            with file_lock(
+                folder / f"{key}.lock",
+                f"another process makes the image cache {pixels}: waiting for it",
+            ):
+                sizes = _read_index(
+                    index, pixels, len(files)
+                )  # another process may have made it meanwhile
                 if sizes is None:
                     sizes = _make(files, pixels, index, short_side, digests or [None] * len(files))
                     for other in sorted(set(folder.glob("*.pixels")) - {pixels}):
                         size = f"{other.stat().st_size / 1e9:.1f} GB"
-                        print(f"{other} ({size}) is another cache; delete it if no other setting or copy uses it")
+                        print(
+                            f"{other} ({size}) is another cache; delete it if no other setting or copy uses it"
+                        )
     except OSError as error:
         remedy = "Make room, choose another disk with data.cache_dir=FOLDER, or do without: data.cache=false."
-        raise UserError(f"the image cache in {folder} cannot be written or read ({error}). {remedy}") from error
+        raise UserError(
+            f"the image cache in {folder} cannot be written or read ({error}). {remedy}"
+        ) from error
     return ImageCache(pixels, sizes)
 
 
@@ -125,7 +136,9 @@ def _make(files, pixels: Path, index: Path, short_side, digests) -> np.ndarray:
             return cached_size(image.height, image.width, short_side)
 
     def fill(i):
-        out[starts[i] : starts[i] + lengths[i]] = decode(files[i], short_side, digests[i]).reshape(-1)
+        out[starts[i] : starts[i] + lengths[i]] = decode(files[i], short_side, digests[i]).reshape(
+            -1
+        )
 
     remedy = "replace them, or run scripts/prepare_mini_imagenet.py on the copy"
     sizes = np.array(for_each(files, measure, remedy), np.int64)
@@ -136,7 +149,9 @@ def _make(files, pixels: Path, index: Path, short_side, digests) -> np.ndarray:
     draft = pixels.with_suffix(".draft")
     try:
         with open(draft, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, total) if hasattr(os, "posix_fallocate") else file.truncate(total)
+            os.posix_fallocate(file.fileno(), 0, total) if hasattr(
+                os, "posix_fallocate"
+            ) else file.truncate(total)
         out = np.memmap(draft, np.uint8, "r+", shape=(total,))
         for_each(files, fill, remedy, f"decoding once into {pixels.parent} ({total / 1e9:.1f} GB)")
         out.flush()
@@ -164,14 +179,20 @@ def for_each(files, work, remedy: str, label: str | None = None) -> list:
                 raise
             return error
 
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     pool = concurrent.futures.ThreadPoolExecutor(processors)
     try:
         done = pool.map(attempt, range(len(files)))
         results = list(tqdm(done, label, len(files), unit="image", disable=None if label else True))
     finally:
         pool.shutdown(cancel_futures=True)
-    bad = [f"{file}: {one_line(r)}" for file, r in zip(files, results, strict=True) if isinstance(r, Exception)]
+    bad = [
+        f"{file}: {one_line(r)}"
+        for file, r in zip(files, results, strict=True)
+        if isinstance(r, Exception)
+    ]
     if bad:
         raise listed(f"{len(bad)} images cannot be decoded; {remedy}:", bad)
     return results

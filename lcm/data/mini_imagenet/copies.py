@@ -74,7 +74,9 @@ def find_images(source: Path, lists: Path | None = None) -> tuple[list[SourceIma
     parts = [source / part for part in ("train", "val", "test") if (source / part).is_dir()]
     found = [_classes(part) for part in parts or [source]]
     few_shot = len(parts) == 3 and sum(map(len, found)) == len(set().union(*found))
-    if parts and (lists is not None or (not few_shot and (len(parts) != 2 or parts[0].name != "train"))):
+    if parts and (
+        lists is not None or (not few_shot and (len(parts) != 2 or parts[0].name != "train"))
+    ):
         raise UserError(
             f"{source} holds {names(parts)}. Expected are class folders alone (with --lists), train/, val/ and test/ with 64, "
             "16 and 20 different classes, or train/ and test/ (or val/) with the same classes."
@@ -97,7 +99,9 @@ def find_images(source: Path, lists: Path | None = None) -> tuple[list[SourceIma
 def names(paths, limit: int = 5) -> str:
     """The first names of many paths, and how many more there are."""
     every = sorted(path if isinstance(path, str) else path.name for path in paths)
-    return ", ".join(every[:limit]) + (f" and {len(every) - limit:,} more" if len(every) > limit else "")
+    return ", ".join(every[:limit]) + (
+        f" and {len(every) - limit:,} more" if len(every) > limit else ""
+    )
 
 
 def _classes(folder: Path) -> dict[str, Path]:
@@ -108,7 +112,9 @@ def _classes(folder: Path) -> dict[str, Path]:
             if match := re.fullmatch(r"(n\d{8})(\.tar)?", entry.name):
                 classes.setdefault(match[1], Path(entry.path))
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}): change its permissions.") from error
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): change its permissions."
+        ) from error
     return classes
 
 
@@ -117,12 +123,20 @@ def _class_images(path: Path, problems: list[str], split: str | None = None) -> 
     wnid = path.name[:9]
     try:
         if path.suffix != ".tar":
-            return [SourceImage(wnid, e.name, Path(e.path), e.stat().st_size, 0, split) for e in entries(path)]
+            return [
+                SourceImage(wnid, e.name, Path(e.path), e.stat().st_size, 0, split)
+                for e in entries(path)
+            ]
         with tarfile.open(path, "r:") as archive:
             members = [member for member in archive if member.isfile()]
-        return [SourceImage(wnid, Path(m.name).name, path, m.size, m.offset_data, split) for m in members]
+        return [
+            SourceImage(wnid, Path(m.name).name, path, m.size, m.offset_data, split)
+            for m in members
+        ]
     except (OSError, tarfile.TarError) as error:
-        problems.append(f"{path}: cannot be read ({error}). Download it again; unpack a compressed one.")
+        problems.append(
+            f"{path}: cannot be read ({error}). Download it again; unpack a compressed one."
+        )
         return []
 
 
@@ -133,17 +147,23 @@ def _read_lists(folder: Path, problems: list[str]) -> dict[str, list[str]]:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path}: {error}; train.csv, val.csv and test.csv of Ravi and Larochelle are needed")
+            problems.append(
+                f"{path}: {error}; train.csv, val.csv and test.csv of Ravi and Larochelle are needed"
+            )
             continue
         for number, line in enumerate(lines, 1):
             if match := LISTED.fullmatch(line):
                 listed.setdefault(match[2], []).append(match[1])
             elif (number, line) != (1, "filename,label"):
-                problems.append(f"{path}, line {number}: {line[:60]!r} is not like n0153282900000005.jpg,n01532829")
+                problems.append(
+                    f"{path}, line {number}: {line[:60]!r} is not like n0153282900000005.jpg,n01532829"
+                )
     return listed
 
 
-def _listed_images(listed: dict, classes: dict[str, Path], problems: list[str]) -> list[SourceImage]:
+def _listed_images(
+    listed: dict, classes: dict[str, Path], problems: list[str]
+) -> list[SourceImage]:
     """The listed images, under their listed names; other classes are not read."""
     chosen = []
     for wnid in (wnid for wnid in listed if wnid in classes):

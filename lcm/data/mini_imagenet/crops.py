@@ -33,8 +33,12 @@ def random_views(sizes: Tensor, side: int, generator) -> Tensor:
     fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
     first = fits.int().argmax(1, keepdim=True)
     found = fits.gather(1, first)  # (N, 1)
-    h = torch.where(found, h.gather(1, first), torch.minimum(height, (width / RATIO[0]).round().long()))
-    w = torch.where(found, w.gather(1, first), torch.minimum(width, (height * RATIO[1]).round().long()))
+    h = torch.where(
+        found, h.gather(1, first), torch.minimum(height, (width / RATIO[0]).round().long())
+    )
+    w = torch.where(
+        found, w.gather(1, first), torch.minimum(width, (height * RATIO[1]).round().long())
+    )
     slack = torch.cat([height - h, width - w], dim=1)
     corner = torch.where(found, (drawn[:, -2:] * (slack + 1)).long(), slack // 2)  # top, left
     to, window = torch.full_like(sizes, side), torch.zeros_like(sizes)
@@ -43,7 +47,9 @@ def random_views(sizes: Tensor, side: int, generator) -> Tensor:
 
 def central_views(sizes: Tensor, side: int, short_side: int) -> Tensor:
     """The view of each image that torchvision's Resize(short_side), CenterCrop(side) shows, (N, 8). sizes: int64 (N, 2)."""
-    to = torch.tensor([[short_side * a // min(h, w) for a in (h, w)] for h, w in sizes.tolist()]).view(-1, 2)
+    to = torch.tensor(
+        [[short_side * a // min(h, w) for a in (h, w)] for h, w in sizes.tolist()]
+    ).view(-1, 2)
     window = ((to - side) / 2).round().long()
     return torch.cat([torch.zeros_like(sizes), sizes, to, window], dim=1)
 
@@ -55,14 +61,23 @@ def show(image: np.ndarray, view, side: int) -> Tensor:
     """
     top, left, h, w, to_h, to_w, row, column = view
     region = torch.from_numpy(np.ascontiguousarray(image[top : top + h, left : left + w]))
-    region = region[None].permute(0, 3, 1, 2)  # in this order torch sees channels-last memory, and keeps it
+    region = region[None].permute(
+        0, 3, 1, 2
+    )  # in this order torch sees channels-last memory, and keeps it
     if (h, w) != (to_h, to_w):
         region = F.interpolate(region, size=(to_h, to_w), mode="bilinear", antialias=True)
     return region[0, :, row : row + side, column : column + side]
 
 
 def show_batch(
-    pixels: Tensor, starts: Tensor, widths: Tensor, views: Tensor, mirror: Tensor, side: int, block, dtype=torch.float32
+    pixels: Tensor,
+    starts: Tensor,
+    widths: Tensor,
+    views: Tensor,
+    mirror: Tensor,
+    side: int,
+    block,
+    dtype=torch.float32,
 ) -> Tensor:
     """The views of a batch on any device, without synchronising with it: (B, side, side, 3) of `dtype`, 0 to 255.
 
@@ -73,10 +88,15 @@ def show_batch(
     """
     top, left, h, w, to_h, to_w, row, column = views.unbind(1)
     down, right = (torch.arange(n, device=pixels.device) for n in block)
-    down, right = torch.minimum(down, h[:, None] - 1), torch.minimum(right, w[:, None] - 1)  # (B, block)
+    down, right = (
+        torch.minimum(down, h[:, None] - 1),
+        torch.minimum(right, w[:, None] - 1),
+    )  # (B, block)
     at = starts[:, None] + (top[:, None] + down) * widths[:, None] + left[:, None]  # (B, rows)
     regions = pixels[at[:, :, None] + right[:, None, :]].to(dtype)  # (B, rows, columns, 3)
-    vertical = _triangles(h, to_h, row, torch.zeros_like(mirror), side, block[0]).to(dtype)  # (B, side, rows)
+    vertical = _triangles(h, to_h, row, torch.zeros_like(mirror), side, block[0]).to(
+        dtype
+    )  # (B, side, rows)
     horizontal = _triangles(w, to_w, column, mirror, side, block[1]).to(dtype)  # (B, side, columns)
     n = len(views)
     rows = torch.bmm(vertical, regions.view(n, block[0], -1)).view(n, side, block[1], 3)
@@ -84,7 +104,9 @@ def show_batch(
     return torch.bmm(horizontal, columns).view(n, side, side, 3).transpose(1, 2)
 
 
-def _triangles(length: Tensor, to: Tensor, window: Tensor, mirror: Tensor, side: int, block: int) -> Tensor:
+def _triangles(
+    length: Tensor, to: Tensor, window: Tensor, mirror: Tensor, side: int, block: int
+) -> Tensor:
     """The weights of `block` pixels in each of the `side` kept pixels: (B, side, block), rows summing to 1."""
     kept = torch.arange(side, device=length.device)
     kept = window[:, None] + torch.where(mirror[:, None], side - 1 - kept, kept)  # (B, side)

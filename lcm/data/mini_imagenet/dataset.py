@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 
-from lcm.data.mini_imagenet.batches import MEAN, STD, CachedImages, FileImages, ImageBatches, short_side_of
+from lcm.data.mini_imagenet.batches import (
+    MEAN,
+    STD,
+    CachedImages,
+    FileImages,
+    ImageBatches,
+    short_side_of,
+)
 from lcm.data.mini_imagenet.cache import VERSION, open_cache
 from lcm.data.mini_imagenet.folder import PREPARE, list_images, notes_on
 from lcm.errors import UserError
@@ -59,7 +66,9 @@ class MiniImageNet:
             )
         else:
             self._images = FileImages(paths, image_size)
-        self._workers = 0 if cache else workers  # of cached images a loader would assemble only a few numbers each
+        self._workers = (
+            0 if cache else workers
+        )  # of cached images a loader would assemble only a few numbers each
         label = {name: number for number, name in enumerate(self.classes)}
         labels = torch.tensor([label[file.split("/")[1]] for file in files])
         train = sum(file.startswith("train/") for file in files)  # these come first

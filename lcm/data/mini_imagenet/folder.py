@@ -36,10 +36,14 @@ def list_images(root: Path):
             for file in files
         }
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); run {PREPARE} on the copy.") from error
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}); run {PREPARE} on the copy."
+        ) from error
     files, manifest = list(statuses), root / "manifest.csv"
     if manifest.exists():
-        digests = _read_manifest(manifest, {file: status.st_size for file, status in statuses.items()})
+        digests = _read_manifest(
+            manifest, {file: status.st_size for file, status in statuses.items()}
+        )
         fingerprint = hashlib.sha256(manifest.read_bytes()).hexdigest()
         return files, [digests[file] for file in files], fingerprint, fingerprint
     sizes = "".join(f"{file} {status.st_size}\n" for file, status in statuses.items())
@@ -55,14 +59,18 @@ def _read_manifest(manifest: Path, sizes: dict[str, int]) -> dict[str, str]:
         listed = {file: int(row["size"]) for file, row in rows.items()}
         digests = {file: row["sha256"] for file, row in rows.items()}
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{manifest} is damaged ({type(error).__name__}: {error}); run {PREPARE} again.") from error
+        raise UserError(
+            f"{manifest} is damaged ({type(error).__name__}: {error}); run {PREPARE} again."
+        ) from error
     problems = [
         f"{file}: {sizes.get(file, 'no')} bytes instead of {listed.get(file, 'no')}"
         for file in sorted(listed | sizes)
         if sizes.get(file) != listed.get(file)
     ]
     if problems:
-        shown = "\n  ".join(problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20))
+        shown = "\n  ".join(
+            problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20)
+        )
         raise UserError(
             f"{manifest.parent} differs from its manifest.csv; restore or remove the files, or run {PREPARE} again:\n  {shown}"
         )

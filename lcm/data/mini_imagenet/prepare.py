@@ -41,7 +41,10 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
     if not allow_partial:
         problems += _count_problems(images)
     if problems:
-        raise listed(f"{source} cannot be used as it is (--allow-partial accepts an incomplete copy):", problems)
+        raise listed(
+            f"{source} cannot be used as it is (--allow-partial accepts an incomplete copy):",
+            problems,
+        )
     rows = _copy(images, destination)
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, FIELDS, lineterminator="\n")
@@ -63,19 +66,27 @@ def _split(images: list[SourceImage]) -> list[SourceImage]:
     split = []
     for members in classes.values():
         train = len(members) * PER_CLASS["train"] // sum(PER_CLASS.values())
-        split += [member._replace(split="train" if i < train else "test") for i, member in enumerate(members)]
+        split += [
+            member._replace(split="train" if i < train else "test")
+            for i, member in enumerate(members)
+        ]
     return split
 
 
 def _name_problems(images: list[SourceImage]) -> list[str]:
     """Only classes of mini-ImageNet, and each name once in its class."""
     other = {image.wnid for image in images} - set(WNIDS)
-    problems = [f"{wnid} is not a class of mini-ImageNet (ImageNet itself needs --lists)" for wnid in sorted(other)]
+    problems = [
+        f"{wnid} is not a class of mini-ImageNet (ImageNet itself needs --lists)"
+        for wnid in sorted(other)
+    ]
     same = collections.defaultdict(list)
     for image in images:
         same[image.wnid, Path(image.name).stem.lower()].append(image)
     duplicates = [found for found in same.values() if len(found) > 1]
-    return problems + [f"the same name twice: {', '.join(map(str, found))}. Keep one." for found in duplicates]
+    return problems + [
+        f"the same name twice: {', '.join(map(str, found))}. Keep one." for found in duplicates
+    ]
 
 
 def _count_problems(images: list[SourceImage]) -> list[str]:
@@ -83,7 +94,11 @@ def _count_problems(images: list[SourceImage]) -> list[str]:
     counts = collections.Counter((image.wnid, image.split) for image in images)
     expected = "{train} + {test}".format(**PER_CLASS)
     found = {wnid: f"{counts[wnid, 'train']} + {counts[wnid, 'test']}" for wnid in WNIDS}
-    return [f"{wnid}: {n} training + test images, {expected} expected" for wnid, n in found.items() if n != expected]
+    return [
+        f"{wnid}: {n} training + test images, {expected} expected"
+        for wnid, n in found.items()
+        if n != expected
+    ]
 
 
 def _copy(images: list[SourceImage], destination: Path) -> list[dict]:
@@ -100,7 +115,16 @@ def _copy(images: list[SourceImage], destination: Path) -> list[dict]:
         draft.write_bytes(data)
         os.replace(draft, target)
         digest = hashlib.sha256(data).hexdigest()
-        values = (image.path, image.wnid, image.split, decoded.width, decoded.height, decoded.mode, len(data), digest)
+        values = (
+            image.path,
+            image.wnid,
+            image.split,
+            decoded.width,
+            decoded.height,
+            decoded.mode,
+            len(data),
+            digest,
+        )
         return dict(zip(FIELDS, values, strict=True))
 
     try:
@@ -108,7 +132,9 @@ def _copy(images: list[SourceImage], destination: Path) -> list[dict]:
             folder.mkdir(parents=True, exist_ok=True)
         return for_each(images, copy_one, "replace them", "images")
     except OSError as error:
-        raise UserError(f"{destination} cannot be written: {error}. Make room, or give another destination.") from error
+        raise UserError(
+            f"{destination} cannot be written: {error}. Make room, or give another destination."
+        ) from error
 
 
 def _report(destination: Path, rows: list[dict], rule: str) -> str:
