@@ -98,9 +98,7 @@ def train_owned(config, directory, state, stop):
                     network, min(schedule["batch_size"], train_feed.images), size, autocast, layout
                 )
             step = TrainStep(network, optimizer, autocast, device, forward, layout)
-            test_step = TestStep(
-                network, autocast, device, size if config["fold_batch_norm"] else None, layout
-            )
+            test_step = TestStep(network, autocast, device, layout)
             step, test_step = (
                 bind(step, train_feed, config["capture"]),
                 bind(test_step, test_feed, config["capture"]),

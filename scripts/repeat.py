@@ -18,7 +18,14 @@ from pathlib import Path
 
 from lcm.errors import UserError, exit_on_user_error
 from lcm.reporting.records import Damaged, read_record, read_run
-from lcm.runs.repeat import arguments, compared, differences, other_environment, quoted
+from lcm.runs.repeat import (
+    arguments,
+    compared,
+    differences,
+    other_environment,
+    quoted,
+    tolerances,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,8 +72,11 @@ def main(command_line=None):
     if code := subprocess.run([sys.executable, str(ROOT / "train.py"), *overrides]).returncode:
         sys.exit(code)
     again, epochs_again = read(Path(options.runs) / run["run"])
-    apart = differences(epochs, epochs_again)
+    tolerance = tolerances(run)
+    apart = differences(epochs, epochs_again, tolerance)
     same = f"the same numbers, bit for bit: {len(epochs['epoch'])} epochs of {', '.join(compared(epochs))}"
+    for column, allowed in tolerance.items():
+        same += f" ({column}, which a faster evaluation computed then, to {allowed:g} of its value)"
     print("\n".join([*(apart or [same]), *other_environment(run, again)]))
     sys.exit(1 if apart else 0)
 

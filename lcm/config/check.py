@@ -103,7 +103,6 @@ RULES = {
     "deterministic": switch,
     "channels_last": switch,
     "capture": switch,
-    "fold_batch_norm": switch,
     "allocator": switch,
     "threads": either(one_of("auto"), number(int, low=1, high=1024)),
     "runs": path,

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1608.06993.
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.models.dense_block import EvaluatedBlock, concatenate, one_buffer
+from lcm.models.dense_block import concatenate, one_buffer
 from lcm.models.sites import Site
 from lcm.models.weights import FanOutConv2d
 
@@ -45,10 +45,6 @@ class DenseBlock(nn.ModuleList):
     def forward(self, x):
         return one_buffer(self, x) if self.memory == "linear" else concatenate(self, x)
 
-    def for_evaluation(self):
-        """The same function in evaluation mode, with the statistics of the moment and without gradients, in less time."""
-        return EvaluatedBlock(self)
-
 
 class Transition(nn.Module):
     """BN, ReLU, 1x1 of the same width, 2x2 average pool."""
@@ -60,10 +56,6 @@ class Transition(nn.Module):
 
     def forward(self, x):
         return F.avg_pool2d(self.conv(F.relu(self.bn(x), inplace=True)), 2)
-
-    def for_evaluation(self):
-        """The same function with a quarter of the arithmetic: means of pixels and a 1x1 convolution commute."""
-        return nn.Sequential(self.bn, nn.ReLU(inplace=True), nn.AvgPool2d(2), self.conv)
 
 
 class CifarDenseNet(nn.Module):

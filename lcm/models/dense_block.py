@@ -1,4 +1,4 @@
-"""Three forward passes of a dense block that compute the same: plain, in memory linear in its depth, for evaluation alone.
+"""Two forward passes of a dense block that compute the same: plain, and in memory linear in its depth.
 
 G. Pleiss et al., "Memory-Efficient Implementation of DenseNets", 2017, https://arxiv.org/abs/1707.06990, keeps one copy of
 each map and recomputes what batch norm makes of it. Here the batch statistics of a map are computed once, too.
@@ -73,53 +73,10 @@ def _buffer(x, channels, dtype):
     return torch.empty(shape, dtype=kept, device=x.device, memory_format=layout)
 
 
-def factor_and_summand(norm):
-    """What a batch norm does in evaluation, x factor + summand: two float64 tensors, one number a channel."""
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        factor = factor * norm.weight
-    summand = -norm.running_mean * factor
-    return factor, summand if norm.bias is None else summand + norm.bias
-
-
 def _normalised(buffer, scale, shift, dtype):
     """ReLU of batch norm, given as one factor and one summand a channel: the input of a convolution, densely in memory."""
     result = torch.empty_like(buffer, dtype=dtype)
     return torch.addcmul(shift[:, None, None], buffer, scale[:, None, None], out=result).relu_()
-
-
-class EvaluatedBlock(nn.Module):
-    """What `concatenate` computes in evaluation and without gradients: all maps in one buffer, nothing is copied twice.
-
-    It shares the layers that it is made of; the batch norms' statistics are those of the moment when it is made. In half
-    precision `concatenate` is three times as fast, because float32 factors convert each map, and is taken.
-
-    Args:
-        layers: as `one_buffer` takes them.
-    """
-
-    @torch.no_grad()
-    def __init__(self, layers):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.norms = [
-            [part.to(layer.bn.running_mean.dtype) for part in factor_and_summand(layer.bn)]
-            for layer in layers
-        ]
-
-    @torch.no_grad()
-    def forward(self, x):
-        dtype = _convolution_dtype(x)
-        if dtype.itemsize < 4:
-            return concatenate(self.layers, x)
-        channels = x.shape[1]
-        buffer = _buffer(x, channels + sum(layer.conv.out_channels for layer in self.layers), dtype)
-        buffer[:, :channels] = x
-        for layer, (factor, summand) in zip(self.layers, self.norms, strict=True):
-            maps = layer.site(layer.conv(_normalised(buffer[:, :channels], factor, summand, dtype)))
-            buffer[:, channels : channels + layer.conv.out_channels] = maps
-            channels += layer.conv.out_channels
-        return buffer
 
 
 class _OneBuffer(torch.autograd.Function):

@@ -9,7 +9,6 @@ from lcm.models.build import build_network
 from lcm.score_cam import score_cam
 from lcm.training.checkpoint import load_model_weights
 from lcm.training.device import choose_device, keep_pages
-from lcm.training.folding import fold
 
 
 def data_of(runs, root=None):
@@ -65,8 +64,6 @@ def explain(run, data, images, labels, layer=None, chunk=64, device="auto"):
             f"{directory}: its weights do not fit the network of its run.json ({reason})"
         ) from error
     network.to(device)
-    if layer is None:  # a named layer has to be there as it is
-        network = fold(network, data.image_size)
     try:
         cam = score_cam(network, images.to(device), labels, layer=layer, chunk=chunk)
     except ValueError as error:

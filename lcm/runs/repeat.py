@@ -3,7 +3,7 @@
 import json
 import re
 
-from lcm.config.identity import NOT_IDENTITY, identity, is_under
+from lcm.config.identity import NOT_IDENTITY, REMOVED, identity, is_under
 from lcm.config.options import GROUPS, choices, flatten, plain
 from lcm.errors import UserError
 
@@ -45,25 +45,43 @@ def arguments(run, further=()):
             )
         names.append(f"{group}={name}")
     recorded, standard = identity(config), flatten(plain(config))
-    if unknown := sorted(recorded.keys() ^ identity(plain(config)).keys()):
+    unknown = recorded.keys() ^ identity(plain(config)).keys()
+    if unknown := sorted(unknown | {key for key in REMOVED if recorded[key] != REMOVED[key]}):
         raise UserError(
             f"{run['run']} was trained by a version with other keys ({', '.join(unknown)}): "
             f"git checkout {run.get('commit')} first"
         )
     changed = [
-        f"{key}={quoted(value)}" for key, value in recorded.items() if value != standard[key]
+        f"{key}={quoted(value)}"
+        for key, value in recorded.items()
+        if key not in REMOVED and value != standard[key]
     ]
     device = ["device=cpu"] if str(run.get("device")).startswith("cpu") else []
     threads = [f"threads={run['threads']}"] if run.get("threads") else []
     return [*names, *changed, *device, *threads, *further]
 
 
-def differences(before, now):
-    """Where two runs ({column: values}) of one length differ, a line a column; without times, and without tolerance."""
+FOLDED = {"test_loss": 1e-5}  # relative: what folding batch norms changed by rounding, in float32
+
+
+def tolerances(run):
+    """{column: relative tolerance} for a recorded run (its run.json); exact where a column is not in it.
+
+    Versions that had `fold_batch_norm` evaluated with batch norms folded into the convolutions before them.
+    """
+    return FOLDED if (run.get("config") or {}).get("fold_batch_norm") else {}
+
+
+def differences(before, now, tolerance):
+    """Where two runs ({column: values}) of one length differ, a line a column; without times.
+
+    tolerance: {column: relative}, as of `tolerances`; columns that are not in it have to be equal.
+    """
     lines = []
     for column in compared(before):
         pairs = list(zip(before[column], now[column], strict=True))
-        apart = [epoch for epoch, (a, b) in enumerate(pairs, 1) if a != b]
+        allowed = tolerance.get(column, 0)
+        apart = [e for e, (a, b) in enumerate(pairs, 1) if abs(a - b) > allowed * abs(a)]
         if apart:
             largest, (then, here) = max(abs(a - b) for a, b in pairs), pairs[-1]
             lines.append(

@@ -6,7 +6,6 @@ after any step and continued ends with the same bits as one that is not stopped.
 
 import math
 
-from lcm.training.graphs import Eager
 from lcm.training.step import not_finite
 
 
@@ -52,7 +51,7 @@ def evaluate(step, epoch, after_step=lambda: None):
     """The whole test set once, after epoch `epoch`.
 
     Args:
-        step: a TestStep bound to its batches. Batch norms are folded again, unless the step is captured, which folds none.
+        step: a TestStep bound to its batches.
         after_step: called after each step; what it raises ends the evaluation.
 
     Returns:
@@ -63,8 +62,6 @@ def evaluate(step, epoch, after_step=lambda: None):
     """
     test, feed = step.step, step.feed
     test.totals.zero_()
-    if isinstance(step, Eager):
-        test.fold()
     feed.start(0)
     for index in range(feed.steps):
         step(index)

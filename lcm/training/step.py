@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from lcm.errors import NotFinite
-from lcm.training.folding import fold
 
 
 def in_float32(logits):
@@ -102,33 +101,21 @@ class TestStep:
 
     Args:
         network: evaluated; each step sets it to evaluation mode.
-        image_size: height and width of the images, for `fold`; None: no batch-norm folding.
         layout: as of a TrainStep.
     """
 
     __test__ = False  # not a pytest class
 
-    def __init__(self, network, autocast, device, image_size=None, layout=torch.channels_last):
-        self.network, self.autocast, self.image_size, self.layout = (
-            network,
-            autocast,
-            image_size,
-            layout,
-        )
-        self.forward = network
+    def __init__(self, network, autocast, device, layout=torch.channels_last):
+        self.network, self.autocast, self.layout = network, autocast, layout
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)
-
-    def fold(self):
-        """Evaluate with the present weights from now on, batch norms folded into convolutions (lcm/training/folding.py)."""
-        if self.image_size:
-            self.forward = fold(self.network, self.image_size)
 
     @torch.inference_mode()
     def __call__(self, images, labels):
         if self.network.training:
             self.network.eval()
         with self.autocast:
-            logits = in_float32(self.forward(images.contiguous(memory_format=self.layout)))
+            logits = in_float32(self.network(images.contiguous(memory_format=self.layout)))
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         self.totals[0] += F.cross_entropy(logits, labels, reduction="sum").double()
         self.totals[1] += top5[:, 0].sum()

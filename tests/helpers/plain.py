@@ -50,11 +50,11 @@ def training_step(network, batches, rate=0.1, autocast=None, capture=True, compi
     return bind(step, feed(batches, device), capture)
 
 
-def evaluation_step(network, batches, autocast=None, image_size=32):
+def evaluation_step(network, batches, autocast=None):
     """The project's evaluation step on these batches."""
     device = next(network.parameters()).device
     return bind(
-        TestStep(network, autocast or contextlib.nullcontext(), device, image_size),
+        TestStep(network, autocast or contextlib.nullcontext(), device),
         feed(batches, device),
         True,
     )

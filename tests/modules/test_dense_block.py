@@ -105,29 +105,6 @@ def test_no_grad_frozen_and_cumulative_batch_norms_concatenate():
     assert_same(run(fast, x), run(linear, x), 1e-12)
 
 
-@torch.no_grad()
-def test_the_block_for_evaluation_has_the_norms_of_the_moment():
-    """Factor and summand of a batch norm, its eps, weight and bias among them, or neither; folded copies can be copied."""
-    fast, _ = pair("lcm2")
-    fast(maps(4, 5, 5))  # statistics that are not 0 and 1
-    for layer, eps in zip(fast, (1e-5, 0.1, 0.5, 0.1, 1e-5), strict=True):
-        layer.bn.eps = eps
-    fast[3].bn.weight = fast[3].bn.bias = None
-    fast.eval()
-    x = maps(4, 5, 5)
-    evaluated = copy.deepcopy(fast.for_evaluation())
-    torch.testing.assert_close(evaluated(x), fast(x), rtol=1e-12, atol=1e-12)
-    x, fast, evaluated, calls = x.float(), fast.float(), fast.for_evaluation().float(), []
-    evaluated.layers[0].bn.register_forward_hook(lambda *_: calls.append(1))
-    evaluated(x)
-    assert not calls
-    with torch.autocast(
-        "cpu", torch.bfloat16
-    ):  # the buffer is slower there than concatenation, which is taken
-        y = evaluated(x)
-        assert calls and torch.equal(y, fast(x))
-
-
 def test_frozen_parameters_get_no_gradient():
     fast, linear = pair("se")
     for block in (fast, linear):

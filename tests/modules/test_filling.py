@@ -14,7 +14,6 @@ from torch import nn
 
 from lcm import build_network, fill_sites
 from lcm.attention import SqueezeExcite
-from lcm.training.folding import fold
 
 se = partial(SqueezeExcite, reduction=4)
 
@@ -224,18 +223,6 @@ def test_filled_twice_is_refused():
     assert isinstance(network.stem.attention, SqueezeExcite)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("after", ["0", "1"])
-def test_what_stands_between_convolution_and_norm_is_not_folded_away(after):
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten()
-    )
-    nn.init.uniform_(network[1].running_mean)
-    nn.init.uniform_(network[1].running_var, 0.5, 2)
-    fill_sites(network.eval(), se, after=after, seed=0)
-    torch.testing.assert_close(fold(network, 8)(images(8)), network(images(8)))
-
-
 @pytest.mark.parametrize(
     "after", ["block*.*.bn", "block*.*.conv", "transition*.bn", "transition*.conv"]
 )
@@ -251,8 +238,6 @@ def test_the_other_forms_of_dense_blocks_and_transitions_do_not_pass_it_over(aft
         output.square().sum().backward()
     for (name, one), other in zip(fast.named_parameters(), linear.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-7, atol=1e-9, msg=name)
-    with torch.no_grad():
-        torch.testing.assert_close(fold(fast.eval(), 32)(x), fast(x), rtol=1e-9, atol=1e-9)
     assert not torch.allclose(
         build_network("densenet40", seed=0, layers=13).double()(x), outputs[0]
     )

@@ -52,7 +52,7 @@ NOT_IDENTITY = {
     "data__workers": 7,
 }  # fmt: skip
 ROUNDING = {  # part of the identity, and no deviation from the protocol
-    "seed": 1, "precision": "bf16", "compile": True, "deterministic": True, "channels_last": False, "fold_batch_norm": False,
+    "seed": 1, "precision": "bf16", "compile": True, "deterministic": True, "channels_last": False,
     "schedule__test_batch_size": 50,
 }  # fmt: skip
 DEVIATIONS = {

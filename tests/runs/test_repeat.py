@@ -12,7 +12,7 @@ from hydra_config import composed
 from lcm.config.identity import identity
 from lcm.errors import UserError
 from lcm.reporting.records import read_record
-from lcm.runs.repeat import arguments, differences, other_environment, quoted
+from lcm.runs.repeat import arguments, differences, other_environment, quoted, tolerances
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,10 +95,32 @@ def epochs(*losses, seconds=0.5):
 
 def test_one_bit_is_a_difference_and_time_is_none():
     before = epochs(2.0, 1.0, 0.5)
-    assert differences(before, epochs(2.0, 1.0, 0.5, seconds=0.7)) == []
-    assert differences(before, epochs(2.0, 1.0000000000000002, 0.25)) == [
+    assert differences(before, epochs(2.0, 1.0, 0.5, seconds=0.7), {}) == []
+    assert differences(before, epochs(2.0, 1.0000000000000002, 0.25), {}) == [
         "train_loss: differs from epoch 2 on, by 0.25 at most; at the end 0.5 then, 0.25 now"
     ]
+
+
+def test_the_test_loss_of_a_version_that_folded_batch_norms_has_a_tolerance_and_nothing_else():
+    folded, now = {"config": {"fold_batch_norm": True}}, {"config": {}}
+    assert tolerances(now) == {} and list(tolerances(folded)) == ["test_loss"]
+    before = {"train_loss": [1.0], "test_loss": [1.0]}
+    assert (
+        differences(before, {"train_loss": [1.0], "test_loss": [1.000001]}, tolerances(folded))
+        == []
+    )
+    assert (
+        len(differences(before, {"train_loss": [1.000001], "test_loss": [1.0]}, tolerances(folded)))
+        == 1
+    )
+    assert (
+        len(differences(before, {"train_loss": [1.0], "test_loss": [1.0001]}, tolerances(folded)))
+        == 1
+    )
+    assert (
+        len(differences(before, {"train_loss": [1.0], "test_loss": [1.000001]}, tolerances(now)))
+        == 1
+    )
 
 
 def test_the_differences_of_two_environments_are_named():

@@ -102,16 +102,13 @@ def test_training_metrics_are_means_over_images():
         )
 
 
-@pytest.mark.parametrize("image_size", [32, None], ids=["folded", "not folded"])
-def test_evaluation_follows_the_weights(image_size):
-    """The network folded before an epoch is not what is evaluated after it."""
+def test_evaluation_follows_the_weights():
     network, test = small("resnet20"), invented_batches(50, 25, seed=None)
-    step = evaluation_step(network, test, image_size=image_size)
+    step = evaluation_step(network, test)
     before = evaluate(step, 0)
     train_epoch(training_step(network, invented_batches()), 1)
     after = evaluate(step, 1)
     assert after == pytest.approx(plain_evaluation(network, test), rel=1e-3) and after != before
-    assert (step.step.forward is network) == (image_size is None)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +131,6 @@ def test_channels_last_is_the_layout_of_weights_and_images(tiny, ends, tmp_path,
     words = [
         "schedule.epochs=1",
         "attention=none",
-        "fold_batch_norm=false",
         f"channels_last={switch}",
     ]
     ends(tiny(f"runs={tmp_path}", *words), 0, prepare=watch)
