@@ -37,6 +37,9 @@ class _Official(NamedTuple):
     mean: tuple  # of the training pixels in [0, 1]
     std: tuple
     contents: str  # `_contents` of its images and labels
+    sorted: (
+        bool  # whether images are held in the order of `_canonical`, whatever a copy's own order
+    )
 
 
 OFFICIAL = {
@@ -60,6 +63,7 @@ OFFICIAL = {
         mean=(0.49139967861519607, 0.48215840839460783, 0.44653091444546567),
         std=(0.24703223246328207, 0.2434851280000556, 0.26158784172796445),
         contents="fc17c81660c0d988ce304c7748d3d37d8b05761c15de2c87667a5b1a261b60a9",
+        sorted=False,  # the first records have the official order
     ),
     "cifar100": _Official(
         title="CIFAR-100",
@@ -75,6 +79,7 @@ OFFICIAL = {
         mean=(0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
         std=(0.26733428587924074, 0.25643846291708816, 0.276150471325684),
         contents="f76b37c33e355ecbbbfa99a4a2b139df7d2b1ce1e48da04d903807cc1719a699",
+        sorted=True,
     ),
 }
 
@@ -88,8 +93,9 @@ class Cifar(ResidentSet):
       3. the official archive, cifar-10-python.tar.gz or cifar-100-python.tar.gz, which is then unpacked beside it;
       4. with `download`, the archive from the first mirror of `places` that delivers it.
 
-    `verify` accepts only the official files (of class folders: the official images and labels); without it, copies with the
-    same layout and counts are accepted. The mean and the deviation are those of the official training images. Raises
+    `verify` accepts only the official images with their labels, whatever their order and container; without it, copies with the
+    same layout and counts are accepted. CIFAR-100 is held in an order of its own (label, then SHA-256 of the pixels), so that
+    every exact copy gives the same batches; CIFAR-10 in the copy's order. The mean and the deviation are those of the official training images. Raises
     `UserError`.
     """
 
@@ -109,6 +115,8 @@ class Cifar(ResidentSet):
                 f"{error.filename or root} cannot be read or written ({error.strerror}). Make room, change its permissions, or "
                 "choose another folder: data.root=FOLDER."
             ) from error
+        if official.sorted:
+            train, test = _canonical(*train), _canonical(*test)
         self.hold(train, test, classes, official.mean, official.std)
 
 
@@ -186,16 +194,13 @@ def _read_official(folder: Path, official: _Official, verify: bool):
         for (file, md5), found in zip(files.items(), sums, strict=True)
         if found != md5
     ]
-    if verify and unofficial:
-        verdict = (
-            f"exactly the images and labels of {official.title}, in another order or encoding"
-            if _contents(train, test) == official.contents
-            else f"other images or labels than {official.title}: it is damaged or altered"
-        )
+    # Many copies have the official images in another order or encoding: their content decides.
+    if verify and unofficial and _contents(train, test) != official.contents:
         raise UserError(
             "\n".join(unofficial)
-            + f"\nThis copy has {verdict}. Delete {folder} to have the archive unpacked or downloaded "
-            "again; data.verify=false accepts the copy as it is."
+            + f"\nThis copy has other images or labels than {official.title}: it is damaged or altered. "
+            f"Delete {folder} to have the archive unpacked or downloaded again; data.verify=false "
+            "accepts the copy as it is."
         )
     return train, test, classes
 
@@ -243,6 +248,16 @@ def _contents(train, test) -> str:
                 hashlib.sha256(bytes((split, label)) + image.tobytes()).digest(), "little"
             )
     return f"{total % 2**256:064x}"
+
+
+def _canonical(images, labels):
+    """The images with their labels in the order of (label, SHA-256 of the pixels)."""
+    keys = [
+        (label, hashlib.sha256(image.tobytes()).digest())
+        for image, label in zip(images, labels.tolist(), strict=True)
+    ]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return images[order], labels[order]
 
 
 def _read_class_folders(root: Path, official: _Official, verify: bool):

@@ -68,13 +68,23 @@ def load(root, name, **options):
     return build_data(load_config("data", name) | {"root": root, "download": False} | options)
 
 
+def held(name, part):
+    """`arrays`, in the order in which the data set holds them: CIFAR-100 by label, then SHA-256 of the pixels."""
+    images, labels = arrays(name, part)
+    if name == "cifar10":
+        return images, labels
+    digests = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
+    order = np.lexsort((digests, labels))
+    return images[order], labels[order]
+
+
 def holds(data, name):
-    """Whether the data set is exactly records(name), in the same order."""
+    """Whether the data set is exactly records(name), in the order of `held`."""
     train, test = data.train(64, seed=0).resident, data.test(64).resident
     return all(
         np.array_equal(resident.images, images) and np.array_equal(resident.labels, labels)
         for resident, (images, labels) in (
-            (train, arrays(name, "train")),
-            (test, arrays(name, "test")),
+            (train, held(name, "train")),
+            (test, held(name, "test")),
         )
     )
