@@ -1,168 +1,129 @@
 """Train one network: python train.py model=densenet100 attention=lcm2 data=cifar100 seed=0
 
-Composes the config, checks it, and trains in the run directory that follows from it; the same command continues an unfinished
-run and does nothing for a finished one. Exit codes: 0 finished, 1 failed, 2 bad input, 3 owned by another process, 75 stopped
-by a signal and saved.
+Composes the config, checks it, and trains in the run directory that follows from it; the same command
+continues an unfinished run and does nothing for a finished one. Exit codes: 0 finished, 1 failed, 2 bad
+input, 3 owned by another process, 75 stopped by a signal and saved.
 """
 
-import json
-import time
-
 import hydra
+import torch
+import torch.nn.functional as F
 
 from lcm import cli
-from lcm.config.identity import config_hash
-from lcm.errors import Stopped, listed
-from lcm.runs.directory import run_directory
+from lcm.complexity import count
+from lcm.data import build_data
+from lcm.errors import listed
+from lcm.models.build import build_network
 from lcm.runs.grid import problems
-from lcm.runs.lock import owner
-from lcm.runs.state import begun, read_state, recorded, unfinished
-from lcm.runs.summary import best_and_last, print_plan, result_line
+from lcm.runs.run import Run
+from lcm.training.compilation import compiled
+from lcm.training.device import describe_device, set_up
+from lcm.training.graphs import batches_on, with_graph
+from lcm.training.schedule import learning_rate, make_optimizer
+from lcm.training.state import Sums, TrainingState, in_float32
 
 
 def train(config):
-    """Train the run of one resolved config (nested plain dicts) to its end. Returns its run.json as a dict.
+    """Train the run of one resolved config (nested plain dicts) to its end. Returns its run.json.
 
-    Raises UserError (what a user can mend), OwnedElsewhere (another process trains it), Stopped (by a signal; saved) and
-    NotFinite (a loss or a weight became infinite or NaN).
+    Raises UserError (what a user can mend), OwnedElsewhere (another process trains it), Stopped (by a
+    signal; saved) and NotFinite (a loss or a weight became infinite or NaN).
     """
     if found := problems(config):
         raise listed("the config has problems, nothing was started:", found)
-    directory = run_directory(config)
-    if unfinished(directory, config) is not None:
-        with owner(directory), cli.STOP.listening() as stop:
-            if (
-                state := unfinished(directory, config)
-            ) is not None:  # another process may have been here just now
-                train_owned(config, directory, state, stop)
-    state = read_state(directory)
-    print(
-        f"{result_line(state)}\nrun directory: {directory}\ncurves: tensorboard --logdir {config['runs']}"
+    run = Run(config)
+    if run.finished:
+        print(f"already finished: {run.directory}")
+    else:
+        with run.owned():
+            if not run.finished:  # by another process, just now
+                fit(config, run)
+    run.report()
+    return run.state
+
+
+def fit(config, run):
+    """The whole of a run: machine, data, network, optimiser, one step, the epochs."""
+    schedule = config["schedule"]
+    seed = config["seed"]
+
+    # ------------------------------------------------------------------------------------ machine
+    settings = {key: config[key] for key in ("device", "precision", "deterministic", "allocator")}
+    device, autocast, threads = set_up(run.threads, **settings)
+    layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
+
+    # --------------------------------------------------------------------------------------- data
+    # What an epoch shows is a function of (seed, epoch). A GPU keeps images and plan resident.
+    data = build_data(config["data"])
+    train_batches = batches_on(device, data.train(schedule["batch_size"], seed))
+    test_batches = batches_on(device, data.test(schedule["test_batch_size"]))
+
+    # ------------------------------------------------------------------------ network, optimiser
+    # A layer's weights depend on (seed, its name) alone: networks of one seed share their backbone's.
+    network = build_network(config["model"], config["attention"], data.num_classes, seed=seed)
+    complexity = count(network, data.image_size)
+    network.to(device, memory_format=layout)
+    optimizer = make_optimizer(schedule, network)  # section 4.1.2 of the paper: SGD
+    run.begin(data, complexity, threads, describe_device(device))
+    forward = network
+    if config["compile"]:
+        size = min(schedule["batch_size"], train_batches.images)
+        forward = compiled(network, size, data.image_size, autocast, layout)
+
+    # ----------------------------------------------------------------------------------- one step
+    # Sums stay on the device and are read once an epoch: the CPU never waits for a GPU inside one.
+    trained = Sums(device)
+    tested = Sums(device, top5=True)
+    optimizer.found_inf = trained.bad  # after a loss that is not finite no step changes a weight
+    smoothing = schedule.get("label_smoothing", 0.0)  # of the training loss alone
+
+    def train_step(images, labels):
+        optimizer.zero_grad()
+        with autocast:
+            logits = in_float32(forward(images.contiguous(memory_format=layout)))
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        trained.add(loss.detach().double() * len(labels), logits, labels)
+        loss.backward()
+        optimizer.step()
+
+    @torch.inference_mode()
+    def test_step(images, labels):
+        with autocast:
+            logits = in_float32(network(images.contiguous(memory_format=layout)))
+        tested.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+
+    # On a GPU both become CUDA graphs. All that they change is named: a capture must change nothing.
+    state = TrainingState(network, optimizer, trained)
+    train_step = with_graph(
+        train_step,
+        train_batches,
+        state.tensors(),
+        config["capture"],
+        network.train,
+        (seed, "train"),
     )
-    return state
+    test_step = with_graph(
+        test_step, test_batches, tested.tensors(), config["capture"], network.eval, (seed, "test")
+    )
 
+    # ------------------------------------------------------------------------------------- epochs
+    for epoch, start in run.epochs(state, train_batches):
+        rate = learning_rate(schedule, epoch)
+        optimizer.param_groups[0]["lr"].fill_(rate)
+        if start == 0:  # otherwise the sums of its first part are in the checkpoint
+            trained.clear()
+        network.train()
+        for done in train_step.epoch(epoch, start):
+            run.after_step(epoch, done)
+        trained.check("the training loss", epoch)
 
-def train_owned(config, directory, state, stop):
-    """Train in a directory that this process owns; `state` is its run.json so far, {} for a new run."""
-    import torch
+        tested.clear()
+        network.eval()
+        for _ in test_step.epoch(epoch):
+            run.after_test_step(epoch)
+        tested.check("the test loss", epoch)
 
-    from lcm.complexity import count
-    from lcm.data import build_data
-    from lcm.models.build import build_network
-    from lcm.training import checkpoint
-    from lcm.training import device as machine
-    from lcm.training.compilation import compiled
-    from lcm.training.graphs import bind, feed
-    from lcm.training.memory import memory_explained
-    from lcm.training.step import TestStep, TrainStep
-
-    with memory_explained(config["device"]):
-        saved = checkpoint.newest(directory, config_hash(config), set_aside=True)
-        if saved and not state:
-            print(f"warning: {directory} has lost its run.json; written anew from the checkpoint")
-            state = json.loads(saved["run"])
-        threads = state.get("threads", "auto") if config["threads"] == "auto" else config["threads"]
-        settings = {
-            key: config[key] for key in ("device", "precision", "deterministic", "allocator")
-        }
-        device, autocast, threads = machine.set_up(threads, **settings)
-
-        data, schedule = build_data(config["data"]), config["schedule"]
-        train_feed = feed(data.train(schedule["batch_size"], config["seed"]), device)
-        test_feed = feed(data.test(schedule["test_batch_size"]), device)
-        network = build_network(
-            config["model"], config["attention"], data.num_classes, seed=config["seed"]
-        )
-        complexity = count(network, data.image_size)
-        layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
-        network.to(device, memory_format=layout)
-        optimizer = torch.optim.SGD(  # section 4.1.2 of the paper
-            network.parameters(),
-            lr=torch.tensor(
-                schedule["learning_rate"], device=device
-            ),  # on the device, where a CUDA graph reads it
-            momentum=schedule["momentum"],
-            nesterov=schedule["nesterov"] and schedule["momentum"] > 0,
-            weight_decay=schedule["weight_decay"],
-            fused=True,
-        )
-        state = begun(
-            config, directory, state, data, complexity, threads, machine.describe_device(device)
-        )
-        print_plan(config, data, complexity, state, directory, saved)
-
-        with recorded(directory, state), memory_explained(config["device"]):
-            forward, size = network, data.image_size
-            if config["compile"]:
-                forward = compiled(
-                    network, min(schedule["batch_size"], train_feed.images), size, autocast, layout
-                )
-            step = TrainStep(network, optimizer, autocast, device, forward, layout)
-            test_step = TestStep(network, autocast, device, layout)
-            step, test_step = (
-                bind(step, train_feed, config["capture"]),
-                bind(test_step, test_feed, config["capture"]),
-            )
-            if saved:
-                checkpoint.restore(directory, saved, step.step)
-            with stop.patient():
-                run_epochs(config, directory, state, step, test_step, saved, stop)
-
-
-def run_epochs(config, directory, state, step, test_step, saved, stop):
-    """Train the epochs of a run, all of them or those after the checkpoint `saved`; its result is stored in `state`."""
-    from lcm.training import checkpoint
-    from lcm.training.epochs import evaluate, learning_rate, train_epoch
-    from lcm.training.log import RunLog
-    from lcm.training.progress import Progress
-
-    schedule, length = config["schedule"], step.feed.steps
-    first = saved or {"epoch": 1, "index": 0, "seconds": 0.0, "metrics": ""}
-    log = RunLog(directory, first["metrics"], config["tensorboard"])
-    progress = Progress(config["progress"], schedule["epochs"], length, schedule["batch_size"])
-    interval, began = checkpoint.SaveInterval(config["checkpoint"]["every"]), time.monotonic()
-
-    def seconds():
-        return round(first["seconds"] + time.monotonic() - began, 3)
-
-    def save(epoch, done):
-        """Save after `done` steps of an epoch, and stop there if a signal has come."""
-        run = {"config_hash": state["config_hash"], "run": json.dumps(state), "metrics": log.text}
-        run |= {"epoch": epoch, "index": done, "seconds": seconds()}
-        checkpoint.save(directory, run | step.step.snapshot(epoch))
-        if stop.requested:
-            raise Stopped(stop.requested, f"saved after step {done} of epoch {epoch}")
-
-    def after_step(done):
-        progress.step(epoch, done, step.step.totals if step.feed.device.type == "cpu" else None)
-        if stop.requested or interval.due((epoch - 1) * length + done):
-            save(epoch, done)
-
-    try:
-        for epoch in range(first["epoch"], schedule["epochs"] + 1):
-            start, rate = (
-                first["index"] if epoch == first["epoch"] else 0,
-                learning_rate(schedule, epoch),
-            )
-            step.step.optimizer.param_groups[0]["lr"].fill_(rate)
-            started = time.monotonic()
-            trained = train_epoch(step, epoch, start, after_step)
-            speed = max(0, step.feed.images - start * schedule["batch_size"]) / (
-                time.monotonic() - started
-            )
-            tested = evaluate(
-                test_step, epoch, lambda at=epoch: save(at, length) if stop.requested else None
-            )
-            row = {"epoch": epoch, "step": epoch * length, **trained, **tested, "lr": rate}
-            row |= {"images_per_second": round(speed, 1), "seconds": seconds()}
-            log.append(row)
-            progress.epoch(row)
-            save(epoch + 1, 0)
-        state["result"] = best_and_last(log.rows)
-    finally:
-        state["seconds"] = seconds()
-        progress.clear()
-        log.close()
+        run.record(epoch, trained.means("train") | tested.means("test") | {"lr": rate})
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

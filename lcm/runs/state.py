@@ -1,6 +1,5 @@
 """run.json: the state of a run, the config and the environment that its numbers come from, and its result."""
 
-import contextlib
 import functools
 import json
 import platform
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import lcm
 from lcm.config.identity import config_hash, deviations, identity
-from lcm.errors import Stopped, UserError, in_words
+from lcm.errors import UserError
 from lcm.files import unreadable, write_atomically
 from lcm.runs.directory import now, run_name
 
@@ -76,38 +75,6 @@ def refuse_another_config(directory, state, config):
         "take another directory, or the config that it has",
     ]
     raise UserError("\n".join(lines))
-
-
-def unfinished(directory, config):
-    """run.json of a config's run that is not finished, {} where it is new; None where it is finished, and says so.
-
-    Raises UserError where the directory holds another config's run, or run.json is damaged.
-    """
-    state = read_state(directory)
-    refuse_another_config(directory, state, config)
-    if state.get("state") == "finished":
-        print(f"already finished: {directory}")
-        return None
-    return state
-
-
-@contextlib.contextmanager
-def recorded(directory, state):
-    """Keep run.json while the block trains: `running` from its start, then how it ended. The block may add to `state`.
-
-    Finished; stopped where a signal or something that a user can mend ended it; failed otherwise.
-    """
-    write_state(directory, state | {"state": "running", "message": None})
-    try:
-        yield
-    except BaseException as error:
-        outcome = "stopped" if isinstance(error, (Stopped, UserError)) else "failed"
-        with contextlib.suppress(
-            UserError
-        ):  # the first problem is the one to show, often a full disk too
-            write_state(directory, state | {"state": outcome, "message": in_words(error)})
-        raise
-    write_state(directory, state | {"state": "finished", "message": None, "end": now()})
 
 
 @functools.cache  # of the code that runs, not of what is committed while a sweep goes on
@@ -189,21 +156,27 @@ def continued(state, here):
     return state | {"continued": parts, "interruptions": state.get("interruptions", 0) + 1}
 
 
-def begun(config, directory, state, data, complexity, threads, device):
-    """run.json of a run that begins now, or continues where `state` is that of its earlier part; `device` in words.
+def begun(config, directory, state, saved, data, complexity, threads, device):
+    """run.json of a run that begins now, or continues the one that `state` and `saved` have.
 
+    state: run.json so far, {} for a new run. saved: its checkpoint, None where there is none: the run
+    then starts from nothing, in the environment of now. device: in words.
     Raises UserError where it would continue with other images.
     """
     here = environment(device)
-    if state:
+    if saved:
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(
-                f"{directory} was trained on other images of the same name (another copy, order or preparation of "
-                f"{config['data']['name']}): give data.root the copy it began with, or start a new run with run_directory=..."
+                f"{directory} was trained on other images of the same name (another copy, order or "
+                f"preparation of {config['data']['name']}): give data.root the copy it began with, or "
+                "start a new run with run_directory=..."
             )
         return continued(state, here)
     counts = {"params": complexity.params, "gfloat": complexity.gfloat, "macs": complexity.macs}
-    state = new_state(config, **counts, threads=threads, data_fingerprint=data.fingerprint, **here)
+    facts = counts | {"threads": threads, "data_fingerprint": data.fingerprint} | here
+    new = new_state(config, **facts)
+    if state:
+        new["interruptions"] = state.get("interruptions", 0) + 1
     if notes := getattr(data, "notes", []):  # where its images differ from the protocol's
-        state["deviations"]["data.notes"] = notes
-    return state
+        new["deviations"]["data.notes"] = notes
+    return new

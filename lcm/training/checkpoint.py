@@ -14,7 +14,7 @@ import torch
 
 from lcm.errors import UserError, listed
 from lcm.files import unreadable, unwritable, write_atomically
-from lcm.training.memory import is_out_of_memory
+from lcm.training.out_of_memory import is_out_of_memory
 
 NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 _SEAL = b"\nsha256 "  # + 64 hex digits + "\n"
@@ -38,7 +38,7 @@ class SaveInterval:
         return bool(self.steps and step % self.steps == 0)
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint whose bytes are not those that were written."""
 
 
@@ -58,7 +58,7 @@ def save(directory, payload):
 def read(file, config_hash=None):
     """The payload of one checkpoint file.
 
-    Raises Damaged, with the reason, where it is incomplete or another run's; FileNotFoundError; UserError where the system
+    Raises DamagedCheckpoint, with the reason, where it is incomplete or another run's; FileNotFoundError; UserError where the system
     cannot read it, which on a network folder may pass.
     """
     try:
@@ -69,23 +69,23 @@ def read(file, config_hash=None):
         raise unreadable(file, error) from error
     body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
     if not data:
-        raise Damaged("empty")
+        raise DamagedCheckpoint("empty")
     if not seal.startswith(_SEAL):
-        raise Damaged("cut short, or no checkpoint of this program")
+        raise DamagedCheckpoint("cut short, or no checkpoint of this program")
     if seal != _SEAL + hashlib.sha256(body).hexdigest().encode() + b"\n":
-        raise Damaged("its checksum does not match")
+        raise DamagedCheckpoint("its checksum does not match")
     try:
         payload = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:  # the pickle of another program may raise anything
         if is_out_of_memory(error):
             raise
-        raise Damaged(
+        raise DamagedCheckpoint(
             f"not readable as weights ({(str(error) or repr(error)).splitlines()[0]})"
         ) from error
     if config_hash is not None and (
         not isinstance(payload, dict) or payload.get("config_hash") != config_hash
     ):
-        raise Damaged("another run's")
+        raise DamagedCheckpoint("another run's")
     return payload
 
 
@@ -102,7 +102,7 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
             payload = read(file, config_hash)
         except FileNotFoundError:
             continue
-        except Damaged as damage:
+        except DamagedCheckpoint as damage:
             problems.append(f"{file}: {damage}")
             continue
         if problems:
@@ -123,10 +123,10 @@ def _set_aside(directory):
         raise unwritable(directory / DAMAGED, error) from error
 
 
-def restore(directory, saved, step):
-    """Load a checkpoint's payload into a TrainStep. Raises UserError where its tensors are not this network's."""
+def restore(directory, saved, training):
+    """Load a checkpoint's payload into a TrainingState. Raises UserError where its tensors are not this network's."""
     try:
-        step.restore(saved)
+        training.restore(saved)
     except (KeyError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{directory}/{NAME} was written by another version of this program ({str(error).splitlines()[0]}): continue with "

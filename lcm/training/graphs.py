@@ -1,25 +1,41 @@
-"""The batches of a step, and whole steps as CUDA graphs.
+"""The batches of an epoch on a device, and a step that is repeated over them, as a CUDA graph where possible.
 
-`HostFeed` has batches that the CPU assembles or, for photographs, that the device crops by ordinary operations. `ResidentFeed`
-keeps the data set and the epoch's plan on the device and does crop, mirror and normalisation inside the step. On a CPU nothing
-is captured; the rest is the same code.
+`HostBatches` are assembled by the CPU. `ResidentBatches` keep the data set and the epoch's plan on the
+device and crop, mirror and normalise inside the step. On a CPU nothing is captured; the rest is the
+same code.
 """
 
+import hashlib
+import random
+
+import numpy as np
 import torch
 
 from lcm.data.in_memory import normalise
-from lcm.training.memory import is_out_of_memory
+from lcm.training.out_of_memory import is_out_of_memory
 
 WARM_UPS = 3  # steps before a capture, as PyTorch's documentation of CUDA graphs asks for
 IN_FLIGHT = 3  # steps by which the CPU may be ahead of a GPU
 
 
-class Feed:
-    """The batches of epochs, from `batches` (lcm.data) to a device."""
+class HostBatches:
+    """Batches assembled on the CPU, in this process or by loader workers, and prepared on a device.
+
+    Args:
+        batches: of a data set (lcm.data).
+        device: a torch.device.
+
+    len() is the number of steps an epoch, `images` that of its images.
+    """
 
     def __init__(self, batches, device):
-        self.batches, self.device = batches, device
-        self.steps, self.images, self.batch_size = len(batches), batches.images, batches.batch_size
+        self.batches = batches
+        self.device = device
+        self.images = batches.images
+        self.batch_size = batches.batch_size
+
+    def __len__(self):
+        return len(self.batches)
 
     def size(self, step):
         """Images in the batch of a step: the last one may be smaller."""
@@ -27,30 +43,26 @@ class Feed:
 
     def sizes(self):
         """The sizes of an epoch's batches, the larger first."""
-        return sorted({self.size(0), self.size(self.steps - 1)}, reverse=True)
-
-    def load(self, size):
-        """What has to happen before each replay, outside the graph."""
-
-    def state(self):
-        """The tensors that `take` changes."""
-        return []
-
-
-class HostFeed(Feed):
-    """Batches assembled on the CPU, in this process or by loader workers, and prepared on the device."""
+        return sorted({self.size(0), self.size(len(self) - 1)}, reverse=True)
 
     def start(self, epoch, step=0):
-        """Begin epoch `epoch` (from 0) at its step `step`."""
-        self._iterator = self.batches.iterate(epoch, step)
+        """Begin an epoch, counted from 1, at one of its steps, counted from 0."""
+        self._iterator = self.batches.iterate(epoch - 1, step)
 
     def take(self, size=None):
         """The next batch: images (B, 3, H, W) float32, labels (B,) int64."""
         return self.batches.prepare(next(self._iterator), self.device)
 
+    def load(self, size):
+        """What has to happen before each replay of a graph, outside of it."""
 
-class BufferFeed(HostFeed):
-    """A HostFeed whose batches are copied into two buffers, because a graph reads the same addresses at each replay."""
+    def tensors(self):
+        """The tensors that `take` changes."""
+        return []
+
+
+class BufferedBatches(HostBatches):
+    """Host batches copied into two buffers: a graph reads the same addresses at each replay."""
 
     def __init__(self, batches, device):
         super().__init__(batches, device)
@@ -66,8 +78,11 @@ class BufferFeed(HostFeed):
         return tuple(buffer[:size] for buffer in self.buffers)
 
 
-class ResidentFeed(Feed):
-    """The whole set as bytes on the device; a batch is a slice of the epoch's plan, whose cursor is a device tensor."""
+class ResidentBatches(HostBatches):
+    """The whole set as bytes on the device; a batch is a slice of the epoch's plan.
+
+    The place in the plan is a tensor on the device, which a captured step moves on.
+    """
 
     def __init__(self, batches, device):
         super().__init__(batches, device)
@@ -77,12 +92,12 @@ class ResidentFeed(Feed):
         self.range = torch.arange(self.batch_size, device=device)
 
     def start(self, epoch, step=0):
-        for buffer, drawn in zip(self.plan, self.resident.plan(epoch), strict=True):
+        for buffer, drawn in zip(self.plan, self.resident.plan(epoch - 1), strict=True):
             buffer.copy_(drawn)
         self.cursor.fill_(step * self.batch_size)
 
     def take(self, size):
-        """The next `size` images: (B, 3, H, W) float32 in channels-last memory, and their labels (B,) int64."""
+        """The next `size` images: (B, 3, H, W) float32 in channels-last memory, and their labels."""
         positions = self.cursor + self.range[:size]
         index, offsets, mirror = (drawn[positions] for drawn in self.plan)
         self.cursor += size
@@ -91,30 +106,29 @@ class ResidentFeed(Feed):
             index
         ]
 
-    def state(self):
+    def tensors(self):
         return [self.cursor]
 
 
-def feed(batches, device):
-    """The feed for a device: resident on a GPU where the set allows it, assembled on the CPU otherwise."""
+def batches_on(device, batches):
+    """A data set's batches on a device: resident on a GPU where the set allows it."""
     resident = device.type == "cuda" and getattr(batches, "resident", None) is not None
-    return (ResidentFeed if resident else HostFeed)(batches, device)
+    return (ResidentBatches if resident else HostBatches)(batches, device)
 
 
 class Pace:
-    """Keeps the CPU at most `IN_FLIGHT` steps ahead of a GPU; otherwise it would queue a whole epoch at once.
+    """Keeps the CPU at most `IN_FLIGHT` steps ahead of a GPU; it would queue a whole epoch at once.
 
-    A signal is then noticed within a few steps, and measured times are those of the GPU's work. On a CPU it does nothing.
+    A signal is then noticed within a few steps, and measured times are those of the GPU's work. On a
+    CPU it does nothing.
     """
 
     def __init__(self, device):
-        self.device, self.steps = device, 0
+        self.device = device
+        self.steps = 0
         # an event for each of the last steps; blocking: the CPU waits without spinning
-        self.events = (
-            [torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT)]
-            if device.type == "cuda"
-            else []
-        )
+        cuda = device.type == "cuda"
+        self.events = [torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT)] if cuda else []
 
     def step(self):
         """Call after each step: waits for the step `IN_FLIGHT` steps back."""
@@ -125,52 +139,80 @@ class Pace:
             self.steps += 1
 
 
-class Eager:
-    """A step together with its feed, run operation by operation."""
+def seed_generators(device, *key):
+    """Set the generators of torch, numpy and Python that random layers may use, keyed by `key`."""
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little", signed=True)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
-    def __init__(self, step, feed):
-        self.step, self.feed, self.pace = step, feed, Pace(feed.device)
 
-    def __call__(self, index):
-        self.step(*self.feed.take(self.feed.size(index)))
-        self.pace.step()
-
-
-class Captured:
-    """A step together with its feed as CUDA graphs, one for each batch size; each call replays one.
+class Repeated:
+    """A step over the batches of an epoch.
 
     Args:
-        feed: a ResidentFeed or a BufferFeed.
-        graphs: number of images -> torch.cuda.CUDAGraph, as `capture` makes them.
+        step: called with the images and labels of a batch.
+        batches: as `batches_on` returns them.
+        key: what the random numbers inside a step depend on, beside the step's place.
+        graphs: batch size -> torch.cuda.CUDAGraph of the step; None runs it operation by operation.
     """
 
-    def __init__(self, step, feed, graphs):
-        self.step, self.feed, self.graphs, self.pace = step, feed, graphs, Pace(feed.device)
+    def __init__(self, step, batches, key=(), graphs=None):
+        self.step = step
+        self.batches = batches
+        self.key = key
+        self.graphs = graphs
 
-    def __call__(self, index):
-        size = self.feed.size(index)
-        self.feed.load(size)
-        self.graphs[size].replay()
-        self.pace.step()
+    def epoch(self, epoch, start=0):
+        """Run the steps of an epoch, counted from 1; yields after each how many of them are done."""
+        pace = Pace(self.batches.device)
+        self.batches.start(epoch, start)
+        for index in range(start, len(self.batches)):
+            size = self.batches.size(index)
+            # Outside of a graph: dropout and the like give the same bits after any continuation.
+            seed_generators(self.batches.device, *self.key, epoch, index)
+            if self.graphs:
+                self.batches.load(size)
+                self.graphs[size].replay()
+            else:
+                self.step(*self.batches.take(size))
+            pace.step()
+            yield index + 1
 
 
-def bind(step, feed, capture, warn=print):
-    """The step bound to its feed: captured for every batch size on a GPU where `capture` is true, eager otherwise.
+def with_graph(step, batches, tensors, capture=True, mode=None, key=(), warn=print):
+    """The step repeated over its batches: captured on a GPU where `capture` is true.
 
-    Changes no weight, statistic, momentum or total and no position in the epoch, also where it fails.
+    Changes none of `tensors` and no place in the epoch, also where it fails.
 
     Args:
+        step: called with the images and labels of a batch.
+        batches: as `batches_on` returns them.
+        tensors: every tensor that a step changes.
+        mode: called before a capture, which records the network's mode: network.train or .eval.
+        key: of the random numbers inside a step, beside (epoch, step).
         warn: called with one line where capturing alone fails; the step then runs eagerly.
 
     Raises:
         What the step itself raises: out of memory, an error of torch.compile.
     """
-    if not capture or feed.device.type != "cuda":
-        return Eager(step, feed)
-    buffered = BufferFeed(feed.batches, feed.device) if isinstance(feed, HostFeed) else feed
-    changed = [*step.state(), *buffered.state()]
+    device = batches.device
+    if not capture or device.type != "cuda":
+        return Repeated(step, batches, key)
+    buffered = batches
+    if type(batches) is HostBatches:
+        buffered = BufferedBatches(batches.batches, device)
+    changed = [*tensors, *buffered.tensors()]
     kept = [tensor.clone() for tensor in changed]
-    before, graphs, reason = torch.cuda.current_stream(feed.device), {}, None
+    before = torch.cuda.current_stream(device)
+    graphs = {}
+    reason = None
+    if mode:
+        mode()
+    # A capture runs on a side stream, after a few steps there that choose kernels and allocate. All that
+    # these steps change is put back, whatever happens.
     try:
         stream = warm_up(step, buffered)
         try:
@@ -181,43 +223,42 @@ def bind(step, feed, capture, warn=print):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
     finally:
         torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
-        torch.cuda.synchronize(feed.device)
+        torch.cuda.synchronize(device)
         with torch.no_grad():
             for tensor, value in zip(changed, kept, strict=True):
                 tensor.copy_(value)
     if reason is None:
-        return Captured(step, buffered, graphs)
+        return Repeated(step, buffered, key, graphs)
     warn(f"no CUDA graph ({reason}): every step runs operation by operation, several times slower")
     graphs.clear()
-    step.network.zero_grad()  # gradients are in the graphs' memory
     torch.cuda.empty_cache()
-    return Eager(step, feed)
+    return Repeated(step, batches, key)
 
 
-def warm_up(step, feed):
+def warm_up(step, batches):
     """A few steps of every batch size on a new stream, which is returned: kernels are chosen, buffers allocated."""
-    stream = torch.cuda.Stream(feed.device)
-    stream.wait_stream(torch.cuda.current_stream(feed.device))
+    stream = torch.cuda.Stream(batches.device)
+    stream.wait_stream(torch.cuda.current_stream(batches.device))
     with torch.cuda.stream(stream):
-        for size in feed.sizes() * WARM_UPS:
-            rewind(feed)
-            step(*feed.take(size))
-    torch.cuda.current_stream(feed.device).wait_stream(stream)
+        for size in batches.sizes() * WARM_UPS:
+            rewind(batches)
+            step(*batches.take(size))
+    torch.cuda.current_stream(batches.device).wait_stream(stream)
     return stream
 
 
-def capture_all(step, feed, stream, graphs):
+def capture_all(step, batches, stream, graphs):
     """Capture the step for every batch size, on `stream` (the default one may be another device's), into `graphs`."""
     pool = torch.cuda.graph_pool_handle()
-    for size in feed.sizes():
-        rewind(feed)
+    for size in batches.sizes():
+        rewind(batches)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream):
-            step(*feed.take(size))
+            step(*batches.take(size))
         graphs[size] = graph
 
 
-def rewind(feed):
-    """Put a feed at the start of its epoch, after which enough images are left."""
-    for cursor in feed.state():
+def rewind(batches):
+    """Put batches at the start of their epoch, after which enough images are left."""
+    for cursor in batches.tensors():
         cursor.zero_()

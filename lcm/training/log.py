@@ -20,6 +20,7 @@ class RunLog:
         self.file = Path(directory) / "metrics.jsonl"
         self.text = text
         self.rows = [json.loads(line) for line in text.splitlines()]
+        self._warn = warn
         self._restore(warn)
         self._events_folder = Path(directory) / "tensorboard" if tensorboard else None
         self._events, self._shown = None, 0
@@ -65,7 +66,14 @@ class RunLog:
                 self._show()
             except OSError:  # does not end the run; after the next epoch they are rewritten
                 self.close()
-                self._events, self._shown = None, 0
+                self._events = None
+                self._shown = 0
+            except Exception as error:  # a tensorboard that cannot be imported, most often
+                self._warn(
+                    f"warning: no TensorBoard events ({type(error).__name__}: {error}); metrics.jsonl "
+                    "has every number. tensorboard=false switches them off"
+                )
+                self._events_folder = None
 
     def _show(self):
         """Write the events of all rows that have none yet."""

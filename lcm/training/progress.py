@@ -3,6 +3,8 @@
 import sys
 import time
 
+EVERY = 600  # seconds between the lines of one long epoch
+
 
 def clock(seconds):
     """90 -> "1 min 30 s", 7300 -> "2 h 2 min"."""
@@ -14,82 +16,93 @@ def clock(seconds):
 
 
 class Progress:
-    """Shows steps and epochs of a run of `epochs` epochs of `steps` steps.
+    """Shows steps and epochs of a run, and what is left of it.
 
-    Estimates use the steps of this process alone, so that they hold for a run continued at any step.
+    Steps and evaluations are timed apart, in this process alone and without its first step, which
+    warms up: an estimate holds for a run that is continued at any place.
 
-    `style`: "bar", "lines", or "auto" (a bar where stderr is a terminal).
+    Args:
+        style: "bar", "lines", or "auto" (a bar where stderr is a terminal).
+        epochs: of the run.
+        batches: those of training: len() is the steps of an epoch, `images` its images.
     """
 
-    def __init__(self, style, epochs, steps, batch_size):
+    def __init__(self, style, epochs, batches):
         self.bar_wanted = style == "bar" or (style == "auto" and sys.stderr.isatty())
-        self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
-        self.started, self.bar = time.monotonic(), None
-        self._made, self._estimated = (
-            0,
-            False,
-        )  # steps of this process; whether the first estimate was shown
+        self.epochs = epochs
+        self.batches = batches
+        self.bar = None
+        self._mark = self._said = None  # the last step's time, and the last line's
+        self._steps = self._evaluations = 0  # those that were timed
+        self._stepping = self._evaluating = 0.0  # their seconds
+        self._estimated = False
 
-    def step(self, epoch, done, totals):
-        """Call after step `done` of an epoch; `totals`: tensor (loss, hits, images), None where reading it would wait for a GPU."""
-        self._made += 1
+    def step(self, epoch, done, sums=None):
+        """Call after step `done` of an epoch; `sums`: the Sums of training, unless it would wait."""
         now = time.monotonic()
-        if self._made == 1:  # the first step warms up
-            self._warm = now
-        elif not self._estimated and (now - self._warm > 10 or self._made > self.steps // 2):
+        if self._mark is None:
+            self._said = now
+        elif done > 1:  # the first step of an epoch follows an evaluation
+            self._steps += 1
+            self._stepping += now - self._mark
+        self._mark = now
+        if not self._estimated and (self._stepping > 10 or self._steps > len(self.batches) // 2):
             self._estimated = True
-            left = (
-                (now - self._warm)
-                / (self._made - 1)
-                * ((self.epochs - epoch + 1) * self.steps - done)
-            )
-            self.say(f"estimated time: {clock(left)} for training, and evaluation on top")
-        if not self.bar_wanted:
-            return
+            words = "for training, and evaluation on top"
+            self.say(f"estimated time: {clock(self._left(epoch, done))} {words}")
+        if self.bar_wanted:
+            self._show_bar(epoch, done, sums)
+        elif now - self._said > EVERY:
+            self.say(f"epoch {epoch:>3}/{self.epochs}  step {done}/{len(self.batches)}")
+
+    def _left(self, epoch, done):
+        """Seconds until the end of the run, after `done` steps of an epoch."""
+        steps = (self.epochs - epoch + 1) * len(self.batches) - done
+        return steps * self._stepping / self._steps + self._left_of_evaluation(epoch)
+
+    def _left_of_evaluation(self, epoch):
+        """Seconds of the evaluations after `epoch`; 0 where none was timed yet."""
+        return (self.epochs - epoch) * self._evaluating / max(self._evaluations, 1)
+
+    def _show_bar(self, epoch, done, sums):
+        images = min(done * self.batches.batch_size, self.batches.images)
         if self.bar is None:
             from tqdm import tqdm
 
-            title, scale = (
-                f"epoch {epoch}/{self.epochs}",
-                self.batch_size,
-            )  # shown are images, and images/s
-            self.bar = tqdm(
-                total=self.steps,
-                initial=done,
-                desc=title,
-                unit="image",
-                unit_scale=scale,
-                leave=False,
-            )
-        if totals is not None:
-            loss, hits, images = totals.tolist()
-            self.bar.set_postfix_str(
-                f"loss {loss / images:.4f}, top-1 {100 * hits / images:.2f} %", refresh=False
-            )
-        self.bar.update(done - self.bar.n)
+            title = f"epoch {epoch}/{self.epochs}"
+            shape = {"total": self.batches.images, "initial": images, "unit": "image"}
+            self.bar = tqdm(desc=title, leave=False, **shape)
+        if sums is not None:
+            means = sums.means("train")
+            words = f"loss {means['train_loss']:.4f}, top-1 {means['train_top1']:.2f} %"
+            self.bar.set_postfix_str(words, refresh=False)
+        self.bar.update(images - self.bar.n)
 
     def epoch(self, row):
-        """Call after an epoch, with its row of metrics: prints one line."""
+        """Call after an epoch and its evaluation, with its row of metrics: prints one line."""
         self.clear()
-        left = (
-            (time.monotonic() - self.started)
-            / max(self._made, 1)
-            * (self.epochs - row["epoch"])
-            * self.steps
-        )
+        now = time.monotonic()
+        if self._mark is not None:
+            self._evaluations += 1
+            self._evaluating += now - self._mark
+        left = self._left(row["epoch"], len(self.batches)) if self._steps else 0
+        speed = f"  {row['images_per_second']:.0f} images/s" if row["images_per_second"] else ""
         self.say(
-            f"epoch {row['epoch']:>3}/{self.epochs}  lr {row['lr']:.4g}  train loss {row['train_loss']:.4f}  "
-            f"top-1 {row['train_top1']:.2f}  test loss {row['test_loss']:.4f}  top-1 {row['test_top1']:.2f}  "
-            f"top-5 {row['test_top5']:.2f}  {row['images_per_second']:.0f} images/s"
-            + (f"  {clock(left)} left" if self._made and left >= 1 else "")
+            f"epoch {row['epoch']:>3}/{self.epochs}  lr {row['lr']:.4g}  "
+            f"train loss {row['train_loss']:.4f}  top-1 {row['train_top1']:.2f}  "
+            f"test loss {row['test_loss']:.4f}  top-1 {row['test_top1']:.2f}  "
+            f"top-5 {row['test_top5']:.2f}{speed}" + (f"  {clock(left)} left" if left >= 1 else "")
         )
 
     def say(self, line):
+        """Print a line, above the bar."""
         if self.bar is not None:
             self.bar.clear()
         print(line, flush=True)
+        self._said = time.monotonic()
 
     def clear(self):
+        """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -18,53 +19,43 @@ import train
 from lcm import cli
 from lcm.config.options import CONFIGS
 from lcm.errors import NotFinite, Stopped
-from lcm.runs.state import new_state, recorded
 from lcm.runs.summary import best_and_last
 
 
-def train_owned(config, directory, state, stop):
-    """What train.train_owned does, without a network: a checkpoint is metrics.jsonl itself."""
-    facts = {
-        "params": 1,
-        "gfloat": 1.0,
-        "macs": 1,
-        "versions": {},
-        "device": "none",
-        "data_fingerprint": "none",
-    }
-    state = state or new_state(config, **facts)
-    metrics = directory / "metrics.jsonl"
+def fit(config, run):
+    """What train.fit does, without a network: a checkpoint is metrics.jsonl itself."""
+    data = SimpleNamespace(
+        fingerprint="none", train=lambda *_: few, test=lambda *_: few, num_classes=2
+    )
+    few = SimpleNamespace(images=2)
+    metrics = run.directory / "metrics.jsonl"
     rows = (
         [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     )
-    with recorded(directory, state), stop.patient():
+    run.begin(data, SimpleNamespace(params=1, gfloat=1.0, macs=1), 1, "none")
+    with run._stop.patient():
         for epoch in range(len(rows) + 1, config["schedule"]["epochs"] + 1):
-            with open(directory / "trained.txt", "a") as trained:
+            with open(run.directory / "trained.txt", "a") as trained:
                 trained.write(json.dumps({"epoch": epoch, "process": os.getpid()}) + "\n")
             time.sleep(float(os.environ.get("FAKE_SECONDS", 0.01)))
-            if epoch == 2 and os.environ.get("FAKE_FAULT", "no fault") in str(directory):
+            if epoch == 2 and os.environ.get("FAKE_FAULT", "no fault") in str(run.directory):
                 raise NotFinite("the loss of a test is not finite")
             losses = {"train_loss": 1 / epoch, "train_top1": 50.0, "test_loss": 1 / epoch}
-            row = {
-                "epoch": epoch,
-                "step": epoch,
-                **losses,
-                "test_top1": 50.0 + config["seed"],
-                "test_top5": 99.0,
-            }
+            row = {"epoch": epoch, "step": epoch, **losses}
+            row |= {"test_top1": 50.0 + config["seed"], "test_top5": 99.0}
             rows.append(row | {"lr": 0.1, "images_per_second": 1.0, "seconds": 0.5 * epoch})
-            state["seconds"] = 0.5 * epoch
+            run.state["seconds"] = 0.5 * epoch
             with open(metrics, "a") as stream:
                 stream.write(json.dumps(rows[-1]) + "\n")
             print(f"epoch {epoch}", flush=True)
-            if stop.requested:
-                raise Stopped(stop.requested, f"saved after epoch {epoch}")
-        state["result"] = best_and_last(rows)
+            if run._stop.requested:
+                raise Stopped(run._stop.requested, f"saved after epoch {epoch}")
+        run.state["result"] = best_and_last(rows)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(cfg):
-    train.train_owned = train_owned  # here: a launcher may call this in a process of its own
+    train.fit = fit  # here: a launcher may call this in a process of its own
     return cli.run_task(train.train, cfg)
 
 

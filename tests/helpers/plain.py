@@ -1,18 +1,19 @@
-"""The project's steps on networks and images of a test's own, without a run directory, and the plain loop they have to equal."""
+"""train.py's own loop on networks and images of a test's own, without a run directory, and the plain loop
+that it has to equal."""
 
-import contextlib
 import hashlib
+from types import SimpleNamespace
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from hydra_config import config
 
+import train
 from lcm.config.options import load
 from lcm.data import Digits
 from lcm.data.in_memory import Batches, Resident
 from lcm.models.build import build_network
-from lcm.training.epochs import evaluate, learning_rate, train_epoch
-from lcm.training.graphs import bind, feed
-from lcm.training.step import TestStep, TrainStep
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -33,6 +34,18 @@ def invented_batches(count=320, batch=16, seed=0):
     return Batches(Resident(images, labels, MEAN, STD, seed=seed, **augmentation), batch)
 
 
+def in_dtype(batches, dtype):
+    """The same batches with images of another type."""
+    prepare = batches.prepare
+
+    def prepared(raw, device):
+        images, labels = prepare(raw, device)
+        return images.to(dtype), labels
+
+    batches.prepare = prepared
+    return batches
+
+
 def sgd(network, rate=0.1, **options):
     """The paper's optimizer (section 4.1.2)."""
     device = next(network.parameters()).device
@@ -42,22 +55,63 @@ def sgd(network, rate=0.1, **options):
     )
 
 
-def training_step(network, batches, rate=0.1, autocast=None, capture=True, compiled=None):
-    """The project's training step on these batches, as train.py makes it."""
-    device = next(network.parameters()).device
-    autocast = autocast or contextlib.nullcontext()
-    step = TrainStep(network, sgd(network, rate, fused=True), autocast, device, compiled)
-    return bind(step, feed(batches, device), capture)
+class Rows:
+    """In place of lcm.runs.run.Run: no directory, no checkpoint; `rows` are the metrics of each epoch.
+
+    epochs: pairs (epoch, step at which it begins). act: called with the epoch and the steps done.
+    """
+
+    threads = 1
+
+    def __init__(self, epochs, act):
+        self.rows = []
+        self.act = act
+        self.whole = epochs
+
+    def begin(self, *facts):
+        pass
+
+    def epochs(self, training, batches):
+        self.training = training
+        yield from self.whole
+
+    def after_step(self, epoch, done):
+        self.training.sums.check("the training loss", epoch)
+        self.act(epoch, done)
+
+    def after_test_step(self, epoch):
+        pass
+
+    def record(self, epoch, row):
+        self.rows.append(row)
 
 
-def evaluation_step(network, batches, autocast=None):
-    """The project's evaluation step on these batches."""
-    device = next(network.parameters()).device
-    return bind(
-        TestStep(network, autocast or contextlib.nullcontext(), device),
-        feed(batches, device),
-        True,
+def fit(
+    network, batches, test=None, rate=0.1, epochs=1, act=lambda *_: None, schedule=(), **settings
+):
+    """Train a network by train.py's own `fit`, at one rate; returns the Rows.
+
+    epochs: their number, or pairs (epoch, step at which it begins). schedule: other keys of it.
+    """
+    if isinstance(epochs, int):
+        epochs = [(epoch, 0) for epoch in range(1, epochs + 1)]
+    chosen = config() | {"device": "cpu", "allocator": False} | settings
+    constant = {"learning_rate": rate, "divide_at": [], "batch_size": batches.batch_size}
+    chosen["schedule"] = chosen["schedule"] | constant | dict(schedule)
+    data = SimpleNamespace(
+        train=lambda size, seed: batches,
+        test=lambda size: test or invented_batches(10, 10, seed=None),
+        num_classes=10,
+        image_size=32,
     )
+    run = Rows(epochs, act)
+    with (
+        mock.patch.object(train, "build_network", lambda *_, **__: network),
+        mock.patch.object(train, "build_data", lambda _: data),
+        mock.patch.object(train, "count", lambda *_: None),
+    ):
+        train.fit(chosen, run)
+    return run
 
 
 def plain_training(network, batches, rate=0.1, epochs=1):
@@ -75,7 +129,7 @@ def plain_training(network, batches, rate=0.1, epochs=1):
 
 
 def plain_evaluation(network, batches):
-    """{"test_loss", "test_top1", "test_top5"} as `lcm.training.epochs.evaluate` has them."""
+    """{"test_loss", "test_top1", "test_top5"} of the whole set."""
     network.eval()
     images, labels = batches.prepare((batches.resident.images, batches.resident.labels), CPU)
     with torch.no_grad():
@@ -136,12 +190,12 @@ def randomise(module):
     return module
 
 
-def digits_top1(network, epochs, seed=0, autocast=None):
-    """Test top-1 (%) after the project's training on the digits, by their own schedule in so many epochs."""
-    data, schedule = Digits(), load("schedule", "digits") | {"epochs": epochs}
+def digits_top1(network, epochs, seed=0, **settings):
+    """Test top-1 (%) after the project's training on the digits, by their own schedule."""
+    data = Digits(**{k: v for k, v in load("data", "digits").items() if not k.startswith("_")})
+    schedule = load("schedule", "digits") | {"epochs": epochs}
     network.to(memory_format=torch.channels_last)
-    step = training_step(network, data.train(64, seed), autocast=autocast)
-    for epoch in range(1, epochs + 1):
-        step.step.optimizer.param_groups[0]["lr"].fill_(learning_rate(schedule, epoch))
-        train_epoch(step, epoch)
-    return evaluate(evaluation_step(network, data.test(100), autocast), epochs)["test_top1"]
+    batches = data.train(64, seed), data.test(100)
+    return fit(network, *batches, epochs=epochs, schedule=schedule, **settings).rows[-1][
+        "test_top1"
+    ]

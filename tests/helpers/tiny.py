@@ -175,21 +175,24 @@ def run(folder, config, prepare=None):
     return Process(folder, train_as_main, config, prepare).wait()
 
 
-def after_step(number, act, kind="TrainStep"):
-    """A `prepare`: the process calls act() behind its step `number` of a kind (TrainStep, TestStep), counted from 1."""
+def after_step(number, act, kind="train"):
+    """A `prepare`: the process calls act() behind its step `number` of a kind (train, test), from 1."""
 
     def prepare():
-        from lcm.training import step
+        from lcm.training.graphs import Repeated
 
-        counted, calls = getattr(step, kind), []
-        original = counted.__call__
+        original = Repeated.__init__
+        calls = []
 
-        def called(self, *args):
-            calls.append(original(self, *args))
-            if len(calls) == number:
-                act()
+        def watched(self, step, batches, key, *graphs):
+            def called(*batch):
+                calls.append(step(*batch))
+                if len(calls) == number:
+                    act()
 
-        counted.__call__ = called
+            original(self, called if key[-1] == kind else step, batches, key, *graphs)
+
+        Repeated.__init__ = watched
 
     return prepare
 

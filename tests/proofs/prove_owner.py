@@ -34,13 +34,13 @@ def contend(config, shared, own):
     """Wait for the start, then do what `python train.py` does; the byte `own` of `shared` counts the trainings begun here."""
     import train
 
-    original = train.train_owned
+    original = train.fit
 
     def counted(*args):
         shared[own] += 1
         return original(*args)
 
-    train.train_owned = counted
+    train.fit = counted
     while not shared[0]:
         pass
     tiny.train_as_main(config)

@@ -38,23 +38,31 @@ def killed_in(phase, call, delay, group):
     """
 
     def prepare():
-        import lcm.runs.state
-        from lcm.training import checkpoint, log, step
+        import lcm.runs.run
+        from lcm.training import checkpoint, log
 
-        holders = (step.TrainStep, step.TestStep, log.RunLog, checkpoint, lcm.runs.state)
-        holder = holders[PHASES.index(phase)]
-        name = {"metrics": "append", "checkpoint": "save", "run.json": "write_state"}.get(
-            phase, "__call__"
-        )
+        def kill_soon():
+            killer = threading.Timer(
+                delay, lambda: os.killpg(0, signal.SIGKILL) if group else tiny.die()
+            )
+            killer.daemon = True  # a run that is finished before ends as finished
+            killer.start()
+
+        if phase in ("training", "evaluation"):
+            kind = {"training": "train", "evaluation": "test"}[phase]
+            tiny.after_step(max(call - 1, 1), kill_soon, kind)()
+            return
+        places = {
+            "metrics": (log.RunLog, "append"),
+            "checkpoint": (checkpoint, "save"),
+            "run.json": (lcm.runs.run, "write_state"),
+        }
+        holder, name = places[phase]
         original, calls = getattr(holder, name), itertools.count(1)
 
         def called(*args, **keys):
             if next(calls) == call:
-                killer = threading.Timer(
-                    delay, lambda: os.killpg(0, signal.SIGKILL) if group else tiny.die()
-                )
-                killer.daemon = True  # a run that is finished before ends as finished
-                killer.start()
+                kill_soon()
             return original(*args, **keys)
 
         setattr(holder, name, called)

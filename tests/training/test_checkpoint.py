@@ -19,13 +19,13 @@ from lcm.training.checkpoint import (
     DAMAGED,
     NAME,
     PREVIOUS,
-    Damaged,
+    DamagedCheckpoint,
     SaveInterval,
     newest,
     read,
     save,
 )
-from lcm.training.step import TrainStep
+from lcm.training.state import Sums, TrainingState
 
 
 def payload(step):
@@ -84,17 +84,23 @@ def test_the_newest_is_read_bit_for_bit(directory):
     assert list(checkpoint.load_model_weights(directory)) == ["weight"]
 
 
-def test_a_step_is_restored_or_the_checkpoint_named(tmp_path):
+def adamw(network):
+    return torch.optim.AdamW(network.parameters(), torch.tensor(0.1), fused=True)
+
+
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_a_state_is_restored_or_the_checkpoint_named(tmp_path, make):
     one, same, other = (
-        TrainStep(network, sgd(network, fused=True), None, "cpu")
+        TrainingState(network, make(network), Sums("cpu"))
         for network in map(torch.nn.Linear, (3, 3, 3), (2, 2, 4))
     )
     with torch.no_grad():
-        for number, tensor in enumerate(one.state()[:-1]):  # but for `bad`
+        for number, tensor in enumerate(one.tensors()[:-1]):  # but for `bad`
             tensor.fill_(number)
     save(tmp_path, one.snapshot(1))
     checkpoint.restore(tmp_path, newest(tmp_path), same)
-    assert all(map(torch.equal, one.state(), same.state()))
+    assert all(map(torch.equal, one.tensors(), same.tensors()))
+    assert len(one.tensors()) == 4 + 2 * (1 if make is sgd else 3)
     with pytest.raises(
         UserError,
         match=rf"^{tmp_path}/checkpoint\.pt was written by another version .*\(Error.*\): con",
@@ -161,7 +167,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(directory, tmp_path_factory, 
     if form == "bare pickle":
         body = with_checksum(pickle.dumps(Malice(trace), protocol=2))
     (directory / NAME).write_bytes(body)
-    with pytest.raises(Damaged, match="not readable as weights"):
+    with pytest.raises(DamagedCheckpoint, match="not readable as weights"):
         read(directory / NAME)
     assert not trace.exists()
     pickle.loads(pickle.dumps(Malice(trace)))  # the pickle is what it is said to be
@@ -206,7 +212,7 @@ def test_an_error_that_passes_is_no_damage(directory, monkeypatch, function, err
 )
 def test_the_reason_is_one_line_and_the_first(directory, monkeypatch, error, reason):
     monkeypatch.setattr(torch, "load", raising(error))
-    with pytest.raises(Damaged, match=rf"^not readable as weights \({reason}\)$"):
+    with pytest.raises(DamagedCheckpoint, match=rf"^not readable as weights \({reason}\)$"):
         read(directory / NAME)
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain import distance, invented_batches, training_step
+from plain import distance, fit, invented_batches
 from tiny import Process, after_step, die, directory_of, state_of
 
 from lcm.attention import LCM2
 from lcm.models import CifarResNet, fill_sites
 from lcm.training.compilation import compiled
-from lcm.training.epochs import train_epoch
 
 can_compile = (
     shutil.which(os.environ.get("CXX", "g++"))
@@ -40,9 +39,10 @@ def compare_with_plain():
     forward = compiled(network, 16, 32, autocast)
     assert all(map(torch.equal, before, network.state_dict().values()))
     assert all(parameter.grad is None for parameter in network.parameters())
+    del forward
     rows = [
-        train_epoch(training_step(plain, batches, 1e-3), 1),
-        train_epoch(training_step(network, batches, 1e-3, compiled=forward), 1),
+        fit(one, batches, rate=1e-3, compile=switch).rows[0]
+        for one, switch in ((plain, False), (network, True))
     ]
     print("distance", distance(plain, network), *rows)
     assert distance(plain, network) <= 1e-4 and rows[1] == pytest.approx(rows[0], rel=1e-4)

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from tiny import directory_of, place_of, state_of
 
-import lcm.runs.state
+import lcm.runs.run
 from lcm.training import checkpoint
 from lcm.training.log import RunLog
 
@@ -55,7 +55,7 @@ def fill(mounted):
     [
         ((RunLog, "append"), (2, 0)),
         ((checkpoint, "save"), (2, 0)),
-        ((lcm.runs.state, "write_state"), (4, 0)),
+        ((lcm.runs.run, "write_state"), (4, 0)),
     ],
     ids=["metrics", "checkpoint", "the end"],
 )

@@ -1,5 +1,7 @@
 """The fast path against plain PyTorch: the same steps, the same weights, the same results (tests/data: the same batches)."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,27 +9,17 @@ from plain import (
     CPU,
     digits_top1,
     distance,
-    evaluation_step,
+    fit,
+    in_dtype,
     invented_batches,
     plain_evaluation,
     plain_training,
-    training_step,
 )
 from plain import small_network as small
 
 from lcm.models.build import build_network
 from lcm.training.device import keep_pages
-from lcm.training.epochs import evaluate, train_epoch
-from lcm.training.graphs import HostFeed, ResidentFeed
-
-
-def trained_fast(network, batches, rate):
-    """The network after one epoch of the project's; in its own dtype."""
-    dtype = next(network.parameters()).dtype
-    step = training_step(network, batches, rate, compiled=lambda images: network(images.to(dtype)))
-    train_epoch(step, 1)
-    assert step.step.totals[2] == batches.images
-    return network
+from lcm.training.graphs import HostBatches, ResidentBatches
 
 
 # Training amplifies differences. In float64 the fast path stays with the plain one at the protocol's own rate. In float32 no
@@ -44,21 +36,22 @@ def trained_fast(network, batches, rate):
 def test_twenty_steps(model, memory, dtype, rate, tolerance):
     """Channels-last, allocator, batches from bytes, fused SGD, linear memory, folded evaluation: the plain path's weights."""
     keep_pages()
-    network = trained_fast(small(model, memory).to(dtype), invented_batches(), rate)
-    plain = plain_training(small(model).to(dtype), invented_batches(), rate)
+    network, plain = (small(model, m).to(dtype) for m in (memory, "fast"))
+    tests = [invented_batches(50, 25, seed=None) for _ in range(2)]
+    test = in_dtype(tests[0], dtype)
+    (row,) = fit(network, in_dtype(invented_batches(), dtype), test, rate).rows
+    plain_training(plain, invented_batches(), rate)
     assert distance(network, plain) <= tolerance
-    if dtype == torch.float32:
-        test = invented_batches(50, 25, seed=None)
-        assert evaluate(evaluation_step(network, test), 1) == pytest.approx(
-            plain_evaluation(plain, test), rel=1e-3
-        )
+    found = {key: row[key] for key in ("test_loss", "test_top1", "test_top5")}
+    expected = plain_evaluation(plain, in_dtype(tests[1], dtype))
+    assert found == pytest.approx(expected, rel=1e-3 if dtype == torch.float32 else 1e-9)
 
 
-def test_resident_feed_shows_the_batches_of_the_host():
+def test_resident_batches_show_those_of_the_host():
     """The GPU's path, run on the CPU: the same bits, whatever the epoch, the step in it and the size of the last batch."""
     batches = invented_batches(70, 16)
-    host, resident = HostFeed(batches, CPU), ResidentFeed(batches, CPU)
-    for epoch, start in ((0, 0), (7, 0), (7, 3)):
+    host, resident = HostBatches(batches, CPU), ResidentBatches(batches, CPU)
+    for epoch, start in ((1, 0), (8, 0), (8, 3)):
         host.start(epoch, start), resident.start(epoch, start)
         for step in range(start, 5):
             (theirs, their_labels), (ours, our_labels) = (
@@ -72,43 +65,64 @@ def test_resident_feed_shows_the_batches_of_the_host():
 @pytest.mark.slow
 def test_bf16_learns_the_digits_as_float32_does():
     """Within the spread of the seeds. Where the processor has no bf16 it is emulated: the same rounding, slowly."""
-    bf16 = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
     plain, half = (
         torch.tensor(
             [
-                digits_top1(build_network("resnet20", "lcm2", seed=s), 4, s, context)
+                digits_top1(build_network("resnet20", "lcm2", seed=s), 4, s, precision=precision)
                 for s in range(4)
             ]
         )
-        for context in (None, bf16)
+        for precision in ("fp32", "bf16")
     )
     assert plain.mean() > 95
     assert (plain.mean() - half.mean()).abs() <= plain.std().clamp_min(0.5)
 
 
 def test_training_metrics_are_means_over_images():
-    """Of each epoch alone. At rate 0, where plain PyTorch sees the same weights in each batch; the last batch is smaller."""
-    network, batches = small("resnet20"), invented_batches(70, 16)
-    step = training_step(network, batches, 0.0)
-    for epoch in (1, 2):
-        row, loss, hits = train_epoch(step, epoch), 0.0, 0
-        for images, labels in (batches.prepare(raw, CPU) for raw in batches.iterate(epoch - 1)):
+    """Of each epoch alone. At a rate of almost 0, where plain PyTorch sees the same weights in each batch."""
+    network, batches = small("resnet20"), invented_batches(70, 16)  # the last batch is smaller
+    rows = fit(network, batches, rate=1e-30, epochs=2).rows
+    for epoch, row in enumerate(rows):
+        loss, hits = 0.0, 0
+        for images, labels in (batches.prepare(raw, CPU) for raw in batches.iterate(epoch)):
             with torch.no_grad():
                 logits = network.train()(images)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             hits += (logits.argmax(1) == labels).sum().item()
-        assert row == pytest.approx(
-            {"train_loss": loss / 70, "train_top1": 100 * hits / 70}, rel=1e-5
-        )
+        assert row["train_loss"] == pytest.approx(loss / 70, rel=1e-5)
+        assert row["train_top1"] == pytest.approx(100 * hits / 70, rel=1e-5)
 
 
 def test_evaluation_follows_the_weights():
     network, test = small("resnet20"), invented_batches(50, 25, seed=None)
-    step = evaluation_step(network, test)
-    before = evaluate(step, 0)
-    train_epoch(training_step(network, invented_batches()), 1)
-    after = evaluate(step, 1)
-    assert after == pytest.approx(plain_evaluation(network, test), rel=1e-3) and after != before
+    before, after = fit(network, invented_batches(), test, epochs=2).rows
+    found = {key: after[key] for key in ("test_loss", "test_top1", "test_top5")}
+    assert found == pytest.approx(plain_evaluation(network, test), rel=1e-3)
+    assert after["test_loss"] != before["test_loss"]
+
+
+def test_a_schedule_with_adamw_cosine_warm_up_and_smoothing_is_the_plain_loop():
+    """Two batches an epoch, four epochs, float64; the plain loop is torch's own, written here."""
+    schedule = {
+        "epochs": 4, "optimizer": "adamw", "betas": [0.8, 0.95], "eps": 1e-7, "weight_decay": 0.02,
+        "decay": "cosine", "warm_up": 2, "label_smoothing": 0.1,
+    }  # fmt: skip
+    network, plain = (small("resnet20").double() for _ in range(2))
+    batches = in_dtype(invented_batches(32, 16), torch.float64)
+    rows = fit(network, batches, in_dtype(invented_batches(10, 10, None), torch.float64), 0.01,
+               4, schedule=schedule).rows  # fmt: skip
+    rates = [0.005, 0.01, 0.01 * (1 + math.cos(0)) / 2, 0.01 * (1 + math.cos(math.pi / 2)) / 2]
+    assert [row["lr"] for row in rows] == pytest.approx(rates)
+    optimizer = torch.optim.AdamW(plain.parameters(), 0.01, (0.8, 0.95), 1e-7, 0.02)
+    plain.train()
+    for epoch, value in enumerate(rates):
+        optimizer.param_groups[0]["lr"] = torch.tensor(value).item()  # rates are float32
+        for images, labels in (batches.prepare(raw, CPU) for raw in batches.iterate(epoch)):
+            loss = F.cross_entropy(plain(images.contiguous()), labels, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert distance(network, plain) <= 1e-10
 
 
 @pytest.mark.parametrize(

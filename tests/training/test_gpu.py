@@ -4,47 +4,46 @@ import signal
 
 import pytest
 import torch
-from plain import distance, invented_batches, small_network, training_step
+from plain import distance, fit, invented_batches, small_network
 from tiny import compare_runs, die, directory_of
 
 from lcm.config.options import choices
 from lcm.models.build import build_network
-from lcm.training import checkpoint
-from lcm.training.device import set_precision
-from lcm.training.epochs import train_epoch
-from lcm.training.graphs import Eager
+from lcm.training import checkpoint, graphs
 
 pytestmark = pytest.mark.gpu
-CUDA = torch.device("cuda:0")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "model, keys", [("resnet20", {}), ("densenet40", {}), ("densenet40", {"memory": "linear"})]
 )
-def test_a_captured_step_is_the_eager_one(deterministic, model, keys, precision):
+def test_a_captured_step_is_the_eager_one(monkeypatch, deterministic, model, keys, precision):
     """Two epochs whose last batch is smaller: two graphs. The same kernels in the same order: the same bits."""
-    states = []
+    states, watched = [], []
+    original = graphs.Repeated.__init__
+
+    def watch(self, *args):
+        original(self, *args)
+        watched.append(bool(self.graphs))
+
+    monkeypatch.setattr(graphs.Repeated, "__init__", watch)
     for capture in (True, False):
-        network, autocast = (
-            build_network(model, "lcm2", seed=0, **keys),
-            set_precision(precision, CUDA),
+        network = build_network(model, "lcm2", seed=0, **keys)
+        settings = {"device": "cuda", "deterministic": True, "precision": precision}
+        run = fit(
+            network, invented_batches(70, 16), rate=0.01, epochs=2, capture=capture, **settings
         )
-        network.to(CUDA, memory_format=torch.channels_last)
-        step = training_step(network, invented_batches(70, 16), 0.01, autocast, capture)
-        assert isinstance(step, Eager) != capture
-        for epoch in (1, 2):
-            train_epoch(step, epoch)
-            assert step.step.totals[2] == 70
+        assert watched[-2:] == [capture, capture] and run.training.sums.values[2] == 70
         states.append(network.state_dict())
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
 
 
 def test_the_gpu_learns_what_the_cpu_learns():
-    networks = [small_network("resnet20", device=device) for device in (CUDA, "cpu")]
-    for network in networks:
-        train_epoch(training_step(network, invented_batches(), 1e-3), 1)
+    networks = [small_network("resnet20") for _ in range(2)]
+    for network, device in zip(networks, ("cuda", "cpu"), strict=True):
+        fit(network, invented_batches(), rate=1e-3, device=device)
     assert distance(*(network.cpu() for network in networks)) <= 1e-3
 
 

@@ -1,10 +1,13 @@
 """What a user reads while a run trains: estimates that hold for a run that is continued anywhere."""
 
+import re
+
 import pytest
 import torch
 
 from lcm.training import progress
 from lcm.training.progress import Progress, clock
+from lcm.training.state import Sums
 
 ROW = {
     "lr": 0.1,
@@ -23,46 +26,87 @@ def now(monkeypatch):
     return moment
 
 
-@pytest.mark.parametrize("first", [0, 90])
-def test_what_is_left_after_an_epoch_comes_from_the_steps_that_were_made(now, capsys, first):
-    """100 steps an epoch, a second each and evaluation included; continued in step 90 of epoch 3, of 5."""
-    shown = Progress("lines", 5, 100, 64)
-    for step in range(first + 1, 101):
-        now[0] += 1
-        shown.step(3, step, None)
-    shown.epoch(ROW | {"epoch": 3, "images_per_second": 64.0})
-    assert capsys.readouterr().out.splitlines()[-1].endswith("  64 images/s  3 min 20 s left")
+class Batches:
+    """100 steps an epoch, the last of 36 images."""
+
+    images, batch_size = 6372, 64
+
+    def __len__(self):
+        return 100
 
 
-def test_without_a_step_nothing_is_estimated(now, capsys):
-    """Stopped in the evaluation after epoch 3, and continued there."""
-    shown = Progress("lines", 5, 100, 64)
-    now[0] += 10
+def walk(now, shown, epochs, first=0, step=1.0, evaluation=20.0, slow=0.0):
+    """Train on a fake clock, from step `first` of the first of `epochs`; the process's first step is slow."""
+    for epoch in epochs:
+        for done in range(first + 1 if epoch == epochs[0] else 1, 101):
+            now[0] += step + slow
+            slow = 0
+            shown.step(epoch, done)
+        now[0] += evaluation
+        shown.epoch(ROW | {"epoch": epoch, "images_per_second": 64.0})
+
+
+@pytest.mark.parametrize(
+    "epochs, keys",
+    [
+        ([1], {}),
+        ([3], {"first": 90}),  # continued near the end of an epoch
+        ([3, 4], {"first": 99, "slow": 500.0}),  # its first step compiles
+        ([7], {"slow": 60.0, "evaluation": 100.0}),  # an evaluation as long as the training
+        ([2, 3, 4], {"first": 50, "evaluation": 0.5}),
+    ],
+)
+def test_what_is_left_is_near_the_truth(now, capsys, epochs, keys):
+    shown = Progress("lines", 300, Batches())
+    walk(now, shown, epochs, **keys)
+    line = capsys.readouterr().out.splitlines()[-1]
+    found = re.search(r"images/s  (?:(\d+) h )?(\d+) min(?: \d+ s)? left", line)
+    said = 3600 * int(found[1] or 0) + 60 * int(found[2])
+    truth = (300 - epochs[-1]) * (100 + keys.get("evaluation", 20.0))
+    assert truth / 1.3 <= said <= truth * 1.3
+
+
+def test_without_a_whole_step_nothing_is_estimated(now, capsys):
+    """Stopped in the evaluation after epoch 3 and continued there; or in the last step before it."""
+    for first in (100, 99):
+        shown = Progress("lines", 5, Batches())
+        walk(now, shown, [3], first=first)
+        assert capsys.readouterr().out.endswith("  64 images/s\n")
+
+
+def test_no_speed_is_shown_where_none_was_measured(now, capsys):
+    shown = Progress("lines", 5, Batches())
     shown.epoch(ROW | {"epoch": 3, "images_per_second": 0.0})
-    assert capsys.readouterr().out.endswith("  0 images/s\n")
+    assert capsys.readouterr().out.endswith("top-5 90.00\n")
 
 
-def test_the_estimate_leaves_the_first_step_out(now, capsys):
-    shown = Progress("lines", 2, 10, 64)
-    for step in range(1, 11):
+def test_the_first_estimate_leaves_the_first_step_out(now, capsys):
+    shown = Progress("lines", 2, Batches())
+    for step in range(1, 30):
         now[0] += 100 if step == 1 else 1
-        shown.step(1, step, None)
-    assert (
-        capsys.readouterr().out == "estimated time: 14 s for training, and evaluation on top\n"
-    )  # after step 6 of 20
+        shown.step(1, step)
+    words = "estimated time: 3 min 8 s for training, and evaluation on top\n"
+    assert capsys.readouterr().out == words  # after step 12 of 200
+
+
+def test_a_long_epoch_says_something_every_ten_minutes_in_a_log(now, capsys):
+    shown = Progress("lines", 2, Batches())
+    for step in range(1, 101):
+        now[0] += 61
+        shown.step(1, step)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 9 and lines[0] == "epoch   1/2  step 12/100"
 
 
 def test_a_bar_shows_images_loss_and_accuracy():
-    shown = Progress("bar", 2, 4, 64)
-    for step in (3, 4):  # a run that is continued in step 2
-        shown.step(2, step, torch.tensor([6.4, 32.0, 64.0]))
+    shown, sums = Progress("bar", 2, Batches()), Sums("cpu")
+    sums.values.copy_(torch.tensor([6.4, 32.0, 64.0]))
+    for step in (99, 100):  # a run that is continued in step 98
+        shown.step(2, step, sums)
     text = str(shown.bar)
     shown.clear()
-    assert (
-        text.startswith("epoch 2/2: 100%")
-        and "256/256" in text
-        and "loss 0.1000, top-1 50.00 %" in text
-    )
+    assert text.startswith("epoch 2/2: 100%") and "6372/6372" in text
+    assert "loss 0.1000, top-1 50.00 %" in text
 
 
 def test_clock():

@@ -15,7 +15,7 @@ REFERENCE = [TWO]
 
 
 def signal_in(kind, call, *numbers):
-    """Arrange that the process's whole group gets signals while a TrainStep or TestStep is called for the `call`-th time."""
+    """Arrange that the process's whole group gets signals in the `call`-th training or test step."""
     return after_step(call, lambda: [os.killpg(0, number) for number in numbers], kind)
 
 
@@ -31,7 +31,7 @@ def before_data(act):
 
 @pytest.mark.parametrize(
     "kind, call, index, workers",
-    [("TrainStep", STEPS + 2, 2, (2, 0)), ("TestStep", 3 + 2, STEPS, (0, 4))],
+    [("train", STEPS + 2, 2, (2, 0)), ("test", 3 + 2, STEPS, (0, 4))],
 )
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_saved_within_one_step_and_continued_exactly(
@@ -77,7 +77,7 @@ def test_a_second_interrupt_ends_at_once_and_loses_nothing_that_was_saved(
     tiny, ends, finishes_exactly, tmp_path
 ):
     config = tiny(f"runs={tmp_path}", TWO)
-    twice = signal_in("TrainStep", STEPS + 2, signal.SIGINT, signal.SIGINT)
+    twice = signal_in("train", STEPS + 2, signal.SIGINT, signal.SIGINT)
     ends(config, 75, "a second SIGINT: at once", prepare=twice)
     assert place_of(config) == (2, 0) and state_of(config)["state"] == "stopped"
     finishes_exactly(config)
@@ -88,6 +88,6 @@ def test_an_ignored_signal_stays_ignored(tiny, finishes_exactly, tmp_path):
 
     def prepare():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal_in("TrainStep", 2, signal.SIGHUP)()
+        signal_in("train", 2, signal.SIGHUP)()
 
     finishes_exactly(tiny(f"runs={tmp_path}", TWO), prepare=prepare)

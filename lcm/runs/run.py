@@ -1,0 +1,184 @@
+"""A run as train.py sees it: its directory, owned; run.json; where it goes on; what an epoch adds; how it ended."""
+
+import contextlib
+import json
+import time
+
+from lcm.config.identity import config_hash
+from lcm.errors import Stopped, UserError, in_words
+from lcm.runs.directory import now, run_directory
+from lcm.runs.lock import owner
+from lcm.runs.state import begun, read_state, refuse_another_config, write_state
+from lcm.runs.summary import best_and_last, print_plan, result_line
+from lcm.training import checkpoint
+from lcm.training.log import RunLog
+from lcm.training.out_of_memory import explained
+from lcm.training.progress import Progress
+from lcm.training.signals import STOP
+
+
+class Run:
+    """The run of one resolved config (nested plain dicts).
+
+    Raises UserError where its directory holds another config's run, or a damaged run.json.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.directory = run_directory(config)
+        self.saved = None  # the checkpoint that it continues from
+        self._read()
+
+    def _read(self):
+        self.state = read_state(self.directory)
+        refuse_another_config(self.directory, self.state, self.config)
+
+    @property
+    def finished(self):
+        return self.state.get("state") == "finished"
+
+    @contextlib.contextmanager
+    def owned(self):
+        """Own the directory; after `begin`, run.json says how the block ended. Signals stop it.
+
+        Finished; stopped where a signal or something that a user can mend ended it; failed otherwise.
+        Raises OwnedElsewhere where another process trains the run.
+        """
+        with owner(self.directory), STOP.listening() as self._stop:
+            self._read()  # again: another process may have been here just now
+            self._begun = False
+            if not self.finished:
+                self._find_checkpoint()
+            try:
+                yield
+            except BaseException as error:
+                error = explained(error, self.config["device"])
+                self._end("stopped" if isinstance(error, (Stopped, UserError)) else "failed", error)
+                raise error from error.__cause__
+            self._end("finished")
+
+    def _find_checkpoint(self):
+        digest = config_hash(self.config)
+        self.saved = checkpoint.newest(self.directory, digest, set_aside=True)
+        if self.saved and not self.state:
+            print(
+                f"warning: {self.directory} has lost its run.json; written anew from the checkpoint"
+            )
+            self.state = json.loads(self.saved["run"])
+
+    def _end(self, outcome, error=None):
+        if not self._begun:
+            return
+        if outcome == "finished":
+            self.state |= {"state": outcome, "message": None, "end": now()}
+            write_state(self.directory, self.state)
+            return
+        self.state |= {"state": outcome, "message": in_words(error)}
+        with contextlib.suppress(
+            UserError
+        ):  # the first problem is the one to show: a full disk, say
+            write_state(self.directory, self.state)
+
+    @property
+    def threads(self):
+        """CPU threads: the config's; where it says `auto`, those of the run's checkpoint."""
+        asked = self.config["threads"]
+        return self.state.get("threads", "auto") if asked == "auto" and self.saved else asked
+
+    def begin(self, data, complexity, threads, device):
+        """Write run.json and print the plan; `device` in words.
+
+        Raises UserError where the run would continue with other images.
+        """
+        facts = (data, complexity, threads, device)
+        self.state = begun(self.config, self.directory, self.state, self.saved, *facts)
+        print_plan(self.config, data, complexity, self.state, self.directory, self.saved)
+        write_state(self.directory, self.state | {"state": "running", "message": None})
+        self._begun = True
+
+    def epochs(self, training, batches):
+        """Each epoch that is left, with the step at which it begins: (1, 0), (2, 0), ...
+
+        training: the TrainingState, restored from the checkpoint and saved in every new one.
+        batches: those of training, as `batches_on` returns them.
+        """
+        first = {"epoch": 1, "index": 0, "seconds": 0.0, "metrics": ""} | (self.saved or {})
+        if self.saved:
+            checkpoint.restore(self.directory, self.saved, training)
+        self._training = training
+        self._batches = batches
+        self._seconds = first["seconds"]
+        self._began = time.monotonic()
+        self._timed = first.get("timed", [0, 0.0])  # images and seconds of training in this epoch
+        self._log = RunLog(self.directory, first["metrics"], self.config["tensorboard"])
+        self._interval = checkpoint.SaveInterval(self.config["checkpoint"]["every"])
+        self._last = self.config["schedule"]["epochs"]
+        self._progress = Progress(self.config["progress"], self._last, batches)
+        with self._stop.patient():
+            try:
+                for epoch in range(first["epoch"], self._last + 1):
+                    start = first["index"] if epoch == first["epoch"] else 0
+                    self._mark = time.monotonic()
+                    yield epoch, start
+                    self._timed = [0, 0.0]
+                self.state["result"] = best_and_last(self._log.rows)
+            finally:
+                self.state["seconds"] = self.seconds
+                self._progress.clear()
+                self._log.close()
+
+    @property
+    def seconds(self):
+        """Wall time of this run so far, all its parts together."""
+        return round(self._seconds + time.monotonic() - self._began, 3)
+
+    def after_step(self, epoch, done):
+        """Save where a checkpoint is due; after a signal save and raise Stopped.
+
+        Raises NotFinite on a CPU, where the last step's loss can be read without waiting.
+        """
+        sums = self._training.sums
+        if on_cpu := sums.bad.device.type == "cpu":
+            sums.check("the training loss", epoch)
+        moment = time.monotonic()
+        self._timed[0] += self._batches.size(done - 1)
+        self._timed[1] += moment - self._mark
+        self._mark = moment
+        self._progress.step(epoch, done, sums if on_cpu else None)
+        if self._stop.requested or self._interval.due((epoch - 1) * len(self._batches) + done):
+            self.save(epoch, done)
+
+    def after_test_step(self, epoch):
+        """After a signal save and raise Stopped: the evaluation is done again."""
+        if self._stop.requested:
+            self.save(epoch, len(self._batches))
+
+    def record(self, epoch, metrics):
+        """An epoch is over: a row of metrics.jsonl, a line on the terminal, a checkpoint."""
+        images, seconds = self._timed
+        speed = round(images / seconds, 1) if seconds else 0.0
+        row = {"epoch": epoch, "step": epoch * len(self._batches), **metrics}
+        row |= {"images_per_second": speed, "seconds": self.seconds}
+        self._log.append(row)
+        self._progress.epoch(row)
+        self._timed = [0, 0.0]
+        self.save(epoch + 1, 0)
+
+    def save(self, epoch, done):
+        """A checkpoint after `done` steps of an epoch; raises Stopped if a signal has come.
+
+        Behind the last epoch there is nothing left to stop.
+        """
+        run = {"config_hash": self.state["config_hash"], "run": json.dumps(self.state)}
+        place = {"epoch": epoch, "index": done, "seconds": self.seconds, "timed": self._timed}
+        saved = run | place | {"metrics": self._log.text} | self._training.snapshot(epoch)
+        checkpoint.save(self.directory, saved)
+        if self._stop.requested and epoch <= self._last:
+            words = f"saved after step {done} of epoch {epoch}"
+            raise Stopped(self._stop.requested, words)
+
+    def report(self):
+        """Print the result, and where it is."""
+        print(result_line(self.state))
+        print(f"run directory: {self.directory}")
+        print(f"curves: tensorboard --logdir {self.config['runs']}")

@@ -1,0 +1,50 @@
+"""Out-of-memory errors of the device and the host: recognised and explained."""
+
+import errno
+
+import torch
+
+from lcm.errors import UserError
+
+# RuntimeErrors of the CPU's allocator, oneDNN, C++, CUDA where another process took the rest, cuBLAS
+WORDS = (
+    "DefaultCPUAllocator",
+    "could not create a memory object",
+    "std::bad_alloc",
+    "out of memory",
+    "_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error):
+    """Whether an exception means that memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+    return known or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+    )
+
+
+def explained(error, device):
+    """The UserError for an exception that means that memory ran out; any other one as it is.
+
+    device: as the config names it.
+    """
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        message = (
+            "a loader worker died, most often because memory ran out "
+            f"({str(error).splitlines()[0]}): lower data.workers, 0 needs none; what was saved is "
+            "intact, the same command continues"
+        )
+    elif is_out_of_memory(error):
+        message = (
+            f"out of memory on device={device}: lower schedule.batch_size or "
+            "schedule.test_batch_size, take model.memory=linear (CIFAR DenseNets) or precision=bf16 "
+            "(where the device has it), or run fewer runs at once; what was saved is intact"
+        )
+    else:
+        return error
+    found = UserError(message)
+    found.__cause__ = error
+    return found

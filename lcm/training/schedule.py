@@ -1,0 +1,45 @@
+"""The learning rate of an epoch, and the optimiser of a schedule."""
+
+import math
+
+import torch
+
+
+def learning_rate(schedule, epoch):
+    """The rate of an epoch, counted from 1: a function of the schedule and the epoch alone.
+
+    After a warm-up of `warm_up` epochs w, in which it rises linearly to `learning_rate` (epoch e
+    has e / w of it):
+        decay=steps: divided by `divide_by` after each share of all epochs in `divide_at`.
+        decay=cosine: learning_rate (1 + cos(pi (e - 1 - w) / (epochs - w))) / 2; I. Loshchilov,
+            F. Hutter, "SGDR", ICLR 2017, Eq. (5), without restarts, by epoch.
+    """
+    rate, warm_up = schedule["learning_rate"], schedule.get("warm_up", 0)
+    if epoch <= warm_up:
+        return rate * epoch / warm_up
+    if schedule.get("decay", "steps") == "cosine":
+        share = (epoch - 1 - warm_up) / (schedule["epochs"] - warm_up)
+        return rate * (1 + math.cos(math.pi * share)) / 2
+    passed = sum(epoch - 1 >= round(s * schedule["epochs"], 6) for s in schedule["divide_at"])
+    return rate / schedule["divide_by"] ** passed
+
+
+def make_optimizer(schedule, network):
+    """The optimiser of a schedule on the network's parameters, fused.
+
+    sgd: section 4.1.2 of the paper. adamw: I. Loshchilov, F. Hutter, ICLR 2019. The rate is a
+    tensor on the device: a CUDA graph reads it there. It is set before each epoch.
+    """
+    device = next(network.parameters()).device
+    rate = torch.tensor(float(schedule["learning_rate"]), device=device)
+    options = {"lr": rate, "weight_decay": schedule["weight_decay"], "fused": True}
+    if schedule.get("optimizer", "sgd") == "adamw":
+        options |= {"betas": tuple(schedule["betas"]), "eps": schedule["eps"]}
+        options["capturable"] = device.type == "cuda"  # a CUDA graph demands it
+        return torch.optim.AdamW(network.parameters(), **options)
+    return torch.optim.SGD(
+        network.parameters(),
+        momentum=schedule["momentum"],
+        nesterov=schedule["nesterov"] and schedule["momentum"] > 0,
+        **options,
+    )

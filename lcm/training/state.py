@@ -1,0 +1,123 @@
+"""What a step adds up, and every tensor that a training step changes: what a checkpoint holds."""
+
+import torch
+
+from lcm.errors import NotFinite
+
+
+def in_float32(logits):
+    """Logits in float32 at least, in which the loss is computed."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def not_finite(what, epoch):
+    """The exception for a loss or weight that became infinite or NaN in an epoch."""
+    return NotFinite(
+        f"{what} stopped being a finite number in epoch {epoch}; the last checkpoint is from before "
+        "it. Lower schedule.learning_rate, or take precision=fp32"
+    )
+
+
+class Sums:
+    """Loss, hits and images of an epoch so far: float64 on the device, read once an epoch.
+
+    Args:
+        device: of the tensors.
+        top5: whether to count the hits among the five largest logits, too.
+
+    `values` are (loss, top-1 hits, images) and, with `top5`, top-5 hits. `bad` becomes 1 with the
+    first loss that is not finite.
+    """
+
+    def __init__(self, device, top5=False):
+        self.values = torch.zeros(4 if top5 else 3, dtype=torch.float64, device=device)
+        self.bad = torch.zeros((), device=device)
+
+    def tensors(self):
+        """The tensors that `add` changes."""
+        return [self.values, self.bad]
+
+    def clear(self):
+        """Begin an epoch."""
+        self.values.zero_()
+
+    @torch.no_grad()
+    def add(self, loss, logits, labels):
+        """Add a batch: the sum of its losses, logits (B, classes), labels (B,)."""
+        self.bad.copy_(torch.maximum(self.bad, (~loss.isfinite()).float()))
+        if len(self.values) > 3:
+            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            self.values[1] += hits[:, 0].sum()
+            self.values[3] += hits.sum()
+        else:
+            self.values[1] += (logits.argmax(1) == labels).sum()
+        self.values[0] += loss.double()
+        self.values[2] += len(labels)
+
+    def check(self, what, epoch):
+        """Raise NotFinite where a loss was not finite; `what` names the loss. Waits for a GPU."""
+        if self.bad:
+            raise not_finite(what, epoch)
+
+    def means(self, prefix):
+        """{"<prefix>_loss": mean, "<prefix>_top1": percent, ...} over the images so far."""
+        loss, top1, images, *top5 = self.values.tolist()
+        shares = {"top1": top1, **({"top5": top5[0]} if top5 else {})}
+        percent = {f"{prefix}_{name}": 100 * hits / images for name, hits in shares.items()}
+        return {f"{prefix}_loss": loss / images} | percent
+
+
+class TrainingState:
+    """Every tensor that a training step changes: weights, statistics, the optimiser's own, sums.
+
+    Args:
+        network: trained by `optimizer`.
+        optimizer: torch.optim.SGD or AdamW. Its tensors are made here, as zeros, because a captured
+            step cannot allocate them.
+        sums: the Sums of training.
+    """
+
+    def __init__(self, network, optimizer, sums):
+        self.network = network
+        self.sums = sums
+        self.kept = {}  # the optimiser's name for a tensor -> {parameter's name: tensor}
+        (group,) = optimizer.param_groups
+        for name, parameter in network.named_parameters():
+            own = optimizer.state[parameter]
+            if isinstance(optimizer, torch.optim.AdamW):
+                own["step"] = torch.zeros((), device=parameter.device)
+                own["exp_avg"] = torch.zeros_like(parameter)
+                own["exp_avg_sq"] = torch.zeros_like(parameter)
+            elif group["momentum"]:
+                own["momentum_buffer"] = torch.zeros_like(parameter)
+            for key, tensor in own.items():
+                self.kept.setdefault(key, {})[name] = tensor
+
+    def tensors(self):
+        """The tensors themselves, in a list."""
+        own = [tensor for tensors in self.kept.values() for tensor in tensors.values()]
+        return [*self.network.state_dict().values(), *own, *self.sums.tensors()]
+
+    def snapshot(self, epoch):
+        """A checkpoint's tensors, on the CPU.
+
+        Raises NotFinite for a loss or weight that is not finite, found in epoch `epoch`.
+        """
+        self.sums.check("the training loss", epoch)
+        model = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
+        if not all(tensor.isfinite().all() for tensor in model.values()):
+            raise not_finite("a weight", epoch)  # a finite loss can have infinite gradients
+        own = {key: {n: t.cpu() for n, t in tensors.items()} for key, tensors in self.kept.items()}
+        momentum = own.pop("momentum_buffer", {})
+        saved = {"totals": self.sums.values.cpu(), "model": model, "momentum": momentum}
+        return saved | ({"optimizer": own} if own else {})
+
+    @torch.no_grad()
+    def restore(self, saved):
+        """Load a `snapshot`. Raises KeyError or RuntimeError where it is another network's."""
+        self.network.load_state_dict(saved["model"])
+        found = {"momentum_buffer": saved["momentum"]} | saved.get("optimizer", {})
+        for key, tensors in self.kept.items():
+            for name, tensor in tensors.items():
+                tensor.copy_(found[key][name])
+        self.sums.values.copy_(saved["totals"])
