@@ -5,6 +5,8 @@ continues an unfinished run and does nothing for a finished one. Exit codes: 0 f
 input, 3 owned by another process, 75 stopped by a signal and saved.
 """
 
+import contextlib
+
 import hydra
 import torch
 import torch.nn.functional as F
@@ -32,12 +34,11 @@ def train(config):
     if found := problems(config):
         raise listed("the config has problems, nothing was started:", found)
     run = Run(config)
-    if run.finished:
-        print(f"already finished: {run.directory}")
-    else:
-        with run.owned():
-            if not run.finished:  # by another process, just now
-                fit(config, run)
+    with contextlib.nullcontext() if run.finished else run.owned():
+        if run.finished:  # by another process, just now, where the directory is owned
+            print(f"already finished: {run.directory}")
+        else:
+            fit(config, run)
     run.report()
     return run.state
 

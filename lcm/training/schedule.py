@@ -27,19 +27,18 @@ def learning_rate(schedule, epoch):
 def make_optimizer(schedule, network):
     """The optimiser of a schedule on the network's parameters, fused.
 
-    sgd: section 4.1.2 of the paper. adamw: I. Loshchilov, F. Hutter, ICLR 2019. The rate is a
-    tensor on the device: a CUDA graph reads it there. It is set before each epoch.
+    sgd: section 4.1.2 of the paper. adamw: I. Loshchilov, F. Hutter, ICLR 2019. The rate is a tensor on
+    the device, where a CUDA graph reads it; it is set before each epoch.
     """
     device = next(network.parameters()).device
-    rate = torch.tensor(float(schedule["learning_rate"]), device=device)
-    options = {"lr": rate, "weight_decay": schedule["weight_decay"], "fused": True}
+    shared = {"lr": 0.0, "weight_decay": schedule["weight_decay"], "fused": True}
     if schedule.get("optimizer", "sgd") == "adamw":
-        options |= {"betas": tuple(schedule["betas"]), "eps": schedule["eps"]}
-        options["capturable"] = device.type == "cuda"  # a CUDA graph demands it
-        return torch.optim.AdamW(network.parameters(), **options)
-    return torch.optim.SGD(
-        network.parameters(),
-        momentum=schedule["momentum"],
-        nesterov=schedule["nesterov"] and schedule["momentum"] > 0,
-        **options,
-    )
+        own = {"betas": tuple(schedule["betas"]), "eps": schedule["eps"]}
+        capturable = device.type == "cuda"  # a CUDA graph demands it
+        made = torch.optim.AdamW(network.parameters(), capturable=capturable, **shared, **own)
+    else:
+        nesterov = schedule["nesterov"] and schedule["momentum"] > 0
+        own = {"momentum": schedule["momentum"], "nesterov": nesterov}
+        made = torch.optim.SGD(network.parameters(), **shared, **own)
+    made.param_groups[0]["lr"] = torch.tensor(0.0, device=device)
+    return made

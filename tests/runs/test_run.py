@@ -3,17 +3,20 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra_config import begun_state, config
 from processes import FAKE, start, states
 
+import lcm.runs.run
 import lcm.runs.state
 from lcm.config.identity import config_hash
 from lcm.errors import NotFinite, Stopped, UserError
 from lcm.files import write_atomically
 from lcm.runs.directory import run_directory, run_name
-from lcm.runs.state import commit, continued, environment, read_state, recorded
+from lcm.runs.run import Run
+from lcm.runs.state import commit, continued, environment, read_state
 
 RESULT = {"test_top1": 97.0, "test_top5": 100.0, "best_test_top1": 97.5, "best_epoch": 2}
 
@@ -131,31 +134,68 @@ def test_every_continuation_is_counted_and_each_new_environment_recorded(monkeyp
     ],
 )
 def test_run_json_says_how_it_ended(tmp_path, error, state, message):
-    begun = begun_state(config(), message="an old one")
+    run = Run(config(run_directory=str(tmp_path / "run")))
     try:
-        with recorded(tmp_path, begun):
-            during = read_state(tmp_path)
-            begun["result"] = RESULT
+        with run.owned():
+            begin(run)
+            during = read_state(run.directory)
+            run.state["result"] = RESULT
             if error:
                 raise error
     except BaseException as caught:
         assert caught is error
     assert (during["state"], during["message"]) == ("running", None)
-    after = read_state(tmp_path)
+    after = read_state(run.directory)
     assert (after["state"], after["message"], after["result"]) == (state, message, RESULT)
     assert (after["end"] is not None) == (state == "finished")
+    assert run.state == after
+
+
+def begin(run, threads=1, device="cpu"):
+    few = SimpleNamespace(images=2)
+    data = {
+        "fingerprint": "f00d",
+        "num_classes": 10,
+        "train": lambda *_: few,
+        "test": lambda *_: few,
+    }
+    counts = SimpleNamespace(params=1, gfloat=0.1, macs=1)
+    run.begin(SimpleNamespace(**data), counts, threads, device)
 
 
 def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
     def full(*args):
         raise UserError("run.json: no space left")
 
-    with (
-        pytest.raises(UserError, match=r"^checkpoint: no space left"),
-        recorded(tmp_path, begun_state(config())),
-    ):
-        monkeypatch.setattr(lcm.runs.state, "write_state", full)
+    run = Run(config(run_directory=str(tmp_path / "run")))
+    with pytest.raises(UserError, match=r"^checkpoint: no space left"), run.owned():
+        begin(run)
+        monkeypatch.setattr(lcm.runs.run, "write_state", full)
         raise UserError("checkpoint: no space left")
+
+
+def test_a_run_that_ends_before_it_begins_leaves_no_run_json(tmp_path):
+    run = Run(config(run_directory=str(tmp_path / "run")))
+    with pytest.raises(UserError, match="no such images"), run.owned():
+        raise UserError("no such images")
+    assert not (run.directory / "run.json").exists()
+
+
+def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of_now(tmp_path):
+    """Threads, device and commit are those that its numbers come from."""
+    chosen = config(run_directory=str(tmp_path / "run"))
+    first, then = Run(chosen), None
+    for threads in (1, 3):
+        run = Run(chosen)
+        with pytest.raises(KeyboardInterrupt), run.owned():
+            assert run.threads == "auto"
+            begin(run, threads, f"cpu ({threads} threads)")
+            raise KeyboardInterrupt
+        then = read_state(run.directory)
+        first = then if threads == 1 else first
+    assert (first["threads"], then["threads"]) == (1, 3)
+    assert then["device"] == "cpu (3 threads)" and then["continued"] == []
+    assert (first["interruptions"], then["interruptions"]) == (0, 1)
 
 
 def test_a_reader_that_goes_away_ends_nothing(tmp_path):

@@ -69,7 +69,9 @@ def steps_of(network, bf16, **settings):
 
 @pytest.fixture(autouse=True)
 def no_backward(monkeypatch):
-    """Autograd and the fused update need a real device."""
+    """Autograd and the fused update need a real device; autocast asks for one."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_: None)
     for optimizer in (torch.optim.SGD, torch.optim.AdamW):
         monkeypatch.setattr(optimizer, "step", lambda *_: None)
