@@ -1,15 +1,17 @@
 """Score-CAM: class activation maps weighted by the scores of masked images. It uses no gradients.
 
-H. Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPR Workshops 2020,
-https://arxiv.org/abs/1910.01279. With A_k the k-th channel of a layer's output for the image X, and c a class:
+H. Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+CVPR Workshops 2020, https://arxiv.org/abs/1910.01279. With A_k the k-th channel of a layer's output
+for the image X, and c a class:
 
     H_k = s(Up(A_k))                  mask: upsampled to the image's size, then s(a) = (a - min a) / (max a - min a)
     S_k = f_c(X * H_k)                probability of the class for the masked image
     L   = s(ReLU(Up(sum_k S_k A_k)))  heatmap
 
-This is the authors' code, github.com/haofanwang/Score-CAM (80326cb), and version 1 of the paper but for the place of its ReLU;
-version 2 of the paper, pytorch-grad-cam and torchcam differ from it. Channels that are constant are left out: upsampling makes
-them uneven by rounding, and scaling would blow that up to a mask of noise.
+This is the authors' code, github.com/haofanwang/Score-CAM (80326cb), and version 1 of the paper but
+for the place of its ReLU; version 2 of the paper, pytorch-grad-cam and torchcam differ from it.
+Channels that are constant are left out: upsampling makes them uneven by rounding, and scaling would
+blow that up to a mask of noise.
 """
 
 import contextlib
@@ -42,48 +44,43 @@ class ScoreCAM(NamedTuple):
 def score_cam(network, images, classes=None, *, layer=None, chunk=64):
     """Score-CAM of each image for its class.
 
-    network: a classifier, (N, 3, H, W) -> logits (N, classes). It is run in evaluation mode; afterwards its modes, hooks
-        and gradients are what they were.
+    network: a classifier, (N, 3, H, W) -> logits (N, classes); a single logit z, (N, 1), is that of
+        class 1, and class 0 has the logit 0: their probabilities are sigmoid(z) and 1 - sigmoid(z).
+        It is run in evaluation mode; afterwards its modes, hooks and gradients are what they were.
     images: (N, 3, H, W), normalised as in training, on the network's device.
     classes: (N,) class indices; None: the predicted ones.
-    layer: dotted name of the module whose channels are used. None: the last map that the network makes, which is what its
-        global pooling reads: the last stage of a ResNet, the last batch norm of a DenseNet with its ReLU in place.
-    chunk: masked images in one forward pass; the memory needed grows with it, and not with the number of channels.
+    layer: dotted name of the module whose channels are used. None: the last map that the network
+        makes, which is what its global pooling reads: the last stage of a ResNet, the last batch
+        norm of a DenseNet with its ReLU in place.
+    chunk: masked images in one forward pass; the memory needed grows with it, and not with the
+        number of channels.
 
-    Costs C + 1 forward passes an image, less one for each constant channel. Raises ValueError for a layer,
-    class or shape that does not fit, and for outputs that are not finite.
+    Costs C + 1 forward passes an image, less one for each constant channel. Raises ValueError for a
+    layer, class or shape that does not fit, for outputs that are probabilities already, and for
+    outputs that are not finite.
     """
     if images.ndim != 4 or len(images) == 0 or chunk < 1:
         raise ValueError(
-            f"images must be (N, 3, H, W), not {tuple(images.shape)}, and chunk, {chunk}, at least 1"
+            f"images must be (N, 3, H, W), not {tuple(images.shape)}, and chunk, {chunk}, "
+            "at least 1"
         )
     images = images.contiguous(memory_format=torch.channels_last)
     size = images.shape[2:]
     with _evaluation(network):
-        logits, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)
+        outputs, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)
+        _refuse_probabilities(network, images, outputs)
+        logits = _two_sided(outputs)
         predicted = logits.argmax(1)
-        classes = (
-            predicted
-            if classes is None
-            else torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
-        )
-        if (
-            classes.shape != predicted.shape
-            or not ((classes >= 0) & (classes < logits.shape[1])).all()
-        ):
-            raise ValueError(
-                f"classes must be {len(images)} indices in 0..{logits.shape[1] - 1}, not {classes.tolist()}"
-            )
+        classes = _checked(classes, logits)
         n, c = maps.shape[:2]
         channels = maps.flatten(0, 1).unsqueeze(1)  # (N * C, 1, h, w)
         varies = channels.amax((1, 2, 3)) > channels.amin((1, 2, 3))
         weights = images.new_zeros(n * c)
         for picked in varies.nonzero().squeeze(1).split(chunk):
             image = picked // c
-            masked = (
-                _scale(F.interpolate(channels[picked], size=size, mode="bilinear")) * images[image]
-            )
-            scores = network(masked.contiguous(memory_format=torch.channels_last)).softmax(1)
+            masks = _scale(F.interpolate(channels[picked], size=size, mode="bilinear"))
+            masked = (masks * images[image]).contiguous(memory_format=torch.channels_last)
+            scores = _two_sided(network(masked)).softmax(1)
             weights[picked] = scores.gather(1, classes[image, None]).squeeze(1)
     weights = weights.view(n, c)
     if not (logits.isfinite().all() and maps.isfinite().all() and weights.isfinite().all()):
@@ -92,6 +89,51 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
     heatmap = F.interpolate(heatmap, size=size, mode="bilinear").squeeze(1).relu()  # (N, H, W)
     probability = logits.softmax(1).gather(1, classes[:, None]).squeeze(1)
     return ScoreCAM(_scale(heatmap), probability, weights, classes, predicted)
+
+
+def _two_sided(logits):
+    """Logits of two classes, (N, 2), for a single one; others as they are."""
+    if logits.shape[1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def _checked(classes, logits):
+    """The classes to explain, (N,) int64 on the device of the logits (N, classes)."""
+    predicted = logits.argmax(1)
+    if classes is None:
+        return predicted
+    classes = torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
+    known = (classes >= 0) & (classes < logits.shape[1])
+    if classes.shape != predicted.shape or not known.all():
+        raise ValueError(
+            f"classes must be {len(logits)} indices in 0..{logits.shape[1] - 1}, "
+            f"not {classes.tolist()}"
+        )
+    return classes
+
+
+# What may stand between a softmax or sigmoid and the output, and leaves the values as they are.
+_VIEWS = ("View", "ReshapeAlias", "UnsafeView", "Squeeze", "Unsqueeze", "Clone", "ToCopy", "T")
+
+
+def _refuse_probabilities(network, images, outputs):
+    """ValueError where the network ends in a softmax or sigmoid: a second softmax on it is flat.
+
+    A softmax shows in the values, (N, classes). A sigmoid does not, two logits may well lie between
+    0 and 1: autograd's record of a forward pass of one image tells which operation was the last.
+    """
+    sums_to_one = (outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-4).all()
+    with torch.inference_mode(False), torch.enable_grad():
+        last = network(images[:1].clone().requires_grad_() * 1).grad_fn
+    while last is not None and last.name().split("Backward")[0] in _VIEWS:
+        last = last.next_functions[0][0]
+    ends_in = "" if last is None else last.name()
+    if ends_in.startswith(("Softmax", "Sigmoid")) or (outputs.shape[1] > 1 and sums_to_one):
+        raise ValueError(
+            "the network's outputs are probabilities, and Score-CAM takes the softmax itself: "
+            "give it the network without its last softmax or sigmoid"
+        )
 
 
 def _scale(x):
