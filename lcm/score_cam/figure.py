@@ -5,12 +5,9 @@ import textwrap
 import matplotlib
 from matplotlib.figure import Figure
 
-PANEL, GAP, TEXT, LINE = 1.0, 0.06, 0.17, 0.15  # inches: a picture, between two, below them, a line
-BETWEEN = 0.2  # inches between two columns of blocks
-
 
 def draw(heading, titles, names, classes, pictures, cams):
-    """The figure: a block an image, two rows of panels in it, heatmap and overlay.
+    """The figure: a block an image, with heatmaps above and overlays below.
 
     heading: what the networks were trained on. titles: of the networks. names: of the images, the
     true class where it is known. classes: names of the classes. pictures: (N, H, W, 3) in [0, 1].
@@ -18,72 +15,41 @@ def draw(heading, titles, names, classes, pictures, cams):
     """
     columns = 2 if len(pictures) > 3 else 1
     rows = -(-len(pictures) // columns)
-    block_width = (PANEL + GAP) * (1 + len(titles)) + 0.1
-    block_height = 2 * PANEL + GAP + 2 * TEXT
-    width = 0.1 + columns * (block_width + BETWEEN) + 0.55
-    heading = textwrap.wrap(heading, int(width / 0.075))
-    head = 0.5 + LINE * len(heading)
-    height = head + rows * (block_height + LINE) - LINE
-    figure = Figure((width, height), facecolor="white")
+    width = columns * (1.1 * (1 + len(titles)) + 0.5)  # inches
+    figure = Figure((width, 0.5 + 2.65 * rows), layout="constrained", facecolor="white")
+    figure.suptitle("\n".join(textwrap.wrap(heading, int(width / 0.068))), fontsize=8.5)
+    blocks = figure.subfigures(rows, columns, squeeze=False).ravel()
     colours = matplotlib.colormaps["inferno"]
-
-    def place(left, top, wide=PANEL, high=PANEL):
-        return figure.add_axes(
-            (left / width, 1 - (top + high) / height, wide / width, high / height)
-        )
-
-    def write(left, top, words, **style):
-        style = {"fontsize": 7.5, "ha": "center", "va": "top"} | style
-        figure.text(left / width, 1 - top / height, words, **style)
-
-    def show(left, top, pixels, **how):
-        axes = place(left, top)
-        axes.imshow(pixels, interpolation="nearest", **how)
-        axes.set_axis_off()
-
-    write(0.1, 0.06, "\n".join(heading), fontsize=8.5, ha="left")
     for i, (picture, name) in enumerate(zip(pictures, names, strict=True)):
-        row, column = divmod(i, columns)
-        left = 0.1 + column * (block_width + BETWEEN)
-        top = head + row * (block_height + LINE)
-        middle = top + (PANEL + GAP) / 2
-        show(left, middle, picture)
-        write(left + PANEL / 2, middle - 0.17, textwrap.shorten(name, 20, placeholder="..."))
-        if row == 0:
-            write(left + PANEL / 2, head - 0.06, "Input", weight="bold", va="bottom")
-        for k, (title, cam) in enumerate(zip(titles, cams, strict=True)):
-            x = left + (PANEL + GAP) * (k + 1) + 0.1
-            centre = x + PANEL / 2
+        axes = blocks[i].subplots(2, 1 + len(titles))
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        short = textwrap.shorten(name, 20, placeholder="...")
+        axes[0, 0].imshow(picture, interpolation="nearest")
+        axes[0, 0].set_title(f"Input:\n{short}", fontsize=7.5)
+        for (above, below), title, cam in zip(axes.T[1:], titles, cams, strict=True):
             heat = cam.heatmap[i].numpy()
-            show(x, top, heat, cmap=colours, vmin=0, vmax=1)
+            scale = above.imshow(heat, colours, vmin=0, vmax=1, interpolation="nearest")
             opacity = 0.7 * heat[..., None]  # the picture stays visible where the heatmap is low
-            show(x, top + PANEL + GAP, (1 - opacity) * picture + opacity * colours(heat)[..., :3])
-            for line, (words, style) in enumerate(_below(cam, i, name, classes)):
-                write(centre, top + 2 * PANEL + GAP + 0.05 + 0.14 * line, words, **style)
+            overlay = (1 - opacity) * picture + opacity * colours(heat)[..., :3]
+            below.imshow(overlay, interpolation="nearest")
+            above.set_title(title.replace(" + ", "\n+ "), fontsize=7.5, weight="bold")
+            below.set_xlabel(_below(cam, i, name, classes), fontsize=7)
             if not heat.any():
-                write(centre, top + 0.42, "no evidence", color="white")
-            if row == 0:
-                stacked = title.replace(" + ", "\n+ ")
-                write(centre, head - 0.06, stacked, weight="bold", va="bottom")
-    bar = figure.colorbar(
-        matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colours),
-        cax=place(width - 0.6, head, 0.1, 2 * PANEL + GAP),
-        ticks=[0, 1],
-    )
-    bar.ax.set_yticklabels(["low", "high"], fontsize=7)
-    bar.ax.tick_params(length=2)
-    bar.outline.set_linewidth(0.5)
+                middle = {"ha": "center", "va": "center", "transform": above.transAxes}
+                above.text(0.5, 0.5, "no evidence", color="white", fontsize=7.5, **middle)
+        bar = blocks[i].colorbar(scale, ax=axes, ticks=[0, 1], shrink=0.6, aspect=30)
+        bar.ax.set_yticklabels(["low", "high"], fontsize=7)
+        bar.outline.set_linewidth(0.5)
     return figure
 
 
 def _below(cam, i, name, classes):
-    """The lines below the panels of image `i`, (words, style) each: P, and what is predicted."""
+    """What stands below the panels of image `i`: P, and the predicted class where it is another."""
     explained, predicted = int(cam.classes[i]), int(cam.predicted[i])
     of = "" if classes[explained] == name else f"{classes[explained]}: "
-    lines = [(f"{of}P = {cam.probability[i]:.4f}", {})]
-    if predicted != explained:
-        lines.append((f"predicts {classes[predicted]}", {"fontsize": 6, "color": "0.35"}))
-    return lines
+    other = "" if predicted == explained else f"predicts {classes[predicted]}"
+    return f"{of}P = {cam.probability[i]:.4f}\n{other}"
 
 
 def facts(heading, titles, states, layer, sources, names, classes, cams):
