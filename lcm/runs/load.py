@@ -29,7 +29,7 @@ def load_run(directory):
     try:
         network = build_network(config["model"], config["attention"], config["data"]["num_classes"])
         network.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
+    except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
             f"{directory}: its weights do not fit the network of its run.json ({reason})"
