@@ -45,9 +45,8 @@ def trained_on(states):
         DATA_TITLE.get(data, data),
         f"{epochs} epoch{'s' * (epochs != '1')}",
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
-        f"1 run{' each' * (len(states) > 1)}",
     ]
-    return ", ".join(words)
+    return ", ".join([*words, "1 run each"] if len(states) > 1 else words)
 
 
 def check_figure_file(option, file):

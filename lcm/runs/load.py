@@ -59,9 +59,9 @@ def data_of(runs, root=None):
     """
     directory, first = runs[0]
     for other, state in runs[1:]:
-        if state["config"]["data"]["name"] != first["config"]["data"]["name"]:
-            names = [run["config"]["data"]["name"] for run in (first, state)]
-            raise UserError(f"{other} is a run on {names[1]}, {directory} one on {names[0]}")
+        here, there = state.get("data"), first.get("data")
+        if here != there:
+            raise UserError(f"{other} is a run on {here}, {directory} one on {there}")
     place = {} if root is None else {"root": root}
     data = build_data(known_targets(first["config"])["data"] | place)
     for directory, state in runs:

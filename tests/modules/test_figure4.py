@@ -1,5 +1,6 @@
 """scripts/score_cam.py: what it shows of recorded runs, and what it says where it cannot."""
 
+import csv
 import json
 import re
 
@@ -8,6 +9,7 @@ import pytest
 import score_cam as script
 import torch
 from PIL import Image
+from tiny import ROOT
 
 from lcm.config.options import plain as compose
 from lcm.data import Digits
@@ -175,7 +177,17 @@ def test_titles_tell_seeds_apart_where_needed():
         for state, epochs in zip(states, (10, 1), strict=True)
     ]
     assert trained_on(states) == "CIFAR-10, 1 or 10 epochs, seeds 4, 7, 1 run each"
-    assert trained_on(states[1:]) == "CIFAR-10, 1 epoch, seed 7, 1 run"
+    assert trained_on(states[1:]) == "CIFAR-10, 1 epoch, seed 7"
+
+
+def test_the_stored_figure_says_what_its_runs_were_trained_on():
+    facts = json.loads((ROOT / "results/figure4.json").read_text())
+    with open(ROOT / "results/runs.csv", newline="") as file:
+        recorded = {row["run"]: row for row in csv.DictReader(file)}
+    rows = [recorded[network["run"]] for network in facts["networks"]]
+    assert {(row["data"], row["epochs"], row["seed"]) for row in rows} == {("cifar10", "10", "0")}
+    said = "networks trained on CIFAR-10, 10 epochs, seed 0, 1 run each"
+    assert said in facts["heading"] and said in (ROOT / "results/figure4.svg").read_text()
 
 
 BROKEN = {  # a run, its attention, and what is wrong with it
