@@ -11,17 +11,18 @@ from lcm.training.checkpoint import load_model_weights
 
 
 def load_run(directory):
-    """A finished run's network and config: `network, config = lcm.load_run("runs/digits/resnet20/lcm2/seed0-5b1c2f0e")`.
+    """A finished run's network and config: `network, config = lcm.load_run(DIRECTORY)`.
 
     Args:
         directory: of the run, or the checkpoint.pt in it.
 
     Returns:
-        The network with the trained weights, on the CPU, in evaluation mode; the resolved config, nested plain dicts.
-        A run.json may come from anybody: each `_target_` is that of the file in configs/ with the same name.
+        The network with the trained weights, on the CPU, in evaluation mode; and the resolved
+        config, nested plain dicts. A run.json may come from anybody: each `_target_` is that of the
+        file in configs/ with the same name.
 
     Raises:
-        UserError: no run, not finished, names that configs/ does not have, or weights of another network.
+        UserError: no run, not finished, a name that configs/ lacks, weights of another network.
     """
     directory, state = read_finished(directory)
     config = known_targets(state["config"])
@@ -38,7 +39,10 @@ def load_run(directory):
 
 
 def read_finished(path):
-    """(directory, run.json) of a finished run, from its directory or the checkpoint in it. UserError where it is none."""
+    """(directory, run.json) of a finished run, from its directory or the checkpoint.pt in it.
+
+    Raises UserError where it is none.
+    """
     path = Path(path)
     directory = path.parent if path.name == "checkpoint.pt" else path
     if not (directory / "run.json").is_file():
@@ -55,7 +59,8 @@ def read_finished(path):
 def data_of(runs, root=None):
     """The data set that all runs, pairs (directory, run.json), were trained on.
 
-    root: the data set's folder now; None: that of the training. Raises UserError where the data sets or the images differ.
+    root: the data set's folder now; None: that of the training.
+    Raises UserError where the data sets or the images differ.
     """
     directory, first = runs[0]
     for other, state in runs[1:]:

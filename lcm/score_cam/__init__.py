@@ -1,4 +1,4 @@
-"""Score-CAM: the method, its figure, and pictures of one's own. `from lcm.score_cam import score_cam`"""
+"""Score-CAM: the method, its figure, and pictures of one's own."""
 
 from lcm.score_cam.method import ScoreCAM, score_cam
 

@@ -4,7 +4,8 @@ H. Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional
 CVPR Workshops 2020, https://arxiv.org/abs/1910.01279. With A_k the k-th channel of a layer's output
 for the image X, and c a class:
 
-    H_k = s(Up(A_k))                  mask: upsampled to the image's size, then s(a) = (a - min a) / (max a - min a)
+    H_k = s(Up(A_k))                  mask: upsampled to the image's size, then scaled by
+                                      s(a) = (a - min a) / (max a - min a)
     S_k = f_c(X * H_k)                probability of the class for the masked image
     L   = s(ReLU(Up(sum_k S_k A_k)))  heatmap
 

@@ -12,7 +12,7 @@ from lcm.score_cam import score_cam
 
 
 class Small(nn.Module):
-    """Convolution, batch norm, no ReLU: 10 maps of 6x5, of which one is a constant, one zero and one negative everywhere."""
+    """Convolution, batch norm, no ReLU: 10 maps of 6x5; one constant, one zero, one negative."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def images():
 CLASSES = [2, 0, 3]
 
 
-# --------------------------------------------------------------------------------- one channel at a time, as published
+# ---- one channel at a time, as published
 
 
 def up(x, size):
@@ -140,7 +140,7 @@ def test_a_named_layer_is_its_own_output_without_what_follows_in_place():
     )
 
 
-# --------------------------------------------------------------------------------------------------------- properties
+# ---- properties
 
 
 def test_the_chunk_changes_nothing_and_bounds_the_batch(small, images):
@@ -171,7 +171,7 @@ def test_no_evidence_is_zero_and_never_nan(small, images):
 
 
 def test_a_constant_channel_does_not_become_noise():
-    """Upsampled, a constant map is uneven by rounding; scaled to [0, 1] that would be a mask of noise."""
+    """Upsampled, a constant map is uneven by rounding; scaled to [0, 1] that would be noise."""
     assert up(torch.full((8, 8), 0.1), (32, 32)).std() > 0
     network = nn.Sequential(
         nn.Conv2d(3, 2, 4, stride=4), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(2, 3)
