@@ -54,7 +54,7 @@ def check_figure_file(option, file):
 
     option: of the command line, which named the file.
     """
-    if file.suffix not in METADATA:
+    if file.suffix.lower() not in METADATA:
         raise UserError(f"{option} {file}: the name must end in {', '.join(METADATA)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,8 @@ def check_figure_file(option, file):
 
 def save_figure(figure, file):
     """Write a figure in the format of its name's ending: .png, .svg or .pdf."""
+    ending = file.suffix.lower()
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "lcm"}):
-        figure.savefig(buffer, format=file.suffix[1:], dpi=200, metadata=METADATA[file.suffix])
+        figure.savefig(buffer, format=ending[1:], dpi=200, metadata=METADATA[ending])
     write(file, buffer.getvalue())

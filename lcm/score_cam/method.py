@@ -130,7 +130,9 @@ def _refuse_probabilities(network, images, outputs):
     while last is not None and last.name().split("Backward")[0] in _VIEWS:
         last = last.next_functions[0][0]
     ends_in = "" if last is None else last.name()
-    if ends_in.startswith(("Softmax", "Sigmoid")) or (outputs.shape[1] > 1 and sums_to_one):
+    if ends_in.startswith(("Softmax", "Sigmoid", "Hardsigmoid")) or (
+        outputs.shape[1] > 1 and sums_to_one
+    ):
         raise ValueError(
             "the network's outputs are probabilities, and Score-CAM takes the softmax itself: "
             "give it the network without its last softmax or sigmoid"
@@ -185,6 +187,7 @@ def _forward(network, images, layer):
         raise ValueError(
             f"the output of {layer or 'some layer'} must be a map (N, C, h, w), not {found}"
         )
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ValueError(f"the network's output must be (N, classes), not {tuple(logits.shape)}")
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the network's output must be (N, classes), not {found}")
     return logits, last

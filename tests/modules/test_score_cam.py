@@ -182,6 +182,15 @@ def test_a_constant_channel_does_not_become_noise():
     assert score_cam(network, torch.randn(1, 3, 32, 32), [0]).weights[0, 0] == 0
 
 
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [(lambda z: (z, z), "not tuple"), (lambda z: z[:, 0], r"not \(3,\)"), (sum, r"not \(4,\)")],
+)
+def test_refuses_what_is_no_row_of_scores_an_image(end, words, small, images):
+    with pytest.raises(ValueError, match=rf"output must be \(N, classes\), {words}"):
+        score_cam(Ends(small, end), images, layer="network.bn")
+
+
 @torch.no_grad()
 def test_one_logit_is_that_of_the_second_of_two_classes(small, images):
     """The reference is the same network with the logits 0 and z, written out."""
@@ -227,6 +236,7 @@ PROBABILITIES = {
     "sigmoid": torch.sigmoid,
     "sigmoid module": nn.Sigmoid(),
     "in place": lambda z: z.sigmoid_(),
+    "hard": F.hardsigmoid,
     "one sigmoid": lambda z: z[:, :1].sigmoid(),
     "one softmax": lambda z: z[:, :1].softmax(1),
     "reshaped": lambda z: z.mean(1).sigmoid().view(-1, 1),

@@ -115,7 +115,7 @@ def test_evaluation_equals_run_json_and_a_plain_forward_pass(trained, tmp_path, 
     recorded = json.loads((trained / "run.json").read_text())["result"]["test_top1"]
     assert 100 * right / 24 == pytest.approx(recorded, abs=1e-9)
 
-    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+    for kind, begins in (("PNG", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
         picture, table = tmp_path / f"deep/c.{kind}", tmp_path / "p.csv"
         evaluate.main([str(trained), "--confusion", str(picture), "--predictions", str(table)])
         assert picture.read_bytes().startswith(begins)
