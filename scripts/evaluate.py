@@ -8,15 +8,16 @@ as a picture, in the format of the name's ending (.png, .svg, .pdf), and a CSV o
 """
 
 import argparse
-import csv
-import io
 from pathlib import Path
+
+import pandas
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting.captions import check_figure_file, network_titles, save_figure, trained_on
 from lcm.reporting.confusion import by_class, confusion_matrix, draw
 from lcm.runs.evaluation import evaluate
+from lcm.runs.load import class_names
 
 
 @exit_on_user_error
@@ -25,14 +26,16 @@ def main(arguments=None):
     folder = options.run.parent if options.run.is_file() else options.run
     picture = options.confusion or folder / "confusion.png"
     table = options.predictions or folder / "predictions.csv"
-    check_figure_file("--confusion", picture)
+    if options.confusion:
+        check_figure_file("--confusion", picture)
 
     state, data, probabilities, labels = evaluate(
         options.run, options.root, options.device, options.precision
     )
+    classes = class_names(data)
     highest, predicted = probabilities.max(1)
-    matrix = confusion_matrix(labels.numpy(), predicted.numpy(), len(data.classes))
-    print(by_class(matrix, data.classes))
+    matrix = confusion_matrix(labels.numpy(), predicted.numpy(), len(classes))
+    print(by_class(matrix, classes))
     right, images = matrix.trace(), matrix.sum()
     top1, recorded = 100 * right / images, state["result"]["test_top1"]
     says = "as in run.json"
@@ -42,21 +45,12 @@ def main(arguments=None):
 
     (title,) = network_titles([state])
     heading = f"{title} trained on {trained_on([state])}: test top-1 {top1:.2f} %"
-    save_figure(draw(matrix, data.classes, heading), picture)
-    names = [[data.classes[i] for i in part.tolist()] for part in (labels, predicted)]
-    rows = csv_of(zip(*names, highest.tolist(), strict=True))
-    write(table, rows)
+    save_figure(draw(matrix, classes, heading), picture)
+    columns = {"class": labels, "predicted": predicted}
+    names = {key: [classes[i] for i in part.tolist()] for key, part in columns.items()}
+    rows = pandas.DataFrame(names | {"probability": highest}).rename_axis("image")
+    write(table, rows.to_csv(float_format="%.6f"))
     print(f"{picture}, {table}")
-
-
-def csv_of(rows):
-    """The predictions as CSV: image is the number in the test set, from 0."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "class", "predicted", "probability"])
-    for image, (true, predicted, probability) in enumerate(rows):
-        writer.writerow([image, true, predicted, f"{probability:.6f}"])
-    return text.getvalue()
 
 
 def parse(arguments):

@@ -20,7 +20,7 @@ import torch
 from lcm.errors import UserError, exit_on_user_error, nearest
 from lcm.files import write
 from lcm.reporting.captions import check_figure_file, network_titles, save_figure, trained_on
-from lcm.runs.load import data_of, load_run, read_finished
+from lcm.runs.load import class_names, data_of, load_run, read_finished
 from lcm.score_cam import score_cam
 from lcm.score_cam.figure import draw, facts
 from lcm.score_cam.pictures import from_test_set, read_pictures, shown
@@ -57,10 +57,11 @@ def main(arguments=None):
 
     heading = f"Score-CAM of networks trained on {trained_on(states)}"
     pixels = shown(images, data.mean, data.std)
-    figure = draw(heading, titles, names, data.classes, pixels, cams)
+    known = class_names(data)
+    figure = draw(heading, titles, names, known, pixels, cams)
     for file in options.out:
         save_figure(figure, file)
-    said = facts(heading, titles, states, options.layer, sources, names, data.classes, cams)
+    said = facts(heading, titles, states, options.layer, sources, names, known, cams)
     beside = options.out[0].with_suffix(".json")
     write(beside, json.dumps(said, indent=1) + "\n")
     print(", ".join(map(str, [*options.out, beside])))

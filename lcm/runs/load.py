@@ -76,3 +76,11 @@ def data_of(runs, root=None):
                 f"{root or 'data.root'}: give --root the folder of that copy"
             )
     return data
+
+
+def class_names(data):
+    """The names of the classes that a network of this data set has.
+
+    A folder may hold fewer classes than the network has outputs; those that it lacks are numbers.
+    """
+    return [*data.classes, *map(str, range(len(data.classes), data.num_classes))]

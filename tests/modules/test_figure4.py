@@ -17,6 +17,7 @@ from lcm.models.build import build_network
 from lcm.reporting.captions import network_titles, trained_on
 from lcm.runs.directory import run_name
 from lcm.runs.state import new_state, write_state
+from lcm.score_cam import pictures
 from lcm.training import checkpoint
 
 DIGITS = Digits()
@@ -103,8 +104,8 @@ def test_without_out_it_writes_into_the_working_folder_alone(runs, tmp_path, mon
 def test_explains_pictures_of_ones_own_as_the_network_sees_them(runs, tmp_path, monkeypatch):
     """A wide picture, held on its side, and one with a palette; P is worked out from the pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    wide = np.zeros((64, 96, 3), np.uint8)  # its middle is each pixel, two by two
-    wide[:, 16:80] = pixels.repeat(2, 0).repeat(2, 1)
+    wide = np.zeros((32, 48, 3), np.uint8)
+    wide[:, 8:40] = pixels
     on_its_side = Image.fromarray(np.rot90(wide).copy())
     exif = on_its_side.getexif()
     exif[0x0112] = 6  # shown after a quarter turn to the right
@@ -126,7 +127,12 @@ def test_explains_pictures_of_ones_own_as_the_network_sees_them(runs, tmp_path, 
         highest = str(int(probabilities.argmax()))
         assert image["image"] == image["name"] == name
         assert image["explained"] == image["predicted"] == [highest]
-        assert image["P"][0] == pytest.approx(probabilities.max().item(), abs=1e-2)
+        assert image["P"][0] == pytest.approx(probabilities.max().item(), abs=1e-5)
+    normalisation = DIGITS.mean, DIGITS.std
+    inputs = pictures.shown(
+        pictures.read_pictures(["a.png", "b.gif"], 32, *normalisation), *normalisation
+    )
+    assert np.allclose(inputs * 255, [pixels, palette], atol=1e-3)
     svg = (tmp_path / "own.svg").read_text()
     assert "b.gif" in svg and f"{highest}: P = " in svg
 
@@ -134,7 +140,7 @@ def test_explains_pictures_of_ones_own_as_the_network_sees_them(runs, tmp_path, 
     shown = json.loads((tmp_path / "own.json").read_text())["images"]
     assert [image["explained"] for image in shown] == [["4"], ["4"]]
     assert shown[1]["predicted"] == [highest]
-    assert shown[1]["P"][0] == pytest.approx(probabilities[4].item(), abs=1e-2)
+    assert shown[1]["P"][0] == pytest.approx(probabilities[4].item(), abs=1e-5)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import evaluate
 import numpy as np
@@ -156,7 +157,22 @@ def test_what_cannot_be_evaluated_is_said_in_one_message(arguments, words, train
         evaluate.main(arguments.replace("{}", str(trained)).split())
     message = capsys.readouterr().err
     assert ended.value.code == 2 and message.startswith("error: ") and words in message
-    assert not list(trained.glob("confusion*"))
+    assert not list(trained.glob("confusion*")) and not (trained / "nothing").exists()
+
+
+def test_a_network_may_predict_a_class_that_the_folder_lacks(
+    trained, tmp_path, monkeypatch, capsys
+):
+    """Two classes in the folder, four outputs; the second image is taken for the last of them."""
+    state = json.loads((trained / "run.json").read_text())
+    data = SimpleNamespace(classes=["cat", "dog"], num_classes=4)
+    probabilities = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.1, 0.0, 0.2, 0.7]])
+    found = state, data, probabilities, torch.tensor([0, 1])
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: found)
+    table = tmp_path / "p.csv"
+    evaluate.main([str(tmp_path), "--predictions", str(table)])
+    assert table.read_text().splitlines()[1:] == ["0,cat,cat,0.700000", "1,dog,3,0.700000"]
+    assert "top-1 50.00 % (1 of 2); run.json has" in capsys.readouterr().out
 
 
 def test_the_confusion_matrix_counts_and_names_mistakes():
