@@ -14,9 +14,10 @@ _HOME = {
     "fill_sites": "lcm.models.filling",
     "draw_weights": "lcm.models.weights",
     "count": "lcm.complexity",
+    "load_run": "lcm.runs.load",
     "UserError": "lcm.errors",
 }
-__all__ = ["UserError", "build_network", "count", "draw_weights", "fill_sites"]
+__all__ = ["UserError", "build_network", "count", "draw_weights", "fill_sites", "load_run"]
 
 
 def __getattr__(name):

@@ -1,50 +1,87 @@
-"""Figure 4: Score-CAM heatmaps of several networks on the same images (lcm/score_cam.py has the method).
+"""Score-CAM: where the evidence of trained networks lies, on the same images.
 
-    python scripts/score_cam.py                                      # digits, ResNet-20: no attention, SE and LCM2
-    python scripts/score_cam.py --data cifar10 --index 3 14 159 265  # these images of the test set
-    python scripts/score_cam.py runs/digits/resnet20/*/seed0-*       # these runs
+    python scripts/score_cam.py runs/digits/resnet20/*/seed0-*                     # test images
+    python scripts/score_cam.py RUN RUN --index 3 14 159 --out figure.pdf          # these ones
+    python scripts/score_cam.py RUN --image a.jpg b.png --class cat --out cam.svg  # one's own
 
-Without run directories it takes the newest finished runs that differ in nothing but the attention. For each image the figure
-has the input and, for each network, the heatmap above, the overlay below, and P, the softmax probability of the true class.
-Writes OUT.png, OUT.svg and OUT.json (which runs and images, P, the predicted class).
+For each image the figure has the input and, for each run's network, the heatmap above, the overlay
+below, and P, the softmax probability of the class that is explained: the true class of a test
+image, the predicted one of a picture of one's own, or that of --class. Pictures of one's own are
+cut to their central square and brought to the size of the training images. Beside the first picture
+lies a .json of the same name: which runs and images, P, the predicted class.
 """
 
 import argparse
+import json
 from pathlib import Path
 
-from lcm.errors import exit_on_user_error
-from lcm.reporting import heatmaps
-from lcm.runs import finished
+import torch
+
+from lcm.errors import UserError, exit_on_user_error, nearest
+from lcm.files import write
+from lcm.reporting.captions import check_figure_file, network_titles, save_figure, trained_on
+from lcm.runs.load import class_names, data_of, load_run, read_finished
+from lcm.score_cam import score_cam
+from lcm.score_cam.figure import draw, facts
+from lcm.score_cam.pictures import from_test_set, read_pictures, shown
+from lcm.training.device import choose_device, keep_pages
 
 
 @exit_on_user_error
 def main(arguments=None):
     options = parse(arguments)
-    runs = [finished.read_finished(path) for path in options.runs] or finished.newest_arms(
-        options.runs_root, options.data, options.model, options.attention, options.seed
-    )
-
-    from lcm.runs import explained  # after what fails fast
-
-    data = explained.data_of(runs, options.root)
-    numbers, images, labels = explained.examples(data, options.index)
-    states, cams = [state for _, state in runs], []
-    titles = heatmaps.titles(states)
-    for title, run in zip(titles, runs, strict=True):
-        cams.append(
-            explained.explain(
-                run, data, images, labels, options.layer, options.chunk, options.device
+    for file in options.out:
+        check_figure_file("--out", file)
+    runs = [read_finished(path) for path in options.runs]
+    states = [state for _, state in runs]
+    data = data_of(runs, options.root)
+    sources, names, images, classes = images_of(options, data)
+    keep_pages()
+    device = choose_device(options.device)
+    titles, cams = network_titles(states), []
+    for title, (directory, _) in zip(titles, runs, strict=True):
+        network, _ = load_run(directory)
+        try:
+            cam = score_cam(
+                network.to(device),
+                images.to(device),
+                classes,
+                layer=options.layer,
+                chunk=options.chunk,
             )
-        )
-        print(
-            f"{title}: P = {' '.join(f'{p:.4f}' for p in cams[-1].probability.tolist())}",
-            flush=True,
-        )
-    figure = heatmaps.draw(titles, data.classes, (data.mean, data.std), images, labels, cams)
-    heatmaps.save(
-        options.out, figure, heatmaps.facts(states, data, options.layer, numbers, labels, cams)
-    )
-    print(f"{options.out}.png, {options.out}.svg, {options.out}.json")
+        except ValueError as error:
+            raise UserError(f"{directory}: {error}") from error
+        cams.append(type(cam)(*(part.cpu() for part in cam)))
+        shares = " ".join(f"{p:.4f}" for p in cams[-1].probability.tolist())
+        print(f"{title}: P = {shares}", flush=True)
+
+    heading = f"Score-CAM of networks trained on {trained_on(states)}"
+    pixels = shown(images, data.mean, data.std)
+    known = class_names(data)
+    figure = draw(heading, titles, names, known, pixels, cams)
+    for file in options.out:
+        save_figure(figure, file)
+    said = facts(heading, titles, states, options.layer, sources, names, known, cams)
+    beside = options.out[0].with_suffix(".json")
+    write(beside, json.dumps(said, indent=1) + "\n")
+    print(", ".join(map(str, [*options.out, beside])))
+
+
+def images_of(options, data):
+    """(sources, names, images normalised (N, 3, H, W), classes (N,) or None: the predicted)."""
+    if options.image:
+        sources = [str(file) for file in options.image]
+        names, classes = [file.name for file in options.image], None
+        images = read_pictures(options.image, data.image_size, data.mean, data.std)
+    else:
+        sources, images, classes = from_test_set(data.test(1), options.index)
+        names = [data.classes[label] for label in classes.tolist()]
+    if options.explained is not None:
+        if options.explained not in data.classes:
+            hint = nearest(options.explained, data.classes)
+            raise UserError(f"--class {options.explained}: no class of {data.name}{hint}")
+        classes = torch.full((len(images),), data.classes.index(options.explained))
+    return sources, names, images, classes
 
 
 def parse(arguments):
@@ -54,20 +91,13 @@ def parse(arguments):
         allow_abbrev=False,
     )
     parser.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="run directories, or their checkpoint.pt"
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, or their checkpoint.pt"
     )
-    found = parser.add_argument_group("runs by name, where no RUN is given")
-    found.add_argument(
-        "--runs-root", type=Path, default=Path("runs"), metavar="FOLDER", help="default: runs"
-    )
-    found.add_argument("--data", default="digits", help="default: digits")
-    found.add_argument("--model", default="resnet20", help="default: resnet20")
-    found.add_argument(
-        "--attention", nargs="+", default=["none", "se", "lcm2"], help="default: none se lcm2"
-    )
-    found.add_argument("--seed", type=int, help="default: the newest that all arms have")
-    evenly = "numbers in the test set, from 0; default: four, evenly spread, so that nobody has picked them"
-    parser.add_argument("--index", nargs="+", type=int, metavar="I", help=evenly)
+    evenly = "numbers in the test set, from 0; default: four, evenly spread: nobody has picked them"
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--index", nargs="+", type=int, metavar="I", help=evenly)
+    which.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="pictures of your own")
+    parser.add_argument("--class", dest="explained", metavar="NAME", help="explain this class")
     parser.add_argument(
         "--root", metavar="FOLDER", help="folder of the data set; default: that of the training"
     )
@@ -79,12 +109,14 @@ def parse(arguments):
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
     parser.add_argument(
-        "--out", type=Path, default=Path("results/figure4"), metavar="STEM", help="results/figure4"
+        "--out",
+        nargs="+",
+        type=Path,
+        default=[Path("score_cam.png")],
+        metavar="FILE",
+        help="pictures, each ending in .png, .svg or .pdf; default: score_cam.png",
     )
-    options = parser.parse_args(arguments)
-    if options.out.suffix in (".png", ".svg", ".json"):
-        options.out = options.out.with_suffix("")
-    return options
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

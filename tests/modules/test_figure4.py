@@ -1,5 +1,6 @@
-"""scripts/score_cam.py: which runs it takes, what it shows, and what it says where it cannot."""
+"""scripts/score_cam.py: what it shows of recorded runs, and what it says where it cannot."""
 
+import csv
 import json
 import re
 
@@ -8,15 +9,15 @@ import pytest
 import score_cam as script
 import torch
 from PIL import Image
+from tiny import ROOT
 
 from lcm.config.options import plain as compose
 from lcm.data import Digits
-from lcm.errors import UserError
 from lcm.models.build import build_network
-from lcm.reporting.heatmaps import titles
+from lcm.reporting.captions import network_titles, trained_on
 from lcm.runs.directory import run_name
-from lcm.runs.finished import newest_arms
 from lcm.runs.state import new_state, write_state
+from lcm.score_cam import pictures
 from lcm.training import checkpoint
 
 DIGITS = Digits()
@@ -59,35 +60,93 @@ def runs(tmp_path_factory):
     return folder
 
 
+def directories(runs):
+    """The directories of the runs with none, SE and LCM2, as text."""
+    return [str(next((runs / "digits/resnet20" / a).iterdir())) for a in ("none", "se", "lcm2")]
+
+
 def test_draws_figure_4_the_same_twice(runs, tmp_path, capsys):
+    kinds = ("png", "svg", "pdf")
     for name in ("a", "b"):
-        script.main(
-            ["--runs-root", str(runs), "--index", "3", "14", "--out", str(tmp_path / "deep" / name)]
-        )
-    for kind in ("png", "svg", "json"):
+        out = [str(tmp_path / "deep" / f"{name}.{kind}") for kind in kinds]
+        script.main([*directories(runs), "--index", "3", "14", "--out", *out])
+    for kind in (*kinds, "json"):
         a, b = ((tmp_path / "deep" / f"{name}.{kind}").read_bytes() for name in "ab")
         assert a == b
+    assert a.startswith(b"{") and (tmp_path / "deep" / "a.pdf").read_bytes().startswith(b"%PDF")
+    assert len(list((tmp_path / "deep").iterdir())) == 2 * 4  # and nothing under other names
     picture = np.array(Image.open(tmp_path / "deep" / "a.png").convert("RGB"))
     assert picture.shape[0] > 800 and picture.std() > 20 and (picture[0] == 255).all()
     svg = (tmp_path / "deep" / "a.svg").read_text()
-    assert svg.count("<image") == 2 * (1 + 2 * 3) + 1  # a colour bar
+    assert svg.count("<image") == 2 * (1 + 2 * 3 + 1)  # with a colour bar
     assert not re.search(r"\d{4}-\d\d-\d\dT", svg)
+    assert "Score-CAM of networks trained on digits, 8 epochs, seed 0" in svg
 
     facts = json.loads((tmp_path / "deep" / "a.json").read_text())
-    assert [n["title"] for n in facts["networks"]] == [
-        "ResNet-20",
-        "ResNet-20 + SE",
-        "ResNet-20 + LCM2",
-    ]
+    titles = [n["title"] for n in facts["networks"]]
+    assert titles == ["ResNet-20", "ResNet-20 + SE", "ResNet-20 + LCM2"]
     assert [i["image"] for i in facts["images"]] == [3, 14]
     out = capsys.readouterr().out
     assert all(f"{p:.4f}" in out for image in facts["images"] for p in image["P"])
 
 
+def test_without_out_it_writes_into_the_working_folder_alone(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    script.main([directories(runs)[1], "--index", "0"])
+    assert sorted(file.name for file in tmp_path.rglob("*.*")) == [
+        "score_cam.json",
+        "score_cam.png",
+    ]
+
+
+@torch.no_grad()
+def test_explains_pictures_of_ones_own_as_the_network_sees_them(runs, tmp_path, monkeypatch):
+    """A wide picture, held on its side, and one with a palette; P is worked out from the pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    wide = np.zeros((32, 48, 3), np.uint8)
+    wide[:, 8:40] = pixels
+    on_its_side = Image.fromarray(np.rot90(wide).copy())
+    exif = on_its_side.getexif()
+    exif[0x0112] = 6  # shown after a quarter turn to the right
+    on_its_side.save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(pixels).convert("P").save(tmp_path / "b.gif")
+    palette = np.array(Image.open(tmp_path / "b.gif").convert("RGB"))
+
+    monkeypatch.chdir(tmp_path)
+    directory = directories(runs)[1]
+    arguments = [directory, "--image", "a.png", "b.gif", "--out", "own.svg"]
+    script.main(arguments)
+    shown = json.loads((tmp_path / "own.json").read_text())["images"]
+    network = build_network("resnet20", "se", num_classes=10, layers=8).eval()
+    network.load_state_dict(checkpoint.load_model_weights(directory))
+    mean, std = torch.tensor(DIGITS.mean), torch.tensor(DIGITS.std)
+    for image, name, seen in zip(shown, ("a.png", "b.gif"), (pixels, palette), strict=True):
+        x = (torch.from_numpy(seen).float() / 255 - mean) / std
+        probabilities = network(x.permute(2, 0, 1)[None]).softmax(1)[0]
+        highest = str(int(probabilities.argmax()))
+        assert image["image"] == image["name"] == name
+        assert image["explained"] == image["predicted"] == [highest]
+        assert image["P"][0] == pytest.approx(probabilities.max().item(), abs=1e-5)
+    normalisation = DIGITS.mean, DIGITS.std
+    inputs = pictures.shown(
+        pictures.read_pictures(["a.png", "b.gif"], 32, *normalisation), *normalisation
+    )
+    assert np.allclose(inputs * 255, [pixels, palette], atol=1e-3)
+    svg = (tmp_path / "own.svg").read_text()
+    assert "b.gif" in svg and f"{highest}: P = " in svg
+
+    script.main([*arguments, "--class", "4"])
+    shown = json.loads((tmp_path / "own.json").read_text())["images"]
+    assert [image["explained"] for image in shown] == [["4"], ["4"]]
+    assert shown[1]["predicted"] == [highest]
+    assert shown[1]["P"][0] == pytest.approx(probabilities[4].item(), abs=1e-5)
+
+
 @torch.no_grad()
 def test_P_is_the_softmax_probability_of_the_true_class(runs, tmp_path):
-    (directory,) = (runs / "digits/resnet20/se").iterdir()
-    script.main([str(directory / "checkpoint.pt"), "--out", str(tmp_path / "f.svg")])
+    directory = directories(runs)[1]
+    script.main([f"{directory}/checkpoint.pt", "--out", str(tmp_path / "f.svg")])
     shown, resident = (
         json.loads((tmp_path / "f.json").read_text())["images"],
         DIGITS.test(1).resident,
@@ -99,49 +158,9 @@ def test_P_is_the_softmax_probability_of_the_true_class(runs, tmp_path):
     for image in shown:
         pixels, label = resident.images[image["image"]], resident.labels[image["image"]]
         probabilities = network(((pixels / 255 - mean) / std).permute(2, 0, 1)[None]).softmax(1)[0]
-        assert image["class"] == str(int(label)) and image["predicted"] == [
-            str(int(probabilities.argmax()))
-        ]
+        assert image["name"] == str(int(label)) and image["explained"] == [image["name"]]
+        assert image["predicted"] == [str(int(probabilities.argmax()))]
         assert image["P"][0] == pytest.approx(probabilities[label].item(), abs=1e-5)
-
-
-def test_takes_the_newest_runs_that_differ_in_the_attention_alone(tmp_path):
-    make_run(tmp_path, "none", seed=0, end="2026-01-01T00:00:00+00:00")
-    make_run(tmp_path, "se", seed=0, end="2026-01-02T00:00:00+00:00")
-    make_run(tmp_path, "none", seed=1, end="2026-01-03T00:00:00+00:00")
-    make_run(tmp_path, "se", seed=1, end="2026-01-03T00:00:00+00:00")
-    make_run(tmp_path, "none", seed=2, end="2026-01-04T00:00:00+00:00")
-    make_run(tmp_path, "se", seed=2, layers=14, end="2026-01-04T00:00:00+00:00")  # another network
-    make_run(tmp_path, "none", seed=3, end="2026-01-05T00:00:00+00:00")
-    make_run(tmp_path, "se", seed=3, state="stopped", end=None)
-
-    def found(attentions=("none", "se"), seed=None):
-        return [
-            (s["attention"], s["seed"])
-            for _, s in newest_arms(tmp_path, "digits", "resnet20", attentions, seed)
-        ]
-
-    assert found() == [("none", 1), ("se", 1)]
-    assert found(seed=0) == [("none", 0), ("se", 0)]
-    with pytest.raises(UserError, match=r"(?s)none: seed 2, .*'model.layers': 8.*se: seed 2, .*14"):
-        found(seed=2)
-    message = f"no finished run of seed 3 with attention se: train it .*seed=3 runs={re.escape(str(tmp_path))}"
-    with pytest.raises(UserError, match=message):
-        found(seed=3)
-    assert found(("se", "se"), 1) == [("se", 1)]
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [("precision", "bf16", "precision=bf16"), ("compile", True, "compiled")],
-)
-def test_arms_of_one_figure_have_one_precision_and_are_all_compiled_or_none(
-    key, value, words, tmp_path
-):
-    make_run(tmp_path, "none")
-    change_state(make_run(tmp_path, "se"), lambda state: state.update({key: value}))
-    with pytest.raises(UserError, match=f"no protocol in common.*(?s:.)*se: seed 0, .*{words}"):
-        newest_arms(tmp_path, "digits", "resnet20", ["none", "se"])
 
 
 def test_nothing_that_a_run_names_is_called(tmp_path):
@@ -152,13 +171,29 @@ def test_nothing_that_a_run_names_is_called(tmp_path):
         directory,
         lambda state: [state["config"][g].update(call) for g in ("model", "attention", "data")],
     )
-    script.main([str(directory), "--index", "0", "--out", str(tmp_path / "figure")])
+    script.main([str(directory), "--index", "0", "--out", str(tmp_path / "figure.png")])
     assert (tmp_path / "figure.png").exists() and not (tmp_path / "made").exists()
 
 
 def test_titles_tell_seeds_apart_where_needed():
     states = [{"model": "resnet50", "attention": "gc", "seed": seed} for seed in (4, 7)]
-    assert titles(states) == ["ResNet-50 + GC, seed 4", "ResNet-50 + GC, seed 7"]
+    assert network_titles(states) == ["ResNet-50 + GC, seed 4", "ResNet-50 + GC, seed 7"]
+    states = [
+        state | {"data": "cifar10", "epochs": epochs}
+        for state, epochs in zip(states, (10, 1), strict=True)
+    ]
+    assert trained_on(states) == "CIFAR-10, 1 or 10 epochs, seeds 4, 7, 1 run each"
+    assert trained_on(states[1:]) == "CIFAR-10, 1 epoch, seed 7"
+
+
+def test_the_stored_figure_says_what_its_runs_were_trained_on():
+    facts = json.loads((ROOT / "results/figure4.json").read_text())
+    with open(ROOT / "results/runs.csv", newline="") as file:
+        recorded = {row["run"]: row for row in csv.DictReader(file)}
+    rows = [recorded[network["run"]] for network in facts["networks"]]
+    assert {(row["data"], row["epochs"], row["seed"]) for row in rows} == {("cifar10", "10", "0")}
+    said = "networks trained on CIFAR-10, 10 epochs, seed 0, 1 run each"
+    assert said in facts["heading"] and said in (ROOT / "results/figure4.svg").read_text()
 
 
 BROKEN = {  # a run, its attention, and what is wrong with it
@@ -195,28 +230,30 @@ def broken(tmp_path_factory):
         ("{}/unfit", "its weights do not fit the network of its run.json"),
         ("{}/flipped", "its checksum does not match"),
         ("{}/good --layer stage4", "no layer 'stage4'; nearest: stage"),
-        ("{}/good --index 355", "--index 355: the test images of digits are 0 to 354"),
+        ("{}/good --index 355", "--index 355: the test images are 0 to 354"),
         ("{}/good --index -1", "--index -1: the test images"),
         ("{}/good --chunk 0", "chunk, 0, at least 1"),
-        ("{}/good --out {}/file/figure", "cannot make the folder"),
-        ("{}/good --device cuda:99", "device=cuda:99"),
+        ("{}/good --out {}/file/figure.png", "cannot write {}/file"),
+        ("{}/good --out {}/figure", "--out {}/figure: the name must end in .png, .svg, .pdf"),
+        ("{}/good --out {}/figure.svg {}/figure.gif", "--out {}/figure.gif: the name must end"),
         (
-            "--runs-root {}/empty",
-            "has no finished run with attention none, se, lcm2: train it (python train.py",
+            "{}/good --image {}/none.jpg",
+            "--image {}/none.jpg cannot be read as a picture (FileNotFoundError",
         ),
-        ("--runs-root {}/empty --attention lcm3", "attention=lcm3: no such attention"),
-        ("--runs-root {}/empty --model resnt20", "model=resnt20: no such model"),
+        ("{}/good --image {}/file", "--image {}/file cannot be read as a picture (Unidentified"),
+        ("{}/good --class 10", "--class 10: no class of digits"),
+        ("{}/good --device cuda:99", "device=cuda:99"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message(arguments, words, broken, capsys):
-    out = [] if "--out" in arguments else ["--out", str(broken / "figure")]
+    out = [] if "--out" in arguments else ["--out", str(broken / "figure.png")]
     with pytest.raises(SystemExit) as ended:
         script.main(arguments.replace("{}", str(broken)).split() + out)
     assert ended.value.code == 2
     message = capsys.readouterr().err
     assert (
         message.startswith("error: ")
-        and words.format(broken) in message
+        and words.replace("{}", str(broken)) in message
         and "Traceback" not in message
     )
     assert not list(broken.glob("figure*"))

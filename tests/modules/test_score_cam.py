@@ -12,7 +12,7 @@ from lcm.score_cam import score_cam
 
 
 class Small(nn.Module):
-    """Convolution, batch norm, no ReLU: 10 maps of 6x5, of which one is a constant, one zero and one negative everywhere."""
+    """Convolution, batch norm, no ReLU: 10 maps of 6x5; one constant, one zero, one negative."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def images():
 CLASSES = [2, 0, 3]
 
 
-# --------------------------------------------------------------------------------- one channel at a time, as published
+# ---- one channel at a time, as published
 
 
 def up(x, size):
@@ -140,7 +140,7 @@ def test_a_named_layer_is_its_own_output_without_what_follows_in_place():
     )
 
 
-# --------------------------------------------------------------------------------------------------------- properties
+# ---- properties
 
 
 def test_the_chunk_changes_nothing_and_bounds_the_batch(small, images):
@@ -150,8 +150,9 @@ def test_the_chunk_changes_nothing_and_bounds_the_batch(small, images):
     for chunk in (1, 7, 1000):
         batches.clear()
         runs.append(score_cam(small, images, CLASSES, layer="bn", chunk=chunk))
-        assert batches[0] == 3 and sum(batches[1:]) == 8 * 3  # 2 of the 10 channels are constant
-        assert max(batches[1:]) == min(chunk, 24)
+        assert batches[:2] == [3, 1]  # the images; one of them, for the last operation
+        assert sum(batches[2:]) == 8 * 3  # 2 of the 10 channels are constant
+        assert max(batches[2:]) == min(chunk, 24)
     for other in runs[1:]:
         for a, b in zip(runs[0], other, strict=True):
             assert torch.allclose(a.double(), b.double(), rtol=0, atol=1e-13)
@@ -170,7 +171,7 @@ def test_no_evidence_is_zero_and_never_nan(small, images):
 
 
 def test_a_constant_channel_does_not_become_noise():
-    """Upsampled, a constant map is uneven by rounding; scaled to [0, 1] that would be a mask of noise."""
+    """Upsampled, a constant map is uneven by rounding; scaled to [0, 1] that would be noise."""
     assert up(torch.full((8, 8), 0.1), (32, 32)).std() > 0
     network = nn.Sequential(
         nn.Conv2d(3, 2, 4, stride=4), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(2, 3)
@@ -179,6 +180,97 @@ def test_a_constant_channel_does_not_become_noise():
         network[0].weight[0] = 0
         network[0].bias[0] = 0.1
     assert score_cam(network, torch.randn(1, 3, 32, 32), [0]).weights[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [(lambda z: (z, z), "not tuple"), (lambda z: z[:, 0], r"not \(3,\)"), (sum, r"not \(4,\)")],
+)
+def test_refuses_what_is_no_row_of_scores_an_image(end, words, small, images):
+    with pytest.raises(ValueError, match=rf"output must be \(N, classes\), {words}"):
+        score_cam(Ends(small, end), images, layer="network.bn")
+
+
+@torch.no_grad()
+def test_one_logit_is_that_of_the_second_of_two_classes(small, images):
+    """The reference is the same network with the logits 0 and z, written out."""
+
+    class Two(nn.Module):
+        def __init__(self, one):
+            super().__init__()
+            self.one = one
+
+        def forward(self, x):
+            return F.pad(self.one(x), (1, 0))
+
+    small.fc = nn.Linear(10, 1).double()
+    small.fc.weight *= 5
+    maps = small.eval().bn(small.conv(images))
+    expected = plain(Two(small), images, maps, [0, 1, 1])
+    found = score_cam(small, images, [0, 1, 1], layer="bn")
+    assert torch.allclose(found.heatmap, expected, rtol=0, atol=1e-8) and expected.amax() == 1
+    p = torch.sigmoid(small(images)).squeeze(1)
+    expected = torch.stack([1 - p[0], p[1], p[2]])
+    assert torch.allclose(found.probability, expected, rtol=0, atol=1e-12)
+    assert (found.weights[:, 3:] % 1 != 0).all()  # neither 0 nor 1
+    assert found.predicted.tolist() == (p > 0.5).int().tolist()
+    with pytest.raises(ValueError, match=r"3 indices in 0\.\.1"):
+        score_cam(small, images, [0, 1, 2], layer="bn")
+
+
+class Ends(nn.Module):
+    """A network and what comes after its logits."""
+
+    def __init__(self, network, end):
+        super().__init__()
+        self.network, self.end = network, end
+
+    def forward(self, x):
+        return self.end(self.network(x))
+
+
+PROBABILITIES = {
+    "softmax": lambda z: z.softmax(1),
+    "module": nn.Softmax(1),
+    "exp": lambda z: z.log_softmax(1).exp(),
+    "sigmoid": torch.sigmoid,
+    "sigmoid module": nn.Sigmoid(),
+    "in place": lambda z: z.sigmoid_(),
+    "hard": F.hardsigmoid,
+    "one sigmoid": lambda z: z[:, :1].sigmoid(),
+    "one softmax": lambda z: z[:, :1].softmax(1),
+    "reshaped": lambda z: z.mean(1).sigmoid().view(-1, 1),
+    "cast": lambda z: z.softmax(1).float(),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("end", PROBABILITIES)
+def test_refuses_a_network_that_ends_in_probabilities(end, frozen, small, images):
+    small.requires_grad_(not frozen)
+    with pytest.raises(ValueError, match="without its last softmax or sigmoid"):
+        score_cam(Ends(small, PROBABILITIES[end]), images, layer="network.bn")
+    with torch.inference_mode(), pytest.raises(ValueError, match="last softmax or sigmoid"):
+        score_cam(Ends(small, PROBABILITIES[end]), images, layer="network.bn")
+
+
+LOGITS = {
+    "between 0 and 1": lambda z: z[:, :2].abs() / (1 + z[:, :2].abs()),
+    "a sigmoid inside": lambda z: z * z.sigmoid(),
+    "one between 0 and 1": lambda z: 0.5 + 0.1 * z[:, :1].tanh(),
+    "log-softmax": lambda z: z.log_softmax(1),
+}
+
+
+@pytest.mark.parametrize("end", LOGITS)
+def test_takes_logits_that_look_like_probabilities(end, small, images):
+    network = Ends(small, LOGITS[end])
+    found = score_cam(network, images, [0, 1, 1], layer="network.bn")
+    with torch.no_grad():
+        z = network.eval()(images)
+    z = z if z.shape[1] > 1 else F.pad(z, (1, 0))
+    expected = z.softmax(1)[range(3), [0, 1, 1]]
+    assert torch.allclose(found.probability, expected, rtol=0, atol=1e-12)
 
 
 def test_leaves_the_network_as_it_was(small, images):

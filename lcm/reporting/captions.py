@@ -1,0 +1,71 @@
+"""What pictures of trained networks say about them, and the files that the pictures go to."""
+
+import io
+
+import matplotlib
+
+from lcm.errors import UserError
+from lcm.files import unwritable, write
+from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE
+
+ATTENTION_TITLE = {
+    "se": "SE",
+    "cbam": "CBAM",
+    "nonlocal": "Non-local",
+    "gc": "GC",
+    "lcm1": "LCM1",
+    "lcm2": "LCM2",
+}
+METADATA = {  # nothing that changes with the day: the same figure gives the same bytes
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def network_titles(states):
+    """A title for each run.json, "ResNet-20 + SE"; with the seed where two would be the same."""
+    found = []
+    for state in states:
+        network = NETWORK_TITLE.get(state["model"], state["model"]).split(" ")[0]
+        attention = ATTENTION_TITLE.get(state["attention"], state["attention"])
+        found.append(network if state["attention"] == "none" else f"{network} + {attention}")
+    if len(set(found)) < len(found):
+        seeds = [state["seed"] for state in states]
+        found = [f"{title}, seed {seed}" for title, seed in zip(found, seeds, strict=True)]
+    return found
+
+
+def trained_on(states):
+    """What networks of one data set were trained on: "CIFAR-10, 10 epochs, seed 0, 1 run each"."""
+    data = states[0]["data"]
+    epochs = " or ".join(map(str, sorted({state["epochs"] for state in states})))
+    seeds = sorted({state["seed"] for state in states})
+    words = [
+        DATA_TITLE.get(data, data),
+        f"{epochs} epoch{'s' * (epochs != '1')}",
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+    ]
+    return ", ".join([*words, "1 run each"] if len(states) > 1 else words)
+
+
+def check_figure_file(option, file):
+    """Make the folder of a figure's file, before long work. UserError where it cannot be written.
+
+    option: of the command line, which named the file.
+    """
+    if file.suffix.lower() not in METADATA:
+        raise UserError(f"{option} {file}: the name must end in {', '.join(METADATA)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(file, error) from error
+
+
+def save_figure(figure, file):
+    """Write a figure in the format of its name's ending: .png, .svg or .pdf."""
+    ending = file.suffix.lower()
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "lcm"}):
+        figure.savefig(buffer, format=ending[1:], dpi=200, metadata=METADATA[ending])
+    write(file, buffer.getvalue())

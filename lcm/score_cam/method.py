@@ -1,0 +1,193 @@
+"""Score-CAM: class activation maps weighted by the scores of masked images. It uses no gradients.
+
+H. Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+CVPR Workshops 2020, https://arxiv.org/abs/1910.01279. With A_k the k-th channel of a layer's output
+for the image X, and c a class:
+
+    H_k = s(Up(A_k))                  mask: upsampled to the image's size, then scaled by
+                                      s(a) = (a - min a) / (max a - min a)
+    S_k = f_c(X * H_k)                probability of the class for the masked image
+    L   = s(ReLU(Up(sum_k S_k A_k)))  heatmap
+
+This is the authors' code, github.com/haofanwang/Score-CAM (80326cb), and version 1 of the paper but
+for the place of its ReLU; version 2 of the paper, pytorch-grad-cam and torchcam differ from it.
+Channels that are constant are left out: upsampling makes them uneven by rounding, and scaling would
+blow that up to a mask of noise.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lcm.errors import nearest
+
+
+class ScoreCAM(NamedTuple):
+    """Heatmaps of N images.
+
+    heatmap: (N, H, W), each from 0 to 1; 0 everywhere where the weighted sum is nowhere positive.
+    probability: (N,), the softmax probability of each image's class.
+    weights: (N, C), S_k; 0 for channels that are left out.
+    classes, predicted: (N,), the classes explained, and those of the highest logit.
+    """
+
+    heatmap: Tensor
+    probability: Tensor
+    weights: Tensor
+    classes: Tensor
+    predicted: Tensor
+
+
+@torch.no_grad()
+def score_cam(network, images, classes=None, *, layer=None, chunk=64):
+    """Score-CAM of each image for its class.
+
+    network: a classifier, (N, 3, H, W) -> logits (N, classes); a single logit z, (N, 1), is that of
+        class 1, and class 0 has the logit 0: their probabilities are sigmoid(z) and 1 - sigmoid(z).
+        It is run in evaluation mode; afterwards its modes, hooks and gradients are what they were.
+    images: (N, 3, H, W), normalised as in training, on the network's device.
+    classes: (N,) class indices; None: the predicted ones.
+    layer: dotted name of the module whose channels are used. None: the last map that the network
+        makes, which is what its global pooling reads: the last stage of a ResNet, the last batch
+        norm of a DenseNet with its ReLU in place.
+    chunk: masked images in one forward pass; the memory needed grows with it, and not with the
+        number of channels.
+
+    Costs C + 1 forward passes an image, less one for each constant channel. Raises ValueError for a
+    layer, class or shape that does not fit, for outputs that are probabilities already, and for
+    outputs that are not finite.
+    """
+    if images.ndim != 4 or len(images) == 0 or chunk < 1:
+        raise ValueError(
+            f"images must be (N, 3, H, W), not {tuple(images.shape)}, and chunk, {chunk}, "
+            "at least 1"
+        )
+    images = images.contiguous(memory_format=torch.channels_last)
+    size = images.shape[2:]
+    with _evaluation(network):
+        outputs, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)
+        _refuse_probabilities(network, images, outputs)
+        logits = _two_sided(outputs)
+        predicted = logits.argmax(1)
+        classes = _checked(classes, logits)
+        n, c = maps.shape[:2]
+        channels = maps.flatten(0, 1).unsqueeze(1)  # (N * C, 1, h, w)
+        varies = channels.amax((1, 2, 3)) > channels.amin((1, 2, 3))
+        weights = images.new_zeros(n * c)
+        for picked in varies.nonzero().squeeze(1).split(chunk):
+            image = picked // c
+            masks = _scale(F.interpolate(channels[picked], size=size, mode="bilinear"))
+            masked = (masks * images[image]).contiguous(memory_format=torch.channels_last)
+            scores = _two_sided(network(masked)).softmax(1)
+            weights[picked] = scores.gather(1, classes[image, None]).squeeze(1)
+    weights = weights.view(n, c)
+    if not (logits.isfinite().all() and maps.isfinite().all() and weights.isfinite().all()):
+        raise ValueError("the network's outputs are not finite: has its training diverged?")
+    heatmap = torch.einsum("nc,nchw->nhw", weights, maps).unsqueeze(1)  # (N, 1, h, w)
+    heatmap = F.interpolate(heatmap, size=size, mode="bilinear").squeeze(1).relu()  # (N, H, W)
+    probability = logits.softmax(1).gather(1, classes[:, None]).squeeze(1)
+    return ScoreCAM(_scale(heatmap), probability, weights, classes, predicted)
+
+
+def _two_sided(logits):
+    """Logits of two classes, (N, 2), for a single one; others as they are."""
+    if logits.shape[1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def _checked(classes, logits):
+    """The classes to explain, (N,) int64 on the device of the logits (N, classes)."""
+    predicted = logits.argmax(1)
+    if classes is None:
+        return predicted
+    classes = torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
+    known = (classes >= 0) & (classes < logits.shape[1])
+    if classes.shape != predicted.shape or not known.all():
+        raise ValueError(
+            f"classes must be {len(logits)} indices in 0..{logits.shape[1] - 1}, "
+            f"not {classes.tolist()}"
+        )
+    return classes
+
+
+# What may stand between a softmax or sigmoid and the output, and leaves the values as they are.
+_VIEWS = ("View", "ReshapeAlias", "UnsafeView", "Squeeze", "Unsqueeze", "Clone", "ToCopy", "T")
+
+
+def _refuse_probabilities(network, images, outputs):
+    """ValueError where the network ends in a softmax or sigmoid: a second softmax on it is flat.
+
+    A softmax shows in the values, (N, classes). A sigmoid does not, two logits may well lie between
+    0 and 1: autograd's record of a forward pass of one image tells which operation was the last.
+    """
+    sums_to_one = (outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-4).all()
+    with torch.inference_mode(False), torch.enable_grad():
+        last = network(images[:1].clone().requires_grad_() * 1).grad_fn
+    while last is not None and last.name().split("Backward")[0] in _VIEWS:
+        last = last.next_functions[0][0]
+    ends_in = "" if last is None else last.name()
+    if ends_in.startswith(("Softmax", "Sigmoid", "Hardsigmoid")) or (
+        outputs.shape[1] > 1 and sums_to_one
+    ):
+        raise ValueError(
+            "the network's outputs are probabilities, and Score-CAM takes the softmax itself: "
+            "give it the network without its last softmax or sigmoid"
+        )
+
+
+def _scale(x):
+    """Each map scaled to [0, 1] over its last two dimensions; a constant map becomes zero."""
+    low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    return (x - low) / torch.where(high > low, high - low, 1)
+
+
+@contextlib.contextmanager
+def _evaluation(network):
+    """Evaluation mode inside the block; outside each module has the mode that it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _forward(network, images, layer):
+    """The network's logits (N, classes) and the layer's output (N, C, h, w)."""
+    last = None
+
+    def keep(module, inputs, output):
+        nonlocal last
+        if layer is not None:
+            last = output.clone()  # without what follows in place
+        elif (
+            isinstance(output, Tensor)
+            and output.ndim == 4
+            and output.shape[2] * output.shape[3] > 1
+        ):
+            last = output  # with what follows in place: that is what the pooling reads
+
+    modules = dict(network.named_modules())
+    if layer is not None and layer not in modules:
+        raise ValueError(f"the network has no layer {layer!r}{nearest(layer, modules)}")
+    watched = modules.values() if layer is None else [modules[layer]]
+    handles = [module.register_forward_hook(keep) for module in watched]
+    try:
+        logits = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if last is None or last.ndim != 4 or len(last) != len(images):
+        found = "nothing" if last is None else tuple(last.shape)
+        raise ValueError(
+            f"the output of {layer or 'some layer'} must be a map (N, C, h, w), not {found}"
+        )
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the network's output must be (N, classes), not {found}")
+    return logits, last

@@ -1,0 +1,51 @@
+"""Pictures to explain: one's own, of any size, or images of a test set. All are normalised."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from lcm.errors import UserError, one_line
+
+
+def read_pictures(files, size, mean, std):
+    """Pictures of one's own as a network's input: (N, 3, size, size), float32, normalised.
+
+    The largest centred square of each, brought to `size` pixels, upright where a camera has noted
+    how it was held. mean, std: a channel, of the training pixels in [0, 1]. Raises UserError for a
+    file that is no picture.
+    """
+    pictures = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+        except Exception as error:  # Pillow raises many kinds
+            raise UserError(
+                f"--image {file} cannot be read as a picture ({one_line(error)}): "
+                "name a file that holds one, such as a .jpg or .png"
+            ) from error
+        square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+        pictures.append(torch.from_numpy(np.array(square)))
+    pixels = torch.stack(pictures) / 255  # (N, size, size, 3)
+    return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+
+
+def from_test_set(batches, indices=()):
+    """Images of a test set: (their numbers, (N, 3, H, W), labels (N,)).
+
+    batches: of one image each, `data.test(1)`. indices: four, evenly spread, where none are given.
+    Raises UserError for a number that the test set does not have.
+    """
+    indices = indices or [batches.images * i // 4 for i in range(4)]
+    for index in indices:
+        if not 0 <= index < batches.images:
+            raise UserError(f"--index {index}: the test images are 0 to {batches.images - 1}")
+    epoch = batches.epoch(0)
+    images, labels = zip(*(batches.prepare(epoch[index], "cpu") for index in indices), strict=True)
+    return indices, torch.cat(images), torch.cat(labels)
+
+
+def shown(images, mean, std):
+    """Normalised images (N, 3, H, W) as pixels in [0, 1], (N, H, W, 3): what the network sees."""
+    pixels = images.permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
+    return pixels.clip(0, 1)

@@ -1,0 +1,83 @@
+"""Evaluate a finished run: accuracy by class, the confusion matrix, every prediction.
+
+    python scripts/evaluate.py runs/digits/resnet20/lcm2/seed0-*
+    python scripts/evaluate.py DIRECTORY --confusion confusion.pdf --predictions predictions.csv
+
+Prints the accuracy by class, and whether the whole is that of run.json. Writes the confusion matrix
+as a picture, in the format of the name's ending (.png, .svg, .pdf), and a CSV of the predictions.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas
+
+from lcm.errors import exit_on_user_error
+from lcm.files import write
+from lcm.reporting.captions import check_figure_file, network_titles, save_figure, trained_on
+from lcm.reporting.confusion import by_class, confusion_matrix, draw
+from lcm.runs.evaluation import evaluate
+from lcm.runs.load import class_names
+
+
+@exit_on_user_error
+def main(arguments=None):
+    options = parse(arguments)
+    folder = options.run.parent if options.run.is_file() else options.run
+    picture = options.confusion or folder / "confusion.png"
+    table = options.predictions or folder / "predictions.csv"
+    if options.confusion:
+        check_figure_file("--confusion", picture)
+
+    state, data, probabilities, labels = evaluate(
+        options.run, options.root, options.device, options.precision
+    )
+    classes = class_names(data)
+    highest, predicted = probabilities.max(1)
+    matrix = confusion_matrix(labels.numpy(), predicted.numpy(), len(classes))
+    print(by_class(matrix, classes))
+    right, images = matrix.trace(), matrix.sum()
+    top1, recorded = 100 * right / images, state["result"]["test_top1"]
+    says = "as in run.json"
+    if abs(top1 - recorded) > 1e-6:
+        says = f"run.json has {recorded:.2f} %: another device or version rounds otherwise"
+    print(f"\ntop-1 {top1:.2f} % ({right} of {images}); {says}")
+
+    (title,) = network_titles([state])
+    heading = f"{title} trained on {trained_on([state])}: test top-1 {top1:.2f} %"
+    save_figure(draw(matrix, classes, heading), picture)
+    columns = {"class": labels, "predicted": predicted}
+    names = {key: [classes[i] for i in part.tolist()] for key, part in columns.items()}
+    rows = pandas.DataFrame(names | {"probability": highest}).rename_axis("image")
+    write(table, rows.to_csv(float_format="%.6f"))
+    print(f"{picture}, {table}")
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or its checkpoint.pt")
+    parser.add_argument(
+        "--confusion", type=Path, metavar="FILE", help="default: confusion.png in the run directory"
+    )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="default: predictions.csv in the run directory",
+    )
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="folder of the data set; default: that of the training"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
+    parser.add_argument(
+        "--precision", choices=["fp32", "tf32", "bf16"], help="default: that of the run"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
