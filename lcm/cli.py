@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 
-from lcm.config import options
+from lcm.config import compose
 from lcm.config.command_line import composition_problem, override_problems
 from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
 from lcm.files import unwritable
@@ -91,7 +91,7 @@ def main(task):
     sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
-    if options.CONFIGS is None:
+    if compose.CONFIGS is None:
         sys.exit(
             "error: there is no configs folder beside the package: run train.py from a checkout"
         )

@@ -9,7 +9,7 @@ import json
 import math
 import re
 
-from lcm.config.options import GROUPS, choices, flatten, load, no_such_option, plain
+from lcm.config.compose import GROUPS, choices, flatten, load, no_such_option, plain
 from lcm.errors import nearest
 
 

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 
-from lcm.config.options import GROUPS, choices, flatten, load, no_such_option, settings
+from lcm.config.compose import GROUPS, choices, flatten, load, no_such_option, settings
 from lcm.errors import nearest
 
 EXTRAS = {

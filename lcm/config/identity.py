@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from lcm.config.options import flatten, plain
+from lcm.config.compose import flatten, plain
 
 # Keys that cannot change a number: folders, the machine, what is shown.
 NOT_IDENTITY = (

@@ -2,7 +2,7 @@
 
 import json
 
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.errors import UserError
 from lcm.runs.state import read_state
 

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lcm.config.check import check
 from lcm.config.command_line import composition_problem
-from lcm.config.options import plain
+from lcm.config.compose import plain
 from lcm.errors import UserError
 from lcm.runs.directory import run_directory
 

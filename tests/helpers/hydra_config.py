@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lcm.config.options import plain
+from lcm.config.compose import plain
 from lcm.runs.state import new_state
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

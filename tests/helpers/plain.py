@@ -6,7 +6,7 @@ import hashlib
 import torch
 import torch.nn.functional as F
 
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.data import Digits
 from lcm.data.in_memory import Batches, Resident
 from lcm.models.build import build_network

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-import lcm.config.options
+import lcm.config.compose
 from lcm import cli
 from lcm.data.digits import Digits
 
@@ -55,7 +55,7 @@ def use(folder):
                 raise ValueError(f"{file}.yaml has no line {before!r}: bring this script up to it")
             text = text.replace(f"\n{before}", f"\n{after}")
         (configs / f"{file}.yaml").write_text(text)
-    lcm.config.options.use_configs(configs)
+    lcm.config.compose.use_configs(configs)
     return configs
 
 
@@ -65,7 +65,7 @@ def compose(*overrides):
     from omegaconf import OmegaConf
 
     always = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.options.CONFIGS)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.compose.CONFIGS)):
         return OmegaConf.to_container(
             compose("train", overrides=[*always, *overrides]), resolve=True
         )

@@ -9,7 +9,7 @@ import score_cam as script
 import torch
 from PIL import Image
 
-from lcm.config.options import plain as compose
+from lcm.config.compose import plain as compose
 from lcm.data import Digits
 from lcm.errors import UserError
 from lcm.models.build import build_network

@@ -9,7 +9,7 @@ from hydra_config import composed, config
 
 from lcm.config.check import check
 from lcm.config.identity import config_hash, deviations, identity
-from lcm.config.options import choices, flatten, known_targets, load, plain
+from lcm.config.compose import choices, flatten, known_targets, load, plain
 from lcm.errors import UserError
 from lcm.runs.grid import problems
 

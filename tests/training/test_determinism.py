@@ -5,7 +5,7 @@ import torch
 from plain import digest, evaluation_step, training_step
 from tiny import ATTENTIONS, FewDigits, state_of
 
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.errors import NotFinite
 from lcm.models.build import build_network
 from lcm.training.epochs import evaluate, learning_rate, train_epoch

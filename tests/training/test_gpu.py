@@ -7,7 +7,7 @@ import torch
 from plain import distance, invented_batches, small_network, training_step
 from tiny import compare_runs, die, directory_of
 
-from lcm.config.options import choices
+from lcm.config.compose import choices
 from lcm.models.build import build_network
 from lcm.training import checkpoint
 from lcm.training.device import set_precision

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lcm.config.options import choices
+from lcm.config.compose import choices
 from lcm.models.build import build_network
 from lcm.training.graphs import ResidentFeed
 from lcm.training.step import TestStep, TrainStep
