@@ -1,43 +1,108 @@
-"""The YAML files of configs/: what each group offers, and what some names compose to without any override.
+"""What names stand for: the YAML files of configs/, composed by Hydra.
 
 Configs are plain nested dicts everywhere in this package.
 """
 
+import contextlib
 import copy
 import functools
+import warnings
 from pathlib import Path
-
-import yaml
 
 from lcm.errors import UserError, nearest
 
 GROUPS = ("data", "model", "attention", "schedule")
-PACKAGE = (
-    Path(__file__).resolve().parents[1]
-)  # configs/ is beside it in a checkout, inside it in an installed wheel
+PACKAGE = Path(__file__).resolve().parents[1]
+# configs/ is beside the package in a checkout, inside it in an installed wheel
 CONFIGS = next(
     (folder for folder in (PACKAGE.parent / "configs", PACKAGE / "configs") if folder.is_dir()),
     None,
 )
+FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
+
+_options = {}  # what was composed so far: {(group, choice): its keys}
 
 
-def use_configs(folder):
-    """Read another folder of configs from here on."""
-    global CONFIGS
-    CONFIGS = Path(folder)
-    for cached in (choices, _read, _plain):
-        cached.cache_clear()
+def use_configs(folder, further=()):
+    """Read another folder of configs from here on, and `further` places after it."""
+    global CONFIGS, FURTHER
+    if (Path(folder), tuple(further)) != (CONFIGS, FURTHER):
+        CONFIGS = Path(folder)
+        FURTHER = tuple(further)
+        _options.clear()
+        for cached in (choices, settings, _plain):
+            cached.cache_clear()
+
+
+def use_sources(sources):
+    """Read the places that a program of Hydra's reads: its `hydra.runtime.config_sources`."""
+    (main,) = [source.path for source in sources if source.provider == "main"]
+    others = [source for source in sources if source.provider not in ("hydra", "main", "schema")]
+    use_configs(main, [f"{source.schema}://{source.path}" for source in others])
+
+
+@contextlib.contextmanager
+def _hydra():
+    """Hydra on the places in use; yields the overrides that name them.
+
+    A program of Hydra's that this one is part of finds its own Hydra unchanged.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import JobRuntime
+    from hydra.version import VersionBase
+
+    # what `initialize_config_dir` changes and does not put back: Hydra's version_base, and the
+    # instance itself, of which it restores a copy; with one already there it would refuse to start
+    instance = GlobalHydra.instance()
+    outer = instance.hydra
+    version = VersionBase.instance().getbase()
+    job = JobRuntime.instance().get("name")
+    places = ",".join("'" + place.replace("'", r"\'") + "'" for place in FURTHER)
+    instance.clear()
+    try:
+        with (
+            initialize_config_dir(str(CONFIGS), job_name=job, version_base="1.3"),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("error", message="provider=.* is not available")
+            yield [f"hydra.searchpath=[{places}]"] if places else []
+    finally:
+        instance.hydra = outer
+        GlobalHydra.set_instance(instance)
+        VersionBase.instance().version_base = version
+
+
+def _compose(names):
+    """The config of {group: name}, the other groups' defaults for the rest, interpolations unresolved."""
+    from hydra import compose
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    words = " ".join(f"{group}={name}" for group, name in names.items())
+    try:
+        with _hydra() as places:
+            return OmegaConf.to_container(compose("train", [*places, *words.split()]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"{words} cannot be composed: {composition_problem(error)}") from error
 
 
 @functools.cache
 def choices(group):
-    """The names that a config group offers, sorted."""
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    """The names that a config group offers, sorted; those of a folder in it as folder/name."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.object_type import ObjectType
 
-
-@functools.cache
-def _read(file):
-    return yaml.safe_load((CONFIGS / f"{file}.yaml").read_text(encoding="utf-8"))
+    try:
+        with _hydra() as places:
+            options = GlobalHydra.instance().config_loader().get_group_options
+            names = options(group, overrides=places)
+            folders = options(group, ObjectType.GROUP, overrides=places)
+    except UserWarning as missing:
+        raise UserError(f"hydra.searchpath: {missing}") from missing
+    inner = [f"{folder}/{name}" for folder in folders for name in choices(f"{group}/{folder}")]
+    return sorted([*names, *inner])
 
 
 def no_such_option(group, name):
@@ -46,38 +111,121 @@ def no_such_option(group, name):
     return f"{group}={given}: no such {group}; choose from {', '.join(choices(group))}{nearest(name, choices(group))}"
 
 
+def option(group, name):
+    """The choice that a config's `name` stands for: the file of this name, else one that calls itself so; None without."""
+    if name in choices(group):
+        return name
+    for other in choices(group) if isinstance(name, str) else ():
+        with contextlib.suppress(UserError):  # of a file that is broken
+            if load(group, other).get("name") == name:
+                return other
+    return None
+
+
 def load(group, name):
     """One option of a group as a dict, interpolations unresolved. UserError where there is none of that name."""
-    if name not in choices(group):
+    chosen = option(group, name)
+    if chosen is None:
         raise UserError(no_such_option(group, name))
-    return copy.deepcopy(_read(f"{group}/{name}"))
+    if (group, chosen) not in _options:
+        # the data sets' own schedule need not be there
+        names = {"schedule": choices("schedule")[0], group: chosen}
+        _options[group, chosen] = _compose(names)[group]
+    return copy.deepcopy(_options[group, chosen])
 
 
+@functools.cache
 def settings():
     """What train.yaml has beside the groups: {"seed": 0, "device": "auto", ...}."""
-    return {key: value for key, value in _read("train").items() if key not in ("defaults", "hydra")}
+    config = _compose({"schedule": choices("schedule")[0]})
+    return {key: value for key, value in config.items() if key not in GROUPS}
 
 
 def plain(config):
     """The config that the names in `config` stand for, without any override: what deviations are measured against."""
-    return copy.deepcopy(_plain(*(config[group]["name"] for group in GROUPS)))
+    names = tuple((group, option(group, config[group]["name"])) for group in GROUPS)
+    return copy.deepcopy(_plain(names))
 
 
 @functools.cache
-def _plain(*names):
-    from omegaconf import OmegaConf
-
-    base = settings() | {
-        group: load(group, name) for group, name in zip(GROUPS, names, strict=True)
-    }
-    if base["model"]["family"] not in base["attention"].get(
-        "paper", {}
-    ):  # whose sizes the user has to give
-        base["attention"] = {
-            key: None if key != "paper" and "${" in str(v) else v
-            for key, v in base["attention"].items()
+def _plain(names):
+    if not _options.keys() >= set(names):  # one composition for all of them
+        config = _compose(dict(names))
+        _options.update({(group, name): config[group] for group, name in names})
+    config = settings() | {group: copy.deepcopy(_options[group, name]) for group, name in names}
+    model, attention = config["model"], config["attention"]
+    table = attention.get("paper", {}) | _own_row(model, attention)
+    if "paper" in attention and model["family"] not in table:  # whose sizes the user has to give
+        config["attention"] = {
+            key: None if key != "paper" and "${" in str(value) else value
+            for key, value in attention.items()
         }
-    return OmegaConf.to_container(OmegaConf.create(base), resolve=True)
+    return resolve(config)
+
+
+def _own_row(model, attention):
+    """What a backbone's file adds to an attention's table of sizes, {family: sizes}; {} where it brings none."""
+    sizes = (model.get("paper") or {}).get(attention.get("name"))
+    return {model["family"]: sizes} if sizes and "paper" in attention else {}
+
+
+def resolve(config):
+    """A composed config as nested dicts, its interpolations resolved. UserError where it has one that cannot be.
+
+    The sizes that a backbone brings for an attention (`paper` in its file) come before those of the attention's file.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
+    try:
+        for family, sizes in _own_row(config.model, config.attention).items():
+            OmegaConf.update(config, f"attention.paper.{family}", sizes, force_add=True)
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key, reason = error.full_key, str(error).splitlines()[0]
+        if key and key.startswith("attention.") and ".paper." in reason.replace("'", "."):
+            model, attention = config.model, config.attention.name
+            part = key.partition(".")[2]
+            raise UserError(
+                f"{key}: attention={attention} has no sizes for networks of the family {model.family}: "
+                f"give {key}=... yourself, or put `paper: {{{attention}: {{{part}: ...}}}}` into the "
+                f"YAML file of model={model.name}"
+            ) from error
+        raise UserError(f"the config does not resolve: {key}: {reason}") from error
+
+
+def read(text):
+    """A value that was written as text, as a YAML file's: "5e-4" -> 0.0005. ValueError where it is none."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.from_dotlist([f"value={text}"]).value
+    except YAMLError as error:
+        raise ValueError(text) from error
+
+
+def composition_problem(error):
+    """Why Hydra could not compose a config, as one line."""
+    lines = [
+        line.strip()
+        for e in (error, error.__cause__)
+        if e is not None
+        for line in str(e).splitlines()
+    ]
+    missing = [line for line in lines if line.endswith("is not in struct")]
+    if missing and lines[0].startswith("Could not override"):
+        return f"{error.__cause__.full_key}: this combination has no such key"
+    if "Available options in" in str(error):  # hydra/launcher=nope
+        options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
+        return f"{lines[0]}; choose from {', '.join(options)}"
+    reasons = [
+        line.rstrip(".")
+        for line in lines
+        if line and not line.startswith(("To append", "Config search path"))
+    ]
+    return ": ".join(dict.fromkeys(reasons[:2]))
 
 
 def flatten(config, prefix=""):
@@ -95,11 +243,11 @@ def flatten(config, prefix=""):
 def known_targets(config):
     """`config` (of a run.json, which may come from anybody) with the `_target_` of each group as its YAML file has it.
 
-    Raises UserError where a group's name is not an option of this checkout.
+    Raises UserError where a group's name is not an option of the places in use.
     """
     trusted = copy.deepcopy(config)
     for group in GROUPS:
-        option = load(group, (config.get(group) or {}).get("name"))
-        trusted[group] = {key: value for key, value in config[group].items() if key in option}
-        trusted[group] |= {key: option[key] for key in ("_target_", "_convert_") if key in option}
+        own = load(group, (config.get(group) or {}).get("name"))
+        trusted[group] = {key: value for key, value in config[group].items() if key in own}
+        trusted[group] |= {key: own[key] for key in ("_target_", "_convert_") if key in own}
     return trusted
