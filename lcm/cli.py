@@ -7,9 +7,8 @@ import sys
 import traceback
 
 from lcm.config import compose
-from lcm.config.command_line import composition_problem, override_problems
+from lcm.config.command_line import override_problems, refuse_flags
 from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
-from lcm.files import unwritable
 from lcm.runs.grid import resolved
 from lcm.runs.state import commit
 from lcm.runs.worker import run_one
@@ -25,8 +24,15 @@ def run_task(train, cfg):
     from hydra.types import RunMode
 
     try:
+        hydra = HydraConfig.get()
+        compose.use_sources(hydra.runtime.config_sources)  # in a worker nobody has done it yet
         config = resolved(cfg)
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
+        if hydra.mode != RunMode.MULTIRUN:
+            launcher = hydra.runtime.choices["hydra/launcher"]
+            if launcher != "basic":
+                raise UserError(
+                    f"hydra/launcher={launcher}: launchers start the runs of a sweep; add -m"
+                )
             return train(config)
         outcome = run_one(train, config)
         if outcome.state == "stopped" and "SUBMITIT_EXECUTOR" in os.environ:
@@ -81,14 +87,13 @@ class SurvivingStream:
 
 def main(task):
     """Run Hydra's `task` on this process's command line; exits with 0, or as `exit_with_message` says."""
+    # Hydra's own parser of its flags; there is no public way to it
     from hydra._internal.utils import get_args_parser
-    from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from lcm.runs.sweep import Sweep
-
-    sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
+    sys.stdout = SurvivingStream(sys.stdout)
+    sys.stderr = SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
     if compose.CONFIGS is None:
@@ -98,20 +103,18 @@ def main(task):
     try:
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
-            arguments = (
-                get_args_parser().parse_args()
-            )  # ends with a usage message for unknown flags
-            if found := override_problems(arguments.overrides, arguments.multirun):
+            arguments = get_args_parser().parse_args()  # a usage message ends it for unknown flags
+            refuse_flags(arguments)
+            if not arguments.shell_completion and (
+                found := override_problems(
+                    arguments.overrides, arguments.multirun, arguments.config_dir
+                )
+            ):
                 raise listed("nothing was started:", found)
-            # Hydra takes sweepers only from a package `hydra_plugins`, by their full name
-            Plugins.instance().class_name_to_class["hydra_plugins.lcm.Sweep"] = Sweep
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
     except (HydraException, OmegaConfBaseException) as error:
-        exit_with_message(UserError(f"the config cannot be composed: {composition_problem(error)}"))
-    except OSError as error:
-        exit_with_message(
-            unwritable(error.filename, error) if error.filename else error
-        )  # hydra.run.dir
+        reason = compose.composition_problem(error)
+        exit_with_message(UserError(f"the config cannot be composed: {reason}"))
     except (Stopped, Exception) as error:
         exit_with_message(error)

@@ -4,13 +4,15 @@ Hydra composes YAML and lets `+typo=1` through. Here all problems are found at o
 whether a reduction fits the sites of a network is checked by `lcm.runs.grid.problems`, which can ask the network.
 """
 
+import contextlib
 import difflib
 import json
 import math
 import re
+import sys
 
-from lcm.config.compose import GROUPS, choices, flatten, load, no_such_option, plain
-from lcm.errors import nearest
+from lcm.config.compose import GROUPS, choices, flatten, load, no_such_option, option, plain, read
+from lcm.errors import UserError, nearest
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
@@ -22,12 +24,13 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
     def rule(value):
         fits = (
             type(value) in (int, kind)
-            and abs(value) < math.inf
+            and (kind is int or abs(value) <= sys.float_info.max)
             and low <= value <= high
             and above < value < below
         )
         return None if fits else expected
 
+    rule.kind = kind
     return rule
 
 
@@ -61,19 +64,25 @@ def either(*rules):
         expected = [fits(value) for fits in rules]
         return None if None in expected else " or ".join(expected)
 
+    rule.kind = next((fits.kind for fits in rules if hasattr(fits, "kind")), None)
     return rule
 
 
 def shares(value):
     """A rule: rising shares of the epochs, each in (0, 1)."""
-    fits = isinstance(value, list) and all(
-        number(float, above=0, below=1)(v) is None for v in value
-    )
-    return (
-        None
-        if fits and value == sorted(set(value))
-        else "a rising list of shares of the epochs between 0 and 1"
-    )
+    share = number(float, above=0, below=1)
+    fits = isinstance(value, list) and not any(map(share, value)) and value == sorted(set(value))
+    return None if fits else "a rising list of shares of the epochs between 0 and 1"
+
+
+def betas(value):
+    """A rule: AdamW's two decay rates."""
+    rate = number(float, low=0, below=1)
+    fits = isinstance(value, list) and len(value) == 2 and not any(map(rate, value))
+    return None if fits else "two numbers >= 0 and < 1, such as [0.9, 0.999]"
+
+
+shares.kind = betas.kind = float
 
 
 def site_choice(value):
@@ -106,7 +115,7 @@ RULES = {
     "allocator": switch,
     "threads": either(one_of("auto"), number(int, low=1, high=1024)),
     "runs": path,
-    "run_directory": either(one_of(None), path),
+    "run_directory": path,
     "checkpoint.every": matching(
         r"epoch|[1-9]\d* steps?|[1-9]\d*(\.\d+)? minutes?", 'epoch, "500 steps" or "10 minutes"'
     ),
@@ -116,29 +125,87 @@ RULES = {
     "schedule.epochs": number(int, low=1),
     "schedule.batch_size": number(int, low=2),
     "schedule.learning_rate": number(float, above=0),
+    "schedule.decay": one_of("steps", "cosine"),
     "schedule.divide_at": shares,
     "schedule.divide_by": number(float, low=1),
+    "schedule.warm_up": number(int, low=0),
+    "schedule.label_smoothing": number(float, low=0, below=1),
+    "schedule.optimizer": one_of("sgd", "adamw"),
     "schedule.momentum": number(float, low=0, below=1),
     "schedule.nesterov": switch,
+    "schedule.betas": betas,
+    "schedule.eps": number(float, above=0),
     "schedule.weight_decay": number(float, low=0),
     "schedule.test_batch_size": number(int, low=1),
-    "data.root": either(one_of(None), path),
+    "data.root": path,
+    "data.cache_dir": path,
     "data.workers": number(int, low=0),
     "data.pad": number(int, low=0, high=16),
     "data.cache_size": either(one_of(None), number(int, low=1)),
-    "model.layers": number(int, low=8),
+    "model.layers": number(int, low=1),
     "model.growth_rate": number(int, low=1),
     "model.memory": one_of("fast", "linear"),
     "attention.reduction": number(int, low=1),
     "attention.sites": site_choice,
 }
 
-FACTS = (
-    "model.family",
-    "model.image_size",
-    "data.image_size",
-    "data.num_classes",
-)  # of a choice, not choices
+# of a choice, not choices
+FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classes")
+
+# Words of other recipes, which somebody may look for here.
+RECIPE = re.compile(
+    r"cut_?out|cut_?mix|mix_?up|ema|swa|.*aug(ment\w*)?|erasing|.*clip\w*|(lr_)?scheduler|(drop_?)?path|"
+    r"lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
+)
+WHAT_THERE_IS = (
+    "; a schedule has decay (steps, cosine), warm_up, label_smoothing, optimizer (sgd, adamw) and weight_decay, "
+    "a data set pad and mirror; for anything else, train.py has the whole training step in sight"
+)
+
+
+def no_such_key(key, known):
+    """What follows "no such key": the nearest one, or what there is of training recipes."""
+    if RECIPE.fullmatch(key.rpartition(".")[2].lower()):
+        return WHAT_THERE_IS
+    same_end = [other for other in sorted(known) if other.endswith(f".{key}")]
+    return f"; nearest: {same_end[0]}" if same_end else nearest(key, known)
+
+
+def typed(config):
+    """A resolved config with every value of its declared type: that of its rule, else of its value in the YAML file.
+
+    A whole number becomes a float where floats are meant, in lists too, and text, as the environment gives it, a number.
+    """
+    try:
+        return _typed(config, plain(config))
+    except (UserError, TypeError, KeyError, AttributeError):  # `check` has the words for it
+        return config
+
+
+def _typed(value, default, key=""):
+    if isinstance(value, dict):
+        defaults = default if isinstance(default, dict) else {}
+        return {
+            name: _typed(item, defaults.get(name), f"{key}.{name}".strip("."))
+            for name, item in value.items()
+        }
+    kinds = {type(item) for item in default} if isinstance(default, list) else {type(default)}
+    kind = getattr(RULES.get(key), "kind", None)
+    return _converted(
+        value, kind or (float if float in kinds else min(kinds, key=str, default=None))
+    )
+
+
+def _converted(value, kind):
+    """A value, or each one of a list, as int, float or bool, where it is one in other words."""
+    if isinstance(value, list):
+        return [_converted(item, kind) for item in value]
+    if isinstance(value, str) and kind in (int, float, bool):
+        with contextlib.suppress(ValueError):
+            number = read(value)
+            value = number if type(number) in (int, kind) else value
+    exact = kind is float and type(value) is int and abs(value) <= sys.float_info.max
+    return float(value) if exact else value
 
 
 def check(config):
@@ -148,67 +215,78 @@ def check(config):
         for group in GROUPS
     }
     problems = [
-        no_such_option(group, name) for group, name in names.items() if name not in choices(group)
+        no_such_option(group, name) for group, name in names.items() if not option(group, name)
     ]
     if problems:
         return problems
     flat, expected = flatten(config), flatten(plain(config))
     for key, value in flat.items():
         if key not in expected:
-            problems.append(f"{key}: no such key for these choices{nearest(key, expected)}")
+            problems.append(f"{key}: no such key for these choices{no_such_key(key, expected)}")
         elif problem := _value_problem(key, value, expected[key]):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]
+    problems += [
+        f"{key}: missing from schedule={names['schedule']}; `defaults: [cifar]` in its file brings the paper's"
+        for key in RULES
+        if key.startswith("schedule.") and key not in expected
+    ]
     return problems or _combination_problems(config)
 
 
 def _value_problem(key, value, default):
     """What the value of a known key must be; None where it fits."""
-    if key.endswith("._target_") or key in FACTS:
-        return (
-            None
-            if value == default
-            else f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
-        )
+    if key.endswith("._target_") or (key in FACTS and default is not None):
+        fact = f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
+        return None if value == default else fact
+    if value is None and default is None:
+        return None
     if key in RULES:
         return RULES[key](value)
-    fits = (
-        default is None
-        or type(value) is type(default)
-        or (type(default), type(value)) == (float, int)
-    )
-    return None if fits else f"of the same type as {default!r}"
+    if default is None or type(value) is type(default):
+        return None
+    return f"of the same type as {default!r}"
 
 
 def _combination_problems(config):
     """Problems of a combination whose parts are fine by themselves."""
     problems = []
-    model, data = config["model"], config["data"]
+    model, data, schedule = config["model"], config["data"], config["schedule"]
     if model["image_size"] != data["image_size"]:
-        models = [
-            name
-            for name in choices("model")
-            if load("model", name)["image_size"] == data["image_size"]
-        ]
-        sets = [
-            name
-            for name in choices("data")
-            if load("data", name)["image_size"] == model["image_size"]
-        ]
-        related = [
-            name
-            for name in models
-            if name.startswith(model["name"]) or model["name"].startswith(name)
-        ]
-        near = difflib.get_close_matches(model["name"], related or models, 1, cutoff=0)
-        problems.append(
-            f"model={model['name']} is for {model['image_size']}x{model['image_size']} images, data={data['name']} has "
-            f"{data['image_size']}x{data['image_size']}: take model={near[0]}, or data={', '.join(sets)}"
-        )
+        problems.append(_size_problem(model, data))
     for family, step, extra, smallest in (("cifar_resnet", 6, 2, 8), ("cifar_densenet", 3, 4, 7)):
-        if model["family"] == family and (model["layers"] - extra) % step:
-            below = (model["layers"] - extra) // step * step + extra
-            problems.append(
-                f"model.layers={model['layers']}: must be {step}n + {extra}; nearest: {max(smallest, below)} or {below + step}"
-            )
+        layers = model.get("layers")
+        if model["family"] == family and (layers < smallest or (layers - extra) % step):
+            below = max(smallest, (layers - extra) // step * step + extra)
+            near = f"{below} or {below + step}" if layers > below else f"{below}"
+            problems.append(f"model.layers={layers}: must be {step}n + {extra}; nearest: {near}")
+    if schedule["warm_up"] >= schedule["epochs"]:
+        problems.append(
+            f"schedule.warm_up={schedule['warm_up']}: must be smaller than schedule.epochs={schedule['epochs']}"
+        )
     return problems
+
+
+def _size_problem(model, data):
+    """The problem of a network and a data set whose images differ in size, with what fits either of them."""
+    models = _of_size("model", data["image_size"])
+    sets = _of_size("data", model["image_size"])
+    related = [
+        name for name in models if name.startswith(model["name"]) or model["name"].startswith(name)
+    ]
+    near = difflib.get_close_matches(model["name"], related or models, 1, cutoff=0)
+    advice = [f"model={name}" for name in near] + [f"data={', '.join(sets)}" for _ in sets[:1]]
+    return (
+        f"model={model['name']} is for {model['image_size']}x{model['image_size']} images, data={data['name']} has "
+        f"{data['image_size']}x{data['image_size']}: "
+        + (
+            f"take {', or '.join(advice)}"
+            if advice
+            else "nothing here fits either; add a model of that size"
+        )
+    )
+
+
+def _of_size(group, size):
+    """The options of a group for images of this size."""
+    return [name for name in choices(group) if load(group, name).get("image_size") == size]

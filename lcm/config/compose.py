@@ -20,7 +20,8 @@ CONFIGS = next(
 )
 FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
 
-_options = {}  # what was composed so far: {(group, choice): its keys}
+SETTINGS = "settings"
+_options = {}  # what was composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}
 
 
 def use_configs(folder, further=()):
@@ -30,7 +31,7 @@ def use_configs(folder, further=()):
         CONFIGS = Path(folder)
         FURTHER = tuple(further)
         _options.clear()
-        for cached in (choices, settings, _plain):
+        for cached in (choices, _plain):
             cached.cache_clear()
 
 
@@ -73,19 +74,27 @@ def _hydra():
         VersionBase.instance().version_base = version
 
 
-def _compose(names):
-    """The config of {group: name}, the other groups' defaults for the rest, interpolations unresolved."""
+def _compose(overrides, config_name="train"):
+    """What Hydra composes, interpolations unresolved. UserError where it cannot."""
     from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    words = " ".join(f"{group}={name}" for group, name in names.items())
     try:
         with _hydra() as places:
-            return OmegaConf.to_container(compose("train", [*places, *words.split()]))
+            return OmegaConf.to_container(compose(config_name, [*places, *overrides]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{words} cannot be composed: {composition_problem(error)}") from error
+        what = " ".join(overrides)
+        raise UserError(f"{what}: cannot be composed: {composition_problem(error)}") from error
+
+
+def compose_names(names):
+    """The config of {group: choice}, the groups' defaults for the rest, interpolations unresolved. UserError."""
+    config = _compose([f"{group}={name}" for group, name in names.items()])
+    _options.update({(group, name): config[group] for group, name in names.items()})
+    _options[SETTINGS] = {key: value for key, value in config.items() if key not in GROUPS}
+    return config
 
 
 @functools.cache
@@ -100,7 +109,7 @@ def choices(group):
             names = options(group, overrides=places)
             folders = options(group, ObjectType.GROUP, overrides=places)
     except UserWarning as missing:
-        raise UserError(f"hydra.searchpath: {missing}") from missing
+        raise UserError(f"--config-dir, hydra.searchpath: {missing}") from missing
     inner = [f"{folder}/{name}" for folder in folders for name in choices(f"{group}/{folder}")]
     return sorted([*names, *inner])
 
@@ -113,13 +122,10 @@ def no_such_option(group, name):
 
 def option(group, name):
     """The choice that a config's `name` stands for: the file of this name, else one that calls itself so; None without."""
-    if name in choices(group):
-        return name
-    for other in choices(group) if isinstance(name, str) else ():
-        with contextlib.suppress(UserError):  # of a file that is broken
-            if load(group, other).get("name") == name:
-                return other
-    return None
+    if name in choices(group) or not isinstance(name, str):
+        return name if name in choices(group) else None
+    named = [choice for choice, keys in load_all(group).items() if keys.get("name") == name]
+    return named[0] if named else None
 
 
 def load(group, name):
@@ -128,17 +134,29 @@ def load(group, name):
     if chosen is None:
         raise UserError(no_such_option(group, name))
     if (group, chosen) not in _options:
-        # the data sets' own schedule need not be there
-        names = {"schedule": choices("schedule")[0], group: chosen}
-        _options[group, chosen] = _compose(names)[group]
+        # with any schedule: a data set's own need not be there
+        compose_names({"schedule": choices("schedule")[0], group: chosen})
     return copy.deepcopy(_options[group, chosen])
 
 
-@functools.cache
+def load_all(group):
+    """Every option of a group, {choice: its keys}, in one composition; a file that is broken is left out."""
+    new = [name for name in choices(group) if (group, name) not in _options]
+    with contextlib.suppress(UserError):
+        found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
+        _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
+    options = {}
+    for name in choices(group):
+        with contextlib.suppress(UserError):
+            options[name] = load(group, name)
+    return options
+
+
 def settings():
     """What train.yaml has beside the groups: {"seed": 0, "device": "auto", ...}."""
-    config = _compose({"schedule": choices("schedule")[0]})
-    return {key: value for key, value in config.items() if key not in GROUPS}
+    if SETTINGS not in _options:
+        compose_names({"schedule": choices("schedule")[0]})
+    return copy.deepcopy(_options[SETTINGS])
 
 
 def plain(config):
@@ -149,9 +167,8 @@ def plain(config):
 
 @functools.cache
 def _plain(names):
-    if not _options.keys() >= set(names):  # one composition for all of them
-        config = _compose(dict(names))
-        _options.update({(group, name): config[group] for group, name in names})
+    if not _options.keys() >= set(names):
+        compose_names(dict(names))  # once for all of them
     config = settings() | {group: copy.deepcopy(_options[group, name]) for group, name in names}
     model, attention = config["model"], config["attention"]
     table = attention.get("paper", {}) | _own_row(model, attention)
