@@ -4,14 +4,21 @@ Hydra composes YAML and lets `+typo=1` through. Here all problems are found at o
 whether a reduction fits the sites of a network is checked by `lcm.runs.grid.problems`, which can ask the network.
 """
 
-import contextlib
 import difflib
 import json
 import math
 import re
 import sys
 
-from lcm.config.compose import GROUPS, choices, flatten, load, no_such_option, option, plain, read
+from lcm.config.compose import (
+    GROUPS,
+    flatten,
+    load_all,
+    no_such_option,
+    option,
+    plain,
+    read,
+)
 from lcm.errors import UserError, nearest
 
 
@@ -177,35 +184,25 @@ def typed(config):
     A whole number becomes a float where floats are meant, in lists too, and text, as the environment gives it, a number.
     """
     try:
-        return _typed(config, plain(config))
-    except (UserError, TypeError, KeyError, AttributeError):  # `check` has the words for it
-        return config
+        defaults = flatten(plain(config))
+    except (UserError, LookupError, TypeError, AttributeError):
+        return config  # `check` has the words for it
 
+    def of(key, value):
+        if isinstance(value, dict):
+            return {name: of(f"{key}.{name}".strip("."), item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [of(key, item) for item in value]
+        default = defaults.get(key)
+        kinds = {type(item) for item in (default if isinstance(default, list) else [default])}
+        declared = next((kind for kind in (float, int, bool) if kind in kinds), None)
+        kind = getattr(RULES.get(key), "kind", declared)
+        if kind and isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value):
+            value = read(value)
+        exact = kind is float and type(value) is int and abs(value) <= sys.float_info.max
+        return float(value) if exact else value
 
-def _typed(value, default, key=""):
-    if isinstance(value, dict):
-        defaults = default if isinstance(default, dict) else {}
-        return {
-            name: _typed(item, defaults.get(name), f"{key}.{name}".strip("."))
-            for name, item in value.items()
-        }
-    kinds = {type(item) for item in default} if isinstance(default, list) else {type(default)}
-    kind = getattr(RULES.get(key), "kind", None)
-    return _converted(
-        value, kind or (float if float in kinds else min(kinds, key=str, default=None))
-    )
-
-
-def _converted(value, kind):
-    """A value, or each one of a list, as int, float or bool, where it is one in other words."""
-    if isinstance(value, list):
-        return [_converted(item, kind) for item in value]
-    if isinstance(value, str) and kind in (int, float, bool):
-        with contextlib.suppress(ValueError):
-            number = read(value)
-            value = number if type(number) in (int, kind) else value
-    exact = kind is float and type(value) is int and abs(value) <= sys.float_info.max
-    return float(value) if exact else value
+    return of("", config)
 
 
 def check(config):
@@ -270,23 +267,19 @@ def _combination_problems(config):
 def _size_problem(model, data):
     """The problem of a network and a data set whose images differ in size, with what fits either of them."""
     models = _of_size("model", data["image_size"])
-    sets = _of_size("data", model["image_size"])
-    related = [
-        name for name in models if name.startswith(model["name"]) or model["name"].startswith(name)
-    ]
-    near = difflib.get_close_matches(model["name"], related or models, 1, cutoff=0)
-    advice = [f"model={name}" for name in near] + [f"data={', '.join(sets)}" for _ in sets[:1]]
-    return (
-        f"model={model['name']} is for {model['image_size']}x{model['image_size']} images, data={data['name']} has "
-        f"{data['image_size']}x{data['image_size']}: "
-        + (
-            f"take {', or '.join(advice)}"
-            if advice
-            else "nothing here fits either; add a model of that size"
-        )
-    )
+    name = model["name"]
+    related = [other for other in models if other.startswith(name) or name.startswith(other)]
+    near = difflib.get_close_matches(name, related or models, 1, cutoff=0)
+    sets = ", ".join(_of_size("data", model["image_size"]))
+    fits = [f"model={other}" for other in near] + ([f"data={sets}"] if sets else [])
+    advice = f"take {', or '.join(fits)}" if fits else "no file in configs/ fits either of them"
+    return f"model={name} is for {_square(model)} images, data={data['name']} has {_square(data)}: {advice}"
+
+
+def _square(choice):
+    return f"{choice['image_size']}x{choice['image_size']}"
 
 
 def _of_size(group, size):
     """The options of a group for images of this size."""
-    return [name for name in choices(group) if load(group, name).get("image_size") == size]
+    return [name for name, keys in load_all(group).items() if keys.get("image_size") == size]

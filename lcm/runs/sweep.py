@@ -32,19 +32,17 @@ def sweep(loader, master, arguments, launcher, max_batch_size=None):
     runs = grid(loader, master, arguments)
     refuse_problems(runs)
     standings = [standing_of(run.directory) for run in runs]
+    print_plan(runs, standings)
     stopped = None
     failures = {}
     if any(standing.state != "finished" for standing in standings):
         refuse_unwritable(runs, standings)
-        print_plan(runs, standings)
         prepare_environment()
         try:
             train_open(runs, failures, launcher, max_batch_size)
         except Stopped as request:
             stopped = request
         standings = [standing_of(run.directory) for run in runs]
-    else:
-        print_plan(runs, standings)
     for index, (run, standing) in enumerate(zip(runs, standings, strict=True)):
         if run.directory in failures and standing.state not in ("finished", "live"):
             standings[index] = standing._replace(state="failed", message=failures[run.directory])

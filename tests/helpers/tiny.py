@@ -45,9 +45,7 @@ def use(folder):
     for file, changes in {
         "data/digits": {"_target_: lcm.data.Digits": "_target_: tiny.FewDigits"},
         "model/resnet20": {"layers: 20": "layers: 8"},
-        "schedule/digits": {
-            "epochs: 8": "epochs: 3", "batch_size: 64": "batch_size: 8", "test_batch_size: 100": "test_batch_size: 8",
-        },
+        "schedule/digits": {"epochs: 8": "epochs: 3\nbatch_size: 8\ntest_batch_size: 8"},
     }.items():  # fmt: skip
         text = (configs / f"{file}.yaml").read_text()
         for before, after in changes.items():
