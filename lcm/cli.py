@@ -6,6 +6,11 @@ import signal
 import sys
 import traceback
 
+# Hydra's parser of its own flags: there is no public way to it
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 from lcm.config import compose
 from lcm.config.command_line import override_problems, refuse_flags
 from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
@@ -20,9 +25,6 @@ def run_task(train, cfg):
 
     A run of a sweep returns an Outcome instead (lcm/runs/worker.py).
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     try:
         hydra = HydraConfig.get()
         compose.use_sources(hydra.runtime.config_sources)  # in a worker nobody has done it yet
@@ -87,11 +89,6 @@ class SurvivingStream:
 
 def main(task):
     """Run Hydra's `task` on this process's command line; exits with 0, or as `exit_with_message` says."""
-    # Hydra's own parser of its flags; there is no public way to it
-    from hydra._internal.utils import get_args_parser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     sys.stdout = SurvivingStream(sys.stdout)
     sys.stderr = SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
@@ -113,7 +110,7 @@ def main(task):
                 raise listed("nothing was started:", found)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
-    except (HydraException, OmegaConfBaseException) as error:
+    except compose.COMPOSITION_ERRORS as error:
         reason = compose.composition_problem(error)
         exit_with_message(UserError(f"the config cannot be composed: {reason}"))
     except (Stopped, Exception) as error:

@@ -3,6 +3,10 @@
 import importlib.util
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
+
 from lcm.config import compose
 from lcm.config.check import no_such_key
 from lcm.config.compose import (
@@ -45,9 +49,6 @@ def override_problems(arguments, multirun=False, config_dir=None):
 
     From here on names are looked up where the command line says: in `config_dir` and hydra.searchpath too.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     overrides, problems = [], []
     for text in arguments:
         try:
@@ -75,8 +76,6 @@ def override_problems(arguments, multirun=False, config_dir=None):
 
 def _problems_of(text, override, multirun, usual):
     """The problems of one override; `usual`: the flat keys of the choices without any sweep."""
-    from hydra.core.override_parser.types import ChoiceSweep
-
     key, value, swept = override.key_or_group, override.value(), override.is_sweep_override()
     extra = EXTRAS.get(str(value)) if key == "hydra/launcher" else None
     if extra and not importlib.util.find_spec(extra):

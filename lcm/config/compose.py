@@ -9,6 +9,16 @@ import functools
 import warnings
 from pathlib import Path
 
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.version import VersionBase
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from lcm.errors import UserError, nearest
 
 GROUPS = ("data", "model", "attention", "schedule")
@@ -20,6 +30,7 @@ CONFIGS = next(
 )
 FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
 
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 SETTINGS = "settings"
 _options = {}  # what was composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}
 
@@ -48,11 +59,6 @@ def _hydra():
 
     A program of Hydra's that this one is part of finds its own Hydra unchanged.
     """
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.utils import JobRuntime
-    from hydra.version import VersionBase
-
     # what `initialize_config_dir` changes and does not put back: Hydra's version_base, and the
     # instance itself, of which it restores a copy; with one already there it would refuse to start
     instance = GlobalHydra.instance()
@@ -76,15 +82,10 @@ def _hydra():
 
 def _compose(overrides, config_name="train"):
     """What Hydra composes, interpolations unresolved. UserError where it cannot."""
-    from hydra import compose
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
         with _hydra() as places:
             return OmegaConf.to_container(compose(config_name, [*places, *overrides]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSITION_ERRORS as error:
         what = " ".join(overrides)
         raise UserError(f"{what}: cannot be composed: {composition_problem(error)}") from error
 
@@ -100,9 +101,6 @@ def compose_names(names):
 @functools.cache
 def choices(group):
     """The names that a config group offers, sorted; those of a folder in it as folder/name."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.object_type import ObjectType
-
     try:
         with _hydra() as places:
             options = GlobalHydra.instance().config_loader().get_group_options
@@ -191,9 +189,6 @@ def resolve(config):
 
     The sizes that a backbone brings for an attention (`paper` in its file) come before those of the attention's file.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
     try:
         for family, sizes in _own_row(config.model, config.attention).items():
@@ -214,8 +209,6 @@ def resolve(config):
 
 def read(text):
     """A value that was written as text, as one of a YAML file: "5e-4" -> 0.0005."""
-    from omegaconf import OmegaConf
-
     return OmegaConf.from_dotlist([f"value={text}"]).value
 
 

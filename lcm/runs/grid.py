@@ -7,10 +7,9 @@ from typing import NamedTuple
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lcm.config.check import check, typed
-from lcm.config.compose import composition_problem, plain, resolve
+from lcm.config.compose import COMPOSITION_ERRORS, composition_problem, plain, resolve
 from lcm.errors import UserError
 from lcm.runs.directory import run_directory
 
@@ -110,7 +109,7 @@ def compose(loader, master, overrides, composed):
         if seed:
             composed[others].seed = int(seed[1])
         return resolved(composed[others]), []
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSITION_ERRORS as error:
         return None, [composition_problem(error)]
     except UserError as error:
         return None, [str(error)]
