@@ -165,8 +165,8 @@ RECIPE = re.compile(
     r"lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
 )
 WHAT_THERE_IS = (
-    "; a schedule has decay (steps, cosine), warm_up, label_smoothing, optimizer (sgd, adamw) and weight_decay, "
-    "a data set pad and mirror; for anything else, train.py has the whole training step in sight"
+    "; there are decay, warm_up, label_smoothing, optimizer and weight_decay of the schedule, pad and mirror of the data; "
+    "anything else is written into the training step in train.py"
 )
 
 

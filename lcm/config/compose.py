@@ -140,9 +140,10 @@ def load(group, name):
 def load_all(group):
     """Every option of a group, {choice: its keys}, in one composition; a file that is broken is left out."""
     new = [name for name in choices(group) if (group, name) not in _options]
-    with contextlib.suppress(UserError):
-        found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
-        _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
+    if new:
+        with contextlib.suppress(UserError):
+            found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
+            _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
     options = {}
     for name in choices(group):
         with contextlib.suppress(UserError):
