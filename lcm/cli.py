@@ -6,10 +6,14 @@ import signal
 import sys
 import traceback
 
-from lcm.config import options
-from lcm.config.command_line import composition_problem, override_problems
+# Hydra's parser of its own flags: there is no public way to it
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from lcm.config import compose
+from lcm.config.command_line import override_problems, refuse_flags
 from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
-from lcm.files import unwritable
 from lcm.runs.grid import resolved
 from lcm.runs.state import commit
 from lcm.runs.worker import run_one
@@ -21,12 +25,16 @@ def run_task(train, cfg):
 
     A run of a sweep returns an Outcome instead (lcm/runs/worker.py).
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     try:
+        hydra = HydraConfig.get()
+        compose.use_sources(hydra.runtime.config_sources)  # in a worker nobody has done it yet
         config = resolved(cfg)
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
+        if hydra.mode != RunMode.MULTIRUN:
+            launcher = hydra.runtime.choices["hydra/launcher"]
+            if launcher != "basic":
+                raise UserError(
+                    f"hydra/launcher={launcher}: launchers start the runs of a sweep; add -m"
+                )
             return train(config)
         outcome = run_one(train, config)
         if outcome.state == "stopped" and "SUBMITIT_EXECUTOR" in os.environ:
@@ -81,37 +89,29 @@ class SurvivingStream:
 
 def main(task):
     """Run Hydra's `task` on this process's command line; exits with 0, or as `exit_with_message` says."""
-    from hydra._internal.utils import get_args_parser
-    from hydra.core.plugins import Plugins
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from lcm.runs.sweep import Sweep
-
-    sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
+    sys.stdout = SurvivingStream(sys.stdout)
+    sys.stderr = SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
-    if options.CONFIGS is None:
+    if compose.CONFIGS is None:
         sys.exit(
             "error: there is no configs folder beside the package: run train.py from a checkout"
         )
     try:
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
-            arguments = (
-                get_args_parser().parse_args()
-            )  # ends with a usage message for unknown flags
-            if found := override_problems(arguments.overrides, arguments.multirun):
+            arguments = get_args_parser().parse_args()  # a usage message ends it for unknown flags
+            refuse_flags(arguments)
+            if not arguments.shell_completion and (
+                found := override_problems(
+                    arguments.overrides, arguments.multirun, arguments.config_dir
+                )
+            ):
                 raise listed("nothing was started:", found)
-            # Hydra takes sweepers only from a package `hydra_plugins`, by their full name
-            Plugins.instance().class_name_to_class["hydra_plugins.lcm.Sweep"] = Sweep
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
-    except (HydraException, OmegaConfBaseException) as error:
-        exit_with_message(UserError(f"the config cannot be composed: {composition_problem(error)}"))
-    except OSError as error:
-        exit_with_message(
-            unwritable(error.filename, error) if error.filename else error
-        )  # hydra.run.dir
+    except compose.COMPOSITION_ERRORS as error:
+        reason = compose.composition_problem(error)
+        exit_with_message(UserError(f"the config cannot be composed: {reason}"))
     except (Stopped, Exception) as error:
         exit_with_message(error)

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from lcm.complexity import count
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.models.build import build_network, paper_complexity

@@ -9,7 +9,7 @@ python scripts/status.py -m model=resnet20 attention=none,lcm2
 import argparse
 from pathlib import Path
 
-from lcm.config.options import CONFIGS
+from lcm.config.compose import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs
 from lcm.runs.standing import standing_of, table, time_left, totals

@@ -35,11 +35,11 @@ def tiny(tmp_path_factory):
     """The tiny setting (tests/helpers/tiny.py) for a module: a function from overrides to a config."""
     import tiny
 
-    import lcm.config.options
+    import lcm.config.compose
 
-    before = lcm.config.options.CONFIGS
+    before = lcm.config.compose.CONFIGS
     folder = tmp_path_factory.mktemp("tiny")
     tiny.use(folder)
     tiny.warm_up(folder)
     yield tiny.compose
-    lcm.config.options.use_configs(before)
+    lcm.config.compose.use_configs(before)

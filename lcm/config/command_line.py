@@ -1,32 +1,54 @@
 """What a command line asks for, checked before Hydra composes it: Hydra would stop at the first problem, and advise `+typo=1`."""
 
-import functools
 import importlib.util
+from pathlib import Path
 
-from lcm.config.options import GROUPS, choices, flatten, load, no_such_option, settings
-from lcm.errors import nearest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
+
+from lcm.config import compose
+from lcm.config.check import no_such_key
+from lcm.config.compose import (
+    GROUPS,
+    choices,
+    compose_names,
+    flatten,
+    load_all,
+    no_such_option,
+    settings,
+)
+from lcm.errors import UserError
 
 EXTRAS = {
     "parallel": "hydra_plugins.hydra_joblib_launcher",
     "slurm": "hydra_plugins.hydra_submitit_launcher",
 }
+REFUSED = {  # settings of Hydra's that would only move or litter
+    "hydra.job.chdir": "runs are trained where the command is given",
+    "hydra.run.dir": "a run's directory follows from its config; runs= or run_directory= choose another",
+    "hydra.sweep.dir": "a run's directory follows from its config; runs= chooses another",
+    "hydra.sweep.subdir": "a run's directory follows from its config; runs= chooses another",
+}
 
 
-@functools.lru_cache(maxsize=1)
-def known_keys():
-    """Every key that some combination of the groups has, flat: {"schedule.epochs", ...}."""
-    keys = set(flatten(settings()))
-    for group in GROUPS:
-        for name in choices(group):
-            keys |= {f"{group}.{key}" for key in flatten(load(group, name)) if key != "defaults"}
-    return frozenset(keys)
+def refuse_flags(arguments):
+    """Raise UserError for flags of Hydra's (parsed) that contradict each other, or that nothing here can honour."""
+    commands = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{name.replace('_', '-')}" for name in commands if getattr(arguments, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} cannot be given together: leave one out")
+    if arguments.resolve and not arguments.cfg:
+        raise UserError("--resolve belongs to --cfg: --cfg job --resolve")
+    if arguments.experimental_rerun:
+        raise UserError("--experimental-rerun: the same command line continues or repeats a run")
 
 
-def override_problems(arguments, multirun=False):
-    """Every problem in a command line's overrides that is clear without composing, each as one line."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+def override_problems(arguments, multirun=False, config_dir=None):
+    """Every problem in a command line's overrides that is clear without composing, each as one line.
 
+    From here on names are looked up where the command line says: in `config_dir` and hydra.searchpath too.
+    """
     overrides, problems = [], []
     for text in arguments:
         try:
@@ -36,75 +58,59 @@ def override_problems(arguments, multirun=False):
                 f"{text}: not an override of the form key=value ({str(error).splitlines()[0]}); a value with special "
                 "characters takes two pairs of quotes: key=\"'value'\""
             )
-    multirun = multirun or any(override.key_or_group == "experiment" for _, override in overrides)
+    values = {override.key_or_group: override.value() for _, override in overrides}
+    further = [Path(config_dir).absolute().as_uri()] if config_dir else []
+    compose.use_configs(compose.CONFIGS, further + list(values.get("hydra.searchpath") or []))
+    names = {group: values[group] for group in GROUPS if values.get(group) in choices(group)}
+    try:
+        usual = flatten(compose_names(names))
+    except UserError:  # Hydra says it again
+        usual = {}
+    multirun = multirun or "experiment" in values or values.get("hydra.mode") == "MULTIRUN"
     return problems + [
         problem
         for text, override in overrides
-        for problem in _problems_of(text, override, multirun)
+        for problem in _problems_of(text, override, multirun, usual)
     ]
 
 
-def _problems_of(text, override, multirun):
-    """The problems of one override."""
-    from hydra.core.override_parser.types import ChoiceSweep
-
-    key, value, groups = override.key_or_group, override.value(), {*GROUPS, "experiment"}
+def _problems_of(text, override, multirun, usual):
+    """The problems of one override; `usual`: the flat keys of the choices without any sweep."""
+    key, value, swept = override.key_or_group, override.value(), override.is_sweep_override()
     extra = EXTRAS.get(str(value)) if key == "hydra/launcher" else None
     if extra and not importlib.util.find_spec(extra):
         return [f"{text}: this launcher is not installed; pip install -e '.[{value}]'"]
+    if key in REFUSED and value is not False:
+        return [f"{text}: {REFUSED[key]}; leave it out"]
     if key.startswith("hydra"):
         return []
-    if override.is_sweep_override() and not multirun:
+    if swept and not multirun:
         return [f"{text}: several values are a sweep, one run each; add -m"]
-    if key == "experiment" and override.is_sweep_override():
+    if key == "experiment" and swept:
         return [f"{text}: each experiment has its own grid; run them one after another"]
-    if key in groups:
-        names = (
-            value.list
-            if isinstance(value, ChoiceSweep)
-            else []
-            if override.is_sweep_override()
-            else [value]
-        )
-        wrong = [
-            name
-            for name in names
-            if name not in choices(key) and (key, name) != ("experiment", None)
-        ]
-        return [no_such_option(key, name) for name in wrong]
+    if options := choices(key):
+        names = value.list if isinstance(value, ChoiceSweep) else [] if swept else [value]
+        wrong = [name for name in names if name not in options]
+        return [no_such_option(key, name) for name in wrong if (key, name) != ("experiment", None)]
     if key.partition(".")[0] in GROUPS and key.endswith(".name"):
         return [
             f"{text}: the name cannot be changed by itself; write {key.partition('.')[0]}={value}"
         ]
-    if key not in known_keys() and not any(known.startswith(f"{key}.") for known in known_keys()):
-        same_end = [
-            f"; nearest: {known}" for known in sorted(known_keys()) if known.endswith(f".{key}")
-        ]
-        hint = [
-            *same_end,
-            nearest(key, known_keys() | groups) or "; python train.py --help lists them all",
-        ][0]
-        return [f"{text}: no such key{hint}"]
-    return []
+    if _is_in(usual, key):
+        return []
+    options = {group: load_all(group) for group in GROUPS}
+    known = flatten(settings()).keys() | {
+        f"{group}.{name}"
+        for group, choice in options.items()
+        for keys in choice.values()
+        for name in flatten(keys)
+    }
+    if _is_in(known, key):
+        return []
+    hint = no_such_key(key, known | {*GROUPS, "experiment"})
+    return [f"{text}: no such key{hint or '; python train.py --help lists them all'}"]
 
 
-def composition_problem(error):
-    """Why Hydra could not compose a config, as one line."""
-    lines = [
-        line.strip()
-        for e in (error, error.__cause__)
-        if e is not None
-        for line in str(e).splitlines()
-    ]
-    missing = [line for line in lines if line.endswith("is not in struct")]
-    if missing and lines[0].startswith("Could not override"):
-        return f"{error.__cause__.full_key}: this combination has no such key"
-    if "Available options in" in str(error):  # hydra/launcher=nope
-        options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
-        return f"{lines[0]}; choose from {', '.join(options)}"
-    reasons = [
-        line.rstrip(".")
-        for line in lines
-        if line and not line.startswith(("To append", "Config search path"))
-    ]
-    return ": ".join(dict.fromkeys(reasons[:2]))
+def _is_in(known, key):
+    """Whether a key is among flat ones, or some of them are below it."""
+    return key in known or any(other.startswith(f"{key}.") for other in known)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from lcm.config.options import flatten, plain
+from lcm.config.compose import flatten, plain
 
 # Keys that cannot change a number: folders, the machine, what is shown.
 NOT_IDENTITY = (
@@ -38,6 +38,16 @@ NO_DEVIATION = (
 )
 
 
+# Keys that came later, with what the runs recorded before them were trained with: it is no part of a
+# hash, so that theirs do not change.
+ADDED = {
+    "schedule.decay": "steps",
+    "schedule.warm_up": 0,
+    "schedule.label_smoothing": 0,
+    "schedule.optimizer": "sgd",
+    "schedule.betas": [0.9, 0.999],
+    "schedule.eps": 1e-8,
+}
 # A setting that was removed. It was true in every recorded run, and stays in the hash so that theirs do
 # not change. Evaluation does not fold batch norms any more: test losses differ by rounding.
 REMOVED = {"fold_batch_norm": True}
@@ -49,18 +59,34 @@ def is_under(key, names):
 
 
 def identity(config):
-    """Everything in a resolved config that can change the numbers, flat: {"seed": 0, "schedule.epochs": 300, ...}."""
+    """Everything in a resolved config that can change the numbers, flat: {"seed": 0, "schedule.epochs": 300, ...}.
+
+    Whole floats are written as integers: 1 and 1.0 are one value.
+    """
     return {
-        key: value
-        for key, value in sorted((REMOVED | flatten(config)).items())
-        if not is_under(key, (*NOT_IDENTITY, "attention.paper"))
+        key: _whole(value)
+        for key, value in sorted((ADDED | REMOVED | flatten(config)).items())
+        if not is_under(key, (*NOT_IDENTITY, "attention.paper", "model.paper"))
         and not key.endswith(("_target_", "_convert_"))
     }
 
 
+def _whole(value):
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def config_hash(config):
-    """SHA-256 of a config's identity, in hex."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a config's identity, in hex; of keys that came later only what is not as before."""
+    hashed = {
+        key: value
+        for key, value in identity(config).items()
+        if key not in ADDED or ADDED[key] != value
+    }
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def deviations(config):

@@ -2,6 +2,8 @@
 
 import importlib
 
+from lcm.errors import UserError
+
 # A run needs only one of them: each is imported when it is first used.
 _HOME = {
     "Digits": "lcm.data.digits",
@@ -20,8 +22,13 @@ def __getattr__(name):
 def build_data(config):
     """The data set of a config group `data` (a plain dict): its `_target_`, called with the other keys.
 
-    Exceptions of the data set's own code are not wrapped.
+    Raises UserError where there is no such target; exceptions of the data set's own code are not wrapped.
     """
-    module, _, name = config["_target_"].rpartition(".")
-    data_set = getattr(importlib.import_module(module), name)
-    return data_set(**{key: value for key, value in config.items() if not key.startswith("_")})
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        data_set = instantiate(config, _partial_=True, _recursive_=False, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"data={config['name']}: {str(error).splitlines()[0]}") from error
+    return data_set()

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from lcm.complexity import count
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.errors import UserError, nearest
 from lcm.models import draw_weights, fill_sites, sites
 from lcm.models.filling import choose

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from lcm.config.compose import GROUPS, flatten
 from lcm.config.identity import NO_DEVIATION, identity, is_under
-from lcm.config.options import GROUPS, flatten
 from lcm.errors import UserError, listed, nearest
 from lcm.reporting.comparison import compare_groups
 from lcm.reporting.figures import forest

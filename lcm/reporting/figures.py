@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from lcm.config import options
+from lcm.config import compose
 from lcm.reporting.protocol import in_order
 from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTESTABLE, VERDICTS
 
@@ -60,7 +60,7 @@ def svg(figure):
 
 def colours(attentions):
     """{attention: colour}: the same in every figure for all that configs/ knows."""
-    known = in_order([*options.choices("attention"), *attentions])
+    known = in_order([*compose.choices("attention"), *attentions])
     palette = dict(zip(known, itertools.cycle(COLOURS), strict=False))
     return {attention: palette[attention] for attention in attentions}
 

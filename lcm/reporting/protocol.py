@@ -7,7 +7,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from lcm.config import options
+from lcm.config import compose
 from lcm.errors import UserError
 
 PAPER_SCHEDULE = {
@@ -61,7 +61,7 @@ def title(data, model):
 
 def paper_epochs(data):
     """The epochs of the paper's schedule on a data set."""
-    return options.load("schedule", PAPER_SCHEDULE[data])["epochs"]
+    return compose.load("schedule", PAPER_SCHEDULE[data])["epochs"]
 
 
 def read_csv(file):

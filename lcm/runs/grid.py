@@ -1,17 +1,15 @@
 """The runs that a sweep's command line stands for: every one composed and checked before the first starts."""
 
+import itertools
 import re
 from typing import NamedTuple
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from lcm.config.check import check
-from lcm.config.command_line import composition_problem
-from lcm.config.options import plain
+from lcm.config.check import check, typed
+from lcm.config.compose import COMPOSITION_ERRORS, composition_problem, plain, resolve
 from lcm.errors import UserError
 from lcm.runs.directory import run_directory
 
@@ -61,13 +59,16 @@ def grid(loader, master, arguments):
     )
     try:
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
-        rows = BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException as error:
         raise UserError(f"the grid cannot be expanded: {str(error).splitlines()[0]}") from error
-    swept = {
-        override.get_key_element(): override.is_sweep_override() for override in overrides
-    }  # the last one counts
-    runs, composed = {}, {}
+    swept, values = {}, {}  # by key; the last one counts
+    for override in overrides:
+        key = override.get_key_element()
+        swept[key] = override.is_sweep_override()
+        values[key] = _values(key, override)
+    rows = [list(row) for row in itertools.product(*values.values())]
+    runs = {}
+    composed = {}
     for row in rows:
         name = " ".join(text for text in row if swept[text.partition("=")[0]])
         config, found = compose(loader, master, row, composed)
@@ -78,6 +79,17 @@ def grid(loader, master, arguments):
             f"run_directory names one directory for {len(rows)} runs: leave it out, or set runs=ANOTHER_FOLDER"
         )
     return list(runs.values())
+
+
+def _values(key, override):
+    """Every KEY=VALUE that an override stands for, as text."""
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"the grid cannot be expanded: {override.input_line}: no list of values; write them out, or range(...)"
+        )
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def compose(loader, master, overrides, composed):
@@ -97,28 +109,15 @@ def compose(loader, master, overrides, composed):
         if seed:
             composed[others].seed = int(seed[1])
         return resolved(composed[others]), []
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSITION_ERRORS as error:
         return None, [composition_problem(error)]
     except UserError as error:
         return None, [str(error)]
 
 
 def resolved(config):
-    """A composed config as nested dicts. Raises UserError where it does not resolve."""
-    try:
-        plain_config = OmegaConf.to_container(config, resolve=True)
-        seed = plain_config.get("seed")
-        if isinstance(seed, str) and seed.isdecimal():  # seed='${oc.env:SLURM_ARRAY_TASK_ID}'
-            plain_config["seed"] = int(seed)
-        return plain_config
-    except OmegaConfBaseException as error:
-        key, reason = error.full_key, str(error).splitlines()[0]
-        if key and key.startswith("attention.") and ".paper." in reason.replace("'", "."):
-            raise UserError(
-                f"{key}: attention={config.attention.name} has no sizes for networks of the family {config.model.family}: give "
-                f"{key}=... yourself, or add a row to the table `paper` of configs/attention/{config.attention.name}.yaml"
-            ) from error
-        raise UserError(f"the config does not resolve: {key}: {reason}") from error
+    """A composed config as nested dicts, each value of its declared type. Raises UserError where it does not resolve."""
+    return typed(resolve(config))
 
 
 def refuse_problems(runs):

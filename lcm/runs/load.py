@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lcm.config.options import known_targets
+from lcm.config.compose import known_targets
 from lcm.data import build_data
 from lcm.errors import UserError
 from lcm.models.build import build_network

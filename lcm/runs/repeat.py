@@ -3,8 +3,8 @@
 import json
 import re
 
+from lcm.config.compose import GROUPS, choices, flatten, plain
 from lcm.config.identity import NOT_IDENTITY, REMOVED, identity, is_under
-from lcm.config.options import GROUPS, choices, flatten, plain
 from lcm.errors import UserError
 
 FREE = [key for key in NOT_IDENTITY if key not in ("runs", "run_directory")]  # repeat.py has --runs

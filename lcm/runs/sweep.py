@@ -12,114 +12,107 @@ import signal
 import sys
 from pathlib import Path
 
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
-
+from lcm.config.compose import use_sources
 from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed
+from lcm.files import unwritable
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
 from lcm.runs.standing import standing_of, table, time_left, totals
 from lcm.runs.worker import Outcome
 
 
-class Sweep(Sweeper):
-    """Hydra's sweeper for this project: configs/train.yaml names it, `lcm.cli.main` makes it known to Hydra.
+def sweep(loader, master, arguments, launcher, max_batch_size=None):
+    """Train what is left of the grid.
 
-    It takes BasicSweeper's settings: `params`, the grid of an experiment, and `max_batch_size`, how many runs at most are
-    handed to a launcher at once (null: all; the launcher that runs one after another always gets one).
+    `loader`, `master`, `launcher`: Hydra's config loader, config of the sweep and launcher; `arguments`: the overrides.
+    Raises UserError, before anything is started, where any run of the grid has a problem; afterwards, with the summary printed:
+    Stopped after a signal, SweepFailed where runs failed, OwnedElsewhere where others train what is left.
     """
-
-    def __init__(self, max_batch_size=None, params=None):
-        self.max_batch_size = max_batch_size
-
-    def setup(self, *, hydra_context, task_function, config):
-        self.config, self.loader = config, hydra_context.config_loader
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-        self.kind = type(
-            self.launcher
-        ).__name__  # BasicLauncher, JoblibLauncher, SlurmLauncher, LocalLauncher
-
-    def sweep(self, arguments):
-        """Train what is left of the grid.
-
-        Raises UserError, before anything is started, where any run of the grid has a problem; afterwards, with the summary printed:
-        Stopped after a signal, SweepFailed where runs failed, OwnedElsewhere where others train what is left.
-        """
-        runs = grid(self.loader, self.config, arguments)
-        refuse_problems(runs)
+    use_sources(master.hydra.runtime.config_sources)
+    runs = grid(loader, master, arguments)
+    refuse_problems(runs)
+    standings = [standing_of(run.directory) for run in runs]
+    print_plan(runs, standings)
+    stopped = None
+    failures = {}
+    if any(standing.state != "finished" for standing in standings):
+        refuse_unwritable(runs, standings)
+        prepare_environment()
+        try:
+            train_open(runs, failures, launcher, max_batch_size)
+        except Stopped as request:
+            stopped = request
         standings = [standing_of(run.directory) for run in runs]
-        print_plan(runs, standings)
-        stopped, failures = None, {}
-        if any(standing.state != "finished" for standing in standings):
-            prepare_environment()
-            try:
-                self._train(runs, failures)
-            except Stopped as request:
-                stopped = request
-            standings = [standing_of(run.directory) for run in runs]
-        for index, (run, standing) in enumerate(zip(runs, standings, strict=True)):
-            if run.directory in failures and standing.state not in ("finished", "live"):
-                standings[index] = standing._replace(
-                    state="failed", message=failures[run.directory]
-                )
-        print_summary(runs, standings)
-        if stopped:
-            raise stopped
-        unfinished = {standing.state for standing in standings} - {"finished"}
-        if unfinished == {"live"}:
-            raise OwnedElsewhere("other processes train what is left of this sweep")
-        if unfinished:
-            raise SweepFailed("not every run of this sweep has finished: see above")
+    for index, (run, standing) in enumerate(zip(runs, standings, strict=True)):
+        if run.directory in failures and standing.state not in ("finished", "live"):
+            standings[index] = standing._replace(state="failed", message=failures[run.directory])
+    print_summary(runs, standings)
+    if stopped:
+        raise stopped
+    unfinished = {standing.state for standing in standings} - {"finished"}
+    if unfinished == {"live"}:
+        raise OwnedElsewhere("other processes train what is left of this sweep")
+    if unfinished:
+        raise SweepFailed("not every run of this sweep has finished: see above")
 
-    def _train(self, runs, failures):
-        """Launch what is open, in order, until nothing is; fills `failures` with {directory: message}.
 
-        After a pass over the grid it checks again: what others trained may be finished, or left by an owner that died. A run
-        that failed here is not tried again.
-        Three passes in a row in which no run came to an end (its worker was killed, say) are the last.
-        """
-        number = idle = 0
-        while idle < 3:
-            todo = [run for run in runs if is_open(run, failures)]
-            if not todo:
-                return
-            idle += 1
-            size = 1 if self.kind == "BasicLauncher" else self.max_batch_size or len(todo)
-            for start in range(0, len(todo), size):
-                batch = [run for run in todo[start : start + size] if is_open(run, failures)]
-                if not batch:
-                    continue
-                print_launch(runs, batch, self.kind)
-                outcomes = self._launch(batch, number)
-                number += len(batch)
-                failures |= {
-                    run.directory: outcome.message
-                    for run, outcome in zip(batch, outcomes, strict=True)
-                    if outcome.state == "failed"
-                }
-                for outcome in outcomes:
-                    if outcome.state == "stopped":
-                        raise Stopped(outcome.signal, outcome.message)
-                    if outcome.state == "lost" and self.kind != "JoblibLauncher":
-                        return  # runs that a cluster has already may go on: another pass would hand them over again
-                if not all(is_open(run, failures) for run in batch):
-                    idle = 0
+def refuse_unwritable(runs, standings):
+    """Raise UserError where the first run that is left cannot have its directory."""
+    left = [run.directory for run, s in zip(runs, standings, strict=True) if s.state != "finished"]
+    try:
+        left[0].mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(left[0], error) from error
 
-    def _launch(self, batch, number):
-        """Launch some runs and wait for their Outcomes. Raises Stopped after a signal."""
-        with passing_on_signals() if self.kind == "JoblibLauncher" else contextlib.nullcontext():
-            try:
-                returns = self.launcher.launch(
-                    [run.overrides for run in batch], initial_job_idx=number
-                )
-                return [returned.return_value for returned in returns]
-            except Exception as error:  # a worker was killed, SLURM refused a job; the directories tell what was done
-                print(
-                    f"error: {self.kind} gave up: {type(error).__name__}: {error}", file=sys.stderr
-                )
-                return [Outcome("lost")] * len(batch)
+
+def train_open(runs, failures, launcher, max_batch_size):
+    """Launch what is open, in order, until nothing is; fills `failures` with {directory: message}.
+
+    After a pass over the grid it checks again: what others trained may be finished, or left by an owner that died. A run
+    that failed here is not tried again.
+    Three passes in a row in which no run came to an end (its worker was killed, say) are the last.
+    """
+    kind = type(launcher).__name__  # BasicLauncher, JoblibLauncher, SlurmLauncher, LocalLauncher
+    number = 0
+    idle = 0
+    while idle < 3:
+        todo = [run for run in runs if is_open(run, failures)]
+        if not todo:
+            return
+        idle += 1
+        size = 1 if kind == "BasicLauncher" else max_batch_size or len(todo)
+        for start in range(0, len(todo), size):
+            batch = [run for run in todo[start : start + size] if is_open(run, failures)]
+            if not batch:
+                continue
+            print_launch(runs, batch, kind)
+            outcomes = launch(launcher, kind, batch, number)
+            number += len(batch)
+            failures |= {
+                run.directory: outcome.message
+                for run, outcome in zip(batch, outcomes, strict=True)
+                if outcome.state == "failed"
+            }
+            for outcome in outcomes:
+                if outcome.state == "stopped":
+                    raise Stopped(outcome.signal, outcome.message)
+                if outcome.state == "lost" and kind != "JoblibLauncher":
+                    return  # runs that a cluster has already may go on: another pass would hand them over again
+            if not all(is_open(run, failures) for run in batch):
+                idle = 0
+
+
+def launch(launcher, kind, batch, number):
+    """Launch some runs and wait for their Outcomes. Raises Stopped after a signal."""
+    with passing_on_signals() if kind == "JoblibLauncher" else contextlib.nullcontext():
+        try:
+            returns = launcher.launch([run.overrides for run in batch], initial_job_idx=number)
+            return [returned.return_value for returned in returns]
+        except (
+            Exception
+        ) as error:  # a worker was killed, SLURM refused a job; the directories tell what was done
+            print(f"error: {kind} gave up: {type(error).__name__}: {error}", file=sys.stderr)
+            return [Outcome("lost")] * len(batch)
 
 
 @contextlib.contextmanager

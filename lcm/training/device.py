@@ -87,9 +87,9 @@ def set_precision(precision, device):
 
 def set_deterministic(deterministic, device):
     """On a GPU: deterministic kernels alone, or those that cuDNN finds fastest. On a CPU all kernels are deterministic."""
+    # cuBLAS reads it once in a process, of which a later run may be deterministic
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
         torch.backends.cudnn.benchmark = not deterministic
@@ -126,8 +126,7 @@ def set_threads(threads, say=print):
     depend on the load of the machine; where other programs slow this process down, a warning says so.
     """
     if threads == "auto":
-        limit = os.environ.get("OMP_NUM_THREADS", "")
-        threads = min(available_processors(), max(1, int(limit)) if limit.isdigit() else math.inf)
+        threads = min(available_processors(), omp_limit())
     waited = share_waited()
     if waited > 0.2 and threads > 1:
         say(
@@ -136,6 +135,15 @@ def set_threads(threads, say=print):
         )
     torch.set_num_threads(threads)
     return threads
+
+
+def omp_limit():
+    """OMP_NUM_THREADS; of a list ("4,1") the first number, that of the outermost level. UserError where it is no number."""
+    text = os.environ.get("OMP_NUM_THREADS", "").strip()
+    first = text.partition(",")[0].strip()
+    if text and not (first.isdigit() and int(first)):
+        raise UserError(f"OMP_NUM_THREADS={text}: no number of threads; unset it, or set threads=")
+    return int(first) if first else math.inf
 
 
 def share_waited(schedstat="/proc/self/schedstat"):

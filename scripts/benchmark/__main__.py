@@ -23,7 +23,7 @@ from benchmark.parts import GPU_PARTS, PARTS
 from benchmark.startup import ROOT
 from benchmark.table import Table
 
-from lcm.config.options import choices, load
+from lcm.config.compose import choices, load
 from lcm.errors import UserError, exit_on_user_error
 
 GPU_MINUTES = 7  # in which the rounds of a part begin; it ends within eight

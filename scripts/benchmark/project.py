@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from lcm.config.options import load as load_config
+from lcm.config.compose import load as load_config
 from lcm.data.in_memory import Batches, Resident
 from lcm.models.build import build_network
 from lcm.training.compilation import compiled

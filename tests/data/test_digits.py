@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lcm.data
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.data import Digits
 from lcm.errors import UserError
 

@@ -17,7 +17,7 @@ from PIL import Image
 from scenes import SIZES, by_torchvision, scene
 from torchvision.transforms import v2
 
-from lcm.config.options import load as load_config
+from lcm.config.compose import load as load_config
 from lcm.data import build_data
 from lcm.data.in_memory import keyed_generator
 from lcm.data.mini_imagenet.batches import MEAN, STD, two_ahead

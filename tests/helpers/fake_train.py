@@ -17,7 +17,7 @@ import hydra
 
 import train
 from lcm import cli
-from lcm.config.options import CONFIGS
+from lcm.config.compose import CONFIGS
 from lcm.errors import NotFinite, Stopped
 from lcm.runs.summary import best_and_last
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lcm.config.options import plain
+from lcm.config.compose import plain
 from lcm.runs.state import new_state
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -17,10 +17,12 @@ SCHEDULE = {
 def composed(*overrides):
     """The config of train.py's arguments, resolved, as nested dicts."""
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+
+    from lcm.runs.grid import resolved
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+        config = compose("train", overrides=list(overrides))
+    return resolved(config)
 
 
 def config(model="resnet20", attention="lcm2", data="digits", schedule=None, **changes):

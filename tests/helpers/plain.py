@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hydra_config import config
 
 import train
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.data import Digits
 from lcm.data.in_memory import Batches, Resident
 from lcm.models.build import build_network

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from lcm.config.options import load as load_config
+from lcm.config.compose import load as load_config
 from lcm.data import build_data, cifar
 
 CLASSES = {name: cifar.OFFICIAL[name].num_classes for name in cifar.OFFICIAL}

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-import lcm.config.options
+import lcm.config.compose
 from lcm import cli
 from lcm.data.digits import Digits
 
@@ -45,9 +45,7 @@ def use(folder):
     for file, changes in {
         "data/digits": {"_target_: lcm.data.Digits": "_target_: tiny.FewDigits"},
         "model/resnet20": {"layers: 20": "layers: 8"},
-        "schedule/digits": {
-            "epochs: 8": "epochs: 3", "batch_size: 64": "batch_size: 8", "test_batch_size: 100": "test_batch_size: 8",
-        },
+        "schedule/digits": {"epochs: 8": "epochs: 3\nbatch_size: 8\ntest_batch_size: 8"},
     }.items():  # fmt: skip
         text = (configs / f"{file}.yaml").read_text()
         for before, after in changes.items():
@@ -55,7 +53,7 @@ def use(folder):
                 raise ValueError(f"{file}.yaml has no line {before!r}: bring this script up to it")
             text = text.replace(f"\n{before}", f"\n{after}")
         (configs / f"{file}.yaml").write_text(text)
-    lcm.config.options.use_configs(configs)
+    lcm.config.compose.use_configs(configs)
     return configs
 
 
@@ -65,7 +63,7 @@ def compose(*overrides):
     from omegaconf import OmegaConf
 
     always = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.options.CONFIGS)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.compose.CONFIGS)):
         return OmegaConf.to_container(
             compose("train", overrides=[*always, *overrides]), resolve=True
         )

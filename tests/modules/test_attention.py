@@ -6,7 +6,7 @@ from plain import randomise
 
 from lcm import build_network
 from lcm.attention.vector import spatial_mean
-from lcm.config.options import choices, load
+from lcm.config.compose import choices, load
 
 CHANNELS = 16
 VECTORS = ("lcm1", "lcm2", "se", "cbam", "gc")  # those that pool to vectors and compute with them

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from lcm import UserError, build_network
 from lcm.attention import CBAM, LCM2, SqueezeExcite
-from lcm.config.options import choices, load
+from lcm.config.compose import choices, load
 
 TINY = {
     "name": "tiny",

@@ -18,7 +18,7 @@ def project(tmp_path_factory):
     """A copy of the project with the files of the document, none of which was there before."""
     copy = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "train.py", copy)
-    for folder in ("lcm", "configs", "scripts"):
+    for folder in ("lcm", "hydra_plugins", "configs", "scripts"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     files = BLOCK.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
     assert len(files) == 5

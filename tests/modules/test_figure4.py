@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tiny import ROOT
 
-from lcm.config.options import plain as compose
+from lcm.config.compose import plain as compose
 from lcm.data import Digits
 from lcm.models.build import build_network
 from lcm.reporting.captions import network_titles, trained_on

@@ -11,7 +11,7 @@ from plain import digits_top1
 from torch import nn
 
 from lcm import build_network, draw_weights
-from lcm.config.options import choices
+from lcm.config.compose import choices
 from lcm.models import CifarDenseNet, CifarResNet
 
 ATTENTIONS = choices("attention")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.errors import UserError
 from lcm.reporting.claims import (
     Claim,

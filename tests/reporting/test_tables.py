@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from invented_runs import ROOT, STORED, results_of
 
-from lcm.config import options
+from lcm.config import compose
 from lcm.errors import UserError
 from lcm.reporting.protocol import (
     PAPER_SCHEDULE,
@@ -262,7 +262,7 @@ def test_what_the_paper_does_not_know_has_its_rows(results, runs):
 
 
 def test_the_protocols_facts_are_the_configs():
-    experiments = [options.load("experiment", f"table{number}") for number in TITLES]
+    experiments = [compose.load("experiment", f"table{number}") for number in TITLES]
     data = {
         name for e in experiments for name in e["hydra"]["sweeper"]["params"]["data"].split(",")
     }
@@ -277,7 +277,7 @@ def test_the_protocols_facts_are_the_configs():
         "mini_imagenet": 100,
     }
     for name in data:
-        schedule = options.load("schedule", name)
+        schedule = compose.load("schedule", name)
         assert schedule.get("name", (schedule.get("defaults") or [None])[0]) == PAPER_SCHEDULE[name]
     assert paper_accuracy("mini_imagenet", "resnet50", "se") == {"top1": 81.46, "top5": 94.94}
     assert paper_accuracy("digits", "resnet20", "none") == {}

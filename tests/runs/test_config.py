@@ -8,8 +8,8 @@ import pytest
 from hydra_config import composed, config
 
 from lcm.config.check import check
+from lcm.config.compose import choices, flatten, known_targets, load, plain
 from lcm.config.identity import config_hash, deviations, identity
-from lcm.config.options import choices, flatten, known_targets, load, plain
 from lcm.errors import UserError
 from lcm.runs.grid import problems
 
@@ -38,7 +38,7 @@ def test_every_combination_composes_and_only_those_that_fit_pass():
     ("group", "name"), [(g, n) for g in ("model", "attention", "data") for n in choices(g)]
 )
 def test_hydra_composes_what_the_check_expects(group, name):
-    """`plain` is this project's own reading of the YAML files: it has to agree with Hydra's."""
+    """`plain` composes each name once and puts the parts together: what Hydra makes of the whole."""
     large = name not in SMALL if group == "model" else name == "mini_imagenet"
     names = {"data": "mini_imagenet", "model": "resnet50"} if large else {}
     chosen = composed(*(f"{key}={value}" for key, value in (names | {group: name}).items()))
@@ -59,7 +59,8 @@ DEVIATIONS = {
     "model__layers": 32, "attention__reduction": 8, "attention__sites": {"stages": [2]}, "attention__expand_bias": True,
     "data__pad": 2, "data__mirror": True, "schedule__epochs": 2, "schedule__batch_size": 32, "schedule__learning_rate": 0.2,
     "schedule__divide_at": [0.5], "schedule__divide_by": 5, "schedule__momentum": 0.8, "schedule__nesterov": False,
-    "schedule__weight_decay": 0.0,
+    "schedule__weight_decay": 0.0, "schedule__decay": "cosine", "schedule__warm_up": 1, "schedule__label_smoothing": 0.1,
+    "schedule__optimizer": "adamw", "schedule__betas": [0.8, 0.99], "schedule__eps": 1e-6,
 }  # fmt: skip
 
 
@@ -122,17 +123,23 @@ VALUES = {  # right ones, wrong ones
     "progress": (["auto", "bar", "lines"], [True, "none"]),
     "schedule.epochs": ([1, 10**400], [0, -1, 1.5, "ten", float("inf"), True]),
     "schedule.batch_size": ([2], [0, 1, "64", None]),
-    "schedule.learning_rate": ([1e-9, 10], [0, -0.1, float("nan"), float("inf"), "0.1", None]),
+    "schedule.learning_rate": ([1e-9, 10], [0, -0.1, 10**400, float("nan"), float("inf"), "0.1", None]),
     "schedule.divide_at": ([[], [0.1, 0.9]], [[0.75, 0.5], [0.5, 0.5], [150, 225], [0], [1], [0.5, "0.7"], 0.5, "0.5"]),
     "schedule.divide_by": ([1, 2.5], [0.5, 0, "ten"]),
     "schedule.momentum": ([0, 0.999], [1, -0.1, "much"]),
     "schedule.weight_decay": ([0], [-1e-4, "none"]),
     "schedule.test_batch_size": ([1], [0]),
+    "schedule.decay": (["steps", "cosine"], ["linear", None]),
+    "schedule.warm_up": ([0, 7], [8, -1, 0.5]),
+    "schedule.label_smoothing": ([0, 0.1], [1, -0.1, "much"]),
+    "schedule.optimizer": (["sgd", "adamw"], ["adam", None]),
+    "schedule.betas": ([[0, 0.5]], [[0.9], [0.9, 1], 0.9, None]),
+    "schedule.eps": ([1e-8], [0, -1]),
     "data.root": ([None, "/data"], [""]),
     "data.workers": ([0], [-1, 1.5, "two"]),
     "data.pad": ([0, 16], [-1, 17, 4.0]),
     "data.mirror": ([True], ["yes", 1]),
-    "model.layers": ([8, 14], [21, 7, "20", 20.0]),
+    "model.layers": ([8, 14], [21, 7, 0, "20", 20.0]),
     "attention.reduction": ([1, 16], [0, -4, 17, 2.5, "4"]),
     "attention.sites": (["every", {"stages": [1]}, {"stages": [3, 2]}, {"last_of_stage": 1}],
                         ["some", [2, 3], {"stages": []}, {"stages": [0]}, {"stages": 2}, {"stage": 2}, {"last_of_stage": 9},
@@ -156,11 +163,14 @@ def test_a_wrong_value_is_named_with_what_it_may_be(key):
 
 @pytest.mark.parametrize(
     ("model", "layers", "nearest"),
-    [("resnet20", 9, "8 or 14"), ("resnet20", 21, "20 or 26"), ("densenet40", 8, "7 or 10"), ("densenet40", 41, "40 or 43")],
+    [("resnet20", 9, "8 or 14"), ("resnet20", 21, "20 or 26"), ("densenet40", 8, "7 or 10"), ("densenet40", 41, "40 or 43"),
+     ("resnet20", 2, "8"), ("resnet20", 7, "8"), ("densenet40", 4, "7"), ("densenet40", 1, "7")],
 )  # fmt: skip
 def test_a_depth_that_cannot_be_is_named_with_the_two_around_it(model, layers, nearest):
     (problem,) = check(config(model, model__layers=layers))
     assert problem.endswith(f"nearest: {nearest}")
+    for depth in nearest.split(" or "):
+        assert check(config(model, model__layers=int(depth))) == []
 
 
 @pytest.mark.parametrize("section", [{"name": "resnet2"}, {}, None, {"name": ["a"]}])

@@ -128,7 +128,7 @@ def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from lcm.config.options import CONFIGS
+    from lcm.config.compose import CONFIGS
     from lcm.errors import SIGNALS
     from lcm.runs.sweep import prepare_environment
 

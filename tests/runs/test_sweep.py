@@ -22,7 +22,7 @@ from processes import (
 )
 from status import jobs_of
 
-from lcm.config.options import choices
+from lcm.config.compose import choices
 
 PAPER = csv.DictReader((ROOT / "results" / "paper.csv").read_text().splitlines())
 ROWS = {(row["table"], row["data"], row["model"], row["attention"]) for row in PAPER}

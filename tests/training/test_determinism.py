@@ -9,7 +9,7 @@ import torch
 from plain import digest, fit
 from tiny import ATTENTIONS, FewDigits, state_of
 
-from lcm.config.options import load
+from lcm.config.compose import load
 from lcm.errors import NotFinite
 from lcm.models.build import build_network
 from lcm.training.graphs import HostBatches

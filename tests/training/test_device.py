@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lcm.attention.vector import ComparedMaximum, maximum
-from lcm.config.options import choices
+from lcm.config.compose import choices
 from lcm.errors import UserError
 from lcm.models.build import build_network
 from lcm.training import device

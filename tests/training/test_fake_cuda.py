@@ -15,7 +15,7 @@ from plain import invented_batches
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import train
-from lcm.config.options import choices
+from lcm.config.compose import choices
 from lcm.models.build import build_network
 from lcm.training.graphs import ResidentBatches
 

@@ -8,7 +8,7 @@ import pytest
 from benchmark.__main__ import parse
 from first_gpu_hour import __main__ as hour
 
-from lcm.config.options import choices
+from lcm.config.compose import choices
 
 
 def test_the_rehearsal(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from plain import distance, fit, invented_batches, small_network
 from tiny import compare_runs, die, directory_of
 
-from lcm.config.options import choices
+from lcm.config.compose import choices
 from lcm.models.build import build_network
 from lcm.training import checkpoint, graphs
 

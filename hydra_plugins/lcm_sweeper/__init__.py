@@ -1,0 +1,28 @@
+"""The sweeper that configs/train.yaml names. Hydra finds plug-ins in this namespace package, and imports it in every program."""
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+
+class Sweep(Sweeper):
+    """Hydra's side of `lcm.runs.sweep`: the settings, the launcher.
+
+    It takes BasicSweeper's settings: `params`, the grid of an experiment, and `max_batch_size`, how many runs at most are
+    handed to a launcher at once (null: all; the launcher that runs one after another always gets one).
+    """
+
+    def __init__(self, max_batch_size=None, params=None):
+        self.max_batch_size = max_batch_size
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.config = config
+        self.loader = hydra_context.config_loader
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        """Train what is left of the grid, as `lcm.runs.sweep.sweep` says."""
+        from lcm.runs.sweep import sweep
+
+        sweep(self.loader, self.config, arguments, self.launcher, self.max_batch_size)

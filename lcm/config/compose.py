@@ -1,0 +1,260 @@
+"""What names stand for: the YAML files of configs/, composed by Hydra.
+
+Configs are plain nested dicts everywhere in this package.
+"""
+
+import contextlib
+import copy
+import functools
+import warnings
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.version import VersionBase
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lcm.errors import UserError, nearest
+
+GROUPS = ("data", "model", "attention", "schedule")
+PACKAGE = Path(__file__).resolve().parents[1]
+# configs/ is beside the package in a checkout, inside it in an installed wheel
+CONFIGS = next(
+    (folder for folder in (PACKAGE.parent / "configs", PACKAGE / "configs") if folder.is_dir()),
+    None,
+)
+FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+SETTINGS = "settings"
+_options = {}  # what was composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}
+
+
+def use_configs(folder, further=()):
+    """Read another folder of configs from here on, and `further` places after it."""
+    global CONFIGS, FURTHER
+    if (Path(folder), tuple(further)) != (CONFIGS, FURTHER):
+        CONFIGS = Path(folder)
+        FURTHER = tuple(further)
+        _options.clear()
+        for cached in (choices, _plain):
+            cached.cache_clear()
+
+
+def use_sources(sources):
+    """Read the places that a program of Hydra's reads: its `hydra.runtime.config_sources`."""
+    (main,) = [source.path for source in sources if source.provider == "main"]
+    others = [source for source in sources if source.provider not in ("hydra", "main", "schema")]
+    use_configs(main, [f"{source.schema}://{source.path}" for source in others])
+
+
+@contextlib.contextmanager
+def _hydra():
+    """Hydra on the places in use; yields the overrides that name them.
+
+    A program of Hydra's that this one is part of finds its own Hydra unchanged.
+    """
+    # what `initialize_config_dir` changes and does not put back: Hydra's version_base, and the
+    # instance itself, of which it restores a copy; with one already there it would refuse to start
+    instance = GlobalHydra.instance()
+    outer = instance.hydra
+    version = VersionBase.instance().getbase()
+    job = JobRuntime.instance().get("name")
+    places = ",".join("'" + place.replace("'", r"\'") + "'" for place in FURTHER)
+    instance.clear()
+    try:
+        with (
+            initialize_config_dir(str(CONFIGS), job_name=job, version_base="1.3"),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("error", message="provider=.* is not available")
+            yield [f"hydra.searchpath=[{places}]"] if places else []
+    finally:
+        instance.hydra = outer
+        GlobalHydra.set_instance(instance)
+        VersionBase.instance().version_base = version
+
+
+def _compose(overrides, config_name="train"):
+    """What Hydra composes, interpolations unresolved. UserError where it cannot."""
+    try:
+        with _hydra() as places:
+            return OmegaConf.to_container(compose(config_name, [*places, *overrides]))
+    except COMPOSITION_ERRORS as error:
+        what = " ".join(overrides)
+        raise UserError(f"{what}: cannot be composed: {composition_problem(error)}") from error
+
+
+def compose_names(names):
+    """The config of {group: choice}, the groups' defaults for the rest, interpolations unresolved. UserError."""
+    config = _compose([f"{group}={name}" for group, name in names.items()])
+    _options.update({(group, name): config[group] for group, name in names.items()})
+    _options[SETTINGS] = {key: value for key, value in config.items() if key not in GROUPS}
+    return config
+
+
+@functools.cache
+def choices(group):
+    """The names that a config group offers, sorted; those of a folder in it as folder/name."""
+    try:
+        with _hydra() as places:
+            options = GlobalHydra.instance().config_loader().get_group_options
+            names = options(group, overrides=places)
+            folders = options(group, ObjectType.GROUP, overrides=places)
+    except UserWarning as missing:
+        raise UserError(f"--config-dir, hydra.searchpath: {missing}") from missing
+    inner = [f"{folder}/{name}" for folder in folders for name in choices(f"{group}/{folder}")]
+    return sorted([*names, *inner])
+
+
+def no_such_option(group, name):
+    """The problem of a name that a group does not have, with the names that it has."""
+    given = "null" if name is None else name
+    return f"{group}={given}: no such {group}; choose from {', '.join(choices(group))}{nearest(name, choices(group))}"
+
+
+def option(group, name):
+    """The choice that a config's `name` stands for: the file of this name, else one that calls itself so; None without."""
+    if name in choices(group) or not isinstance(name, str):
+        return name if name in choices(group) else None
+    named = [choice for choice, keys in load_all(group).items() if keys.get("name") == name]
+    return named[0] if named else None
+
+
+def load(group, name):
+    """One option of a group as a dict, interpolations unresolved. UserError where there is none of that name."""
+    chosen = option(group, name)
+    if chosen is None:
+        raise UserError(no_such_option(group, name))
+    if (group, chosen) not in _options:
+        # with any schedule: a data set's own need not be there
+        compose_names({"schedule": choices("schedule")[0], group: chosen})
+    return copy.deepcopy(_options[group, chosen])
+
+
+def load_all(group):
+    """Every option of a group, {choice: its keys}, in one composition; a file that is broken is left out."""
+    new = [name for name in choices(group) if (group, name) not in _options]
+    if new:
+        with contextlib.suppress(UserError):
+            found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
+            _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
+    options = {}
+    for name in choices(group):
+        with contextlib.suppress(UserError):
+            options[name] = load(group, name)
+    return options
+
+
+def settings():
+    """What train.yaml has beside the groups: {"seed": 0, "device": "auto", ...}."""
+    if SETTINGS not in _options:
+        compose_names({"schedule": choices("schedule")[0]})
+    return copy.deepcopy(_options[SETTINGS])
+
+
+def plain(config):
+    """The config that the names in `config` stand for, without any override: what deviations are measured against."""
+    names = tuple((group, option(group, config[group]["name"])) for group in GROUPS)
+    return copy.deepcopy(_plain(names))
+
+
+@functools.cache
+def _plain(names):
+    if not _options.keys() >= set(names):
+        compose_names(dict(names))  # once for all of them
+    config = settings() | {group: copy.deepcopy(_options[group, name]) for group, name in names}
+    model, attention = config["model"], config["attention"]
+    table = attention.get("paper", {}) | _own_row(model, attention)
+    if "paper" in attention and model["family"] not in table:  # whose sizes the user has to give
+        config["attention"] = {
+            key: None if key != "paper" and "${" in str(value) else value
+            for key, value in attention.items()
+        }
+    return resolve(config)
+
+
+def _own_row(model, attention):
+    """What a backbone's file adds to an attention's table of sizes, {family: sizes}; {} where it brings none."""
+    sizes = (model.get("paper") or {}).get(attention.get("name"))
+    return {model["family"]: sizes} if sizes and "paper" in attention else {}
+
+
+def resolve(config):
+    """A composed config as nested dicts, its interpolations resolved. UserError where it has one that cannot be.
+
+    The sizes that a backbone brings for an attention (`paper` in its file) come before those of the attention's file.
+    """
+    config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
+    try:
+        for family, sizes in _own_row(config.model, config.attention).items():
+            OmegaConf.update(config, f"attention.paper.{family}", sizes, force_add=True)
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key, reason = error.full_key, str(error).splitlines()[0]
+        if key and key.startswith("attention.") and ".paper." in reason.replace("'", "."):
+            model, attention = config.model, config.attention.name
+            part = key.partition(".")[2]
+            raise UserError(
+                f"{key}: attention={attention} has no sizes for networks of the family {model.family}: "
+                f"give {key}=... yourself, or put `paper: {{{attention}: {{{part}: ...}}}}` into the "
+                f"YAML file of model={model.name}"
+            ) from error
+        raise UserError(f"the config does not resolve: {key}: {reason}") from error
+
+
+def read(text):
+    """A value that was written as text, as one of a YAML file: "5e-4" -> 0.0005."""
+    return OmegaConf.from_dotlist([f"value={text}"]).value
+
+
+def composition_problem(error):
+    """Why Hydra could not compose a config, as one line."""
+    lines = [
+        line.strip()
+        for e in (error, error.__cause__)
+        if e is not None
+        for line in str(e).splitlines()
+    ]
+    missing = [line for line in lines if line.endswith("is not in struct")]
+    if missing and lines[0].startswith("Could not override"):
+        return f"{error.__cause__.full_key}: this combination has no such key"
+    if "Available options in" in str(error):  # hydra/launcher=nope
+        options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
+        return f"{lines[0]}; choose from {', '.join(options)}"
+    reasons = [
+        line.rstrip(".")
+        for line in lines
+        if line and not line.startswith(("To append", "Config search path"))
+    ]
+    return ": ".join(dict.fromkeys(reasons[:2]))
+
+
+def flatten(config, prefix=""):
+    """{"schedule": {"epochs": 2}} -> {"schedule.epochs": 2}; lists and the choice of sites stay values."""
+    flat = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name != "attention.sites":
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def known_targets(config):
+    """`config` (of a run.json, which may come from anybody) with the `_target_` of each group as its YAML file has it.
+
+    Raises UserError where a group's name is not an option of the places in use.
+    """
+    trusted = copy.deepcopy(config)
+    for group in GROUPS:
+        own = load(group, (config.get(group) or {}).get("name"))
+        trusted[group] = {key: value for key, value in config[group].items() if key in own}
+        trusted[group] |= {key: own[key] for key in ("_target_", "_convert_") if key in own}
+    return trusted
