@@ -11,12 +11,13 @@ __version__ = "0.1.0"
 # Reading results needs no torch: the names below are imported when they are first used.
 _HOME = {
     "build_network": "lcm.models.build",
-    "fill_sites": "lcm.models.filling",
+    "fill_sites": "lcm.models.sites",
+    "remove_attention": "lcm.models.sites",
     "draw_weights": "lcm.models.weights",
     "count": "lcm.complexity",
     "UserError": "lcm.errors",
 }
-__all__ = ["UserError", "build_network", "count", "draw_weights", "fill_sites"]
+__all__ = ["UserError", "build_network", "count", "draw_weights", "fill_sites", "remove_attention"]
 
 
 def __getattr__(name):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.vector import hidden_width, maximum, spatial_mean
+from lcm.attention.layers import hidden_width, maximum, spatial_mean
 
 
 class CBAM(nn.Module):
@@ -22,6 +22,8 @@ class CBAM(nn.Module):
         reduction: r; the hidden width of the shared MLP is C // r. ValueError if r is larger than C.
         bias: biases in the MLP.
     """
+
+    drawn_by_layer = True  # by lcm.models.weights
 
     def __init__(self, channels, reduction, bias=True):
         super().__init__()

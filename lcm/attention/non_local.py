@@ -5,7 +5,7 @@ X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", CVPR 2018, h
 
 from torch import nn
 
-from lcm.attention.vector import hidden_width
+from lcm.attention.layers import hidden_width
 
 
 class ZeroBatchNorm2d(nn.BatchNorm2d):
@@ -25,6 +25,8 @@ class NonLocal(nn.Module):
         channels: C of the map (N, C, H, W); the result has the same shape.
         reduction: the embeddings have C // reduction channels. ValueError if it is larger than C.
     """
+
+    drawn_by_layer = True  # by lcm.models.weights
 
     def __init__(self, channels, reduction=2):
         super().__init__()

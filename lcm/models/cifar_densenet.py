@@ -71,6 +71,8 @@ class CifarDenseNet(nn.Module):
     Images (N, 3, 32, 32), logits (N, num_classes). The layers of block i hold the sites of stage i.
     """
 
+    drawn_by_layer = True
+
     def __init__(self, layers, growth_rate, num_classes, memory="fast"):
         super().__init__()
         if layers < 7 or layers % 3 != 1:

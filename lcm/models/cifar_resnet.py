@@ -46,6 +46,8 @@ class CifarResNet(nn.Module):
     Images (N, 3, 32, 32), logits (N, num_classes). The blocks of stage i hold the sites of stage i.
     """
 
+    drawn_by_layer = True
+
     def __init__(self, layers, num_classes):
         super().__init__()
         if layers < 8 or layers % 6 != 2:
