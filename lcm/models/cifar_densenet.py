@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lcm.models.dense_block import concatenate, one_buffer
-from lcm.models.sites import Site
+from lcm.models.places import Site
 from lcm.models.weights import FanOutConv2d
 
 

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1512.03385.
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.models.sites import Site
+from lcm.models.places import Site
 from lcm.models.weights import FanOutConv2d
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.densenet import _DenseLayer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lcm.models.sites import Site, add_sites
+from lcm.models.places import Site
 from lcm.models.weights import FanInConv2d, FanOutConv2d, ZeroBiasLinear
 
 
@@ -66,6 +66,14 @@ def possible_sites(network):
     return found
 
 
+def give_sites(network):
+    """Give those blocks their sites: each changes its class, for one whose forward pass has the site in it."""
+    for name, site in possible_sites(network):
+        block = network.get_submodule(name.removesuffix(".site"))
+        block.__class__ = WITH_SITE[type(block)]
+        block.site = site
+
+
 def resnet50(num_classes):
     """ResNet-50, images (N, 3, 224, 224) -> logits (N, num_classes), with a site in each of its 16 blocks."""
     return _prepare(torchvision.models.resnet50(num_classes=num_classes), {nn.Conv2d: FanOutConv2d})
@@ -90,4 +98,5 @@ def _prepare(network, own_rules):
         if type(layer) in own_rules:
             layer.__class__ = own_rules[type(layer)]
     network.drawn_by_layer = True
-    return add_sites(network)
+    give_sites(network)
+    return network

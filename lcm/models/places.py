@@ -1,4 +1,4 @@
-"""The layers of any network by name: which a pattern means, whether they may be replaced, how wide their maps are."""
+"""Sites, and the layers of any network by name: which a pattern means, and how wide their maps are."""
 
 import fnmatch
 from typing import NamedTuple
@@ -18,6 +18,28 @@ WRAPPERS = {
     "ScriptModule",
 }  # fmt: skip
 NOT_OF_MAPS = (nn.BatchNorm1d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm3d)
+
+
+class Site(nn.Identity):
+    """An identity at a place where a module (N, C, H, W) -> (N, C, H, W) can stand.
+
+    Args:
+        channels: C of the maps that pass here.
+        stage: the stage of the network, from 1.
+    """
+
+    def __init__(self, channels, stage):
+        super().__init__()
+        self.channels = channels
+        self.stage = stage
+
+    def extra_repr(self):
+        return f"{self.channels}, stage={self.stage}"
+
+
+def sites(network):
+    """The sites of a network that are not filled, as a list of (dotted name, `Site`) in the network's order."""
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, Site)]
 
 
 class Place(NamedTuple):
@@ -122,8 +144,8 @@ def _written_width(layer, replaced):
     kind = type(layer).__name__
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         return None if replaced else layer.out_channels
-    if isinstance(layer, nn.Identity):
-        return getattr(layer, "channels", None)  # of a Site
+    if isinstance(layer, Site):
+        return layer.channels
     if isinstance(layer, nn.GroupNorm):
         return layer.num_channels
     if isinstance(layer, (_BatchNorm, _InstanceNorm)) and not isinstance(layer, NOT_OF_MAPS):

@@ -1,4 +1,4 @@
-"""Sites, the places in a network where attention can stand, and how modules are put there or behind any other layer.
+"""Putting attention into a network: at its sites, behind any of its layers, or in place of them.
 
 A backbone holds a `Site`, an identity, at each place; `fill_sites` puts modules there. In a residual network the place
 is the end of each residual branch, after its last batch norm and before the addition; in a DenseNet it is the output of
@@ -15,31 +15,10 @@ import torch
 from torch import nn
 
 from lcm.models.attended import Attended, Blend, attended, attentions, detached, follow
-from lcm.models.places import fits, matching, places, refuse_wrapped, width
+from lcm.models.places import Site as Site  # where backbones of others import it
+from lcm.models.places import fits, matching, places, refuse_wrapped, sites, width
 from lcm.models.probe import in_words, map_problem, maps_through
 from lcm.models.weights import generators, new_module
-
-
-class Site(nn.Identity):
-    """An identity at a place where a module (N, C, H, W) -> (N, C, H, W) can stand.
-
-    Args:
-        channels: C of the maps that pass here.
-        stage: the stage of the network, from 1.
-    """
-
-    def __init__(self, channels, stage):
-        super().__init__()
-        self.channels = channels
-        self.stage = stage
-
-    def extra_repr(self):
-        return f"{self.channels}, stage={self.stage}"
-
-
-def sites(network):
-    """The sites of a network that are not filled, as a list of (dotted name, `Site`) in the network's order."""
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, Site)]
 
 
 def free_sites(network):
@@ -58,12 +37,10 @@ def add_sites(network):
     Layers, their names and their weights stay, and so does what the network computes: a block changes its class, for
     one whose forward pass has the site in it. Raises ValueError for blocks of a class derived from torchvision's.
     """
-    for name, site in [] if sites(network) else free_sites(network):
-        from lcm.models.imagenet import WITH_SITE
+    if not sites(network) and "torchvision" in sys.modules:
+        from lcm.models.imagenet import give_sites
 
-        block = network.get_submodule(name.rpartition(".")[0])
-        block.__class__ = WITH_SITE[type(block)]
-        block.site = site
+        give_sites(network)
     return network
 
 
