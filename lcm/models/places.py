@@ -84,7 +84,7 @@ def refuse_wrapped(network, name):
     """ValueError where the network or a module around the named one is wrapped, compiled or scripted."""
     parts = name.split(".")
     for path in ("", *(".".join(parts[:i]) for i in range(1, len(parts)))):
-        module = network.get_submodule(path)
+        module = network.get_submodule(path) if path else network
         kinds = {kind.__name__ for kind in type(module).__mro__} & WRAPPERS
         if kinds or getattr(module, "_compiled_call_impl", None) is not None:
             what = f"wrapped in {min(kinds)}" if kinds else "compiled"

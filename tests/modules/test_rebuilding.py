@@ -175,7 +175,7 @@ def test_the_attention_is_still_there(name, operation):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_keep_their_names(name):
-    network, x, expected, plain = made(name)
+    network, _, _, plain = made(name)
     ours, theirs = network.state_dict(), plain.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
     assert all(".attention.scale" in key for key in ours.keys() - theirs.keys())
