@@ -121,7 +121,7 @@ def test_a_module_that_does_not_keep_the_shape_is_refused():
         ValueError, match=r"makes \(2, 3, 16, 16\) float32 of a map \(2, 3, 32, 32\)"
     ):
         fill_sites(network, lambda _: nn.AvgPool2d(2), after="0", example=images(count=1))
-    with pytest.raises(ValueError, match="the factory gives a .*function.*, which is no torch"):
+    with pytest.raises(ValueError, match=r"the factory gives a .*function.*, which is no torch"):
         fill_sites(network, lambda _: torch.relu_, after="0", example=images())
 
 
