@@ -11,13 +11,22 @@ __version__ = "0.1.0"
 # Reading results needs no torch: the names below are imported when they are first used.
 _HOME = {
     "build_network": "lcm.models.build",
-    "fill_sites": "lcm.models.filling",
+    "fill_sites": "lcm.models.sites",
+    "remove_attention": "lcm.models.sites",
     "draw_weights": "lcm.models.weights",
     "count": "lcm.complexity",
     "load_run": "lcm.runs.load",
     "UserError": "lcm.errors",
 }
-__all__ = ["UserError", "build_network", "count", "draw_weights", "fill_sites", "load_run"]
+__all__ = [
+    "UserError",
+    "build_network",
+    "count",
+    "draw_weights",
+    "fill_sites",
+    "load_run",
+    "remove_attention",
+]
 
 
 def __getattr__(name):

@@ -3,15 +3,15 @@
 The paper counts as the `thop` package did in 2019, by one rule for each kind of module: multiply-accumulates of convolutions,
 multiplications and additions of linear layers and norms, and nothing outside modules. Matrix products between tensors are not
 counted, so that the count of a Non-local block is too small. The true count has the multiply-accumulates of all convolutions and
-matrix products, in modules or not, and nothing else.
+matrix products, in modules or not, and nothing else; what it does not know is named in `Complexity.uncounted`.
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -37,12 +37,15 @@ class Complexity:
         gfloat: the paper's count, in units of 10^9.
         macs: true multiply-accumulates.
         rows: the same for each module, in the network's order; they add up to the totals.
+        uncounted: "module: operation" for each operation with parameters or matrix products that no rule here counts,
+            such as a recurrent layer; [] where `macs` is complete.
     """
 
     params: int
     gfloat: float
     macs: int
     rows: list[Row] = field(repr=False)
+    uncounted: list[str] = field(default_factory=list)
 
 
 def count(network, image_size):
@@ -58,6 +61,7 @@ def count(network, image_size):
     }
     operations = dict.fromkeys(rows, 0)  # the paper's, in integers
     running = []  # the modules whose forward pass has begun and not ended
+    uncounted = {}  # a set in order
 
     def enter(module, _):
         running.append(module)
@@ -66,20 +70,26 @@ def count(network, image_size):
         running.pop()
         operations[module] += _paper_operations(module, args, output)
 
-    def add_macs(macs):
+    def add(macs):
         rows[running[-1]].macs += macs
+
+    def name(operation):
+        uncounted.setdefault(f"{rows[running[-1]].name or type(network).__name__}: {operation}")
 
     training = {module: module.training for module in rows}
     image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
     handles = []
+    fused = torch.backends.mha.get_fastpath_enabled()  # whole transformer layers in one operation
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         for module in rows:
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave))
         network.eval()
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _MatrixProducts(add_macs):
+        with torch.no_grad(), _MatrixProducts(network, add, name):
             network(image)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
         for module, mode in training.items():
@@ -88,7 +98,8 @@ def count(network, image_size):
         row.gfloat = operations[module] / 1e9
     rows = [row for row in rows.values() if row.params or row.gfloat or row.macs]
     params = sum(p.numel() for p in network.parameters())
-    return Complexity(params, sum(operations.values()) / 1e9, sum(row.macs for row in rows), rows)
+    macs = sum(row.macs for row in rows)
+    return Complexity(params, sum(operations.values()) / 1e9, macs, rows, list(uncounted))
 
 
 def _paper_operations(module, args, y):
@@ -110,25 +121,63 @@ def _paper_operations(module, args, y):
     return 0
 
 
-class _MatrixProducts(TorchDispatchMode):
-    """Reports the multiply-accumulates of each convolution and matrix product that PyTorch runs."""
+# Of ATen's operations these multiply matrices in other ways, or may: by a word in their names.
+MATRIX = re.compile(
+    r"(?<!cu)mm|matmul|conv|attention|rnn|lstm|gru|linear|cdist|linalg|einsum|vecdot"
+)
+# These read parameters and multiply no matrices; so do views and what works element by element.
+FREE = re.compile(
+    r"norm|embedding|clone|copy|cat|stack|index|gather|sum|mean|max|min|softmax|upsample|pad|roll|flip|repeat|prelu"
+)
 
-    def __init__(self, report):
+
+class _MatrixProducts(TorchDispatchMode):
+    """Reports the multiply-accumulates of each convolution and matrix product that PyTorch runs.
+
+    Args:
+        network: whose parameters these are.
+        add: is told the multiply-accumulates of one operation.
+        name: is told each operation that has parameters, or a name like a matrix product's, and is not counted.
+    """
+
+    def __init__(self, network, add, name):
         super().__init__()
-        self.report = report
+        self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        self.add, self.name = add, name
 
     @classmethod
     def _should_skip_dynamo(cls):
         return False  # nothing is compiled here; the default imports torch._dynamo, two seconds of a run's start
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        match function._overloadpacket:
+        kwargs = kwargs or {}
+        with self:  # in inference mode linear, matmul and the like arrive here whole
+            result = function.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        result = function(*args, **kwargs)
+        operation = function._overloadpacket
+        match operation:
             case aten.convolution:
                 maps, filters, transposed = args[0], args[1], args[6]
-                self.report((maps if transposed else result).numel() * filters[0].numel())
+                self.add((maps if transposed else result).numel() * filters[0].numel())
             case aten.mm | aten.bmm | aten.mv | aten.dot:
-                self.report(result.numel() * args[0].shape[-1])
+                self.add(result.numel() * args[0].shape[-1])
             case aten.addmm | aten.baddbmm | aten.addmv:
-                self.report(result.numel() * args[1].shape[-1])
+                self.add(result.numel() * args[1].shape[-1])
+            case _ if operation.__name__.startswith("_scaled_dot_product"):
+                q, k, v = args[:3]  # (N, heads, L, E), (N, heads, S, E), (N, heads, S, V)
+                self.add(q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
+            case _ if self._is_unknown(function, (*args, *kwargs.values())):
+                self.name(operation)
         return result
+
+    def _is_unknown(self, function, arguments):
+        name = function._overloadpacket.__name__
+        if function.namespace != "aten":
+            return name not in ("nms", "roi_align")
+        if function.is_view or torch.Tag.pointwise in function.tags or FREE.search(name):
+            return False
+        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+        read = {x.untyped_storage().data_ptr() for x in tensors if x.layout == torch.strided}
+        return bool(MATRIX.search(name) or read & self.parameters)

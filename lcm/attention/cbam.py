@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.vector import hidden_width, maximum, spatial_mean
+from lcm.attention.layers import hidden_width, maximum, spatial_mean, wide
 
 
 class CBAM(nn.Module):
@@ -22,6 +22,8 @@ class CBAM(nn.Module):
         reduction: r; the hidden width of the shared MLP is C // r. ValueError if r is larger than C.
         bias: biases in the MLP.
     """
+
+    drawn_by_layer = True  # by lcm.models.weights
 
     def __init__(self, channels, reduction, bias=True):
         super().__init__()
@@ -39,8 +41,7 @@ class CBAM(nn.Module):
             pooled = torch.stack((average, largest), 1)  # (N, 2, C)
             m = torch.sigmoid(self.w1(F.relu(self.w0(pooled))).sum(1))  # Eq. (2), (N, C)
             x = x * m.to(x.dtype)[:, :, None, None]
-        pooled = torch.stack(
-            (x.sum(1) / x.shape[1], maximum(x.movedim(1, -1), -1)), 1
-        )  # (N, 2, H, W)
+        average = (x.sum(1, dtype=wide(x)) / x.shape[1]).to(x.dtype)
+        pooled = torch.stack((average, maximum(x.movedim(1, -1), -1)), 1)  # (N, 2, H, W)
         m = self.spatial(pooled)  # Eq. (3), (N, 1, H, W)
         return x * torch.sigmoid(m).to(x.dtype)

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from lcm.attention.vector import spatial_mean
+from lcm.attention.layers import spatial_mean
 
 
 class ECA(nn.Module):
@@ -19,6 +19,8 @@ class ECA(nn.Module):
         channels: C of the map (N, C, H, W); the result has the same shape.
         gamma, b: k is |log2(C) / gamma + b / gamma|, made odd, Eq. (12).
     """
+
+    drawn_by_layer = True  # by lcm.models.weights
 
     def __init__(self, channels, gamma=2, b=1):
         super().__init__()

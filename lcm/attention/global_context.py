@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.vector import VectorConv, hidden_width
+from lcm.attention.layers import VectorConv, hidden_width
 
 
 class ZeroVectorConv(VectorConv):
@@ -26,6 +26,8 @@ class GlobalContext(nn.Module):
         channels: C of the map (N, C, H, W); the result has the same shape.
         reduction: r; the hidden width is C // r. ValueError if r is larger than C.
     """
+
+    drawn_by_layer = True  # by lcm.models.weights
 
     def __init__(self, channels, reduction):
         super().__init__()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.vector import VectorConv, hidden_width, maximum, spatial_mean
+from lcm.attention.layers import VectorConv, hidden_width, maximum, spatial_mean
 
 
 class _LCM(nn.Module):
@@ -45,6 +45,8 @@ class LCM1(_LCM):
         expand_bias: a bias on W2, which the paper's DenseNets for CIFAR have by their parameter counts.
     """
 
+    drawn_by_layer = True  # by lcm.models.weights
+
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
             local = spatial_mean(x, self.w1.weight.dtype)  # l of Eq. (1), (N, C)
@@ -61,6 +63,8 @@ class LCM2(_LCM):
         reduction: r; the hidden width is C // r. ValueError if r is larger than C.
         expand_bias: a bias on W2, which the paper's DenseNets for CIFAR have by their parameter counts.
     """
+
+    drawn_by_layer = True  # by lcm.models.weights
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):

@@ -3,9 +3,10 @@
 X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", CVPR 2018, https://arxiv.org/abs/1711.07971.
 """
 
+import torch
 from torch import nn
 
-from lcm.attention.vector import hidden_width
+from lcm.attention.layers import hidden_width, wide
 
 
 class ZeroBatchNorm2d(nn.BatchNorm2d):
@@ -26,6 +27,8 @@ class NonLocal(nn.Module):
         reduction: the embeddings have C // reduction channels. ValueError if it is larger than C.
     """
 
+    drawn_by_layer = True  # by lcm.models.weights
+
     def __init__(self, channels, reduction=2):
         super().__init__()
         hidden = hidden_width(channels, reduction)
@@ -40,6 +43,11 @@ class NonLocal(nn.Module):
         theta, phi, g = (
             embed(x).flatten(2) for embed in (self.theta, self.phi, self.g)
         )  # (N, C/2, HW)
-        weights = (theta.transpose(1, 2) @ phi).softmax(-1)  # (N, HW, HW)
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # float16 has no room for sums of products
+            theta, phi = theta.to(wide(theta)), phi.to(wide(phi))
+            products = theta.transpose(1, 2) @ phi  # (N, HW, HW)
+        weights = products.softmax(-1)
         y = weights.to(g.dtype) @ g.transpose(1, 2)  # (N, HW, HW) x (N, HW, C/2) -> (N, HW, C/2)
         return x + self.bn(self.w(y.transpose(1, 2).unflatten(2, (h, w))))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.vector import hidden_width, spatial_mean
+from lcm.attention.layers import hidden_width, spatial_mean
 
 
 class SqueezeExcite(nn.Module):
@@ -17,6 +17,8 @@ class SqueezeExcite(nn.Module):
         channels: C of the map (N, C, H, W); the result has the same shape.
         reduction: r; the hidden width is C // r, never rounded. ValueError if r is larger than C.
     """
+
+    drawn_by_layer = True  # by lcm.models.weights
 
     def __init__(self, channels, reduction):
         super().__init__()

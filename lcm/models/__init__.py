@@ -2,8 +2,7 @@
 
 from lcm.models.cifar_densenet import CifarDenseNet
 from lcm.models.cifar_resnet import CifarResNet
-from lcm.models.filling import add_sites, fill_sites
-from lcm.models.sites import Site, sites
+from lcm.models.sites import Site, add_sites, fill_sites, remove_attention, sites
 from lcm.models.weights import draw_weights
 
 __all__ = [
@@ -13,5 +12,6 @@ __all__ = [
     "add_sites",
     "draw_weights",
     "fill_sites",
+    "remove_attention",
     "sites",
 ]

@@ -15,9 +15,10 @@ from torch import nn
 
 from lcm.complexity import count
 from lcm.config.compose import load
-from lcm.errors import UserError, nearest
-from lcm.models import draw_weights, fill_sites, sites
-from lcm.models.filling import choose
+from lcm.errors import UserError, nearest, one_line
+from lcm.models.probe import in_words, map_problem, maps_through
+from lcm.models.sites import add_sites, choose, fill_sites, sites
+from lcm.models.weights import new_module
 
 FACTS = {
     "name",
@@ -34,8 +35,9 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
         model: the name of a file in configs/model, or such a mapping.
         attention: the name of a file in configs/attention, or such a mapping.
         num_classes: width of the last layer.
-        seed: if given, the weights of every layer are drawn under (seed, the layer's name) by `lcm.draw_weights`, so that
-            networks of one seed share their backbone's weights whatever their attention.
+        seed: if given, all weights follow from it: those of the project's own networks and attentions from (seed, the
+            layer's name), anything else is constructed under generators keyed by (seed, its name). Networks of one seed
+            share their backbone's weights, whatever their attention.
         overrides: other values for keys of either mapping: `layers=56`, `reduction=8`, `sites={"stages": [3]}`.
 
     Returns:
@@ -46,36 +48,66 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
     """
     model, attention = _compose(model, attention, overrides)
     try:
-        network = _partial(model)(num_classes=num_classes)
+        network = new_module(lambda: _partial(model)(num_classes=num_classes), seed)
         if "_target_" in attention:
-            fill_sites(network, _partial(attention), attention["sites"])
+            fill_sites(network, _partial(attention), attention.get("sites", "every"), seed)
     except ValueError as error:
         raise UserError(f"{model['name']} with attention {attention['name']}: {error}") from error
-    if seed is not None:
-        draw_weights(network, seed)
     return network
 
 
-def site_problems(model, attention, num_classes):
-    """Why an attention cannot be built at the sites of a network, a line each; [] where it can. Both are resolved mappings.
+def site_problems(model, attention, num_classes, image_size=None):
+    """Why a network or the attention at its sites will not do, a line each; [] where all is well. Both are resolved mappings.
 
-    Network and modules are built on the meta device, without memory and without arithmetic: the network's `Site`s are the only
-    source of their widths, the modules' own errors the only source of what fits.
+    The network has to build and to make logits (2, num_classes) of two images of `image_size` (the model's own, if None);
+    the attention has to build for each width and to keep shape and type of the maps at each site, in training and in
+    evaluation. All of this runs on the meta device, without memory and without arithmetic, or on the CPU for what reads
+    values. An attention without `_target_` leaves the network alone to be checked.
     """
-    with torch.device("meta"):
-        free = sites(_partial(model)(num_classes=num_classes))
-        try:
-            chosen = choose(free, attention.get("sites", "every"))
-        except ValueError as error:
-            return [f"attention.sites: model={model['name']}: {error}"]
-        for channels in sorted({site.channels for _, site in chosen}):
-            try:
-                _partial(attention)(channels)
-            except ValueError as error:
-                return [
-                    f"attention={attention['name']} does not fit model={model['name']}: {error}"
-                ]
+    size = image_size or model["image_size"]
+    problem, maps = _maps_at_sites(model, num_classes, torch.Size((2, 3, size, size)))
+    if problem or "_target_" not in attention:
+        return [f"model={model['name']}: {problem}"] if problem else []
+    try:
+        if not maps:
+            raise ValueError("the network has no lcm.models.Site to put it at")
+        chosen = choose([(name, site) for name, site, _ in maps], attention.get("sites", "every"))
+    except ValueError as error:
+        return [f"attention.sites: model={model['name']}: {error}"]
+    shapes = {name: shape for name, _, shape in maps}
+    for shape in dict.fromkeys(shapes[name] for name, _ in chosen):
+        if problem := map_problem(lambda device, c=shape[1]: _made(attention, device, c), shape):
+            return [f"attention={attention['name']} does not fit model={model['name']}: {problem}"]
     return []
+
+
+def _maps_at_sites(model, num_classes, images):
+    """(what is wrong with a network, [(name, site, shape of its maps), ...] for images of this shape)."""
+    problem = ""
+    for device in ("meta", "cpu"):
+        try:
+            network = add_sites(_made(model, device, num_classes=num_classes))
+            free = sites(network)
+            example = torch.zeros(images, device=device)
+            calls = maps_through(network, [network, *(site for _, site in free)], example)
+        except Exception as error:
+            problem = str(error) if isinstance(error, ValueError) else one_line(error)
+            continue
+        logits = calls[network][0][1]
+        if getattr(logits, "shape", None) != (images[0], num_classes):
+            return (
+                f"it makes {in_words(logits)} of images {tuple(images)}, not logits ({images[0]}, {num_classes})",
+                [],
+            )
+        return "", [
+            (name, site, tuple(calls[site][0][1].shape)) for name, site in free if calls[site]
+        ]
+    return problem, []
+
+
+def _made(mapping, device, *args, **keys):
+    with torch.device(device):
+        return _partial(mapping)(*args, **keys)
 
 
 def paper_complexity(model, attention):

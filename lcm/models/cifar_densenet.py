@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lcm.models.dense_block import concatenate, one_buffer
-from lcm.models.sites import Site
+from lcm.models.places import Site
 from lcm.models.weights import FanOutConv2d
 
 
@@ -70,6 +70,8 @@ class CifarDenseNet(nn.Module):
 
     Images (N, 3, 32, 32), logits (N, num_classes). The layers of block i hold the sites of stage i.
     """
+
+    drawn_by_layer = True
 
     def __init__(self, layers, growth_rate, num_classes, memory="fast"):
         super().__init__()

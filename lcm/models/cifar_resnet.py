@@ -7,7 +7,7 @@ https://arxiv.org/abs/1512.03385.
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.models.sites import Site
+from lcm.models.places import Site
 from lcm.models.weights import FanOutConv2d
 
 
@@ -45,6 +45,8 @@ class CifarResNet(nn.Module):
 
     Images (N, 3, 32, 32), logits (N, num_classes). The blocks of stage i hold the sites of stage i.
     """
+
+    drawn_by_layer = True
 
     def __init__(self, layers, num_classes):
         super().__init__()

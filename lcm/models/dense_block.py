@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from lcm.models.attended import Attended
+from lcm.models.weights import FanOutConv2d
+
 MAPS = (0, 2, 3)  # what batch norm averages over: all but the channels
 
 
@@ -31,8 +34,8 @@ def one_buffer(layers, x):
     """What `concatenate` computes, values, gradients and running statistics up to rounding, in memory linear in depth.
 
     All maps are stored in one buffer, and so are their gradients in the backward pass; the input of each convolution is
-    recomputed from the buffer when its gradient is due. Evaluation, `no_grad` and blocks with frozen batch norms or with
-    hooks on `bn` or `conv` take `concatenate`.
+    recomputed from the buffer when its gradient is due. Evaluation, `no_grad` and blocks with frozen batch norms take
+    `concatenate`, and so do blocks in which a layer, a norm or a convolution is wrapped, hooked or of another kind.
 
     Args:
         layers: BN, ReLU, 3x3, site: modules with `bn`, `conv` (no bias) and `site`, as `DenseLayer`. A site may be any
@@ -43,17 +46,33 @@ def one_buffer(layers, x):
         torch.compiler.is_compiling()
     ):  # no decorator: that would import torch._dynamo, a second of start-up
         return torch.compiler.disable(one_buffer)(layers, x)
-    learns = all(layer.bn.training and layer.bn.momentum is not None for layer in layers)
-    hooked = any(
-        layer.bn._forward_hooks or layer.conv._forward_hooks for layer in layers
-    )  # fill_sites(after=)
-    if hooked or not (learns and torch.is_grad_enabled()):
+    known = all(map(_is_known, layers))
+    if not (known and torch.is_grad_enabled()):
         return concatenate(layers, x)
     parameters = [
         (layer.bn.weight, layer.bn.bias, layer.conv.weight, *layer.site.parameters())
         for layer in layers
     ]
     return _OneBuffer.apply(layers, x, *(parameter for group in parameters for parameter in group))
+
+
+def _is_known(layer):
+    """Whether a layer is what this module computes by itself, without calling it, and in training mode."""
+    if isinstance(layer, Attended):
+        return False
+    bn, conv = layer.bn, layer.conv
+    hooked = any(
+        getattr(module, hooks)
+        for module in (layer, bn, conv)
+        for hooks in (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        )
+    )
+    plain = type(bn) is nn.BatchNorm2d and type(conv) is FanOutConv2d and not hooked
+    return plain and bn.training and bn.momentum is not None
 
 
 def _convolution_dtype(x):

@@ -5,10 +5,10 @@ Importing this module imports torchvision, which takes a second: nothing else in
 
 import torchvision
 from torch import nn
-from torchvision.models.densenet import DenseNet, _DenseLayer
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.densenet import _DenseLayer
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lcm.models.sites import Site
+from lcm.models.places import Site
 from lcm.models.weights import FanInConv2d, FanOutConv2d, ZeroBiasLinear
 
 
@@ -38,28 +38,40 @@ class SiteDenseLayer(_DenseLayer):
         return self.site(super().forward(x))
 
 
-def add_sites(network):
-    """Give each block of torchvision's residual and dense networks its site; other networks are left as they are.
+WITH_SITE = {
+    BasicBlock: SiteBasicBlock,
+    Bottleneck: SiteBottleneck,
+    _DenseLayer: SiteDenseLayer,
+}
 
-    A block changes its class, for one whose forward pass has the site in it, and nothing else: its layers, their names
-    and their weights stay.
+
+def possible_sites(network):
+    """The sites that torchvision's blocks in a network could have, as a list of (dotted name, `Site`); nothing is changed.
+
+    The blocks of one parent, such as `layer1` or `denseblock1`, are a stage. Raises ValueError where a block's class is
+    derived from torchvision's: its forward pass may be another.
     """
-    if isinstance(network, ResNet):
-        for stage in (1, 2, 3, 4):
-            for block in getattr(network, f"layer{stage}"):
-                if type(block) is BasicBlock:
-                    block.__class__, channels = SiteBasicBlock, block.bn2.num_features
-                elif type(block) is Bottleneck:
-                    block.__class__, channels = SiteBottleneck, block.bn3.num_features
-                else:
-                    continue
-                block.site = Site(channels, stage)
-    elif isinstance(network, DenseNet):
-        for stage in (1, 2, 3, 4):
-            for layer in network.features.get_submodule(f"denseblock{stage}").values():
-                if type(layer) is _DenseLayer:
-                    layer.__class__ = SiteDenseLayer
-                    layer.site = Site(layer.conv2.out_channels, stage)
+    found, stages = [], {}
+    for name, block in network.named_modules():
+        if not isinstance(block, tuple(WITH_SITE)) or type(block) in WITH_SITE.values():
+            continue
+        if type(block) not in WITH_SITE:
+            raise ValueError(
+                f"{name} is a {type(block).__name__}, which may compute otherwise than torchvision's: name the modules that "
+                'attention is to follow (after="layer*.*.bn3")'
+            )
+        stage = stages.setdefault(name.rpartition(".")[0], len(stages) + 1)
+        last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+        found.append((f"{name}.site", Site(last.out_channels, stage)))
+    return found
+
+
+def give_sites(network):
+    """Give those blocks their sites: each changes its class, for one whose forward pass has the site in it."""
+    for name, site in possible_sites(network):
+        block = network.get_submodule(name.removesuffix(".site"))
+        block.__class__ = WITH_SITE[type(block)]
+        block.site = site
 
 
 def resnet50(num_classes):
@@ -85,5 +97,6 @@ def _prepare(network, own_rules):
     for layer in network.modules():
         if type(layer) in own_rules:
             layer.__class__ = own_rules[type(layer)]
-    add_sites(network)
+    network.drawn_by_layer = True
+    give_sites(network)
     return network

@@ -1,11 +1,14 @@
-"""Initialisation: layers that know how their weights are drawn, and `draw_weights`, which draws each under its own name.
+"""Initialisation: layers that know how their weights are drawn, and modules that depend on a seed and their name alone.
 
 A network is never initialised by one rule in a loop over its modules: the rule would reach attention modules too, and
 undo the zeros with which some of them start.
 """
 
+import contextlib
 import hashlib
+import random
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,6 +38,42 @@ class ZeroBiasLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+def new_module(make, seed, name=""):
+    """The module that `make()` constructs, its random values a function of the seed and its dotted name alone.
+
+    It keeps every value that its constructor set. Only the ten attentions and nine networks of this project, which say
+    `drawn_by_layer = True`, are drawn again layer by layer: a layer of a backbone is then the same whatever stands
+    between the layers. With seed None nothing is fixed: the values come from the global generators.
+    """
+    if seed is None:
+        return make()
+    with generators(seed, name):
+        module = make()
+    # A subclass by somebody else does not inherit the mark: its constructor may set what no layer can draw again.
+    if "drawn_by_layer" in vars(type(module)) or "drawn_by_layer" in vars(module):
+        draw_weights(module, seed, prefix=name)
+    return module
+
+
+@contextlib.contextmanager
+def generators(seed, name):
+    """Inside, the generators of torch, numpy and Python start from (seed, name); afterwards they are as they were."""
+    key = _key(seed, name)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    numpys, pythons = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(key)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(key)
+        np.random.seed(key % 2**32)
+        random.seed(key)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpys)
+            random.setstate(pythons)
+
+
 def draw_weights(network, seed, prefix=""):
     """Draw the weights of each layer anew, from a generator keyed by the seed and the layer's dotted name.
 
@@ -51,8 +90,7 @@ def draw_weights(network, seed, prefix=""):
         ValueError: a parameter is not on the CPU, whose generator is used.
         TypeError: a module has parameters of its own but no `reset_parameters`.
     """
-    state = torch.get_rng_state()
-    try:
+    with torch.random.fork_rng(()):
         for name, layer in network.named_modules(prefix=prefix):
             parameters = list(layer.parameters(recurse=False))
             if not parameters:
@@ -65,8 +103,10 @@ def draw_weights(network, seed, prefix=""):
                 raise TypeError(
                     f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to draw them"
                 )
-            key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            torch.default_generator.manual_seed(int.from_bytes(key[:8], "big", signed=True))
+            torch.default_generator.manual_seed(_key(seed, name))
             layer.reset_parameters()
-    finally:
-        torch.set_rng_state(state)
+
+
+def _key(seed, name):
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)

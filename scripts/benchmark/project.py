@@ -7,15 +7,15 @@ import sys
 from functools import partial
 
 import torch
+from lcm.training.epochs import evaluate, train_epoch
+from lcm.training.step import TestStep, TrainStep
 
 from lcm.config.compose import load as load_config
 from lcm.data.in_memory import Batches, Resident
 from lcm.models.build import build_network
 from lcm.training.compilation import compiled
 from lcm.training.device import set_up
-from lcm.training.epochs import evaluate, train_epoch
 from lcm.training.graphs import bind, feed
-from lcm.training.step import TestStep, TrainStep
 
 say = partial(print, file=sys.stderr)
 

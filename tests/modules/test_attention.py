@@ -5,7 +5,7 @@ import torch
 from plain import randomise
 
 from lcm import build_network
-from lcm.attention.vector import spatial_mean
+from lcm.attention.layers import spatial_mean
 from lcm.config.compose import choices, load
 
 CHANNELS = 16

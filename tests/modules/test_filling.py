@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lcm import build_network, fill_sites
+from lcm import build_network, fill_sites, remove_attention
 from lcm.attention import SqueezeExcite
 
 se = partial(SqueezeExcite, reduction=4)
@@ -175,7 +175,7 @@ def test_compiles_as_one_graph(backend):
             {"after": "block*"},
             r"block1 is a Sequential, which does not say how many channels its maps have",
         ),
-        ({"after": "block*.bn", "where": {"stages": [1]}}, r"`where` or `after`, not both"),
+        ({"after": "block*.bn", "where": {"stages": [1]}}, r"exclude each other"),
     ],
     ids=str,
 )
@@ -215,21 +215,24 @@ def test_a_star_is_no_name_of_the_network_itself():
     assert [hasattr(layer, "attention") for layer in (network, *network)] == [False, True, True]
 
 
-def test_filled_twice_is_refused():
-    network = filled("own")
-    with pytest.raises(ValueError, match=r"block1\.bn has an `attention` already"):
-        fill_sites(network, se, after="block*.bn")
-    fill_sites(network, se, after="stem")  # another layer is free
-    assert isinstance(network.stem.attention, SqueezeExcite)
+def test_a_second_module_follows_the_first():
+    network, x = filled("own", Scale), images()
+    with torch.no_grad():
+        once = network.block1.bn(x.repeat(1, 2, 1, 1)[:, :4])
+        fill_sites(network, Scale, after="block*.bn")
+        twice = network.block1.bn(x.repeat(1, 2, 1, 1)[:, :4])
+    assert {"block1.bn.attention.scale", "block1.bn.attention2.scale"} < set(network.state_dict())
+    torch.testing.assert_close(twice, once * torch.linspace(0.5, 1.5, 4)[:, None, None])
+    with pytest.raises(ValueError, match="no attention stands behind a module with a name like"):
+        remove_attention(network, "stem")
+    assert list(remove_attention(network).state_dict()) == list(own().state_dict())
 
 
-@pytest.mark.parametrize(
-    "after", ["block*.*.bn", "block*.*.conv", "transition*.bn", "transition*.conv"]
-)
+@pytest.mark.parametrize("after", ["block*.*.bn", "block*.*.conv", "block*.*", "transition*.bn"])
 def test_the_other_forms_of_dense_blocks_and_transitions_do_not_pass_it_over(after):
     def made(memory):
         network = build_network("densenet40", seed=0, layers=13, memory=memory).double()
-        return fill_sites(network, se, after=after, seed=1).double()
+        return fill_sites(network, se, after=after, seed=1, example=images(count=2).double())
 
     fast, linear, x = made("fast"), made("linear"), images(count=4).double()
     outputs = [network.train()(x) for network in (fast, linear)]

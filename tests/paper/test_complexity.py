@@ -7,6 +7,7 @@ import complexity as script
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from plain import digest
 from tiny import ROOT
 from torch import nn
@@ -176,3 +177,83 @@ def test_bad_arguments_end_in_one_message_and_2(capsys, arguments, message):
         script.main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+class Several(nn.Module):
+    """One operation of each kind that is no convolution and no linear layer of a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.transformer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.weight = nn.Parameter(torch.randn(6, 8))
+        self.norm = nn.LayerNorm(8)
+        self.prelu = nn.PReLU()
+
+    def forward(self, x):
+        x = x.flatten(1).unfold(1, 8, 8)  # (1, 6, 8)
+        x = self.transformer(x + self.attention(x, x, x, need_weights=False)[0])
+        x = self.prelu(self.norm(x)) + self.weight
+        heads = torch.stack((x, x), 1)  # (1, 2, 6, 8)
+        x = x + F.scaled_dot_product_attention(heads, heads, heads)[:, 0]
+        scores = torch.einsum("nid,njd->nij", x, x) + F.linear(x, self.weight)
+        return torch.baddbmm(x, scores, x)
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_attention_and_functional_products_by_hand(grad):
+    with grad():
+        complexity = count(Several(), 4)
+    attention = 6 * 8 * 24 + 2 * 2 * 6 * 6 * 4 + 6 * 8 * 8  # in, two products of 2 heads, out
+    rows = {row.name.partition(".")[0]: 0 for row in complexity.rows}
+    for row in complexity.rows:
+        rows[row.name.partition(".")[0]] += row.macs
+    assert rows["attention"] == attention
+    assert rows["transformer"] == attention + 2 * 6 * 8 * 16
+    assert rows[""] == 2 * 2 * 6 * 6 * 8 + 3 * 6 * 6 * 8  # two heads; einsum, linear, baddbmm
+    assert complexity.uncounted == []
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [("vit_b_16", 224, 17.56), pytest.param("swin_t", 224, 4.49, marks=pytest.mark.slow),
+     pytest.param("maxvit_t", 224, 5.56, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_transformers_cost_what_torchvision_says(name, size, expected):
+    complexity = count(torchvision.models.get_model(name), size)
+    assert round(complexity.macs / 1e9, 2) == expected and complexity.uncounted == []
+
+
+class Unknown(nn.Module):
+    def __init__(self, layer, call):
+        super().__init__()
+        self.layer = layer
+        self.call = call
+
+    def forward(self, x):
+        self.call(self.layer, x.flatten(2))  # (1, 3, 16)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("layer", "call", "expected"),
+    [
+        (nn.LSTM(16, 4), lambda layer, x: layer(x), "layer: "),
+        (nn.Bilinear(16, 16, 2), lambda layer, x: layer(x, x), "layer: aten._trilinear"),
+        (nn.Linear(1, 1), lambda _, x: torch.cdist(x, x), ": aten._cdist_forward"),
+        (
+            nn.Parameter(torch.ones(2, 3, 3, 3)),
+            lambda w, x: torchvision.ops.deform_conv2d(x[..., None], torch.ones(1, 18, 14, 1), w, padding=(0, 1)),
+            ": torchvision.deform_conv2d",
+        ),
+    ],
+    ids=["lstm", "bilinear", "cdist", "deformable"],
+)  # fmt: skip
+def test_what_no_rule_counts_is_named(layer, call, expected):
+    (found,) = count(Unknown(layer, call), 4).uncounted
+    assert expected in found
+
+
+def test_the_papers_networks_are_counted_completely(counts):
+    assert not [pair for pair, complexity in counts.items() if complexity.uncounted]

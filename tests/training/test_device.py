@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lcm.attention.vector import ComparedMaximum, maximum
+from lcm.attention.layers import ComparedMaximum, maximum
 from lcm.config.compose import choices
 from lcm.errors import UserError
 from lcm.models.build import build_network

@@ -16,13 +16,17 @@ def hidden_width(channels, reduction):
     return channels // reduction
 
 
+def wide(x):
+    """float32 for float16, in which sums of a few thousand values overflow; any other type as it is."""
+    return torch.float32 if x.dtype == torch.float16 else x.dtype
+
+
 def spatial_mean(x, dtype):
     """Global average pooling (N, C, H, W) -> (N, C), in `dtype`, which is the type of the layers that follow."""
     _, _, h, w = x.shape
-    # A sum, because its gradient is a broadcast view; that of `mean` writes a whole map. Sums of float16 may overflow.
-    return x.sum((2, 3), dtype=torch.float32 if x.dtype == torch.float16 else None).to(dtype) / (
-        h * w
-    )
+    # A sum, because its gradient is a broadcast view; that of `mean` writes a whole map.
+    total = x.sum((2, 3), dtype=wide(x))
+    return (total.to(torch.promote_types(total.dtype, dtype)) / (h * w)).to(dtype)
 
 
 def maximum(x, dim):

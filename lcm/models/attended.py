@@ -1,0 +1,123 @@
+"""A layer and the attention behind it as one module, and a blend of a map with its attention."""
+
+import torch
+from torch import nn
+
+
+class Attended(nn.Module):
+    """A layer and what stands behind it: children `layer`, `attention`, `attention2`, ... in this order.
+
+    It stands where the layer stood. The state dict keeps the layer's names, so that weights of the plain network load
+    and its weights can be read by anybody; only `named_parameters()` has `layer.` in its names. It is a module like any
+    other: what rebuilds layers (SyncBatchNorm, freezing) reaches the layer and leaves the attention alone. Attributes
+    are read from the layer and set on it; its tensors are not, because who reads them (to fuse, to prune) means to
+    replace the layer and would lose the attention.
+    """
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.training = layer.training
+        self.register_state_dict_post_hook(_without_layer)
+        self.register_load_state_dict_pre_hook(_with_layer)
+
+    def forward(self, *args, **kwargs):
+        x = self.layer(*args, **kwargs)
+        for name in attentions(self):
+            x = self._modules[name](x)
+        return x
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            value = getattr(super().__getattr__("layer"), name)
+        if isinstance(value, torch.Tensor):
+            raise AttributeError(
+                f"attention stands behind this layer: its {name} is .layer.{name}. Who replaces the layer (by a fused "
+                "one, say) replaces the attention too: do that first, or take it out by lcm.remove_attention"
+            )
+        return value
+
+    def __setattr__(self, name, value):
+        modules = self.__dict__.get("_modules", {})
+        own = name in self.__dict__ or name in modules or hasattr(type(self), name)
+        layer = modules.get("layer")
+        if layer is None or own or not hasattr(layer, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(layer, name, value)
+
+    def __getitem__(self, index):
+        kind = type(self.layer).__name__
+        raise TypeError(
+            f"attention stands behind this {kind}: its parts are .layer[...], without it"
+        )
+
+
+def _without_layer(module, state, prefix, metadata):
+    for key in [key for key in state if key.startswith(f"{prefix}layer.")]:
+        state[prefix + key.removeprefix(f"{prefix}layer.")] = state.pop(key)
+
+
+def _with_layer(module, state, prefix, *rest):
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        if name.partition(".")[0] not in attentions(module):
+            state[f"{prefix}layer.{name}"] = state.pop(key)
+
+
+class Blend(nn.Module):
+    """x + a (attention(x) - x), with one learned number a that starts at 0: a trained network computes what it did.
+
+    A module that starts as an identity would never learn here: its gradient is multiplied by a, that of a by
+    attention(x) - x, and both are 0.
+    """
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+        self.a = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.a.to(x.dtype) * (self.attention(x) - x)
+
+
+def attentions(layer):
+    """The names of the modules that stand behind a layer, among its children."""
+    if isinstance(layer, Attended):
+        return [name for name in layer._modules if name != "layer"]
+    return vars(layer).get("attended_by", [])
+
+
+def attended(layer):
+    """The module to put where the layer stands, so that one more attention can follow it (`follow`), and its name there.
+
+    A plain `nn.Sequential` takes another child and stays what it is: its parts are still called by who indexes them.
+    Nothing is changed yet. Raises ValueError where a child of the layer has a name that is needed.
+    """
+    present = attentions(layer)
+    name = f"attention{len(present) + 1}" if present else "attention"
+    taken = {key for key, _ in layer.named_children()} - set(present)
+    appended = type(layer).forward is nn.Sequential.forward
+    needed = {name} if appended or isinstance(layer, Attended) else {name, "layer"}
+    if not isinstance(layer, Attended) and needed & taken:
+        raise ValueError(f"has a child `{min(needed & taken)}`, a name that is needed here")
+    return (layer if appended or isinstance(layer, Attended) else Attended(layer)), name
+
+
+def follow(place, name, attention):
+    """Put an attention behind the layer of `place`, both from `attended`."""
+    place.add_module(name, attention)
+    if not isinstance(place, Attended):
+        place.attended_by = [*attentions(place), name]
+
+
+def detached(place):
+    """Take away the modules behind a layer; returns the layer."""
+    if isinstance(place, Attended):
+        return place.layer
+    for name in place.attended_by:
+        delattr(place, name)
+    del place.attended_by
+    return place

@@ -1,0 +1,77 @@
+"""What a network's layers and a stranger's modules make of a map, found by running them once."""
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from lcm.errors import one_line
+from lcm.models.weights import generators
+
+
+def maps_through(network, layers, example):
+    """{layer: [(what enters, what leaves), ...]}, a pair for each of its calls in one forward pass of `example`.
+
+    The pass is in evaluation mode and without gradients. Modes, buffers and the random generators are as before.
+    Raises ValueError where it fails.
+    """
+    found = {layer: [] for layer in layers}
+
+    def record(layer, args, output):
+        found[layer].append((args[0] if args else None, output))
+
+    modes = {module: module.training for module in network.modules()}
+    handles = [layer.register_forward_hook(record) for layer in found]
+    try:
+        network.eval()
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        with torch.no_grad(), generators(0, "example"):
+            functional_call(network, buffers, (example,))
+    except Exception as error:
+        raise ValueError(
+            f"{type(network).__name__} fails on {in_words(example)}: {one_line(error)}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return found
+
+
+def in_words(value):
+    """A tensor by its shape and type, anything else by its kind."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def map_problem(make, shape, dtype=torch.float32):
+    """Why a module cannot stand where maps of this shape pass, in one line; "" where it can.
+
+    `make(device)` builds it: on the meta device, where nothing is computed, and once more on the CPU if it fails there,
+    as modules do that read values. It has to keep shape and type in training and in evaluation.
+    """
+    for device in ("meta", "cpu"):
+        problem = _problem_on(device, make, shape, dtype)
+        if not problem:
+            break
+    return problem
+
+
+def _problem_on(device, make, shape, dtype):
+    with torch.no_grad(), generators(0, "map"):
+        try:
+            module = make(device)
+        except Exception as error:
+            return str(error) if isinstance(error, ValueError) else one_line(error)
+        if not isinstance(module, nn.Module):
+            return f"{in_words(module)} is no torch.nn.Module"
+        x = torch.randn(shape, dtype=dtype, device=device)
+        for mode in ("training", "evaluation"):
+            try:
+                y = module.train(mode == "training")(x.clone())
+            except Exception as error:
+                return f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
+            if not isinstance(y, torch.Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+                return f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep shape and type"
+    return ""

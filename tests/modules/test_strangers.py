@@ -1,0 +1,398 @@
+"""What `fill_sites` does in a network of anybody: widths, modes, types, replacing, refusals, blends."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from plain import digest
+from torch import nn
+
+from lcm import build_network, fill_sites
+from lcm.attention import GlobalContext, NonLocal, SqueezeExcite
+from lcm.config.compose import choices, load
+from lcm.models import add_sites, sites
+from lcm.models.attended import Blend
+
+tv = torchvision.models
+
+
+def se(channels):
+    return SqueezeExcite(channels, 2)
+
+
+def images(size=32, count=2):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def state(network):
+    """All that filling may not touch: modules, modes, tensors, random generators."""
+    names = [(name, type(m), m.training) for name, m in network.named_modules()]
+    generators = torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+    return names, digest(network.state_dict()), generators
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Widths
+
+NORMS = {
+    "frozen": torchvision.ops.FrozenBatchNorm2d(6),
+    "frozen, timm": timm.layers.FrozenBatchNormAct2d(6),
+    "synchronised": nn.SyncBatchNorm(6),
+    "instance": nn.InstanceNorm2d(6),
+    "group": nn.GroupNorm(2, 6),
+    "group, timm": timm.layers.GroupNormAct(6, 2),
+    "layer, torchvision": tv.convnext.LayerNorm2d(6),
+    "layer, timm": timm.layers.LayerNorm2d(6),
+    "RMS, timm": timm.layers.RmsNorm2d(6),
+    "with activation": timm.layers.BatchNormAct2d(6),
+    "lazy convolution": nn.LazyConv2d(6, 1),
+    "transposed": nn.ConvTranspose2d(6, 6, 1),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_layer_that_knows_its_width_needs_no_example(name):
+    network, widths = nn.Sequential(nn.Conv2d(3, 6, 1), copy.deepcopy(NORMS[name])).eval(), []
+    fill_sites(network, lambda channels: widths.append(channels) or se(channels), after="1")
+    assert widths == [6] and network(images()).shape == (2, 6, 32, 32)
+
+
+class Odd(nn.Module):
+    """Counts its calls in a buffer, also in evaluation, and draws from every generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + 0 * (torch.rand(1) + np.random.rand() + random.random())
+
+
+def test_an_example_tells_widths_and_leaves_no_trace():
+    network, plain = (
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), Odd(), nn.Dropout(), nn.Flatten())
+        for _ in range(2)
+    )
+    network.load_state_dict(plain.state_dict())
+    network[1].eval()
+    for after in ("2", "3"):
+        before = state(network)
+        with pytest.raises(ValueError, match=rf"{after} is a .*, which does not say .*`example`"):
+            fill_sites(network, se, after=after)
+        assert state(network) == before
+        fill_sites(network, se, after=after, seed=0, example=images())
+    assert network[2].attention.w1.in_features == network[3].attention.w1.in_features == 6
+    assert digest(plain.state_dict()) == digest(
+        {key: value for key, value in network.state_dict().items() if "attention" not in key}
+    )
+    assert (network[0].training, network[1].training, network[2].training) == (True, False, True)
+    assert state(network)[2] == before[2]
+
+
+@pytest.mark.parametrize(
+    ("make", "after", "message"),
+    [
+        (tv.resnet50, "layer1.*.relu", "layer1.0.relu is a ReLU that is called with maps of 64, 256 channels"),
+        (tv.resnet18, "fc", r"fc is a Linear, which makes \(1, 1000\) float32, no map"),
+        (tv.swin_t, "features.1.*", r"features.1.0 is a .*, which makes \(1, 16, 16, 96\) float32, no map"),
+        (tv.googlenet, "aux1.fc1", "aux1.fc1 is a Linear, .* not called with the example either"),
+        (lambda: nn.Sequential(nn.MaxPool2d(2, return_indices=True), nn.Identity()), "0", "makes a tuple, no map"),
+        (lambda: nn.Sequential(nn.ReLU(), nn.Linear(7, 7)), "0", r"Sequential fails on \(1, 3, 64, 64\) float32: Runtime"),
+    ],
+    ids=["widths", "linear", "channels last", "not called", "tuple", "fails"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_what_makes_no_maps_of_one_width_is_refused(make, after, message):
+    network = make()
+    names = list(network.state_dict())
+    with pytest.raises(ValueError, match=message):
+        fill_sites(network, se, after=after, example=images(64, 1))
+    assert list(network.state_dict()) == names
+
+
+def test_a_module_that_does_not_keep_the_shape_is_refused():
+    network = nn.Sequential(nn.ReLU(), nn.Flatten())
+    with pytest.raises(
+        ValueError, match=r"makes \(2, 3, 16, 16\) float32 of a map \(2, 3, 32, 32\)"
+    ):
+        fill_sites(network, lambda _: nn.AvgPool2d(2), after="0", example=images(count=1))
+    with pytest.raises(ValueError, match=r"the factory gives a .*function.*, which is no torch"):
+        fill_sites(network, lambda _: torch.relu_, after="0", example=images())
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# What new modules take from the network
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}, {"instead_of": "layer*.*.bn2"}])
+def test_new_modules_take_mode_and_type(where, dtype):
+    network = tv.resnet18().to(dtype).eval()
+    network.layer2.train()
+    fill_sites(network, lambda channels: nn.BatchNorm2d(channels), **where)
+    new = [m for m in network.modules() if type(m) is nn.BatchNorm2d]
+    assert all(m.weight.dtype == m.running_mean.dtype == dtype for m in new)
+    assert {m.training for name, m in network.named_modules() if "layer2" in name} == {True}
+    assert {m.training for name, m in network.named_modules() if "layer1" in name} == {False}
+    assert network(images().to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}])
+def test_a_network_without_memory_stays_without(where):
+    with torch.device("meta"):
+        network = tv.resnet18()
+    for blend in (False, True):
+        fill_sites(copy.deepcopy(network), se, seed=0, blend=blend, **where)
+    fill_sites(network, se, **where)
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# In place of layers
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern", "count"),
+    [
+        (lambda: timm.create_model("mobilenetv3_small_050"), "blocks.*.*.se", 9),
+        (tv.mobilenet_v3_small, "features.*.block.[12]", 9),
+    ],
+    ids=["timm", "torchvision"],
+)
+def test_a_networks_own_attention_is_replaced(make, pattern, count):
+    network = make().eval()
+    if count == 9 and pattern.startswith("features"):
+        names = [
+            n
+            for n, m in network.named_modules()
+            if isinstance(m, torchvision.ops.SqueezeExcitation)
+        ]
+    else:
+        names = [n for n, m in network.named_modules() if type(m).__name__ == "SqueezeExcite"]
+    before = network.state_dict()
+    for name in names:
+        fill_sites(network, se, instead_of=name, example=images(64))
+    after = network.state_dict()
+    assert len(names) == count and all(
+        type(network.get_submodule(n)) is SqueezeExcite for n in names
+    )
+    kept = [key for key in before if key.rpartition(".")[0].rpartition(".")[0] not in names]
+    assert len(kept) + 4 * count == len(after) and all(
+        torch.equal(after[k], before[k]) for k in kept
+    )
+    assert network(images(64)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("example", [None, images()])
+def test_only_what_keeps_the_shape_is_replaced(example):
+    network = tv.resnet18()
+    with pytest.raises(
+        ValueError, match=r"layer2.0.conv1 is a Conv2d, which (does not|makes .*keeps)"
+    ):
+        fill_sites(network, se, instead_of="layer2.0.conv1", example=example)
+    fill_sites(network, se, instead_of="layer2.0.bn1", example=example)
+    assert isinstance(network.layer2[0].bn1, SqueezeExcite)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# All or nothing, and what is refused
+
+
+@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}, {"instead_of": "layer*.*.bn2"}])
+def test_an_error_in_the_middle_changes_nothing(where):
+    network, made = tv.resnet18(), []
+
+    def failing(channels):
+        made.append(channels)
+        if len(made) == 4:
+            raise ZeroDivisionError
+        return se(channels)
+
+    before = state(network)
+    with pytest.raises(ZeroDivisionError):
+        fill_sites(network, failing, seed=1, **where)
+    with pytest.raises(ValueError, match=r"stage 9"):
+        fill_sites(network, se, {"stages": [9]})
+    assert len(made) == 4 and state(network) == before
+
+
+def ddp(network):
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        return nn.parallel.DistributedDataParallel(network)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def compiled_in_place(network):
+    network.compile(backend="eager")
+    return network
+
+
+WRAPPED = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": ddp,
+    "OptimizedModule": lambda network: torch.compile(network, backend="eager"),
+    "compiled": compiled_in_place,
+    "ScriptModule": torch.jit.script,
+    "the part compiled": lambda network: nn.ModuleDict({"part": torch.compile(network)}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_network_that_does_not_see_a_change_is_refused(name):
+    network = WRAPPED[name](tv.resnet18())
+    part = "part._orig_mod." if isinstance(network, nn.ModuleDict) else ""
+    for keys in ({"after": part + "layer1.0.bn1"}, {"instead_of": part + "layer1.0.bn1"}, {}):
+        with pytest.raises(ValueError, match="which does not see a change: fill the network first"):
+            fill_sites(network, se, **keys)
+
+
+class Child(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.add_module(name, nn.Conv2d(3, 3, 1))
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("name", ["attention", "layer"])
+def test_a_child_with_a_name_that_is_needed_is_refused(name):
+    with pytest.raises(ValueError, match=rf"0 has a child `{name}`, a name that is needed here"):
+        fill_sites(nn.Sequential(Child(name)), se, after="0", example=images())
+
+
+def test_attributes_are_those_of_the_layer_and_tensors_are_not():
+    network = fill_sites(tv.resnet18(), se, after="bn1")
+    network.bn1.eps, network.bn1.momentum = 0.5, 0.25
+    assert (network.bn1.layer.eps, network.bn1.layer.momentum, network.bn1.num_features) == (
+        0.5,
+        0.25,
+        64,
+    )
+    network.bn1.weight = nn.Parameter(torch.zeros(64))
+    assert not network.bn1.layer.weight.any()
+    with pytest.raises(AttributeError, match=r"its running_mean is \.layer\.running_mean"):
+        network.bn1.running_mean  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        network.bn1.nothing  # noqa: B018
+
+
+def test_a_module_with_two_names_is_one_module():
+    conv = nn.Conv2d(3, 3, 1)
+    network = fill_sites(nn.Sequential(conv, nn.ReLU(), conv), nn.BatchNorm2d, after="[02]")
+    assert network[0] is network[2] and network[0].layer is conv
+    fill_sites(network, nn.BatchNorm2d, after="2")
+    assert list(network[0]._modules) == ["layer", "attention", "attention2"]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Networks of torchvision's blocks
+
+
+def without_a_stage():
+    network = tv.resnet18()
+    network.layer4, network.fc = nn.Identity(), nn.Linear(256, 10)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: tv.DenseNet(8, (2, 3, 1)), [2, 3, 1]),
+        (lambda: tv.DenseNet(8, (1, 1, 2, 1, 1), memory_efficient=True), [1, 1, 2, 1, 1]),
+        (lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 2, 1, 1], norm_layer=lambda c: nn.GroupNorm(2, c)), [1, 2, 1, 1]),
+        (without_a_stage, [2, 2, 2]),
+        (lambda: tv.segmentation.fcn_resnet50(weights_backbone=None), [3, 4, 6, 3]),
+    ],
+    ids=["three blocks", "five blocks", "group norms", "without a stage", "segmentation"],
+)  # fmt: skip
+def test_any_number_of_stages(make, expected):
+    network = make().eval()
+    x = images(64)
+    y, before = network(x), list(network.state_dict())
+    found = [site.stage for _, site in sites(add_sites(network))]
+    assert [found.count(stage + 1) for stage in range(len(expected))] == expected
+    y_ = network(x)
+    if isinstance(y, dict):
+        y, y_ = y["out"], y_["out"]
+    assert torch.equal(y, y_) and list(network.state_dict()) == before
+    fill_sites(network, se)
+    network(x)
+
+
+def test_a_derived_block_is_refused_and_nothing_is_filled():
+    class Block(tv.resnet.BasicBlock):
+        pass
+
+    network = tv.resnet18()
+    network.layer3[0].__class__ = Block
+    before = state(network)
+    with pytest.raises(ValueError, match=r"layer3.0 is a Block, which may compute otherwise"):
+        fill_sites(network, se)
+    assert state(network) == before
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Blends
+
+ATTENTIONS = [name for name in choices("attention") if "_target_" in load("attention", name)]
+
+
+# Biases that a softmax or a batch norm takes out again.
+SHIFTS = ("phi.bias", "wk.bias", ".g.bias", ".w.bias", "conv.bias")
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.filterwarnings("ignore:.*starts as an identity")
+def test_a_blend_starts_as_the_network_was_and_learns(name):
+    plain = build_network("resnet20", layers=8, seed=0)
+    attention = build_network("resnet20", name, layers=8, sites="every").stage1[0].site
+    network = copy.deepcopy(plain)
+    made = {}
+    for stage, channels in ((1, 16), (2, 32), (3, 64)):
+        whole = build_network("resnet20", name, layers=8, sites="every", seed=1)
+        made[channels] = whole.get_submodule(f"stage{stage}.0.site")
+    fill_sites(network, made.__getitem__, blend=True)
+    x, labels = images(count=8), torch.arange(8)
+    assert torch.equal(network.eval()(x), plain.eval()(x))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network.train()(x), labels).backward()
+        optimizer.step()
+    for key, parameter in network.named_parameters():
+        assert key.endswith(SHIFTS) or parameter.grad.any(), key
+    assert isinstance(network.stage1[0].site, Blend) != isinstance(
+        attention, (GlobalContext, NonLocal)
+    )
+
+
+def test_a_module_that_starts_as_an_identity_is_placed_without_a_blend_and_that_is_said():
+    with pytest.warns(
+        UserWarning, match="NonLocal starts as an identity and is placed without blend"
+    ):
+        network = fill_sites(tv.resnet18(), NonLocal, after="layer*.0.bn2", blend=True)
+    assert type(network.layer1[0].bn2.attention) is NonLocal
+
+
+class InPlace(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        return x.mul_(0.5)
+
+
+def test_a_module_that_writes_into_its_map_is_no_part_of_a_blend():
+    with pytest.raises(ValueError, match="a InPlace writes into its map, which a blend needs"):
+        fill_sites(tv.resnet18(), InPlace, after="bn1", blend=True)
+    fill_sites(tv.resnet18(), InPlace, after="bn1")
