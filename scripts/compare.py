@@ -15,7 +15,7 @@ from pathlib import Path
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting import figures
-from lcm.reporting.compare import choose, compare_runs, read_folders, terminal
+from lcm.reporting.any_runs import choose, compare_runs, read_folders, terminal
 from lcm.reporting.render import write_tables
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from lcm.errors import UserError
 from lcm.reporting import statistics
-from lcm.reporting.comparison import pair_notes, paired
+from lcm.reporting.paired import pair_notes, paired
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, select
 from lcm.reporting.render import (
     DASH,

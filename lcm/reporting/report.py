@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from lcm.files import write
 from lcm.reporting import claims, figures
-from lcm.reporting.comparison import measured
+from lcm.reporting.paired import measured
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, protocols, select, title
 from lcm.reporting.records import read_records
 from lcm.reporting.render import DASH, Table

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lcm.reporting.comparison import comparison_table, measured, run_notes
+from lcm.reporting.paired import comparison_table, measured, run_notes
 from lcm.reporting.protocol import (
     DATA_TITLE,
     METRIC_TITLE,

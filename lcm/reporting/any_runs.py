@@ -9,10 +9,10 @@ import yaml
 from lcm.config.identity import NO_DEVIATION, identity, is_under
 from lcm.config.options import GROUPS, flatten
 from lcm.errors import UserError, listed, nearest
-from lcm.reporting.comparison import compare_groups
+from lcm.reporting.paired import compare_groups
 from lcm.reporting.figures import forest
 from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, in_order, one_a_seed, title
-from lcm.reporting.records import RECORDED, Damaged, find_runs, read_records, read_run, row
+from lcm.reporting.records import RECORDED, DamagedRecord, find_runs, read_records, read_run, row
 from lcm.reporting.report import forest_rows
 from lcm.reporting.runs import frame
 
@@ -40,7 +40,7 @@ def read_folders(folders):
         for directory in find_runs(folder):
             try:
                 found.append(read_run(directory)[0])
-            except Damaged as error:
+            except DamagedRecord as error:
                 left_out.append(f"{directory}: {error}")
     left_out += [
         f"{run.get('run')}: {run.get('state')}" for run in found if run.get("state") not in RECORDED
