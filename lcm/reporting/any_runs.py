@@ -9,10 +9,18 @@ import yaml
 from lcm.config.identity import NO_DEVIATION, identity, is_under
 from lcm.config.options import GROUPS, flatten
 from lcm.errors import UserError, listed, nearest
-from lcm.reporting.paired import compare_groups
 from lcm.reporting.figures import forest
-from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, in_order, one_a_seed, title
+from lcm.reporting.paired import in_family, make_rows, rows_table
+from lcm.reporting.protocol import (
+    PAPER_SCHEDULE,
+    Protocol,
+    Selection,
+    in_order,
+    one_a_seed,
+    title,
+)
 from lcm.reporting.records import RECORDED, DamagedRecord, find_runs, read_records, read_run, row
+from lcm.reporting.render import plural
 from lcm.reporting.report import forest_rows
 from lcm.reporting.runs import frame
 
@@ -42,10 +50,15 @@ def read_folders(folders):
                 found.append(read_run(directory)[0])
             except DamagedRecord as error:
                 left_out.append(f"{directory}: {error}")
-    left_out += [
-        f"{run.get('run')}: {run.get('state')}" for run in found if run.get("state") not in RECORDED
-    ]
-    return [run for run in found if run.get("state") in RECORDED], left_out
+    usable = []
+    for run in found:
+        if run.get("state") not in RECORDED:
+            left_out.append(f"{run.get('run')}: {run.get('state')}")
+        elif not isinstance(run.get("config"), dict):
+            left_out.append(f"{run.get('run')}: has no config to compare")
+        else:
+            usable.append(run)
+    return usable, left_out
 
 
 def choose(runs, choices):
@@ -74,7 +87,7 @@ def _values(runs):
 
 
 def refuse_several_groups(runs):
-    """Raise UserError where runs differ in more than attention and seed (and what only changes rounding)."""
+    """Raise UserError where runs differ in more than attention and seed (and in rounding)."""
     differences = {
         key: found
         for key, found in _values(runs).items()
@@ -85,26 +98,30 @@ def refuse_several_groups(runs):
             f"{key}: {', '.join(found)}".replace('"', "") for key, found in differences.items()
         ]
         names = [key for key in differences if key.endswith(".name")] or list(differences)
-        advice = " ".join(f"{key.removesuffix('.name')}={differences[key][0]}" for key in names)
+        keys = [key.removesuffix(".name") for key in names]
+        choices = zip(keys, names, strict=True)
+        advice = " ".join(f"{key}={differences[name][0]}" for key, name in choices)
         lines.append(f"one group alone, for example: {advice}".replace('"', ""))
+        lines.append(f"or a table for each value: {' '.join(f'--by {key}' for key in keys)}")
         raise listed("these runs differ in more than attention and seed:", lines)
 
 
-def label_arms(runs):
-    """The rows of `runs`; an attention that was trained with several settings is an arm for each: "se reduction=8"."""
+def label_arms(runs, by=()):
+    """The rows of `runs`; an attention with several settings is an arm for each: "se reduction=8".
+
+    by: keys of an attention that are named even where they have one value.
+    """
     rows = []
     for attention in {run["attention"] for run in runs}:
         own = [run for run in runs if run["attention"] == attention]
         several = [
             key
             for key, found in _values(own).items()
-            if key.startswith("attention.") and len(found) > 1
+            if key in by or (key.startswith("attention.") and len(found) > 1)
         ]
         for run in own:
-            settings = [
-                f"{key.removeprefix('attention.')}={identity(run['config']).get(key)}"
-                for key in several
-            ]
+            values = {key: identity(run["config"]).get(key) for key in several}
+            settings = [f"{key.removeprefix('attention.')}={v}" for key, v in values.items()]
             rows.append(row(run) | {"attention": " ".join([attention, *settings])})
     return rows
 
@@ -118,41 +135,75 @@ def _protocol(runs):
         for key, value in json.loads(text).items()
     }
     shared = [words for words in deviations if not words.startswith("attention.")]
-    words = ", ".join([f"schedule={first.schedule}", f"precision={first.precision}", *shared])
+    schedules = dict.fromkeys(f"schedule={name}" for name in runs["schedule"])
+    words = ", ".join([*schedules, f"precision={first.precision}", *shared])
     if deviations:
         return words, f"Not the protocol of schedule={first.schedule}: {', '.join(deviations)}."
     paper = first.schedule == PAPER_SCHEDULE.get(first.data)
     return words, "" if paper else f"Not the paper's schedule: schedule={first.schedule}."
 
 
-def compare_runs(runs, baseline="none", name="comparison"):
-    """(Table, figure) of runs as `choose` returns them, every attention against `baseline`. Raises UserError."""
-    refuse_several_groups(runs)
-    selection = one_a_seed(frame(label_arms(runs)))
-    arms = dict(list(selection.runs.groupby("attention", sort=False)))
-    if baseline not in arms:
-        raise UserError(
-            f"no arm {baseline} among these runs: --against one of {', '.join(arms)}{nearest(baseline, arms)}"
-        )
-    if len(arms) < 2:
+def split(runs, by):
+    """[({key: value}, its runs)] for the different values of the keys `by`. Raises UserError."""
+    flat = {key: f"{key}.name" if key in GROUPS else key for key in by}
+    known = {name for run in runs for name in flatten(run["config"])}
+    for key, name in flat.items():
+        if name not in known:
+            raise UserError(f"--by {key}: no run has such a key{nearest(key, {*known, *GROUPS})}")
+    groups = {}
+    for run in runs:
+        config = flatten(run["config"])
+        values = tuple(config.get(name) for name in flat.values())
+        groups.setdefault(values, []).append(run)
+    by_value = sorted(groups, key=lambda values: [(str(type(v)), v) for v in values])
+    return [(dict(zip(by, map(str, values), strict=True)), groups[values]) for values in by_value]
+
+
+def compare_runs(runs, baseline="none", name="comparison", by=()):
+    """(Table, figure) of runs as `choose` returns them, every attention against `baseline`.
+
+    by: keys; each of their values has rows of its own, those of an attention an arm. Holm's
+    correction is over all comparisons of the command. Raises UserError.
+    """
+    rows, selections = [], []
+    outer = [key for key in by if not key.startswith("attention.")]
+    split(runs, by)  # refuses unknown keys
+    for settings, group in split(runs, outer):
+        refuse_several_groups(group)
+        selection = one_a_seed(frame(label_arms(group, by)))
+        finished = {attention for *_, attention in selection.arms()}
+        tried = {attention for *_, attention in selection.tried()}
+        if baseline not in finished:
+            hint = f"--against one of {', '.join(in_order(finished))}{nearest(baseline, finished)}"
+            where = "".join(f" with {key}={value}" for key, value in settings.items())
+            raise UserError(f"no arm {baseline} among these runs{where}: {hint}")
+        first = selection.runs.iloc[0]
+        others = [arm for arm in in_order(tried) if arm != baseline]
+        wanted = [(first.data, first.model, baseline, None)]
+        wanted += [(first.data, first.model, arm, baseline) for arm in others]
+        rows += make_rows(selection, wanted, **settings)
+        selections.append(selection)
+    if all(row.b is None for row in rows):
         raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
-    first = selection.runs.iloc[0]
-    groups = {
-        (first.data, first.model): {
-            attention: arms[attention] for attention in in_order(arms, (baseline, *arms))
-        }
-    }
-    protocol = Protocol(first.schedule, first.precision)
-    table = compare_groups(groups, selection, protocol, baseline)
-    (words, warning), network = _protocol(selection.runs), title(first.data, first.model)
-    heading = f"Every attention against {baseline}: {network}, {words}"
+    corrected = iter(in_family([row for row in rows if row.b]))
+    rows = [next(corrected) if row.b else row for row in rows]
+    together = Selection(*map(pd.concat, zip(*selections, strict=True)))
+    (words, warning), first = _protocol(together.runs), together.runs.iloc[0]
+    networks = ", ".join(dict.fromkeys(title(row.data, row.model) for row in rows))
+    table = rows_table(rows, together, Protocol(first.schedule, first.precision))
+    count = sum(row.b is not None for row in rows)
+    note = f"p (Holm): over the {plural(count, 'comparison')} that were chosen here."
     figure = forest(
-        list(forest_rows(table.records)), f"{network}: attention minus {baseline}\n{words}"
+        list(forest_rows(table.records)), f"{networks}: attention minus {baseline}\n{words}"
     )
-    return table._replace(name=name, title=heading, warning=warning), figure
+    heading = f"Every attention against {baseline}: {networks}, {words}"
+    notes = [note, *table.notes]
+    return table._replace(name=name, title=heading, warning=warning, notes=notes), figure
 
 
 def terminal(table):
     """A table for the terminal: its title, columns of equal width, its notes."""
-    cells = pd.DataFrame(table.rows, columns=table.header).iloc[:, 2:].to_string(index=False)
-    return "\n\n".join(filter(None, [table.title, table.warning, cells, *table.notes]))
+    cells = pd.DataFrame(table.rows, columns=table.header)
+    cells = cells.drop(columns=["Data", "Network"] if cells["Network"].nunique() == 1 else [])
+    parts = [table.title, table.warning, cells.to_string(index=False), table.method, *table.notes]
+    return "\n\n".join(filter(None, parts))
