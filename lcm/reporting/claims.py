@@ -83,6 +83,15 @@ class Claim(NamedTuple):
     cost: dict | None = None
     limits: dict | None = None
 
+    @property
+    def against_it(self):
+        """The statements that the paper's own numbers do not bear out."""
+        return [s for s in self.statements if not s.least < s.paper < s.most]
+
+    @property
+    def contradicts_itself(self):
+        return self.holds_if == "every" and bool(self.against_it)
+
 
 class Judged(NamedTuple):
     """What the runs say about a statement. needed: pairs below which its family decides nothing."""
@@ -200,8 +209,7 @@ def _every(claim, parts):
     against = "; ".join(
         f"Table {s.table}, {NETWORK_TITLE[s.model]}, {DATA_TITLE[s.data]}: "
         f"{s.a} against {s.b} {signed(s.paper)}"
-        for s in claim.statements
-        if not s.least < s.paper < s.most
+        for s in claim.against_it
     )
     paper = f"CONTRADICT it ({against})" if against else f"hold in {len(parts)} of {len(parts)}"
     word = every((part.comparison, part.adjusted_p) for part in parts)

@@ -64,6 +64,12 @@ def read_paper(results):
     return paper.astype({"table": int, "value": float})
 
 
+def top1(paper):
+    """{(data, model, attention): the paper's top-1 accuracy}"""
+    rows = paper[paper["metric"] == "top1"].drop_duplicates(ARM)
+    return rows.set_index(ARM)["value"].to_dict()
+
+
 def read_complexity(results):
     """complexity.csv; without rows where it has not been made."""
     file = Path(results) / "complexity.csv"
@@ -190,8 +196,7 @@ def comparison_table(runs, protocol, results):
                 rows.append(row._replace(adjusted=p_and_needed[0], needed=p_and_needed[1]))
         else:
             rows += others if plan else in_family(others)
-    top1 = read_paper(results).query("metric == 'top1'")
-    printed = top1.drop_duplicates(ARM).set_index(ARM)["value"].to_dict()
+    printed = top1(read_paper(results))
     table = rows_table(rows, selection, protocol, plan, printed)
     warning = f"Not the paper's schedule: runs with {protocol.words}." if protocol.schedule else ""
     return table._replace(
