@@ -117,7 +117,7 @@ def label_arms(runs, by=()):
         several = [
             key
             for key, found in _values(own).items()
-            if key in by or (key.startswith("attention.") and len(found) > 1)
+            if key.startswith("attention.") and (key in by or len(found) > 1)
         ]
         for run in own:
             values = {key: identity(run["config"]).get(key) for key in several}

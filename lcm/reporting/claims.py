@@ -244,8 +244,7 @@ def _cost(claim, complexity):
     """By the exact counts: what an arm `a` adds to arm `b`, in percent, where it adds most."""
     base = complexity[complexity["attention"] == claim.cost["b"]]
     arms = complexity[complexity["attention"].isin(claim.cost["a"])]
-    rows = arms.merge(base, on=["table", "model"])
-    paper = "see Tables 1 to 5"
+    rows, paper = arms.merge(base, on=["table", "model"]), "see Tables 1 to 5"
     if rows.empty:
         advice = "not counted: `python scripts/complexity.py --csv results/complexity.csv`"
         return statistics.NOT_TESTED, paper, advice
