@@ -37,6 +37,10 @@ ENVIRONMENT = {
     "compile": "use of `compile=true`",
 }
 PIXELS = ["seed", "data_fingerprint", "data_cache"]  # what the two runs of a pair have in common
+NO_PAIRS = pd.DataFrame(
+    columns=["seed", "difference", "lost", *(f"{k}_{arm}" for k in ENVIRONMENT for arm in "ab")],
+    dtype=float,
+).assign(attention_a="")
 METHOD = (
     "Test top-1 of the last epoch, mean ± sample standard deviation (number of seeds). Differences "
     "are paired: the same seed has the same initialisation, image order and augmentation in both "
@@ -82,6 +86,8 @@ def paired(a, b):
     a, b: the finished and diverged runs of an arm, several of a seed perhaps: the two that are most
     alike are a pair. A diverged run counts as the worst of its arm; `lost`: see `compare`.
     """
+    if a.empty or b.empty:  # most of the paper's comparisons, so far
+        return NO_PAIRS
     facts = [*PIXELS, "state", "test_top1", "start", "attention", *ENVIRONMENT]
     arms = []
     for arm in (a, b):
@@ -225,7 +231,7 @@ def pair_notes(pairs):
     """
     if not pairs:
         return []
-    pairs = pd.concat(pairs)
+    pairs = pd.concat([found for found in pairs if len(found)] or [NO_PAIRS])
     parts = []
     for key, words in ENVIRONMENT.items():
         differ = pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]

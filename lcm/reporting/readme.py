@@ -33,7 +33,8 @@ def summary(runs, results):
     rows = []
     for protocol in protocols(runs):
         records = comparison_table(runs, protocol, results).records
-        for (data, model), own in records.groupby(["data", "model"], sort=False):
+        groups = records.groupby(["data", "model"], sort=False) if len(records) else ()
+        for (data, model), own in groups:
             found = {r.attention: r for r in own.itertuples() if r.against in (None, "none")}
             names = [DATA_TITLE.get(data, data), NETWORK_TITLE.get(model, model)]
             names += [protocol.schedule_of(data), protocol.precision]

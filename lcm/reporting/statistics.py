@@ -27,6 +27,7 @@ augmentation; within a pair only the attention differs. The methods and their so
   pair is lost by as much as any pair differs.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ def compare(differences, least=0.0, most=math.inf, lost=None):
     if not len(d):
         return Comparison(0, least=least, most=most)
     lost = np.zeros(len(d)) if lost is None else np.asarray(lost, dtype=float)
-    low, high = bca_interval(d) if len(d) > 2 else (None, None)
+    low, high = _interval(tuple(d.tolist())) if len(d) > 2 else (None, None)
     p = statement_p(d, least, most)
     if lost.any():
         harsh = np.where(lost, lost * np.abs(d).max(), d)
@@ -112,6 +113,11 @@ def statement_p(d, least=0.0, most=math.inf):
     at_least = sign_flip_p(d - least) if side < 1 else 0.0
     at_most = sign_flip_p(d - most) if side > -1 and most < math.inf else 0.0
     return max(at_least, at_most)
+
+
+@functools.cache
+def _interval(differences):
+    return bca_interval(differences)  # several pages show one comparison
 
 
 def bca_interval(differences, level=0.95):
