@@ -35,4 +35,6 @@ def test_the_counts_do_not_say_where_in_a_block(make):
     assert ours.params > lcm.count(plain, 32).params
     for place in PLACES:
         there = lcm.count(placed(plain, place, make), 32)
-        assert (there.params, there.gfloat, there.macs) == (ours.params, ours.gfloat, ours.macs), place
+        assert (there.params, there.gfloat, there.macs) == (ours.params, ours.gfloat, ours.macs), (
+            place
+        )
