@@ -3,10 +3,13 @@
     python scripts/compare.py runs                                     # every run below runs/
     python scripts/compare.py runs data=digits schedule.epochs=30      # those with these settings
     python scripts/compare.py results/metrics data=digits --against se # recorded runs, compared with se
+    python scripts/compare.py runs --by schedule.learning_rate         # a table part for each value
+    python scripts/compare.py runs --by attention.reduction            # an arm for each value
     python scripts/compare.py runs --out comparisons/mine              # also mine.md, .csv, .tex and .svg
 
-Runs of one seed are pairs. Verdicts are corrected for all comparisons of the table. Where runs cannot be compared, a message says
-in which settings they differ (exit code 2).
+Runs of one seed are pairs. Verdicts are corrected for all comparisons of the command. Where runs
+cannot be compared, a message says in which settings they differ (exit code 2). mine.tex has fewer
+columns than mine.md: it fits into a column of a thesis.
 """
 
 import argparse
@@ -15,7 +18,7 @@ from pathlib import Path
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting import figures
-from lcm.reporting.compare import choose, compare_runs, read_folders, terminal
+from lcm.reporting.any_runs import choose, compare_runs, read_folders, terminal
 from lcm.reporting.render import write_tables
 
 
@@ -36,13 +39,20 @@ def main(arguments=None):
         help="compare with this one (default: none)",
     )
     parser.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="rows for each value of this key (several times: of each)",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex and .svg"
     )
     options = parser.parse_intermixed_args(arguments)
     choices = [text for text in options.what if "=" in text]
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
     name = options.out.name if options.out else "comparison"
-    table, figure = compare_runs(choose(runs, choices), options.against, name)
+    table, figure = compare_runs(choose(runs, choices), options.against, name, options.by)
     print(terminal(table))
     for line in left_out:
         print(f"left out: {line}")

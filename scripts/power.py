@@ -1,4 +1,6 @@
-"""Measure by simulation how often the verdicts are wrong and what they can see; writes results/power.md (minutes).
+"""Measure by simulation how often verdicts are wrong and what they can see (a minute or two).
+
+Writes results/power.md, and results/power.csv: the seeds that give each claim a chance.
 
 python scripts/power.py
 """
@@ -8,7 +10,9 @@ from pathlib import Path
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
-from lcm.reporting.power import power_page
+from lcm.reporting.claims import read_claims
+from lcm.reporting.power import chances, power_page
+from lcm.reporting.tables import read_paper, top1
 
 
 @exit_on_user_error
@@ -22,8 +26,13 @@ def main(arguments=None):
         "--results", default="results", help="folder of the results (default: results)"
     )
     options = parser.parse_args(arguments)
-    write(Path(options.results) / "power.md", power_page())
-    print(f"{options.results}/power.md written")
+    results = Path(options.results)
+    paper = read_paper(results)
+    claims, accuracies = read_claims(results / "claims.yaml", paper), top1(paper)
+    rows = chances(claims, accuracies)
+    write(results / "power.csv", rows.to_csv(index=False, lineterminator="\n"))
+    write(results / "power.md", power_page(claims, accuracies, rows))
+    print(f"{results}/power.md and power.csv written; python scripts/tables.py shows them")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from lcm.errors import UserError, exit_on_user_error
-from lcm.reporting.records import Damaged, read_record, read_run
+from lcm.reporting.records import DamagedRecord, read_record, read_run
 from lcm.runs.repeat import (
     arguments,
     compared,
@@ -39,7 +39,7 @@ def read(path):
         )
     try:
         run, epochs = read_run(path) if path.is_dir() else read_record(path)
-    except Damaged as error:
+    except DamagedRecord as error:
         raise UserError(f"{path}: {error}") from error
     if run["state"] != "finished":
         raise UserError(f"{path}: the run is {run['state']}; only a finished one can be compared")

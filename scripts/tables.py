@@ -14,13 +14,13 @@ from pathlib import Path
 
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
-from lcm.reporting.claims import claims_page, read_claims
+from lcm.reporting.claims import claims_page, read_chances, read_claims
 from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, protocols
 from lcm.reporting.readme import fill_readme, readme_blocks
 from lcm.reporting.render import write_tables
 from lcm.reporting.runs import read_runs
 from lcm.reporting.speed import benchmark_page, read_benchmark
-from lcm.reporting.tables import build, read_complexity
+from lcm.reporting.tables import build, read_complexity, read_paper
 
 
 def write_protocol(runs, protocol, results):
@@ -33,8 +33,9 @@ def write_protocol(runs, protocol, results):
         raise UserError(f"no finished run without deviations has {protocol.words}: {advice}")
     write_tables(tables, results)
     if protocol.schedule is None:
-        claims, file = read_claims(results / "claims.yaml"), results / f"claims{protocol.suffix}.md"
-        write(file, claims_page(claims, runs, protocol, read_complexity(results)))
+        claims = read_claims(results / "claims.yaml", read_paper(results))
+        file, complexity = results / f"claims{protocol.suffix}.md", read_complexity(results)
+        write(file, claims_page(claims, runs, protocol, complexity, read_chances(results)))
         print(f"{file}: {len(claims)} claims")
     for table in tables:
         print(

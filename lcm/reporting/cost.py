@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from lcm.reporting.protocol import paper_epochs
+from lcm.reporting.protocol import ARM, paper_epochs
 from lcm.reporting.render import DASH, pipes, plural
-from lcm.reporting.tables import ARM, read_complexity, read_paper
+from lcm.reporting.tables import read_complexity, read_paper
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10, CIFAR-100 and mini-ImageNet alike
 EVALUATION = 1 / 3  # an image costs a forward pass in evaluation, and about three in training

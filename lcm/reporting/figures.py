@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from lcm.config import compose
 from lcm.reporting.protocol import in_order
-from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, UNTESTABLE, VERDICTS
+from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED, VERDICTS
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, for the paper's modules; then others for further modules.
 COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -25,7 +25,7 @@ VERDICT_COLOURS = {
     SUPPORTED: "#1a7f37",
     CONTRADICTED: "#cf222e",
     INCONCLUSIVE: "#0550ae",
-    UNTESTABLE: "#9a9a9a",
+    NOT_TESTED: "#9a9a9a",
 }
 MARKERS = "osD^vP*Xh"
 STYLE = {
@@ -67,7 +67,7 @@ def colours(attentions):
 
 @matplotlib.rc_context(STYLE)
 def learning_curves(arms, title):
-    """Test accuracy over the epochs, mean and range over the seeds; the upper axes show all epochs, the lower the last quarter.
+    """Test accuracy over the epochs, mean and range over the seeds; below, the last quarter.
 
     arms: {attention: [test accuracy of each epoch, for each run]}, all of one length.
     """
@@ -76,33 +76,31 @@ def learning_curves(arms, title):
     limits, palette = [], colours(arms)
     for attention, runs in arms.items():
         curves = np.array(runs)  # (seeds, epochs)
-        mean, low, high, count = (
-            curves.mean(axis=0),
-            curves.min(axis=0),
-            curves.max(axis=0),
-            curves.shape[1],
-        )
+        mean, low, high = curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0)
+        count = curves.shape[1]
         style = {
             "color": palette[attention],
             "linewidth": 1.2,
             "linestyle": "--" if attention == "lcm1" else "-",
         }
-        last = max(0, count * 3 // 4 - 1)
+        last = count - max(2, count // 4) if count > 2 else 0
+        every = max(1, count // 50)
         for axis, first in ((whole, 0), (end, last)):
             # about fifty points are all that a curve of this width can show
-            shown = np.unique(
-                np.append(np.arange(first, count, max(1, (count - first) // 50)), count - 1)
-            )
+            step = every if axis is whole else 1
+            shown = np.unique(np.append(np.arange(first, count, step), count - 1))
             axis.plot(shown + 1, mean[shown], label=f"{attention} ({len(runs)})", **style)
             if len(runs) > 1:
                 band = {"color": palette[attention], "alpha": 0.1, "linewidth": 0}
                 axis.fill_between(shown + 1, low[shown], high[shown], **band)
-        limits += [low[last:].min(), high[last:].max()]
-    if limits and min(limits) < max(limits):
+        limits += [np.nanmin(low[last:], initial=np.inf), np.nanmax(high[last:], initial=-np.inf)]
+    if limits and np.isfinite(limits).all() and min(limits) < max(limits):
         margin = 0.05 * (max(limits) - min(limits))
         end.set_ylim(min(limits) - margin, max(limits) + margin)
     figure.suptitle(title, fontsize=10)
-    end.set_title("the last quarter")
+    if limits and every > 1:
+        whole.set_title(f"every {every}th epoch, and the last")
+    end.set_title(f"epochs {last + 1} to {count}" if limits else "")
     end.set_xlabel("epoch")
     for axis in (whole, end):
         axis.set_ylabel("test top-1 (%)")

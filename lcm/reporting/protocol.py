@@ -7,6 +7,8 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from lcm.config import compose
 from lcm.errors import UserError
 
@@ -32,6 +34,7 @@ NETWORK_TITLE = {
     "resnet50": "ResNet-50",
     "resnext50": "ResNeXt-50 32x4d",
 }
+ARM = ["data", "model", "attention"]
 METRIC_TITLE = {"top1": "top-1", "top5": "top-5"}
 ATTENTIONS = (
     "none",
@@ -153,8 +156,35 @@ def protocols(runs):
     ]
 
 
+class Plan(NamedTuple):
+    """What was planned for a schedule before its first run: results/plans/NAME.yaml.
+
+    families: of (a, b) pairs of arms, each corrected alone, for each data set. settings: columns of
+    runs.csv and their values.
+    """
+
+    name: str
+    model: str
+    data: list
+    seeds: list
+    settings: dict
+    families: list
+
+
+def read_plan(results, protocol):
+    """The Plan of a protocol's schedule; None where there is none."""
+    for file in sorted(Path(results, "plans").glob("*.yaml")):
+        facts = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if facts["schedule"] == protocol.schedule:
+            families = [[(pair["a"], pair["b"]) for pair in found] for found in facts["families"]]
+            own = {key: facts[key] for key in ("model", "data", "seeds", "settings")}
+            return Plan(file.stem, families=families, **own)
+    return None
+
+
 class Selection(NamedTuple):
-    """DataFrames: the finished runs of a protocol, one per seed, in the order of the tables, and those left out."""
+    """DataFrames: the finished runs of a protocol, one per seed, in the order of the tables; the
+    failed ones; further runs of the same seeds."""
 
     runs: object
     failed: object
@@ -162,30 +192,48 @@ class Selection(NamedTuple):
 
     def arms(self):
         """{(data, model, attention): DataFrame}, by data set, then in the paper's order."""
-        return dict(list(self.runs.groupby(["data", "model", "attention"], sort=False)))
+        return dict(list(self.runs.groupby(ARM, sort=False)))
+
+    def tried(self):
+        """{(data, model, attention): DataFrame} of all runs that a pair may take: several of a seed
+        perhaps, and those whose loss "stopped being a finite number". Another failure says nothing
+        about the arm."""
+        import pandas as pd  # train.py and status.py read this file without it
+
+        diverged = self.failed[self.failed["message"].str.contains("finite")]
+        parts = [part for part in (self.runs, self.duplicates, diverged) if len(part)]
+        return dict(list(pd.concat(parts).groupby(ARM, sort=False))) if parts else {}
 
     def groups(self):
         """{(data, model): DataFrame}, in the same order."""
         return dict(list(self.runs.groupby(["data", "model"], sort=False)))
 
 
-def select(runs, protocol):
-    """The runs that a protocol takes; of two runs of one seed (compiled or not, say) the plain one, then the earlier one."""
-    return one_a_seed(runs[protocol.takes(runs)])
+def select(runs, protocol, plan=None):
+    """The runs that a protocol takes; of two runs of one seed (compiled or not, say) the plain one,
+    then the earlier one. Of what was planned, those of the plan alone."""
+    runs = runs[protocol.takes(runs)]
+    if plan:
+        planned = (runs["model"] == plan.model) & runs["data"].isin(plan.data)
+        as_planned = runs["seed"].isin(plan.seeds)
+        for key, value in plan.settings.items():
+            as_planned &= (runs[key] == value).fillna(False)
+        runs = runs[~planned | as_planned]
+    return one_a_seed(runs)
 
 
 def one_a_seed(runs):
     """The Selection among runs of one protocol."""
-    runs = runs.assign(compile=runs["compile"].fillna(False)).sort_values(
-        ["compile", "start", "run"]
-    )
+    plain_first = ["compile", "start", "run"]
+    runs = runs.assign(compile=runs["compile"].fillna(False)).sort_values(plain_first)
     failed = runs["state"] == "failed"
-    duplicate = runs[~failed].duplicated(["data", "model", "attention", "seed"])
+    duplicate = runs[~failed].duplicated([*ARM, "seed"])
     finished = runs[~failed][~duplicate]
-    models, attentions = in_order(finished["model"], NETWORK_TITLE), in_order(finished["attention"])
+    models = in_order(finished["model"], NETWORK_TITLE)
+    attentions = in_order(finished["attention"])
     order = finished.assign(
         model=finished["model"].map(models.index),
         attention=finished["attention"].map(attentions.index),
     )
-    order = order.sort_values(["data", "model", "attention", "seed"]).index
+    order = order.sort_values([*ARM, "seed"]).index
     return Selection(finished.loc[order], runs[failed], runs[~failed][duplicate])

@@ -63,7 +63,7 @@ BEGUN = (
 )  # a run that has begun has at least one of them
 
 
-class Damaged(Exception):
+class DamagedRecord(Exception):
     """A run, or its record, that cannot be trusted; the text says why."""
 
 
@@ -73,9 +73,9 @@ def _parse(text, kind, what):
             text, parse_constant=lambda name: None
         )  # NaN and Infinity are not JSON: read as null
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{what} is not JSON ({error})") from None
+        raise DamagedRecord(f"{what} is not JSON ({error})") from None
     if not isinstance(value, kind):
-        raise Damaged(f"{what} is no JSON {'object' if kind is dict else 'array'}")
+        raise DamagedRecord(f"{what} is no JSON {'object' if kind is dict else 'array'}")
     return value
 
 
@@ -83,16 +83,16 @@ def _text(file):
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise Damaged(f"{file.name} is missing") from None
+        raise DamagedRecord(f"{file.name} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Damaged(f"{file.name} cannot be read ({error})") from None
+        raise DamagedRecord(f"{file.name} cannot be read ({error})") from None
 
 
 def _object(parent, key):
     """The JSON object `key` of run.json; {} where it is missing or null."""
     value = {} if parent.get(key) is None else parent[key]
     if not isinstance(value, dict):
-        raise Damaged(f"run.json: {key} must be a JSON object")
+        raise DamagedRecord(f"run.json: {key} must be a JSON object")
     return value
 
 
@@ -112,7 +112,7 @@ def _parts(run):
     """The environments that a run was trained in: its own, and those in which it was continued."""
     continued = run.get("continued") or []
     if not isinstance(continued, list) or not all(isinstance(part, dict) for part in continued):
-        raise Damaged("run.json: continued must be a JSON array of objects")
+        raise DamagedRecord("run.json: continued must be a JSON array of objects")
     return [run, *continued]
 
 
@@ -124,7 +124,7 @@ def _in_turn(values):
 
 
 def row(run):
-    """A run.json as a row of runs.csv: {column: value}, None for what it does not say. Raises Damaged."""
+    """A run.json as a row of runs.csv: {column: value}, None for what it does not say. Raises DamagedRecord."""
     result, data, parts = (
         _object(run, "result"),
         _object(_object(run, "config"), "data"),
@@ -156,56 +156,60 @@ def row(run):
 
 
 def check(run, epochs):
-    """Raise Damaged unless a finished or failed run and its epochs are complete and agree with each other."""
+    """Raise DamagedRecord unless a finished or failed run and its epochs are complete and agree with each other."""
     facts, finished = row(run), run.get("state") == "finished"
     for key, dtype in (COLUMNS | OPTIONAL).items():
         needed = key in REQUIRED or (finished and key in RESULT)
         if needed if facts[key] is None else not _fits(facts[key], dtype):
             name = f"result.{key}" if key in RESULT else key
-            raise Damaged(
+            raise DamagedRecord(
                 f"run.json: {name} is {json.dumps(facts[key])[:80]}, not {dtype.lower().rstrip('64')}"
             )
     for key in NAMES:
         if not NAME.fullmatch(facts[key]):
-            raise Damaged(f"run.json: {key} is {json.dumps(facts[key])[:80]}, which is not a name")
+            raise DamagedRecord(
+                f"run.json: {key} is {json.dumps(facts[key])[:80]}, which is not a name"
+            )
     if facts["state"] not in RECORDED or not re.fullmatch("[0-9a-f]{64}", facts["config_hash"]):
-        raise Damaged("run.json: state or config_hash is not what train.py writes")
+        raise DamagedRecord("run.json: state or config_hash is not what train.py writes")
     name = f"{facts['data']}/{facts['model']}/{facts['attention']}/seed{facts['seed']}-{facts['config_hash'][:8]}"
     if facts["run"] != name:
-        raise Damaged(f"run.json: the run is called {facts['run']}, but its own facts say {name}")
+        raise DamagedRecord(
+            f"run.json: the run is called {facts['run']}, but its own facts say {name}"
+        )
     if type(run.get("interruptions", 0)) is not int:
-        raise Damaged("run.json: interruptions must be a whole number")
+        raise DamagedRecord("run.json: interruptions must be a whole number")
     for number, epoch in enumerate(epochs.get("epoch", []), 1):
         if epoch != number:
-            raise Damaged(f"metrics.jsonl: line {number} is epoch {json.dumps(epoch)[:80]}")
+            raise DamagedRecord(f"metrics.jsonl: line {number} is epoch {json.dumps(epoch)[:80]}")
     if not all(
         value is None or _is_number(value) for values in epochs.values() for value in values
     ):
-        raise Damaged("metrics.jsonl: a value is not a number")
+        raise DamagedRecord("metrics.jsonl: a value is not a number")
     if finished:
         _check_result(run, facts, epochs)
 
 
 def _check_result(run, facts, epochs):
-    """Raise Damaged unless a finished run has all its epochs, and the last of them is its result."""
+    """Raise DamagedRecord unless a finished run has all its epochs, and the last of them is its result."""
     for key in ("test_top1", "test_top5", "train_top1", "best_test_top1"):
         if not 0 <= facts[key] <= 100:
-            raise Damaged(f"run.json: result.{key} is {facts[key]}, not a percentage")
+            raise DamagedRecord(f"run.json: result.{key} is {facts[key]}, not a percentage")
     count = len(epochs.get("epoch", []))
     if count != facts["epochs"] or run["result"].get("epoch") != count or not count:
-        raise Damaged(
+        raise DamagedRecord(
             f"metrics.jsonl: {count} epochs of {facts['epochs']}, though the run is finished"
         )
     for key in LAST_EPOCH:
         last = epochs.get(key, [None])[-1]
         if last != facts[key]:
-            raise Damaged(
+            raise DamagedRecord(
                 f"run.json says {key} {facts[key]}, the last line of metrics.jsonl {last}"
             )
 
 
 def read_run(directory):
-    """(run, epochs) of a run directory; no epochs where the run has not ended. Raises Damaged."""
+    """(run, epochs) of a run directory; no epochs where the run has not ended. Raises DamagedRecord."""
     directory = Path(directory)
     run, lines = _parse(_text(directory / "run.json"), dict, "run.json"), []
     if run.get("state") in ("running", "stopped"):
@@ -255,7 +259,7 @@ def record_name(run):
 
 
 def read_record(file):
-    """(run, epochs) of a record, as `read_run` gives them. Raises Damaged."""
+    """(run, epochs) of a record, as `read_run` gives them. Raises DamagedRecord."""
     file = Path(file)
     first, *lines = _text(file).splitlines() or [""]
     head = _parse(first, dict, "line 1")
@@ -265,15 +269,15 @@ def read_record(file):
         or not isinstance(columns, list)
         or not all(isinstance(key, str) for key in columns)
     ):
-        raise Damaged("line 1 has not the form {run, columns}")
+        raise DamagedRecord("line 1 has not the form {run, columns}")
     rows = [_parse(line, list, f"epoch {number}") for number, line in enumerate(lines, 1)]
     for number, values in enumerate(rows, 1):
         if len(values) != len(columns):
-            raise Damaged(f"epoch {number} has {len(values)} values, not {len(columns)}")
+            raise DamagedRecord(f"epoch {number} has {len(values)} values, not {len(columns)}")
     epochs = {column: [values[index] for values in rows] for index, column in enumerate(columns)}
     check(run, epochs)
     if file.name != record_name(run["run"]):
-        raise Damaged(f"is the record of {run['run']}")
+        raise DamagedRecord(f"is the record of {run['run']}")
     return run, epochs
 
 
@@ -283,6 +287,6 @@ def read_records(folder):
     for file in sorted(Path(folder).glob("*.jsonl")):
         try:
             found.append(read_record(file))
-        except Damaged as error:
+        except DamagedRecord as error:
             damaged.append(f"{file}: {error}")
     return found, damaged

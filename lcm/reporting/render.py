@@ -25,6 +25,8 @@ class Table(NamedTuple):
     missing: tuple = ()  # the commands that fill its dashes
     warning: str = ""
     labels: int = 1
+    method: str = ""  # how its numbers are made: the same for many tables, unlike `notes`
+    narrow: tuple = ()  # the columns of its LaTeX table, where these are fewer
 
     @property
     def filled(self):
@@ -70,18 +72,20 @@ def mean_and_deviation(values):
     ) > 1 else None
 
 
-def accuracy(values):
-    """`92.31 ± 0.12 (6)`: mean, standard deviation (a dash for one seed), number of seeds; a dash for none."""
-    mean, deviation = mean_and_deviation(values)
-    return DASH if mean is None else f"{rounded(mean, 2)} ± {rounded(deviation, 2)} ({len(values)})"
+def accuracy(values, tried=0):
+    """`92.31 ± 0.12 (6)`: mean, standard deviation (a dash for one seed), number of seeds.
+
+    `(8 of 10)` where of `tried` seeds some diverged; a dash for none.
+    """
+    return reached(*mean_and_deviation(values), len(values), tried)
 
 
-def accuracy_in_words(values):
-    """`92.31 ± 0.12 over 6 seeds`, `92.31 with one seed`: `accuracy` for a sentence; needs one value at least."""
-    mean, deviation = mean_and_deviation(values)
-    if deviation is None:
-        return f"{rounded(mean, 2)} with one seed"
-    return f"{rounded(mean, 2)} ± {rounded(deviation, 2)} over {len(values)} seeds"
+def reached(mean, deviation, n, tried):
+    """`accuracy` from its parts."""
+    count = f"{n} of {tried}" if tried > n else str(n)
+    if not n:
+        return f"{DASH} ({count})" if tried else DASH
+    return f"{rounded(mean, 2)} ± {rounded(deviation, 2)} ({count})"
 
 
 def interval(comparison):
@@ -130,7 +134,8 @@ def markdown_rows(table):
 def markdown(table):
     """The text of TABLE.md."""
     warning = [f"> **{table.warning}**"] if table.warning else []
-    parts = [f"# {table.title}", *warning, markdown_rows(table), *map(inert, table.notes)]
+    notes = [*filter(None, [table.method]), *table.notes]
+    parts = [f"# {table.title}", *warning, markdown_rows(table), *map(inert, notes)]
     if table.missing:
         parts += [f"{table.missing_words}:", "\n".join(["```", *table.missing, "```"])]
     return "\n\n".join(parts) + "\n"
@@ -142,15 +147,21 @@ _LATEX = str.maketrans(
 
 
 def latex(table):
-    """A booktabs tabular for \\input, below comments with title, warning and notes."""
-    comments = [
-        " ".join(text.split()) for text in (table.title, table.warning, *table.notes) if text
-    ]
-    columns = "l" * table.labels + "r" * (len(table.header) - table.labels)
+    """A booktabs tabular for \\input, below comments with title, warning and notes.
+
+    Of a table with `narrow` columns these alone, and the other names where they differ: it fits
+    into a column of a thesis. All of it is in the CSV file.
+    """
+    texts = [table.title, table.warning, table.method, *table.notes]
     cells = pd.DataFrame(table.rows, columns=table.header)
+    names = table.header[: table.labels]
+    if table.narrow:
+        names = [name for name in names if name in table.narrow or cells[name].nunique() > 1]
+        cells = cells[names + [key for key in table.header[table.labels :] if key in table.narrow]]
+    columns = "l" * len(names) + "r" * (cells.shape[1] - len(names))
     text = cells.to_latex(index=False, escape=True, column_format=columns).translate(_LATEX)
     text = re.sub(r"(?<=[ \[])[+-]\d[\d.]*", r"$\g<0>$", text)
-    return "".join(f"% {comment}\n" for comment in comments) + text
+    return "".join(f"% {' '.join(line.split())}\n" for line in texts if line) + text
 
 
 def csv_text(table):

@@ -1,6 +1,7 @@
 """results/report.html: one self-contained page made from runs.csv, the records and the paper's numbers alone."""
 
 import base64
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from markupsafe import Markup, escape
 
 from lcm.files import write
 from lcm.reporting import claims, figures
-from lcm.reporting.comparison import measured
+from lcm.reporting.paired import measured
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, protocols, select, title
 from lcm.reporting.records import read_records
 from lcm.reporting.render import DASH, Table
@@ -60,7 +61,8 @@ def cost_pictures(selection, protocol, paper):
         if protocol.schedule is None
         else pd.Series()
     )
-    points = pd.DataFrame(
+    tried = selection.tried()
+    points = [
         {
             "data": data,
             "network": NETWORK_TITLE.get(model, model),
@@ -69,9 +71,11 @@ def cost_pictures(selection, protocol, paper):
             "macs": arm["macs"].iloc[0] / 1e6,
             "paper": printed.get((data, model, attention)),
         }
-        | measured(arm)
+        | measured(arm, tried[data, model, attention]["seed"].nunique())
         for (data, model, attention), arm in selection.arms().items()
-    )
+        if arm[["params", "macs"]].iloc[0].notna().all()  # other people's runs may not say
+    ]
+    points = pd.DataFrame(points)
     costs = {
         "params": "parameters (millions)",
         "macs": "multiply-accumulates of one image (millions)",
@@ -87,7 +91,7 @@ def cost_pictures(selection, protocol, paper):
 def claim_pictures(judged, protocol):
     """The forest plot of each of the paper's tables that has runs."""
     for number in sorted({statement.table for statement in judged}):
-        family = {c: part for c, part in judged.items() if c.table == number and not c.margin}
+        family = {c: part for c, part in judged.items() if c.table == number and c.is_gain}
         if any(part.comparison.n for part in family.values()):
             rows = [
                 (f"{title(c.data, c.model)}: {c.a} - {c.b}", part.comparison, c.paper, part.verdict)
@@ -100,16 +104,21 @@ def claim_pictures(judged, protocol):
 
 
 def forest_rows(records):
-    """The rows of a forest plot from the records of a comparison's table."""
-    for record in records[records["pairs"] > 0].itertuples():
-        facts = {key: getattr(record, key) for key in ("low", "high", "differences")}
-        ours = Comparison(record.pairs, record.difference, **facts)
-        yield (
-            f"{NETWORK_TITLE.get(record.model, record.model)}: {record.attention}",
-            ours,
-            None,
-            record.verdict,
+    """The rows of a forest plot from the records of a table of `paired.rows_table`."""
+    columns, several = list(records), records["against"].dropna().nunique() > 1
+    settings = columns[columns.index("model") + 1 : columns.index("attention")]
+    for record in records[records["pairs"] > 0].to_dict("records"):
+        facts = {key: record[key] for key in ("low", "high", "differences")}
+        ours = Comparison(record["pairs"], record["difference"], **facts)
+        label = " ".join(
+            [
+                f"{NETWORK_TITLE.get(record['model'], record['model'])}:",
+                *(f"{key.rpartition('.')[2]}={record[key]}" for key in settings),
+                record["attention"],
+                *([f"- {record['against']}"] if several else []),
+            ]
         )
+        yield label, ours, record.get("paper"), record["verdict"]
 
 
 def comparison_pictures(table, protocol):
@@ -117,7 +126,12 @@ def comparison_pictures(table, protocol):
     for data, records in table.records.groupby("data"):
         if rows := list(forest_rows(records)):
             name = DATA_TITLE.get(data, data)
-            figure = figures.forest(rows, f"{name}: attention minus none\n{protocol.words}")
+            figure = figures.forest(
+                rows,
+                f"{name}: differences\n{protocol.words}"
+                if any(paper is not None for _, _, paper, _ in rows)
+                else f"{name}: attention minus none\n{protocol.words}",
+            )
             words = f"Each attention minus none on {name}, {protocol.words}: each pair, their mean, 95 % intervals"
             yield Picture(f"against-none{protocol.suffix}-{data}", words, figures.svg(figure))
 
@@ -165,38 +179,35 @@ def _template():
 def make_report(results):
     """(the page as text, its pictures) from a folder of results."""
     results = Path(results)
-    runs, paper, complexity = (
-        read_runs(results / "runs.csv"),
-        read_paper(results),
-        read_complexity(results),
-    )
-    of_the_paper = claims.read_claims(results / "claims.yaml")
+    runs, paper = read_runs(results / "runs.csv"), read_paper(results)
+    of_the_paper = claims.read_claims(results / "claims.yaml", paper)
     records, _ = read_records(results / "metrics")
+    # an epoch without a number, in other people's runs, is a gap in the curve
     curves = {
-        run["run"]: epochs["test_top1"] for run, epochs in records if run["state"] == "finished"
+        run["run"]: [math.nan if value is None else value for value in epochs["test_top1"]]
+        for run, epochs in records
+        if run["state"] == "finished"
     }
-    pictures, tables, judged_claims, short = (
-        {"claims": [], "against": [], "curves": [], "cost": []},
-        [],
-        [],
-        [],
-    )
-    printed = set()  # notes, each once
+    pictures = {"claims": [], "against": [], "curves": [], "cost": []}
+    tables, judged_claims, short = [], [], []
+    printed = set()  # methods, each once; notes are facts about runs and stand below each table
     for protocol in protocols(runs):
         selection = select(runs, protocol)
         for table in build(runs, protocol, results):
-            tables.append((table, [note for note in table.notes if note not in printed]))
-            printed.update(table.notes)
+            method = [] if table.method in printed else [table.method]
+            tables.append((table, method + table.notes))
+            printed.add(table.method)
             if "pairs" in table.records:
                 pictures["against"] += comparison_pictures(table, protocol)
         pictures["curves"] += curve_pictures(selection, protocol, curves)
         pictures["cost"] += cost_pictures(selection, protocol, paper)
         if protocol.schedule is None:
-            judged = claims.judge_statements(of_the_paper, runs, protocol)
+            judged = claims.judge_statements(of_the_paper, selection)
             pictures["claims"] += claim_pictures(judged, protocol)
-            verdicts = claims.judge(of_the_paper, judged, complexity)
+            verdicts = claims.judge(of_the_paper, judged, read_complexity(results))
             short.append(claims.claims_in_short(verdicts))
-            summary = claims.summary_table(verdicts, protocol)
+            chances = claims.read_chances(results)
+            summary = claims.summary_table(verdicts, protocol, chances)
             judged_claims.append((summary, claims.statement_tables(of_the_paper, judged)))
     page = _template().render(
         claims=judged_claims,

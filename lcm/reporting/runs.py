@@ -8,7 +8,7 @@ import pandas as pd
 from lcm.errors import UserError
 from lcm.files import write
 from lcm.reporting import records
-from lcm.reporting.records import COLUMNS, OPTIONAL, Damaged
+from lcm.reporting.records import COLUMNS, OPTIONAL, DamagedRecord
 
 ORDER = ["data", "model", "attention", "schedule", "seed", "run"]
 
@@ -86,7 +86,7 @@ class Summary(NamedTuple):
 def collect(runs, results):
     """Write a record of each finished or failed run below `runs`, then runs.csv from all records; returns a Summary.
 
-    Records of other runs stay. A run found again replaces its record, but a failed one never replaces a finished one. Damaged
+    Records of other runs stay. A run found again replaces its record, but a failed one never replaces a finished one. DamagedRecord
     and unfinished runs are left out and named. Raises UserError where the folder is missing.
     """
     runs, metrics = Path(runs), Path(results) / "metrics"
@@ -98,7 +98,7 @@ def collect(runs, results):
     for directory in records.find_runs(runs):
         try:
             run, epochs = records.read_run(directory)
-        except Damaged as error:
+        except DamagedRecord as error:
             damaged.append(f"{directory}: {error}")
             continue
         if run["state"] not in records.RECORDED:
@@ -120,7 +120,7 @@ def collect(runs, results):
 def _recorded(file):
     try:
         return records.read_record(file)[0]
-    except Damaged:
+    except DamagedRecord:
         return {"state": "damaged"}
 
 

@@ -1,22 +1,34 @@
 """The statistics of paired runs: two arms trained on the same seeds, compared seed by seed.
 
-Arms of one seed share the initialisation of the backbone, the order of the images and their augmentation; within a pair only the
-attention differs. The methods and their sources:
+Arms of one seed share the initialisation of the backbone, the order of the images and their
+augmentation; within a pair only the attention differs. The methods and their sources:
 
-- several paired seeds, the difference with its uncertainty, and the probability that one arm beats the other on a pair:
-  Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks", MLSys 2021.
-- 95 % interval of the mean difference: BCa bootstrap, Efron, "Better Bootstrap Confidence Intervals", JASA 82, 1987.
-  With few pairs it is too narrow (`results/power.md` has its measured coverage), so no verdict rests on it alone.
-- p-value: exact two-sided sign-flip permutation test of the mean, Fisher, "The Design of Experiments", 1935, section 21.
-  It assumes only that differences are symmetric about their mean under the null hypothesis.
-- correction over all comparisons of one table, those without runs too: Holm, "A Simple Sequentially Rejective Multiple Test
-  Procedure", Scand. J. Statist. 6, 1979; valid whatever the dependence between comparisons that share an arm.
-- a claim that needs each of several comparisons: its `supported` is an intersection-union test and needs no further correction
-  (Berger, "Multiparameter Hypothesis Testing and Acceptance Sampling", Technometrics 24, 1982);
-  `contradicted` needs only one of them, so those p-values are corrected over the claim's own comparisons (Holm again).
+- several paired seeds, the difference with its uncertainty, and the probability that one arm beats
+  the other on a pair: Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks",
+  MLSys 2021.
+- 95 % interval of the mean difference: BCa bootstrap, Efron, "Better Bootstrap Confidence
+  Intervals", JASA 82, 1987. With few pairs it is too narrow (`results/power.md` has its measured
+  coverage), so no verdict rests on it alone.
+- p-value: two-sided sign-flip permutation test of the mean, Fisher, "The Design of Experiments",
+  1935, section 21; exact up to 20 pairs. It assumes only that differences are symmetric about their
+  mean under the null hypothesis.
+- what the runs exclude: that test inverted, Hartigan, "Using Subsample Values as Typical Values",
+  JASA 64, 1969.
+- "almost the same": two one-sided tests, Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987, each at
+  2.5 %, the level of every other verdict in its direction.
+- correction over a planned family, comparisons without runs included: Holm, "A Simple Sequentially
+  Rejective Multiple Test Procedure", Scand. J. Statist. 6, 1979; valid whatever the dependence
+  between comparisons that share an arm.
+- a claim that needs each of several comparisons: its `supported` is an intersection-union test and
+  needs no further correction (Berger, "Multiparameter Hypothesis Testing and Acceptance Sampling",
+  Technometrics 24, 1982); `contradicted` needs only one of them, so those p-values are corrected
+  over the claim's own comparisons (Holm again).
+- a run that diverged counts as the worst of its arm, and a verdict has to hold as well where its
+  pair is lost by as much as any pair differs.
 """
 
-import bisect
+import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,21 +39,19 @@ MINIMUM_PAIRS = 6  # 2 / 2**5 = 0.0625: no exact two-sided test of fewer pairs c
 ENUMERATED = 20  # pairs up to which all 2**n sign flips are enumerated
 RESAMPLES = 9999
 
-SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = (
-    "supported",
-    "contradicted",
-    "inconclusive",
-    "untestable",
-)
-VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+NOT_TESTED = "not tested yet"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED)
 
 
 class Comparison(NamedTuple):
-    """A minus B over n pairs; `differences` are the pairs' own, in the order given.
+    """A minus B over n pairs, and the statement about it: `least` < A - B < `most` (points).
 
-    `deviation` is the sample standard deviation of the differences, `low` and `high` the ends of the 95 % interval of their
-    mean, `p` the two-sided p-value, `wins` the share of pairs in which A is above B (a tie counts half). None where the pairs
-    do not define it: everything without pairs, the deviation below two, the interval below three.
+    `differences` are the pairs' own, in the order given, `deviation` their sample standard
+    deviation, `low` and `high` the ends of the 95 % interval of their mean, `p` the two-sided
+    p-value, `wins` the share of pairs in which A is above B (a tie counts half, a diverged run
+    loses), `diverged` the number of pairs with a diverged run. None where the pairs do not define
+    it: everything without pairs, the deviation below two, the interval below three.
     """
 
     n: int
@@ -52,26 +62,62 @@ class Comparison(NamedTuple):
     p: float | None = None
     wins: float | None = None
     differences: tuple = ()
+    least: float = 0.0
+    most: float = math.inf
+    diverged: int = 0
 
 
-def compare(differences, null=0.0):
-    """Compare two arms by their paired differences; the p-value is that of a mean difference of `null`."""
+def compare(differences, least=0.0, most=math.inf, lost=None):
+    """Compare two arms by their paired differences, with the statement `least` < A - B < `most`.
+
+    lost: for each pair -1 where A diverged, +1 where B did, 0 where neither or both did.
+    """
     d = np.asarray(differences, dtype=float)
     if d.ndim != 1 or not np.isfinite(d).all():
         raise ValueError(f"differences must be a list of finite numbers, not {differences}")
     if not len(d):
-        return Comparison(0)
-    low, high = bca_interval(d) if len(d) > 2 else (None, None)
+        return Comparison(0, least=least, most=most)
+    lost = np.zeros(len(d)) if lost is None else np.asarray(lost, dtype=float)
+    low, high = _interval(tuple(d.tolist())) if len(d) > 2 else (None, None)
+    p = statement_p(d, least, most)
+    if lost.any():
+        harsh = np.where(lost, lost * np.abs(d).max(), d)
+        same_side = _side(harsh, least, most) == _side(d, least, most)
+        p = max(p, statement_p(harsh, least, most)) if same_side else 1.0
+    wins = np.where(lost, lost > 0, (d > 0) + (d == 0) / 2)
     return Comparison(
         n=len(d),
         mean=float(d.mean()),
         deviation=float(d.std(ddof=1)) if len(d) > 1 else None,
         low=low,
         high=high,
-        p=sign_flip_p(d - null),
-        wins=float(((d > 0) + (d == 0) / 2).mean()),
+        p=p,
+        wins=float(wins.mean()),
         differences=tuple(d.tolist()),
+        least=least,
+        most=most,
+        diverged=int(np.count_nonzero(lost)),
     )
+
+
+def _side(d, least, most):
+    return (d.mean() >= most) - int(d.mean() <= least)
+
+
+def statement_p(d, least=0.0, most=math.inf):
+    """The p-value for or against a mean difference between `least` and `most`.
+
+    Inside, the larger p-value of the two bounds; outside, that of the bound that was crossed.
+    """
+    side = _side(d, least, most)
+    at_least = sign_flip_p(d - least) if side < 1 else 0.0
+    at_most = sign_flip_p(d - most) if side > -1 and most < math.inf else 0.0
+    return max(at_least, at_most)
+
+
+@functools.cache
+def _interval(differences):
+    return bca_interval(differences)  # several pages show one comparison
 
 
 def bca_interval(differences, level=0.95):
@@ -117,38 +163,76 @@ def holm(p_values):
     return adjusted
 
 
-def verdict(comparison, adjusted_p, null=0.0):
-    """The verdict on the statement `A - B > null`.
+def verdict(comparison, adjusted_p):
+    """The verdict on a comparison's statement; `adjusted_p` is None where it is not to be tested.
 
-    untestable: fewer than 6 pairs. supported: the interval lies above `null` and the adjusted p-value is at most 0.05.
-    contradicted: the same below `null`. inconclusive: everything else.
+    not tested yet: fewer than 6 pairs. supported: the interval lies where the statement says and
+    the adjusted p-value is at most 0.05. contradicted: the same outside. inconclusive: all else.
     """
-    if comparison.n < MINIMUM_PAIRS:
-        return UNTESTABLE
-    if adjusted_p <= ALPHA and comparison.low > null:
+    if comparison.n < MINIMUM_PAIRS or adjusted_p is None:
+        return NOT_TESTED
+    low, high, least, most = comparison.low, comparison.high, comparison.least, comparison.most
+    if adjusted_p <= ALPHA and least < low and high < most:
         return SUPPORTED
-    if adjusted_p <= ALPHA and comparison.high < null:
+    if adjusted_p <= ALPHA and (high < least or low > most):
         return CONTRADICTED
     return INCONCLUSIVE
 
 
 def every(parts):
-    """The verdict on a statement that holds only where each of its parts holds.
+    """The verdict on a claim that holds only where each of its parts holds.
 
-    `parts`: (Comparison, its p-value adjusted over its table, null) of each. The worst verdict of the parts, but contradicted only
-    where a part stays contradicted with its p-value adjusted over these parts alone.
+    `parts`: (Comparison, its p-value adjusted over its table) of each. The worst verdict of the
+    parts, but contradicted only where a part stays so with its p-value adjusted over these alone.
     """
     parts = list(parts)
     words = [verdict(*part) for part in parts]
-    own = holm([comparison.p for comparison, _, _ in parts])
+    own = holm([comparison.p for comparison, _ in parts])
     if any(
-        word == CONTRADICTED and verdict(comparison, p, null) == CONTRADICTED
-        for word, (comparison, _, null), p in zip(words, parts, own, strict=True)
+        word == CONTRADICTED and verdict(comparison, p) == CONTRADICTED
+        for word, (comparison, _), p in zip(words, parts, own, strict=True)
     ):
         return CONTRADICTED
-    if UNTESTABLE in words or not words:
-        return UNTESTABLE
+    if NOT_TESTED in words or not words:
+        return NOT_TESTED
     return SUPPORTED if set(words) == {SUPPORTED} else INCONCLUSIVE
+
+
+def not_excluded(differences, level=1 - ALPHA):
+    """(largest loss, largest gain) of A over B that the sign-flip test does not reject at `level`.
+
+    Hartigan 1969: a mean difference m is rejected from below where at most alpha 2**(n - 1) - 1 of
+    the 2**n - 1 means of subsets are at most m; above 20 pairs of 9,999 random subsets. (None,
+    None) where the pairs are too few to reject anything.
+    """
+    d = np.asarray(differences, dtype=float)
+    if len(d) > ENUMERATED:
+        chosen = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(d)))
+        chosen = chosen[chosen.any(axis=1)]
+        means = chosen @ d / chosen.sum(axis=1)
+    else:
+        sums, sizes = np.zeros(1), np.zeros(1)
+        for value in d:
+            sums = np.concatenate([sums, sums + value])
+            sizes = np.concatenate([sizes, sizes + 1])
+        means = sums[1:] / sizes[1:]
+    rank = int((1 - level) * (len(means) + 1) / 2 + 1e-9)
+    if not rank:
+        return None, None
+    means = np.sort(means)
+    return float(means[rank - 1]), float(means[-rank])
+
+
+def prediction_interval(comparison, level=1 - ALPHA):
+    """(low, high) for the difference of one more pair: mean -+ t s sqrt(1 + 1/n), normal pairs.
+
+    A single number of somebody else's belongs beside this, not beside the interval of the mean.
+    """
+    n, mean, deviation = comparison.n, comparison.mean, comparison.deviation
+    if deviation is None:
+        return None, None
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation * math.sqrt(1 + 1 / n)
+    return mean - half, mean + half
 
 
 def pairs_to_reach(comparisons=1):
@@ -157,25 +241,3 @@ def pairs_to_reach(comparisons=1):
     while 2 / 2**n * comparisons > ALPHA:
         n += 1
     return n
-
-
-def seeds_needed(difference, deviation, comparisons=1, power=0.8):
-    """How many pairs show a mean `difference` with probability `power`, given the deviation of the paired differences.
-
-    By the paired t-test's power (noncentral t; Cohen, "Statistical Power Analysis", 1988, chapter 2) at the level that the
-    first of `comparisons` must reach, and never fewer than an exact test needs at all. None for no difference, for an
-    unknown deviation, and where 10,000 pairs are too few.
-    """
-    if deviation is None or not difference:
-        return None
-    floor = pairs_to_reach(comparisons)
-    if deviation == 0:
-        return floor
-
-    def reached(n):
-        critical = stats.t.ppf(1 - ALPHA / comparisons / 2, n - 1)
-        return stats.nct.sf(critical, n - 1, abs(difference) / deviation * n**0.5)
-
-    candidates = range(floor, 10_001)
-    position = bisect.bisect_left(candidates, power, key=reached)  # power grows with n
-    return candidates[position] if position < len(candidates) else None

@@ -113,7 +113,8 @@ def edit(directory, **changes):
 
 
 def results_of(folder, runs=()):
-    """A folder of results with the given files and the collected `runs`, each the keywords of an `invented_run`."""
+    """A folder of results with the given files, the plans and the collected `runs`, each the keywords
+    of an `invented_run`."""
     results = folder / "results"
     results.mkdir(parents=True)
     for file in (
@@ -122,6 +123,7 @@ def results_of(folder, runs=()):
         STORED / "complexity.csv",
     ):
         shutil.copy(file, results)
+    shutil.copytree(ROOT / "results" / "plans", results / "plans")
     for keywords in runs:
         invented_run(folder / "runs", **keywords)
     if runs:

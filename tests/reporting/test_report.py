@@ -1,6 +1,7 @@
 """The report: one page without any request, the same bytes each time, with every number and every run in it."""
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -10,14 +11,13 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from invented_runs import ROOT, results_of
+from invented_runs import ROOT, edit, results_of
 from matplotlib.collections import PathCollection
 
 from lcm.reporting import figures
-from lcm.reporting.protocol import Protocol, select
-from lcm.reporting.readme import bullets, findings, readme_blocks, summary
+from lcm.reporting.protocol import Protocol
 from lcm.reporting.report import forest_rows, make_report
-from lcm.reporting.runs import read_runs
+from lcm.reporting.runs import collect, read_runs
 from lcm.reporting.tables import comparison_table
 
 
@@ -131,8 +131,9 @@ def test_every_pair_is_in_the_forest(tmp_path):
         for a, found in points.items()
         for s, top1 in enumerate(found)
     ]
-    runs = read_runs(results_of(tmp_path, runs) / "runs.csv")
-    rows = list(forest_rows(comparison_table(select(runs, Protocol()), Protocol()).records))
+    results = results_of(tmp_path, runs)
+    runs = read_runs(results / "runs.csv")
+    rows = list(forest_rows(comparison_table(runs, Protocol(), results).records))
     axis = figures.forest(rows, "").axes[0]
     assert [row[0] for row in rows] == ["ResNet-20: se", "ResNet-20: lcm2"]
     points = [
@@ -186,18 +187,38 @@ def test_without_any_run(tmp_path):
     Requests().feed(page)
 
 
-def test_a_pair_of_runs_of_the_papers_schedule(tmp_path):
-    """One run each of ResNet-20 without attention and with LCM2 on CIFAR-10: the README's sentences follow from the records."""
-    long = {"epochs": 300, "compile": True, "seconds": 5 * 3600, "device": "cpu (X <b>)"}
-    runs = [{"top1": 92.11, "interruptions": 2}, {"attention": "lcm2", "top1": 92.6}]
-    results = results_of(tmp_path, [run | long for run in runs])
-    runs = read_runs(results / "runs.csv")
-    _, accuracies, decisive = bullets(findings(runs, results)).splitlines()
-    assert accuracies == (
-        "* **Accuracy**: baselines (networks without attention) within 0.6 points of the paper's number: ResNet-20 on "
-        "CIFAR-10 (92.11 with one seed, -0.15 from the paper's 92.26). Not run yet: the other 14 baselines. Under the paper's "
-        "schedule 2 runs took 10.0 hours in all, on cpu (X &lt;b>), with 2 interruptions. Nothing can be said about the "
-        "modules: a test needs 6 pairs of runs, and no comparison has more than 1."
-    )
-    assert f"* **Accuracy**: b{readme_blocks(runs, results)['accuracies'][1:]}" == accuracies
-    assert "seed='range(10)'" in decisive and "+0.49 (1 pair) |" in summary(runs, results)
+def test_notes_of_equal_text_are_facts_about_each_table(tmp_path):
+    """One run on CIFAR-10 and one on CIFAR-100, each from a dirty checkout: both tables say so."""
+    both = [{"data": d, "model": "resnet20", "dirty": True} for d in ("cifar10", "cifar100")]
+    own = [{"schedule": "short", "dirty": True}]
+    page, _ = make_report(results_of(tmp_path, both + own))
+    assert (
+        page.count("from a checkout with uncommitted changes") == 4
+    )  # 2 of Table 2, 2 comparisons
+    assert page.count("The paper does not say how many runs") == 1  # a method, not a fact
+
+
+def test_an_epoch_without_a_number_and_a_run_without_counts_end_nothing(tmp_path):
+    runs = [{"attention": a, "epochs": 8, "top1": 92.0} for a in ("none", "lcm2")]
+    results = results_of(tmp_path, runs)
+    for directory in (tmp_path / "runs").rglob("seed*"):
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        first = json.loads(lines[0]) | {"test_top1": None}
+        (directory / "metrics.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
+        edit(directory, params=None, macs=None)
+    collect(tmp_path / "runs", results)
+    _, pictures = make_report(results)
+    assert [p.name for p in pictures] == [
+        "claims-table2", "against-none-cifar10", "curves-cifar10-resnet20",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("epochs, title", [(300, 226), (10, 9), (8, 7), (4, 3), (2, 1)])
+def test_the_lower_curve_is_the_last_quarter_and_says_which(epochs, title):
+    curve = [50 + e / epochs for e in range(epochs)]
+    whole, end = figures.learning_curves({"none": [curve], "se": [curve]}, "").axes
+    assert end.get_title() == f"epochs {title} to {epochs}"
+    assert list(end.lines[0].get_xdata()) == list(range(title, epochs + 1))
+    shown = list(whole.lines[0].get_xdata())
+    assert (shown == list(range(1, epochs + 1))) == (whole.get_title() == "")
+    assert epochs < 300 or (whole.get_title() == "every 6th epoch, and the last" and shown[1] == 7)

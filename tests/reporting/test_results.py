@@ -2,6 +2,7 @@
 regenerated from them, byte for byte. tests/paper/test_complexity.py counts complexity.csv again.
 """
 
+import csv
 import json
 import re
 import runpy
@@ -11,14 +12,21 @@ import matplotlib
 import pytest
 from invented_runs import ROOT
 
+from lcm.reporting.claims import families, judge_statements, read_claims
+from lcm.reporting.cost import cells
+from lcm.reporting.protocol import Protocol, select
 from lcm.reporting.readme import fill_readme, readme_blocks
-from lcm.reporting.records import read_record
+from lcm.reporting.records import read_record, record_name
+from lcm.reporting.render import as_printed
 from lcm.reporting.report import write_report
 from lcm.reporting.runs import read_runs, rebuild
+from lcm.reporting.statistics import MINIMUM_PAIRS, not_excluded, pairs_to_reach
+from lcm.reporting.tables import read_complexity, read_paper
 
 RESULTS = ROOT / "results"
-# measured: cost.csv, benchmark.csv; computed by a command of its own: complexity.csv; the others by hand
-GIVEN = ("paper.csv", "claims.yaml", "complexity.csv", "cost.csv", "benchmark.csv")
+# measured: cost.csv, benchmark.csv; made by commands of their own: complexity.csv, power.csv; the
+# others by hand
+GIVEN = ("paper.csv", "claims.yaml", "complexity.csv", "cost.csv", "power.csv", "benchmark.csv")
 TABLES = re.compile(r"(table[1-5]|comparison|claims|benchmark)[a-z0-9_-]*\.(md|csv|tex)")
 tables = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["main"]
 
@@ -30,7 +38,8 @@ def made(tmp_path_factory):
     folder.mkdir()
     for name in GIVEN:
         shutil.copy(RESULTS / name, folder)
-    shutil.copytree(RESULTS / "metrics", folder / "metrics")
+    for name in ("metrics", "plans"):
+        shutil.copytree(RESULTS / name, folder / name)
     assert not rebuild(folder / "metrics", folder).damaged
     tables(["--all", "--results", str(folder)])
     write_report(folder)
@@ -91,6 +100,159 @@ def test_readme_blocks(file, made):
     assert begun == text.count("<!-- results:end -->") > 0
     filled = fill_readme(text, readme_blocks(read_runs(made / "runs.csv"), made))
     assert filled == text, f"scripts/tables.py --all --readme {file}"
+
+
+RUNS = read_runs(RESULTS / "runs.csv")
+PAPER = read_paper(RESULTS)
+NO_NUMBERS = (
+    r"`[^`]*`", r"LCM[12]", r"ResNets?(-\d+)?", r"DenseNet-\d+", r"ResNeXt-\d+", r"CIFAR-100?",
+    r"Table 2", r"top-\d", r"seed 0",
+)  # fmt: skip
+
+
+def one(found):
+    (value,) = found
+    return value
+
+
+def of_paper(model, attention, data, metric="top1"):
+    names = PAPER[["model", "attention", "data", "metric"]].apply(tuple, axis=1)
+    return one(set(PAPER[names == (model, attention, data, metric)]["value"]))
+
+
+def trained(attention):
+    rows = RUNS[(RUNS["schedule"] == "cifar") & (RUNS["data"] == "cifar10")]
+    return one(rows[rows["attention"] == attention]["test_top1"])
+
+
+def printed_counts():
+    """(how many of the paper's counts equal ours as the paper rounds them, how many there are)."""
+    keys = ["table", "model", "attention"]
+    rows = PAPER.drop_duplicates(["table", "label"]).merge(read_complexity(RESULTS), on=keys)
+    cells = [(row.params / 1e6, row.params_m) for row in rows.itertuples()]
+    cells += [(row.gfloat, row.gflops) for row in rows.itertuples()]
+    return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
+
+
+def digits_differences(attention):
+    """{seed: attention minus none}, from runs.csv alone."""
+    rows = RUNS[RUNS["data"] == "digits"].set_index(["attention", "seed"])["test_top1"]
+    return rows[attention] - rows["none"]
+
+
+def facts():
+    """The phrases of the hand-written sentences, with every number computed anew."""
+    own = RUNS[RUNS["schedule"] == "cifar"]
+    records = [read_record(RESULTS / "metrics" / record_name(run))[0] for run in own["run"]]
+    interruptions = sum(run.get("interruptions", 0) for run in records)
+    equal, printed = printed_counts()
+    base, lcm2 = trained("none"), trained("lcm2")
+    paper_base = of_paper("resnet20", "none", "cifar10")
+    gain = of_paper("resnet20", "lcm2", "cifar10") - paper_base
+    top1 = PAPER[PAPER["metric"] == "top1"]
+    baselines = len(top1[top1["attention"] == "none"].drop_duplicates(["data", "model"]))
+    claims = read_claims(RESULTS / "claims.yaml", PAPER)
+    judged = judge_statements(claims, select(RUNS, Protocol()))
+    pairs = [part.comparison.n for part in judged.values()]
+    assert set(pairs) == {0, 1} and sum(pairs) == 1
+    against = sum(claim.contradicts_itself for claim in claims)
+    rival = of_paper("resnet50", "cbam", "mini_imagenet") - of_paper(
+        "resnet50", "lcm2", "mini_imagenet"
+    )
+    same = of_paper("densenet64", "lcm2", "cifar10")
+    assert same == of_paper("densenet64", "lcm1", "cifar10")
+    below = (of_paper("resnet20", arm, "cifar10") for arm in ("lcm2", "lcm1"))
+    loss, most = not_excluded(digits_differences("lcm2"))
+    assert most == -loss
+    family = len(families(claims)[2])
+    fewest = pairs_to_reach(family)
+    per_seed = len(top1[top1["table"] == 2])
+    number, claim = one((n, c) for n, c in enumerate(claims, 1) if c.id == "resnet-better")
+    chances = one(
+        row for row in csv.DictReader((RESULTS / "power.csv").open()) if row["claim"] == claim.id
+    )
+    digits = RUNS[RUNS["data"] == "digits"].set_index(["attention", "seed"])
+    others = [name for name in digits.index.levels[0] if name != "none"]
+    mixed = {
+        name: sum(
+            digits.loc[(name, s), "torch"] != digits.loc[("none", s), "torch"] for s in range(6)
+        )
+        for name in others
+    }
+    assert {name for name, count in mixed.items() if count} == {"ca", "eca", "simam"}
+    effects = {name: digits_differences(name).mean() for name in others}
+    largest = max(effects, key=lambda name: abs(effects[name]))
+    top5 = [
+        f"{net} ({of_paper(model, 'cbam', 'mini_imagenet', 'top5'):.2f} against "
+        f"{of_paper(model, 'lcm2', 'mini_imagenet', 'top5'):.2f})"
+        for net, model in (("ResNet-50", "resnet50"), ("ResNeXt-50", "resnext50"))
+    ]
+    hours = f"{own['seconds'].sum() / 3600:.1f} hours"
+    return {
+        "README.md": [
+            f"the networks here have {equal} of the paper's {printed} printed counts",
+            f"of the paper's {baselines} baselines (networks without attention) one was run",
+            f"ResNet-20 on CIFAR-10 reached {base:.2f} % with one seed; the paper prints {paper_base:.2f}",
+            f"A comparison needs {MINIMUM_PAIRS} pairs of runs; one has 1 pair, LCM2 "
+            f"{lcm2 - base:.2f} points above none (the paper: {gain:.2f})",
+            f"These {len(own)} runs took {hours} of a CPU",
+            f"its own numbers contradict {against} of its {len(claims)} claims",
+            f"CBAM is {rival:.2f} points above LCM on ResNet-50",
+            f"on DenseNet-64 ({same:.2f} both) and ResNet-20 ({' against '.join(f'{v:.2f}' for v in below)})",
+            f"with {len(digits_differences('lcm2'))} pairs and by a test at 5 % of this one comparison, "
+            f"a gain or a loss by LCM2 of more than {most:.2f} points",
+            f"`python train.py experiment=table2 seed='range({fewest})'`, {fewest * per_seed} runs,",
+            f"(number {number}) would be supported with a chance of 0.5 by {chances['half']} seeds, "
+            f"and of 0.8 by {chances['four_fifths']}",
+        ],
+        "README.md results": [
+            f"Of the {6 * len(others)} pairs on the digits {sum(mixed.values())} differ in torch",
+            f"the {effects[largest]:.2f} points of `{largest}`",
+            f"None of the {len(others)} comparisons is decided",
+        ],
+        "REPRODUCTION.md": [
+            f"Under the paper's schedule {len(own)} of the paper's "
+            f"{len(set().union(*cells(RESULTS).values()))} different runs",
+            f"They took {hours} in all, with {interruptions} interruptions",
+            f"reached {base:.2f} %, {base - paper_base:.2f} points above the paper's {paper_base:.2f}; "
+            f"the other {baselines - 1} baselines",
+            f"LCM2 reached {lcm2:.2f} %, {lcm2 - base:.2f} points above none (the paper: {gain:.2f})",
+            f"a test needs {MINIMUM_PAIRS}, and with the correction for Table 2's {family} comparisons "
+            f"nothing there can be decided with fewer than {fewest}",
+        ],
+        "REPRODUCTION.md top-5": [f"in top-5 it is above LCM on {' and '.join(top5)}"],
+    }
+
+
+PARTS = {  # from where to where the sentences stand
+    "README.md": ("* **Counts**", "```sh"),
+    "README.md results": ("## Results so far", "<!-- results"),
+    "REPRODUCTION.md": ("## What was run, and what was not", "<!-- results"),
+    "REPRODUCTION.md top-5": ("in top-5 it is", '"LC module 2'),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_number_of_a_hand_written_sentence(part):
+    """Each phrase is there with the numbers of runs.csv and the other files, and no other number."""
+    text = (ROOT / part.split()[0]).read_text(encoding="utf-8")
+    begin, end = PARTS[part]
+    start = text.index(begin)
+    text = " ".join(text[start : text.index(end, start + len(begin))].split())
+    for phrase in facts()[part]:
+        assert phrase in text
+        text = text.replace(phrase, "")
+    for name in NO_NUMBERS:
+        text = re.sub(name, "", text)
+    assert not re.findall(r"\d+", text), text
+
+
+def test_the_advice_of_the_readme_can_decide():
+    """B2: the seeds of README's own example are enough for its comparisons."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"attention=(\S+) seed='range\((\d+)\)' schedule.epochs", text)
+    arms, seeds = found[1].split(","), int(found[2])
+    assert seeds == pairs_to_reach(len(arms) - 1)
 
 
 def test_results_readme_names_every_file():

@@ -10,7 +10,7 @@ import pytest
 from invented_runs import ROOT, edit, invented_run, results_of
 
 from lcm.errors import UserError
-from lcm.reporting.protocol import Protocol, select
+from lcm.reporting.protocol import Protocol
 from lcm.reporting.records import BEGUN, COLUMNS, find_runs, read_record, read_run
 from lcm.reporting.report import make_report, runs_table
 from lcm.reporting.runs import collect, read_runs, rebuild
@@ -90,8 +90,10 @@ def test_every_environment_of_a_run_is_in_its_row(tmp_path):
         False,
     )
     runs = read_runs(tmp_path / "results" / "runs.csv")
-    notes = comparison_table(select(runs, Protocol()), Protocol()).notes
-    assert "of 1: 1 in the commit, 1 in the version of torch, 1 in the device." in notes[-1]
+    notes = comparison_table(runs, Protocol(), ROOT / "results").notes
+    assert (
+        "1 in the commit (se); 1 in the version of torch (se); 1 in the device (se)." in notes[-1]
+    )
     assert "aaaaaaaaaa, then bbbbbbbbbb" in str(runs_table(runs).rows)
 
 

@@ -5,25 +5,37 @@ import math
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import stats
 
 from lcm.reporting import statistics
-from lcm.reporting.power import coverage, power_page, simulate, simulated_differences
+from lcm.reporting.claims import read_claims
+from lcm.reporting.power import (
+    chances,
+    claim_shares,
+    coverage,
+    flip_p,
+    holm_rows,
+    power_page,
+    simulate,
+    simulated_differences,
+)
 from lcm.reporting.statistics import (
     CONTRADICTED,
     INCONCLUSIVE,
+    NOT_TESTED,
     SUPPORTED,
-    UNTESTABLE,
     Comparison,
     bca_interval,
     compare,
     every,
     holm,
+    not_excluded,
     pairs_to_reach,
-    seeds_needed,
+    prediction_interval,
     sign_flip_p,
     verdict,
 )
+from lcm.reporting.tables import read_paper, top1
 
 rng = np.random.default_rng(0)
 # with ties and without
@@ -122,7 +134,7 @@ def test_compare():
     assert (c.n, c.wins) == (6, 4.5 / 6) and c.mean == pytest.approx(1.7 / 6)
     assert c.deviation == pytest.approx(np.std([0.5, 0.3, 0.0, 0.4, -0.1, 0.6], ddof=1))
     assert c.low < c.mean < c.high
-    shifted = compare([0.5, 0.3, 0.0, 0.4, -0.1, 0.6], null=-0.1)
+    shifted = compare([0.5, 0.3, 0.0, 0.4, -0.1, 0.6], least=-0.1)
     assert (shifted.mean, shifted.low) == (c.mean, c.low)
     assert shifted.p == sign_flip_p([0.6, 0.4, 0.1, 0.5, 0.0, 0.7])
 
@@ -147,7 +159,7 @@ def test_compare_where_little_is_defined():
 @pytest.mark.parametrize(
     "n, low, high, p, word",
     [
-        (5, 0.4, 0.6, 0.0625, UNTESTABLE),
+        (5, 0.4, 0.6, 0.0625, NOT_TESTED),
         (6, 0.1, 0.6, 0.03125, SUPPORTED),
         (6, 0.1, 0.6, 0.0625, INCONCLUSIVE),
         (8, -0.1, 0.6, 0.04, INCONCLUSIVE),
@@ -155,26 +167,88 @@ def test_compare_where_little_is_defined():
         (8, -0.6, 0.0, 0.04, INCONCLUSIVE),
         (8, 0.1, 0.6, 0.05, SUPPORTED),
         (8, -0.6, -0.1, 0.04, CONTRADICTED),
-        (0, None, None, None, UNTESTABLE),
+        (0, None, None, None, NOT_TESTED),
     ],
 )
 def test_verdict(n, low, high, p, word):
     assert verdict(Comparison(n, low=low, high=high), p) == word
 
 
-def test_verdict_of_not_worse_by_a_margin():
-    d = [-0.05, 0.02, 0.0, -0.03, 0.04, -0.02]
-    at_zero, at_margin = compare(d), compare(d, null=-0.1)
-    assert (
-        verdict(at_zero, at_zero.p) == INCONCLUSIVE
-        and verdict(at_margin, at_margin.p, -0.1) == SUPPORTED
-    )
+def test_almost_the_same_is_two_one_sided_tests():
+    """TOST by hand: each bound's one-sided sign-flip test at 2.5 %, over all 2**8 patterns."""
+    near = [-0.05, 0.02, 0.0, -0.03, 0.04, -0.02, 0.01, 0.03]
+    same = compare(near, least=-0.1, most=0.1)
+
+    def one_sided(d):
+        flips = [np.dot(signs, d) for signs in itertools.product((1, -1), repeat=len(d))]
+        return np.mean(np.array(flips) >= sum(d) - 1e-9)
+
+    lower, upper = one_sided(np.array(near) + 0.1), one_sided(0.1 - np.array(near))
+    assert same.p == pytest.approx(2 * max(lower, upper)) and verdict(same, same.p) == SUPPORTED
+    for shift, word in ((2, CONTRADICTED), (-2, CONTRADICTED), (0.08, INCONCLUSIVE)):
+        moved = compare(np.array(near) + shift, least=-0.1, most=0.1)
+        assert verdict(moved, moved.p) == word, shift
+    gain = compare(near)
+    assert verdict(gain, gain.p) == INCONCLUSIVE
+
+
+def brute_force_range(d, level, grid):
+    """The values of a grid that the two-sided sign-flip test does not reject."""
+    kept = [m for m in grid if sign_flip_p(np.array(d) - m) > 1 - level + 1e-12]
+    return kept[0], kept[-1]
+
+
+@pytest.mark.parametrize("n, level", [(6, 0.95), (8, 0.95), (8, 0.99), (11, 0.95), (11, 0.8)])
+def test_what_is_not_excluded_is_the_test_inverted(n, level):
+    for seed in range(3):
+        d = np.random.default_rng([n, seed]).normal(0.3, 0.4, n).round(2)
+        low, high = not_excluded(d, level)
+        grid = np.arange(d.min() - 0.02, d.max() + 0.02, 0.001)
+        assert (low, high) == pytest.approx(brute_force_range(d, level, grid), abs=0.0011)
+        for outside in (low - 1e-6, high + 1e-6):
+            assert sign_flip_p(d - outside) <= 1 - level < sign_flip_p(d - (low + high) / 2)
+
+
+def test_what_is_not_excluded_at_the_ends():
+    assert not_excluded([0.1] * 5) == (None, None) == not_excluded([0.1, 0.4] * 3, 0.99)
+    assert not_excluded([0.5, 0.2, 0.3, 0.1, 0.6, 0.4]) == (0.1, 0.6)
+    d = np.random.default_rng(3).normal(0.2, 0.5, 24)
+    low, high = not_excluded(d)
+    half = stats.t.ppf(0.975, 23) * d.std(ddof=1) / 24**0.5
+    assert (low, high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.03)
+
+
+def test_prediction_interval_holds_one_more_pair():
+    """By its definition: of many samples of 6, the seventh lies inside in 95 %."""
+    draws = np.random.default_rng(4).normal(0.3, 0.4, (2000, 7))
+    inside = 0
+    for *sample, one_more in draws:
+        low, high = prediction_interval(Comparison(6, np.mean(sample), np.std(sample, ddof=1)))
+        inside += low < one_more < high
+    assert 0.935 < inside / 2000 < 0.965
+    assert prediction_interval(compare([0.3])) == (None, None)
+
+
+def test_a_failure_is_a_loss():
+    """Eight of ten seeds are five points better, two diverged: not `supported` any more."""
+    clean = compare([5.0] * 7 + [4.9] + [5.1] * 2)
+    assert verdict(clean, clean.p) == SUPPORTED
+    failed = compare([5.0] * 7 + [4.9] + [4.9] * 2, lost=[0] * 8 + [-1] * 2)
+    assert (failed.n, failed.diverged, failed.wins) == (10, 2, 0.8)
+    assert failed.p == sign_flip_p([5.0] * 7 + [4.9] + [-5.0] * 2) > 0.05
+    assert verdict(failed, failed.p) == INCONCLUSIVE
+    other = compare([5.0] * 8, lost=[0] * 7 + [1])  # the other arm diverged: a win
+    assert verdict(other, other.p) == SUPPORTED and other.wins == 1
+    most = compare([0.2] * 12, lost=[0] * 2 + [-1] * 10)
+    assert most.p == 1 and verdict(most, most.p) == INCONCLUSIVE
+    both = compare([0.2] * 8, lost=[0] * 8)
+    assert both.p == compare([0.2] * 8).p
 
 
 def part(word, p=1 / 64):
     """A comparison that has the verdict `word` with the p-value `p`."""
     low, high = {SUPPORTED: (0.1, 0.2), CONTRADICTED: (-0.2, -0.1)}.get(word, (-0.1, 0.1))
-    return Comparison(0 if word == UNTESTABLE else 7, low=low, high=high, p=p), p, 0.0
+    return Comparison(0 if word == NOT_TESTED else 7, low=low, high=high, p=p), p
 
 
 @pytest.mark.parametrize(
@@ -182,9 +256,9 @@ def part(word, p=1 / 64):
     [
         ([SUPPORTED, SUPPORTED], SUPPORTED),
         ([SUPPORTED, INCONCLUSIVE], INCONCLUSIVE),
-        ([SUPPORTED, UNTESTABLE, INCONCLUSIVE], UNTESTABLE),
-        ([], UNTESTABLE),
-        ([SUPPORTED, UNTESTABLE, CONTRADICTED], CONTRADICTED),
+        ([SUPPORTED, NOT_TESTED, INCONCLUSIVE], NOT_TESTED),
+        ([], NOT_TESTED),
+        ([SUPPORTED, NOT_TESTED, CONTRADICTED], CONTRADICTED),
         ([CONTRADICTED] + [INCONCLUSIVE] * 3, INCONCLUSIVE),  # one of four at p = 1/64 is 1/16
     ],
 )
@@ -197,7 +271,7 @@ def test_a_claim_of_many_parts_is_not_contradicted_by_chance():
     generator, contradicted = np.random.default_rng(5), 0
     for _ in range(20):
         parts = [compare(generator.normal(0, 0.3, 12)) for _ in range(28)]
-        contradicted += every([(c, c.p, 0.0) for c in parts]) == CONTRADICTED
+        contradicted += every([(c, c.p) for c in parts]) == CONTRADICTED
     assert contradicted <= 2
 
 
@@ -208,41 +282,64 @@ def test_pairs_to_reach():
         assert 2 / 2**n * k <= 0.05 and (n == 6 or 2 / 2 ** (n - 1) * k > 0.05)
 
 
-def power_by_integration(n, difference, deviation, level):
-    """P(t > critical) of the paired t-test: a normal numerator, integrated over the chi-square of the variance."""
-    critical, shift = stats.t.ppf(1 - level / 2, n - 1), difference / deviation * n**0.5
-    density = stats.chi2(n - 1).pdf
-    upper = stats.chi2.ppf(1 - 1e-12, n - 1)
-    return integrate.quad(
-        lambda v: stats.norm.sf(critical * (v / (n - 1)) ** 0.5 - shift) * density(v),
-        0,
-        upper,
-        limit=200,
-    )[0]
+def test_the_simulations_p_values_are_the_verdicts():
+    for pairs in (6, 9, 12):
+        d = np.random.default_rng(pairs).normal(0.2, 0.3, (4, 5, pairs)).round(2)
+        expected = [[sign_flip_p(sample) for sample in row] for row in d]
+        assert flip_p(d) == pytest.approx(np.array(expected), abs=1e-12)
+        assert holm_rows(flip_p(d)) == pytest.approx(np.array([holm(row) for row in expected]))
+    d = np.random.default_rng(0).normal(0.1, 0.3, (3, 25))
+    assert flip_p(d) == pytest.approx([sign_flip_p(sample) for sample in d], abs=0.03)
 
 
-@pytest.mark.parametrize(
-    "difference, deviation, comparisons",
-    [(0.5, 0.5, 1), (0.2, 0.35, 1), (0.3, 0.3, 13), (-0.4, 0.4, 6)],
-)
-def test_seeds_needed_are_the_fewest_with_that_power(difference, deviation, comparisons):
-    n, level = seeds_needed(difference, deviation, comparisons), 0.05 / comparisons
-    powers = [power_by_integration(m, abs(difference), deviation, level) for m in (n - 1, n)]
-    assert powers[0] < 0.8 <= powers[1] and n > pairs_to_reach(comparisons)
-
-
-def test_seeds_needed_at_the_ends():
-    assert seeds_needed(0, 0.3) is None and seeds_needed(0.5, None) is None
-    assert seeds_needed(0.5, 0.0) == 6 and seeds_needed(0.5, 0.0, comparisons=6) == 8
-    assert seeds_needed(0.001, 0.5) is None
-
-
-def test_false_support_stays_at_five_percent():
+def test_wrong_verdicts_of_both_kinds_stay_at_five_percent():
     for pairs in (3, 6, 10):
-        comparisons, _ = simulate(0, pairs, repetitions=600)
-        assert comparisons <= (0.05 if pairs >= 6 else 0)
-    _, families = simulate(0, 10, comparisons=6, repetitions=150)
-    assert families <= 0.05
+        supported, contradicted, _ = simulate(0, pairs, repetitions=1000)
+        assert supported + contradicted <= (0.06 if pairs >= 6 else 0)
+        assert pairs < 6 or (supported > 0.003 and contradicted > 0.003)  # both are counted
+    _, _, families = simulate(0, 10, comparisons=6, repetitions=300)
+    assert families <= 0.07
+    gain, loss = simulate(0.5, 10)[:2], simulate(-0.5, 10)[:2]
+    assert gain[0] > 0.9 > 0.05 > gain[1] and loss[1] > 0.9 > 0.05 > loss[0]
+
+
+@pytest.fixture(scope="module")
+def paper(request):
+    """(the claims, the paper's accuracies)"""
+    results = request.config.rootpath / "results"
+    printed = read_paper(results)
+    return read_claims(results / "claims.yaml", printed), top1(printed)
+
+
+def test_whole_claims_have_the_chances_of_a_plain_simulation(paper):
+    """Claim 7 with 20 seeds, by `compare`, `holm` and `every` alone, run by run."""
+    claims, accuracies = paper
+    (claim,) = [claim for claim in claims if claim.id == "resnet-better"]
+    family = {s for claim in claims for s in claim.statements if s.table == 2}
+    generator, supported = np.random.default_rng(0), 0
+    for _ in range(20):
+        runs = {arm: generator.normal(mean, 0.25, 12) for arm, mean in accuracies.items()}
+        found = {
+            s: compare(runs[s.data, s.model, s.a] - runs[s.data, s.model, s.b], s.least, s.most)
+            for s in family
+        }
+        adjusted = dict(zip(found, holm([c.p for c in found.values()]), strict=True))
+        supported += every([(found[s], adjusted[s]) for s in claim.statements]) == SUPPORTED
+    share, _ = claim_shares(claims, accuracies, 12, 400)["resnet-better"]
+    assert share == pytest.approx(supported / 20, abs=3 * (0.2 * 0.8 / 20) ** 0.5)
+    big = {arm: mean + 3 * (arm[2] == "lcm2") for arm, mean in accuracies.items()}
+    assert claim_shares(claims, big, 12, 50)["superiority"][0] > 0.9
+    assert claim_shares(claims, big, 12, 50)["below-cbam"][1] > 0.9
+    equal = claim_shares(claims, dict.fromkeys(accuracies, 90), 12, 200)
+    assert all(wrong <= 0.05 for shares in equal.values() for wrong in shares)
+
+
+def test_a_claim_that_the_paper_contradicts_has_no_chance(paper, monkeypatch):
+    monkeypatch.setattr("lcm.reporting.power.SEEDS", (10, 20))
+    rows = chances(*paper, repetitions=60).set_index("claim")
+    assert set(rows.loc["superiority"]) == set(rows.loc["lcm2-higher"]) == {"never"}
+    assert list(rows.loc["better-everywhere"]) == ["20", "20"]
+    assert list(rows.loc["resnet20-almost-similar"]) == ["over 20", "over 20"]
 
 
 def test_coverage_of_the_interval():
@@ -251,13 +348,15 @@ def test_coverage_of_the_interval():
 
 
 def test_simulated_runs_have_the_deviation_they_claim():
-    d = simulated_differences(0.5, 20_000, np.random.default_rng(0))
+    d = simulated_differences(0.5, (20_000,), np.random.default_rng(0))
     assert d.mean() == pytest.approx(0.5, abs=0.01) and d.std() == pytest.approx(
         0.25 * 2**0.5, abs=0.01
     )
 
 
 @pytest.mark.slow
-def test_power_page_is_what_the_command_makes(request):
-    file = request.config.rootpath / "results" / "power.md"
-    assert file.read_text() == power_page()
+def test_power_page_is_what_the_command_makes(request, paper):
+    results = request.config.rootpath / "results"
+    rows = chances(*paper)
+    assert (results / "power.csv").read_text() == rows.to_csv(index=False, lineterminator="\n")
+    assert (results / "power.md").read_text() == power_page(*paper, rows)

@@ -3,10 +3,11 @@
 import csv
 import runpy
 import shutil
+import statistics
 
 import pandas as pd
 import pytest
-from invented_runs import ROOT, STORED, results_of
+from invented_runs import ROOT, STORED, invented_run, results_of
 
 from lcm.config import compose
 from lcm.errors import UserError
@@ -20,10 +21,11 @@ from lcm.reporting.protocol import (
     protocols,
     select,
 )
-from lcm.reporting.readme import bullets, fill_readme, findings, readme_blocks, summary
+from lcm.reporting.readme import fill_readme, readme_blocks, summary
 from lcm.reporting.render import DASH, accuracy, elapsed, latex, markdown, pipes, rounded, signed
-from lcm.reporting.runs import read_runs
-from lcm.reporting.tables import TITLES, build, comparison_table
+from lcm.reporting.report import make_report
+from lcm.reporting.runs import collect, read_runs
+from lcm.reporting.tables import TITLES, build, comparison_table, counts
 
 main = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["main"]
 
@@ -86,7 +88,8 @@ def test_numbers_by_hand(results, runs):
 def test_one_run_has_no_deviation_and_a_missing_one_a_dash_and_a_command(results, runs):
     table = tables(runs, results)["table2"]
     row = next(row for row in table.rows if row[0] == "ResNet-20+LCM1")
-    assert row[6:] == ["92.77", "92.77 ± – (1)", "0.00", "69.40", DASH, DASH]
+    # its second seed diverged
+    assert row[6:] == ["92.77", "92.77 ± – (1 of 2)", "0.00", "69.40", DASH, DASH]
     assert (
         "python train.py experiment=table2 model=resnet20 attention=lcm1 data=cifar100"
         in table.missing
@@ -173,19 +176,19 @@ def test_two_runs_of_one_seed_count_once(results, runs):
     assert sorted(select(unknown, Protocol()).duplicates.index) == [len(runs), len(runs) + 1]
     table = tables(doubled, results)["table2"]
     assert table.rows == tables(runs, results)["table2"].rows
-    assert "A second run of the same seed, left out" in markdown(table)
+    assert "A second run of the same seed, not in the means" in markdown(table)
 
 
 def compared(runs):
     """(lcm2 against none, the whole comparison as text) of runs of the paper's schedule."""
-    table = comparison_table(select(runs, Protocol()), Protocol())
+    table = comparison_table(runs, Protocol(), ROOT / "results")
     return table.records[table.records["attention"] == "lcm2"].iloc[0], markdown(table)
 
 
 def test_pairs_need_the_same_seed_and_the_same_files(runs):
     found, text = compared(runs)
     assert found["pairs"] == 3 and found["difference"] == pytest.approx((0.40 - 0.05 + 0.66) / 3)
-    assert "different files" not in text and "Pairs whose two runs differ" not in text
+    assert "different files" not in text and "differ beside the attention" not in text
     other = changed(
         runs, (runs["attention"] == "none") & (runs["seed"] == 1), data_fingerprint="other"
     )
@@ -200,8 +203,10 @@ def test_what_the_runs_of_a_pair_differ_in_is_said(runs):
         changed(runs, lcm2, torch="3.0"), lcm2 & (runs["seed"] == 0), commit="abc", device="another"
     )
     other = changed(other, lcm2 & (runs["seed"] == 1), compile=True)
-    words = "of 4: 1 in the commit, 2 in the version of torch, 1 in the device, 1 in the use of `compile=true`."
-    assert f"Pairs whose two runs differ in more than the attention, {words}" in compared(other)[1]
+    words = (
+        "1 in the commit (lcm2); 2 in the version of torch (lcm2); 1 in the device (lcm2); 1 in the"
+    )
+    assert f"5 pairs; runs of a pair differ beside the attention: {words}" in compared(other)[1]
 
 
 def test_notes_on_the_runs_of_a_table(results, runs):
@@ -246,7 +251,7 @@ def test_what_the_paper_does_not_know_has_its_rows(results, runs):
     mine = (runs["attention"] == "gc").to_numpy()
     runs = more(runs, mine, attention="mine")
     runs = more(runs, [*mine, *([False] * mine.sum())], model="net", attention="alpha")
-    table = comparison_table(select(runs, Protocol("digits")), Protocol("digits"))
+    table = comparison_table(runs, Protocol("digits"), ROOT / "results")
     shown = [row[1:3] for row in table.rows]
     assert [name for network, name in shown if network == "resnet20"][-2:] == ["lcm2", "mine"]
     assert shown[-1] == ["net", "alpha"]
@@ -325,7 +330,8 @@ def test_latex_is_a_table_that_compiles_by_its_looks(results, runs):
     runs = changed(runs, runs["state"] == "failed", message="first line\nsecond & third")
     for table in build(runs, Protocol(), results):
         table = table._replace(
-            rows=[*table.rows, ["<0.001", "a_b^{c}%", "[-0.61, +0.33]", *table.rows[0][3:]]]
+            narrow=(),
+            rows=[*table.rows, ["<0.001", "a_b^{c}%", "[-0.61, +0.33]", *table.rows[0][3:]]],
         )
         body = [line for line in latex(table).splitlines() if not line.startswith("%")]
         rows = [line for line in body if line.endswith(r" \\")]
@@ -343,7 +349,8 @@ def test_readme(results, runs):
     text = "a\n<!-- results:begin table2 -->\nold\n<!-- results:end -->\nb\n<!-- results:begin counts -->\n<!-- results:end -->\n"
     filled = fill_readme(text, readme_blocks(runs, results))
     assert "old" not in filled and "| ResNet-20+LCM2 |" in filled
-    assert "| CIFAR-10 | cifar | fp32 | resnet20 | invented | 8 | 1 | 9 minutes |" in filled
+    assert "| CIFAR-10 | cifar | fp32 | – | resnet20 | invented | 7 | 1 | 8 minutes |" in filled
+    assert "| CIFAR-10 | cifar | fp32 | schedule.epochs=3 | resnet20 | invented | 1 | 0 |" in filled
     assert (
         filled.startswith("a\n<!-- results:begin table2 -->\n| Model")
         and "<!-- results:end -->\nb\n" in filled
@@ -357,50 +364,178 @@ def test_readme(results, runs):
 
 def test_summary(results, runs):
     text = summary(runs, results)
-    assert (
-        "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | +0.50 [+0.39, +0.61] | – |"
-        in text
-    )
+    short = "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | +0.50 [+0.39, +0.61] | – |"
+    assert short in text
     start = "| CIFAR-10 | ResNet-20 | cifar | fp32 | 92.18 ± 0.19 (3) |"
-    assert f"{start} – | – | – | – | +0.67 (1 pair) | +0.34 [-0.05, +0.57] |" in text
-    assert (
-        "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) | – | – | – | +0.38 (2 pairs) |"
-        in text
-    )
-    assert "21 comparative claims" in text and summary(runs[:0], results).startswith(
-        "Nothing was run yet. 21 comparative"
-    )
+    assert f"{start} – | – | – | – | +0.52 (2 pairs) | +0.34 [-0.05, +0.57] | 10 |" in text
+    start = "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) |"
+    assert f"{start} – | – | – | +0.38 (2 pairs) | – | – | 8 |" in text
+    assert summary(runs[:0], results) == "Nothing was run yet."
 
 
-def test_findings(results, runs):
-    counts, accuracies, decisive = bullets(findings(runs[:0], results)).splitlines()
-    assert counts.startswith("* **Counts**") and "of the paper's 114 printed counts" in counts
-    assert "none of the paper's 15 baselines" in accuracies and "there is none yet" in accuracies
-    assert "experiment=table2 seed='range(10)'" in decisive and "120 runs" in decisive
-    cifar10 = (
-        (runs["attention"] == "none") & (runs["schedule"] == "cifar") & (runs["data"] == "cifar10")
+def of_one_arm(attention, points, **facts):
+    """The keywords of an invented run for each of `points`, the top-1 of seeds 0, 1, ..."""
+    return [{"attention": attention, "seed": s, "top1": p} | facts for s, p in enumerate(points)]
+
+
+def of_records(folder, runs, protocol):
+    """{(attention, against): record} of the comparison of some invented runs; its text."""
+    results = results_of(folder, runs)
+    table = comparison_table(read_runs(results / "runs.csv"), protocol, results)
+    rows = table.records.to_dict("records")
+    return {(row["attention"], row["against"]): row for row in rows}, markdown(table), results
+
+
+def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
+    """Six seeds of one arm, each better: not bold, and the same corrected p on every page."""
+    runs = of_one_arm("none", [92 + s / 8 for s in range(6)])
+    runs += of_one_arm("lcm2", [93 + s / 8 for s in range(6)])
+    runs += of_one_arm("se", [93 + s / 8 for s in range(6)])
+    found, text, results = of_records(tmp_path, runs, Protocol())
+    lcm2 = found["lcm2", "none"]
+    assert (lcm2["p"], lcm2["p_holm"]) == (2 / 64, 13 * 2 / 64) and lcm2[
+        "verdict"
+    ] == "inconclusive"
+    assert "0.031 | 0.406 | inconclusive (6 of 10 pairs) |" in text
+    assert found["se", "none"]["verdict"] is None and found["se", "none"]["p_holm"] is None
+    main(["--all", "--results", str(results)])
+    assert "0.031 | 0.406 | inconclusive (6 of 10 pairs) |" in (results / "claims.md").read_text()
+    runs = read_runs(results / "runs.csv")
+    assert "**" not in summary(runs, results)
+    more = [run | {"seed": 6 + run["seed"]} for run in of_one_arm("none", [92.0] * 6)]
+    more += [run | {"seed": 6 + run["seed"]} for run in of_one_arm("lcm2", [93.0] * 6)]
+    for run in more:
+        invented_run(tmp_path / "runs", **run)
+    collect(tmp_path / "runs", results)
+    assert "**+1.00 [" in summary(read_runs(results / "runs.csv"), results)
+
+
+TENTH = {"data": "cifar100", "schedule": "tenth", "epochs": 30, "compile": True}
+
+
+def tenth(seeds, gains, **facts):
+    """Runs of the plan: `gains` over none by attention, with a little noise."""
+    noise = [0.1, -0.1, 0.2, -0.2, 0.15, -0.15, 0.05, -0.05, 0.1, 0.2]
+    runs = of_one_arm("none", [65 + s / 4 for s in range(seeds)], **TENTH | facts)
+    for index, (attention, gain) in enumerate(gains.items()):
+        points = [65 + s / 4 + gain + noise[(s + index) % 10] for s in range(seeds)]
+        runs += of_one_arm(attention, points, **TENTH | facts)
+    return runs
+
+
+def test_a_planned_schedule_has_the_plans_families(tmp_path):
+    runs = tenth(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 0.8, "eca": 3.0})
+    found, text, results = of_records(tmp_path, runs, Protocol("tenth"))
+    assert list(found) == [
+        ("none", None), ("se", "none"), ("lcm1", "none"), ("lcm2", "none"),
+        ("lcm2", "se"), ("lcm2", "lcm1"), ("eca", "none"),
+    ]  # fmt: skip
+    first = [found[pair]["p"] for pair in (("se", "none"), ("lcm1", "none"), ("lcm2", "none"))]
+    assert first[1:] == [2 / 256] * 2
+    assert found["lcm1", "none"]["p_holm"] == found["lcm2", "none"]["p_holm"] == 3 * 2 / 256
+    assert found["lcm2", "se"]["p_holm"] == 2 * 2 / 256  # a family of two
+    assert found["lcm1", "none"]["verdict"] == found["lcm2", "se"]["verdict"] == "supported"
+    assert found["se", "none"]["verdict"] == "inconclusive"
+    assert found["eca", "none"]["verdict"] is None  # nobody planned it
+    assert "results/plans/tenth.yaml" in text and "not excluded, all 5 at once (99 %)" in text
+    assert [found["lcm1", "none"]["paper"], found["lcm2", "lcm1"]["paper"]] == pytest.approx(
+        [69.40 - 68.34, 69.53 - 69.40]
     )
-    _, accuracies, _ = bullets(findings(runs, results)).splitlines()
-    assert ") within 0.6 points of the paper's number:" in accuracies
-    assert (
-        "ResNet-20 on CIFAR-10 (92.18 ± 0.19 over 3 seeds, -0.08 from the paper's 92.26)"
-        in accuracies
+    lcm1 = found["lcm1", "none"]
+    d = lcm1["differences"]
+    spread = 2.3646 * statistics.stdev(d) * (1 + 1 / 8) ** 0.5  # t of 7 degrees of freedom
+    assert lcm1["next_low"] == pytest.approx(statistics.fmean(d) - spread, abs=1e-3)
+    assert (lcm1["loss_at_once"], lcm1["gain_at_once"]) == pytest.approx((min(d), max(d)))
+    page, pictures = make_report(results)
+    names = [picture.name for picture in pictures]
+    assert "against-none-tenth-cifar100" in names and "comparison-tenth" in page
+    forest = next(p.svg.decode() for p in pictures if p.name == "against-none-tenth-cifar100")
+    assert "ResNet-20: lcm2 - se" in forest and "the paper" in forest
+
+
+def test_a_planned_schedule_is_tested_when_all_seeds_are_there(tmp_path):
+    found, text, _ = of_records(tmp_path, tenth(7, {"lcm1": 1.0, "lcm2": 1.0}), Protocol("tenth"))
+    assert found["lcm1", "none"]["verdict"] == "not tested yet"
+    assert found["lcm1", "none"]["p_holm"] is None and "not tested yet (7 of 8 pairs)" in text
+    assert "attention=se schedule=tenth" in text
+
+
+def test_runs_that_were_not_planned_change_no_planned_row(tmp_path):
+    planned = tenth(8, {"lcm1": 1.0, "lcm2": 1.0})
+    found, _, _ = of_records(tmp_path / "a", planned, Protocol("tenth"))
+    extra = of_one_arm("lcm1", [99.0] * 10, **TENTH)[8:]
+    extra += of_one_arm("none", [60.0] * 10, **TENTH)[8:]
+    extra += of_one_arm("lcm1", [60.0] * 8, **TENTH | {"compile": False})  # without the compiler
+    for index, run in enumerate(extra):
+        run["deviations"] = {}
+        run["config_hash"] = f"{index:064x}"
+        run["run"] = f"cifar100/resnet20/{run['attention']}/seed{run['seed']}-{index:064x}"[:44]
+    extra = [run for run in extra if run["seed"] >= 8]
+    other, _, _ = of_records(tmp_path / "b", planned + extra, Protocol("tenth"))
+    assert str(found) == str(other)
+    resnet32 = tenth(8, {"lcm1": 1.0}, model="resnet32")
+    more, _, _ = of_records(tmp_path / "c", resnet32, Protocol("tenth"))
+    assert more["lcm1", "none"]["verdict"] is None
+
+
+def test_a_diverged_run_is_the_worst_of_its_arm(tmp_path):
+    runs = tenth(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 1.0})
+    failed = {"state": "failed", "message": "the loss is not finite in epoch 2"}
+    lost = next(run for run in runs if (run["attention"], run["seed"]) == ("lcm1", 3))
+    lost |= failed
+    found, text, _ = of_records(tmp_path, runs, Protocol("tenth"))
+    row = found["lcm1", "none"]
+    worst = min(r["top1"] for r in runs if r["attention"] == "lcm1" and r is not lost)
+    assert row["differences"][3] == pytest.approx(worst - 65.75, abs=0.006)
+    assert (row["pairs"], row["n"], row["diverged"], row["wins"]) == (8, 7, 1, 7 / 8)
+    assert "(7 of 8)" in text and row["verdict"] == "inconclusive"
+
+
+def test_a_network_of_ones_own_has_no_rows_for_sizes_it_does_not_have(tmp_path):
+    runs = [
+        run
+        for attention, gain in (("none", 0), ("se", 1), ("mine", 1))
+        for run in of_one_arm(attention, [85 + gain + s / 8 for s in range(8)], model="net")
+    ]
+    found, text, _ = of_records(
+        tmp_path, [r | {"schedule": "short"} for r in runs], Protocol("short")
     )
-    assert (
-        "Not run yet: the other 13 baselines" in accuracies
-        and "no comparison has more than 3" in accuracies
+    assert [a for a, _ in found] == ["none", "se", "mine"] and "python train.py" not in text
+    assert found["se", "none"]["p_holm"] == 2 * 2 / 2**8  # a family of two, not of seven
+    assert found["se", "none"]["verdict"] == "supported"
+
+
+def test_pairs_see_the_same_pixels(runs):
+    cached = changed(runs, runs["attention"] == "lcm2", data_cache="256")
+    found, _ = compared(cached)
+    assert found["pairs"] == 0
+    both = changed(cached, runs["attention"] == "none", data_cache="256")
+    assert compared(both)[0]["pairs"] == 3
+    one = changed(both, (runs["attention"] == "none") & (runs["seed"] == 2), data_cache="files")
+    assert compared(one)[0]["pairs"] == 2
+
+
+def test_of_several_runs_of_a_seed_the_alike_ones_are_a_pair(runs):
+    """Every lcm2 run is compiled; none has a plain run and a compiled one of each seed."""
+    lcm2 = (runs["attention"] == "lcm2").to_numpy()
+    none = (runs["attention"] == "none") & (runs["schedule"] == "cifar")
+    none = (none & (runs["data"] == "cifar10")).to_numpy()
+    mixed = changed(runs, lcm2, compile=True)
+    assert "in the use of `compile=true` (lcm2)" in compared(mixed)[1]
+    compiled = more(mixed, none, compile=True, test_top1=90.0)
+    found, text = compared(compiled)
+    assert "in the use of" not in text and found["differences"] == pytest.approx(
+        (2.5, 2.35, 2.71), abs=1e-9
     )
-    _, accuracies, _ = bullets(
-        findings(changed(runs, cifar10, test_top1=91.65), results)
-    ).splitlines()
-    assert (
-        "; more than 0.6 points from the paper's number: ResNet-20 on CIFAR-10 (91.65" in accuracies
-    )
-    (results / "complexity.csv").write_text((ROOT / "results" / "complexity.csv").read_text())
-    assert "have 114 of the paper's 114" in bullets(findings(runs, results))
-    file = results / "complexity.csv"
-    file.write_text(file.read_text().replace(",269722,", ",279722,"))
-    assert "have 113 of the paper's 114" in bullets(findings(runs, results))
+    other = more(mixed, none, commit="another", torch="3.0", compile=False, test_top1=80.0)
+    again = more(other, [*none, *([False] * none.sum())], compile=True, torch="3.0", test_top1=70.0)
+    assert compared(again)[0]["differences"] == pytest.approx((22.5, 22.35, 22.71), abs=1e-9)
+
+
+def test_what_was_run_keeps_other_settings_apart(runs):
+    rows = {tuple(row[:4]): row for row in counts(runs).rows}
+    assert rows["CIFAR-10", "cifar", "fp32", DASH][-3:-1] == ["7", "1"]
+    assert rows["CIFAR-10", "cifar", "fp32", "schedule.epochs=3"][-3:-1] == ["1", "0"]
 
 
 def test_without_the_papers_numbers(tmp_path):
