@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from lcm.config.compose import use_sources
-from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed
+from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError
 from lcm.files import unwritable
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
@@ -29,6 +29,10 @@ def sweep(loader, master, arguments, launcher, max_batch_size=None):
     Stopped after a signal, SweepFailed where runs failed, OwnedElsewhere where others train what is left.
     """
     use_sources(master.hydra.runtime.config_sources)
+    if master.hydra.job.chdir:  # from a file; on the command line it is refused before
+        raise UserError(
+            "hydra.job.chdir: runs are trained where the command is given; leave it out"
+        )
     runs = grid(loader, master, arguments)
     refuse_problems(runs)
     standings = [standing_of(run.directory) for run in runs]
