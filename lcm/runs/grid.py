@@ -9,7 +9,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lcm.config.check import check, typed
-from lcm.config.compose import COMPOSITION_ERRORS, composition_problem, plain, resolve
+from lcm.config.compose import (
+    COMPOSITION_ERRORS,
+    GROUPS,
+    composition_problem,
+    load_all,
+    plain,
+    resolve,
+)
 from lcm.errors import UserError
 from lcm.runs.directory import run_directory
 
@@ -67,6 +74,8 @@ def grid(loader, master, arguments):
         swept[key] = override.is_sweep_override()
         values[key] = _values(key, override)
     rows = [list(row) for row in itertools.product(*values.values())]
+    for group in filter(swept.get, GROUPS):
+        load_all(group)  # in one composition, before the check of each run asks for its own
     runs = {}
     composed = {}
     for row in rows:
