@@ -104,11 +104,7 @@ def site_choice(value):
     return "every, {stages: [2, 3]} or {last_of_stage: 2}"
 
 
-def path(value):
-    """A rule: a path that is not empty."""
-    return None if isinstance(value, str) and value.strip() else "a path"
-
-
+path = matching(r"(?s).*\S.*", "a path")
 switch = one_of(True, False)
 
 RULES = {
@@ -223,11 +219,11 @@ def check(config):
         elif problem := _value_problem(key, value, expected[key]):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]
-    problems += [
-        f"{key}: missing from schedule={names['schedule']}; `defaults: [cifar]` in its file brings the paper's"
-        for key in RULES
-        if key.startswith("schedule.") and key not in expected
-    ]
+    schedule = {key for key in RULES if key.startswith("schedule.")}
+    if lacking := sorted(schedule - expected.keys()):
+        problems.append(
+            f"schedule={names['schedule']} has no {', '.join(lacking)}; `defaults: [cifar]` in its file brings the paper's"
+        )
     return problems or _combination_problems(config)
 
 
@@ -266,18 +262,15 @@ def _combination_problems(config):
 
 def _size_problem(model, data):
     """The problem of a network and a data set whose images differ in size, with what fits either of them."""
-    models = _of_size("model", data["image_size"])
     name = model["name"]
-    related = [other for other in models if other.startswith(name) or name.startswith(other)]
+    size, other = model["image_size"], data["image_size"]
+    models = _of_size("model", other)
+    related = [found for found in models if found.startswith(name) or name.startswith(found)]
     near = difflib.get_close_matches(name, related or models, 1, cutoff=0)
-    sets = ", ".join(_of_size("data", model["image_size"]))
-    fits = [f"model={other}" for other in near] + ([f"data={sets}"] if sets else [])
+    sets = ", ".join(_of_size("data", size))
+    fits = [f"model={found}" for found in near] + ([f"data={sets}"] if sets else [])
     advice = f"take {', or '.join(fits)}" if fits else "no file in configs/ fits either of them"
-    return f"model={name} is for {_square(model)} images, data={data['name']} has {_square(data)}: {advice}"
-
-
-def _square(choice):
-    return f"{choice['image_size']}x{choice['image_size']}"
+    return f"model={name} is for {size}x{size} images, data={data['name']} has {other}x{other}: {advice}"
 
 
 def _of_size(group, size):

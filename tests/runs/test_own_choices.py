@@ -32,6 +32,7 @@ FILES = {
     "attention/odd.yaml": "name: other_name\n_target_: my_module.Mine\neps: 0.1\nscales: [1]\nsites: every\n",
     "attention/broken.yaml": "name: broken\n  eps: [\n",
     "schedule/brief.yaml": "defaults: [short]\nname: brief\nepochs: 1\nweight_decay: 5e-4\nlearning_rate: 1\n",
+    "schedule/bare.yaml": "name: bare\nepochs: 1\n",
     "schedule/cosine.yaml": "defaults: [brief]\nname: cosine\ndecay: cosine\n",
     "model/wide.yaml": "defaults: [resnet20]\nname: wide\nlayers: 26\n",
     "model/plain.yaml": (
@@ -209,6 +210,14 @@ def test_a_module_that_wants_its_input_contiguous_is_told_both_ways():
 def test_a_data_set_that_is_not_there_is_bad_input():
     with pytest.raises(UserError, match=r"data=mine: .*no_such_module"):
         build_data({"name": "mine", "_target_": "no_such_module.Mine"})
+
+
+def test_a_schedule_that_lacks_a_key_is_told_where_to_have_it_from(own):
+    found = composed(own, "schedule=bare")
+    (problem,) = check(found)
+    assert (
+        "schedule=bare has no schedule.batch_size, " in problem and "`defaults: [cifar]`" in problem
+    )
 
 
 def test_a_network_without_a_data_set_of_its_size(own):
