@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 from hydra_config import composed, config
+from omegaconf import OmegaConf
 from processes import FAKE, REAL, ROOT, states, sweep
 
 from lcm.config import compose
@@ -180,6 +183,11 @@ def test_a_file_cannot_move_a_sweep_elsewhere_either(tmp_path):
     code, output = sweep(FAKE, *words, cwd=tmp_path)
     assert code == 2 and "hydra.job.chdir: runs are trained where" in output, output
     assert {path.name for path in tmp_path.iterdir()} == {"own"}
+
+
+def test_hydra_finds_the_sweeper_by_itself():
+    found = {f"{each.__module__}.{each.__name__}" for each in Plugins.instance().discover(Sweeper)}
+    assert OmegaConf.load(compose.CONFIGS / "train.yaml").hydra.sweeper._target_ in found
 
 
 def completions(line, cwd):
