@@ -1,7 +1,9 @@
-"""The one check of a config: every key, type and range, and whether model, attention and data fit together.
+"""The one check of a config: every key, type and range, and whether model, attention and data fit
+together.
 
-Hydra composes YAML and lets `+typo=1` through. Here all problems are found at once, before anything is loaded or built;
-whether a reduction fits the sites of a network is checked by `lcm.runs.grid.problems`, which can ask the network.
+Hydra composes YAML and lets `+typo=1` through. Here all problems are found at once, before anything
+is loaded or built; whether a reduction fits the sites of a network is checked by
+`lcm.runs.grid.problems`, which can ask the network.
 """
 
 import difflib
@@ -23,7 +25,9 @@ from lcm.errors import UserError, nearest
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
-    """A rule: an int or float (never a bool) in a range; returns what is expected, or None where the value fits."""
+    """A rule: an int or float (never a bool) in a range; returns what is expected, or None where
+    the value fits.
+    """
     bounds = [(">=", low), ("<=", high), (">", above), ("<", below)]
     bounds = " and ".join(f"{sign} {bound}" for sign, bound in bounds if abs(bound) < math.inf)
     expected = f"{'a whole number' if kind is int else 'a number'} {bounds}".strip()
@@ -157,12 +161,12 @@ FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classe
 
 # Words of other recipes, which somebody may look for here.
 RECIPE = re.compile(
-    r"cut_?out|cut_?mix|mix_?up|ema|swa|.*aug(ment\w*)?|erasing|.*clip\w*|(lr_)?scheduler|(drop_?)?path|"
-    r"lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
+    r"cut_?out|cut_?mix|mix_?up|ema|swa|.*aug(ment\w*)?|erasing|.*clip\w*|(lr_)?scheduler|"
+    r"(drop_?)?path|lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
 )
 WHAT_THERE_IS = (
-    "; there are decay, warm_up, label_smoothing, optimizer and weight_decay of the schedule, pad and mirror of the data; "
-    "anything else is written into the training step in train.py"
+    "; there are decay, warm_up, label_smoothing, optimizer and weight_decay of the schedule, "
+    "pad and mirror of the data; anything else is written into the training step in train.py"
 )
 
 
@@ -175,9 +179,11 @@ def no_such_key(key, known):
 
 
 def typed(config):
-    """A resolved config with every value of its declared type: that of its rule, else of its value in the YAML file.
+    """A resolved config with every value of its declared type: that of its rule, else of its value
+    in the YAML file.
 
-    A whole number becomes a float where floats are meant, in lists too, and text, as the environment gives it, a number.
+    A whole number becomes a float where floats are meant, in lists too, and text, as the
+    environment gives it, a number.
     """
     try:
         defaults = flatten(plain(config))
@@ -202,7 +208,9 @@ def typed(config):
 
 
 def check(config):
-    """Every problem of a composed, resolved config (nested dicts), a line each; an empty list where there is none."""
+    """Every problem of a composed, resolved config (nested dicts), a line each; an empty list where
+    there is none.
+    """
     names = {
         group: (config.get(group) if isinstance(config.get(group), dict) else {}).get("name")
         for group in GROUPS
@@ -222,7 +230,8 @@ def check(config):
     schedule = {key for key in RULES if key.startswith("schedule.")}
     if lacking := sorted(schedule - expected.keys()):
         problems.append(
-            f"schedule={names['schedule']} has no {', '.join(lacking)}; `defaults: [cifar]` in its file brings the paper's"
+            f"schedule={names['schedule']} has no {', '.join(lacking)}; "
+            "`defaults: [cifar]` in its file brings the paper's"
         )
     return problems or _combination_problems(config)
 
@@ -255,13 +264,16 @@ def _combination_problems(config):
             problems.append(f"model.layers={layers}: must be {step}n + {extra}; nearest: {near}")
     if schedule["warm_up"] >= schedule["epochs"]:
         problems.append(
-            f"schedule.warm_up={schedule['warm_up']}: must be smaller than schedule.epochs={schedule['epochs']}"
+            f"schedule.warm_up={schedule['warm_up']}: must be smaller than "
+            f"schedule.epochs={schedule['epochs']}"
         )
     return problems
 
 
 def _size_problem(model, data):
-    """The problem of a network and a data set whose images differ in size, with what fits either of them."""
+    """The problem of a network and a data set whose images differ in size, with what fits either of
+    them.
+    """
     name = model["name"]
     size, other = model["image_size"], data["image_size"]
     models = _of_size("model", other)
@@ -270,7 +282,10 @@ def _size_problem(model, data):
     sets = ", ".join(_of_size("data", size))
     fits = [f"model={found}" for found in near] + ([f"data={sets}"] if sets else [])
     advice = f"take {', or '.join(fits)}" if fits else "no file in configs/ fits either of them"
-    return f"model={name} is for {size}x{size} images, data={data['name']} has {other}x{other}: {advice}"
+    return (
+        f"model={name} is for {size}x{size} images, data={data['name']} has {other}x{other}: "
+        f"{advice}"
+    )
 
 
 def _of_size(group, size):

@@ -48,7 +48,9 @@ FILES = {
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The folder of a stranger's choices, which are honoured while the test runs; what a command line adds for them."""
+    """The folder of a stranger's choices, which are honoured while the test runs; what a command
+    line adds for them.
+    """
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
