@@ -162,7 +162,7 @@ FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classe
 # Words of other recipes, which somebody may look for here.
 RECIPE = re.compile(
     r"cut_?out|cut_?mix|mix_?up|ema|swa|.*aug(ment\w*)?|erasing|.*clip\w*|(lr_)?scheduler|"
-    r"(drop_?)?path|lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
+    r"(drop_?)?path|cosine|adamw?|lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
 )
 WHAT_THERE_IS = (
     "; there are decay, warm_up, label_smoothing, optimizer and weight_decay of the schedule, "
@@ -216,7 +216,10 @@ def check(config):
         for group in GROUPS
     }
     problems = [
-        no_such_option(group, name) for group, name in names.items() if not option(group, name)
+        no_such_option(group, name)
+        + ("; the key `name` of its file is missing" if name is None else "")
+        for group, name in names.items()
+        if not option(group, name)
     ]
     if problems:
         return problems
@@ -247,7 +250,7 @@ def _value_problem(key, value, default):
         return RULES[key](value)
     if default is None or type(value) is type(default):
         return None
-    return f"of the same type as {default!r}"
+    return "a list" if isinstance(default, list) else f"of the same type as {default!r}"
 
 
 def _combination_problems(config):

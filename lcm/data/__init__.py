@@ -32,7 +32,6 @@ def build_data(config):
     from hydra.utils import instantiate
 
     try:
-        data_set = instantiate(config, _partial_=True, _recursive_=False, _convert_="all")
+        return instantiate(config, _partial_=True, _recursive_=False, _convert_="all")()
     except InstantiationException as error:
         raise UserError(f"data={config['name']}: {str(error).splitlines()[0]}") from error
-    return data_set()

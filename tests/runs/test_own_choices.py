@@ -220,6 +220,8 @@ def test_a_module_that_wants_its_input_contiguous_is_told_both_ways():
 def test_a_data_set_that_is_not_there_is_bad_input():
     with pytest.raises(UserError, match=r"data=mine: .*no_such_module"):
         build_data({"name": "mine", "_target_": "no_such_module.Mine"})
+    with pytest.raises(UserError, match="data=mine: "):  # Hydra refuses to call it
+        build_data({"name": "mine", "_target_": "os.kill"})
 
 
 def test_a_schedule_that_lacks_a_key_is_told_where_to_have_it_from(own):
