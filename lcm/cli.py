@@ -1,4 +1,4 @@
-"""From the command line to a run: checks the overrides, turns exceptions into one message and an exit code."""
+"""From the command line to a run: overrides checked, exceptions as one message and exit code."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from lcm.training.signals import STOP
 
 
 def run_task(train, cfg):
-    """Hydra's task: resolve the config and train. A single run's failure ends in its message and exit code here.
+    """Hydra's task: resolve the config and train. A single run's failure ends here.
 
     A run of a sweep returns an Outcome instead (lcm/runs/worker.py).
     """
@@ -38,9 +38,11 @@ def run_task(train, cfg):
             return train(config)
         outcome = run_one(train, config)
         if outcome.state == "stopped" and "SUBMITIT_EXECUTOR" in os.environ:
-            # A job of the submitit launcher. SIGUSR1 means that its time is up: submitit's own handler, which has this signal
-            # whenever no run is in progress, puts the job back into the queue. After any other signal SLURM decides (scancel,
-            # scontrol requeue, pre-emption). The job leaves no result either way: its sweep waits for the continued job's.
+            # A job of the submitit launcher. SIGUSR1 means that its time is up: submitit's own
+            # handler, which has this signal whenever no run is in progress, puts the job back into
+            # the queue. After any other signal SLURM decides (scancel, scontrol requeue,
+            # pre-emption). The job leaves no result either way: its sweep waits for the continued
+            # job's.
             if outcome.signal == "SIGUSR1":
                 signal.raise_signal(signal.SIGUSR1)
             sys.exit(Stopped.exit_code)
@@ -50,7 +52,10 @@ def run_task(train, cfg):
 
 
 def exit_with_message(error, debug=False):
-    """Print an exception as one message and exit with its code; unknown ones, and all of them with `debug`, with traceback."""
+    """Print an exception as one message and exit with its code.
+
+    Unknown ones, and all of them with `debug`, get their traceback too.
+    """
     if STOP.at_once and not isinstance(
         error, Stopped
     ):  # from code that a signal's exception interrupted
@@ -65,7 +70,7 @@ def exit_with_message(error, debug=False):
 
 
 class SurvivingStream:
-    """A stream whose reader may disappear without ending the run: `python train.py | head`, a terminal that was closed."""
+    """A stream whose reader may disappear (`| head`, a closed terminal) without ending the run."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -88,7 +93,7 @@ class SurvivingStream:
 
 
 def main(task):
-    """Run Hydra's `task` on this process's command line; exits with 0, or as `exit_with_message` says."""
+    """Run Hydra's `task` on this process's command line; exit as `exit_with_message` says."""
     sys.stdout = SurvivingStream(sys.stdout)
     sys.stderr = SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them

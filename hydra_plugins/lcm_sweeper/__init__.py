@@ -1,4 +1,6 @@
-"""The sweeper that configs/train.yaml names. Hydra finds plug-ins in this namespace package, and imports it in every program."""
+"""The sweeper that configs/train.yaml names. Hydra finds plug-ins in this namespace package, and
+imports it in every program.
+"""
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -7,8 +9,9 @@ from hydra.plugins.sweeper import Sweeper
 class Sweep(Sweeper):
     """Hydra's side of `lcm.runs.sweep`: the settings, the launcher.
 
-    It takes BasicSweeper's settings: `params`, the grid of an experiment, and `max_batch_size`, how many runs at most are
-    handed to a launcher at once (null: all; the launcher that runs one after another always gets one).
+    It takes BasicSweeper's settings: `params`, the grid of an experiment, and `max_batch_size`, how
+    many runs at most are handed to a launcher at once (null: all; the launcher that runs one after
+    another always gets one).
     """
 
     def __init__(self, max_batch_size=None, params=None):

@@ -1,7 +1,9 @@
-"""The one check of a config: every key, type and range, and whether model, attention and data fit together.
+"""The one check of a config: every key, type and range, and whether model, attention and data fit
+together.
 
-Hydra composes YAML and lets `+typo=1` through. Here all problems are found at once, before anything is loaded or built;
-whether a reduction fits the sites of a network is checked by `lcm.runs.grid.problems`, which can ask the network.
+Hydra composes YAML and lets `+typo=1` through. Here all problems are found at once, before anything
+is loaded or built; whether a reduction fits the sites of a network is checked by
+`lcm.runs.grid.problems`, which can ask the network.
 """
 
 import difflib
@@ -23,7 +25,9 @@ from lcm.errors import UserError, nearest
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
-    """A rule: an int or float (never a bool) in a range; returns what is expected, or None where the value fits."""
+    """A rule: an int or float (never a bool) in a range; returns what is expected, or None where
+    the value fits.
+    """
     bounds = [(">=", low), ("<=", high), (">", above), ("<", below)]
     bounds = " and ".join(f"{sign} {bound}" for sign, bound in bounds if abs(bound) < math.inf)
     expected = f"{'a whole number' if kind is int else 'a number'} {bounds}".strip()
@@ -104,11 +108,7 @@ def site_choice(value):
     return "every, {stages: [2, 3]} or {last_of_stage: 2}"
 
 
-def path(value):
-    """A rule: a path that is not empty."""
-    return None if isinstance(value, str) and value.strip() else "a path"
-
-
+path = matching(r"(?s).*\S.*", "a path")
 switch = one_of(True, False)
 
 RULES = {
@@ -161,12 +161,12 @@ FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classe
 
 # Words of other recipes, which somebody may look for here.
 RECIPE = re.compile(
-    r"cut_?out|cut_?mix|mix_?up|ema|swa|.*aug(ment\w*)?|erasing|.*clip\w*|(lr_)?scheduler|(drop_?)?path|"
-    r"lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
+    r"cut_?out|cut_?mix|mix_?up|ema|swa|.*aug(ment\w*)?|erasing|.*clip\w*|(lr_)?scheduler|"
+    r"(drop_?)?path|cosine|adamw?|lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
 )
 WHAT_THERE_IS = (
-    "; there are decay, warm_up, label_smoothing, optimizer and weight_decay of the schedule, pad and mirror of the data; "
-    "anything else is written into the training step in train.py"
+    "; there are decay, warm_up, label_smoothing, optimizer and weight_decay of the schedule, "
+    "pad and mirror of the data; anything else is written into the training step in train.py"
 )
 
 
@@ -179,9 +179,11 @@ def no_such_key(key, known):
 
 
 def typed(config):
-    """A resolved config with every value of its declared type: that of its rule, else of its value in the YAML file.
+    """A resolved config with every value of its declared type: that of its rule, else of its value
+    in the YAML file.
 
-    A whole number becomes a float where floats are meant, in lists too, and text, as the environment gives it, a number.
+    A whole number becomes a float where floats are meant, in lists too, and text, as the
+    environment gives it, a number.
     """
     try:
         defaults = flatten(plain(config))
@@ -206,13 +208,18 @@ def typed(config):
 
 
 def check(config):
-    """Every problem of a composed, resolved config (nested dicts), a line each; an empty list where there is none."""
+    """Every problem of a composed, resolved config (nested dicts), a line each; an empty list where
+    there is none.
+    """
     names = {
         group: (config.get(group) if isinstance(config.get(group), dict) else {}).get("name")
         for group in GROUPS
     }
     problems = [
-        no_such_option(group, name) for group, name in names.items() if not option(group, name)
+        no_such_option(group, name)
+        + ("; the key `name` of its file is missing" if name is None else "")
+        for group, name in names.items()
+        if not option(group, name)
     ]
     if problems:
         return problems
@@ -223,11 +230,12 @@ def check(config):
         elif problem := _value_problem(key, value, expected[key]):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]
-    problems += [
-        f"{key}: missing from schedule={names['schedule']}; `defaults: [cifar]` in its file brings the paper's"
-        for key in RULES
-        if key.startswith("schedule.") and key not in expected
-    ]
+    schedule = {key for key in RULES if key.startswith("schedule.")}
+    if lacking := sorted(schedule - expected.keys()):
+        problems.append(
+            f"schedule={names['schedule']} has no {', '.join(lacking)}; "
+            "`defaults: [cifar]` in its file brings the paper's"
+        )
     return problems or _combination_problems(config)
 
 
@@ -242,7 +250,7 @@ def _value_problem(key, value, default):
         return RULES[key](value)
     if default is None or type(value) is type(default):
         return None
-    return f"of the same type as {default!r}"
+    return "a list" if isinstance(default, list) else f"of the same type as {default!r}"
 
 
 def _combination_problems(config):
@@ -259,25 +267,28 @@ def _combination_problems(config):
             problems.append(f"model.layers={layers}: must be {step}n + {extra}; nearest: {near}")
     if schedule["warm_up"] >= schedule["epochs"]:
         problems.append(
-            f"schedule.warm_up={schedule['warm_up']}: must be smaller than schedule.epochs={schedule['epochs']}"
+            f"schedule.warm_up={schedule['warm_up']}: must be smaller than "
+            f"schedule.epochs={schedule['epochs']}"
         )
     return problems
 
 
 def _size_problem(model, data):
-    """The problem of a network and a data set whose images differ in size, with what fits either of them."""
-    models = _of_size("model", data["image_size"])
+    """The problem of a network and a data set whose images differ in size, with what fits either of
+    them.
+    """
     name = model["name"]
-    related = [other for other in models if other.startswith(name) or name.startswith(other)]
+    size, other = model["image_size"], data["image_size"]
+    models = _of_size("model", other)
+    related = [found for found in models if found.startswith(name) or name.startswith(found)]
     near = difflib.get_close_matches(name, related or models, 1, cutoff=0)
-    sets = ", ".join(_of_size("data", model["image_size"]))
-    fits = [f"model={other}" for other in near] + ([f"data={sets}"] if sets else [])
+    sets = ", ".join(_of_size("data", size))
+    fits = [f"model={found}" for found in near] + ([f"data={sets}"] if sets else [])
     advice = f"take {', or '.join(fits)}" if fits else "no file in configs/ fits either of them"
-    return f"model={name} is for {_square(model)} images, data={data['name']} has {_square(data)}: {advice}"
-
-
-def _square(choice):
-    return f"{choice['image_size']}x{choice['image_size']}"
+    return (
+        f"model={name} is for {size}x{size} images, data={data['name']} has {other}x{other}: "
+        f"{advice}"
+    )
 
 
 def _of_size(group, size):

@@ -1,4 +1,6 @@
-"""What a command line asks for, checked before Hydra composes it: Hydra would stop at the first problem, and advise `+typo=1`."""
+"""What a command line asks for, checked before Hydra composes it: Hydra would stop at the first
+problem, and advise `+typo=1`.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -26,14 +28,16 @@ EXTRAS = {
 }
 REFUSED = {  # settings of Hydra's that would only move or litter
     "hydra.job.chdir": "runs are trained where the command is given",
-    "hydra.run.dir": "a run's directory follows from its config; runs= or run_directory= choose another",
+    "hydra.run.dir": "a run's directory follows from its config; run_directory= chooses another",
     "hydra.sweep.dir": "a run's directory follows from its config; runs= chooses another",
     "hydra.sweep.subdir": "a run's directory follows from its config; runs= chooses another",
 }
 
 
 def refuse_flags(arguments):
-    """Raise UserError for flags of Hydra's (parsed) that contradict each other, or that nothing here can honour."""
+    """Raise UserError for flags of Hydra's (parsed) that contradict each other, or that nothing
+    here can honour.
+    """
     commands = ("run", "multirun", "cfg", "info", "shell_completion")
     given = [f"--{name.replace('_', '-')}" for name in commands if getattr(arguments, name)]
     if len(given) > 1:
@@ -45,9 +49,11 @@ def refuse_flags(arguments):
 
 
 def override_problems(arguments, multirun=False, config_dir=None):
-    """Every problem in a command line's overrides that is clear without composing, each as one line.
+    """Every problem in a command line's overrides that is clear without composing, each as one
+    line.
 
-    From here on names are looked up where the command line says: in `config_dir` and hydra.searchpath too.
+    From here on names are looked up where the command line says: in `config_dir` and
+    hydra.searchpath too.
     """
     overrides, problems = [], []
     for text in arguments:
@@ -55,8 +61,8 @@ def override_problems(arguments, multirun=False, config_dir=None):
             overrides.append((text, OverridesParser.create().parse_override(text)))
         except HydraException as error:
             problems.append(
-                f"{text}: not an override of the form key=value ({str(error).splitlines()[0]}); a value with special "
-                "characters takes two pairs of quotes: key=\"'value'\""
+                f"{text}: not an override of the form key=value ({str(error).splitlines()[0]}); "
+                "a value with special characters takes two pairs of quotes: key=\"'value'\""
             )
     values = {override.key_or_group: override.value() for _, override in overrides}
     further = [Path(config_dir).absolute().as_uri()] if config_dir else []

@@ -32,7 +32,7 @@ FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 SETTINGS = "settings"
-_options = {}  # what was composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}
+_options = {}  # composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}
 
 
 def use_configs(folder, further=()):
@@ -91,7 +91,7 @@ def _compose(overrides, config_name="train"):
 
 
 def compose_names(names):
-    """The config of {group: choice}, the groups' defaults for the rest, interpolations unresolved. UserError."""
+    """The unresolved config of {group: choice}; the other groups have their defaults. UserError."""
     config = _compose([f"{group}={name}" for group, name in names.items()])
     _options.update({(group, name): config[group] for group, name in names.items()})
     _options[SETTINGS] = {key: value for key, value in config.items() if key not in GROUPS}
@@ -115,11 +115,12 @@ def choices(group):
 def no_such_option(group, name):
     """The problem of a name that a group does not have, with the names that it has."""
     given = "null" if name is None else name
-    return f"{group}={given}: no such {group}; choose from {', '.join(choices(group))}{nearest(name, choices(group))}"
+    known = choices(group)
+    return f"{group}={given}: no such {group}; choose from {', '.join(known)}{nearest(name, known)}"
 
 
 def option(group, name):
-    """The choice that a config's `name` stands for: the file of this name, else one that calls itself so; None without."""
+    """The file of this name, else one that calls itself so (its key `name`); None without."""
     if name in choices(group) or not isinstance(name, str):
         return name if name in choices(group) else None
     named = [choice for choice, keys in load_all(group).items() if keys.get("name") == name]
@@ -127,7 +128,7 @@ def option(group, name):
 
 
 def load(group, name):
-    """One option of a group as a dict, interpolations unresolved. UserError where there is none of that name."""
+    """One option of a group, unresolved. UserError where there is none of that name."""
     chosen = option(group, name)
     if chosen is None:
         raise UserError(no_such_option(group, name))
@@ -138,7 +139,7 @@ def load(group, name):
 
 
 def load_all(group):
-    """Every option of a group, {choice: its keys}, in one composition; a file that is broken is left out."""
+    """Every option of a group, {choice: its keys}, in one composition; without broken files."""
     new = [name for name in choices(group) if (group, name) not in _options]
     if new:
         with contextlib.suppress(UserError):
@@ -159,7 +160,7 @@ def settings():
 
 
 def plain(config):
-    """The config that the names in `config` stand for, without any override: what deviations are measured against."""
+    """The config of the same names without overrides: what deviations are measured against."""
     names = tuple((group, option(group, config[group]["name"])) for group in GROUPS)
     return copy.deepcopy(_plain(names))
 
@@ -180,15 +181,16 @@ def _plain(names):
 
 
 def _own_row(model, attention):
-    """What a backbone's file adds to an attention's table of sizes, {family: sizes}; {} where it brings none."""
+    """The row, {family: sizes}, that a backbone's file adds to an attention's table; {} if none."""
     sizes = (model.get("paper") or {}).get(attention.get("name"))
     return {model["family"]: sizes} if sizes and "paper" in attention else {}
 
 
 def resolve(config):
-    """A composed config as nested dicts, its interpolations resolved. UserError where it has one that cannot be.
+    """A composed config as nested dicts, resolved. UserError where that cannot be.
 
-    The sizes that a backbone brings for an attention (`paper` in its file) come before those of the attention's file.
+    The sizes that a backbone brings for an attention (`paper` in its file) come before those of the
+    attention's file.
     """
     config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
     try:
@@ -201,9 +203,9 @@ def resolve(config):
             model, attention = config.model, config.attention.name
             part = key.partition(".")[2]
             raise UserError(
-                f"{key}: attention={attention} has no sizes for networks of the family {model.family}: "
-                f"give {key}=... yourself, or put `paper: {{{attention}: {{{part}: ...}}}}` into the "
-                f"YAML file of model={model.name}"
+                f"{key}: attention={attention} has no sizes for networks of the family "
+                f"{model.family}: give {key}=... yourself, or put `paper: {{{attention}: "
+                f"{{{part}: ...}}}}` into the YAML file of model={model.name}"
             ) from error
         raise UserError(f"the config does not resolve: {key}: {reason}") from error
 
@@ -236,7 +238,7 @@ def composition_problem(error):
 
 
 def flatten(config, prefix=""):
-    """{"schedule": {"epochs": 2}} -> {"schedule.epochs": 2}; lists and the choice of sites stay values."""
+    """{"schedule": {"epochs": 2}} -> {"schedule.epochs": 2}; lists and `sites` stay values."""
     flat = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -248,7 +250,7 @@ def flatten(config, prefix=""):
 
 
 def known_targets(config):
-    """`config` (of a run.json, which may come from anybody) with the `_target_` of each group as its YAML file has it.
+    """A run.json's config, which may come from anybody, with each `_target_` as its file has it.
 
     Raises UserError where a group's name is not an option of the places in use.
     """

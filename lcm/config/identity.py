@@ -1,4 +1,6 @@
-"""What a config says about a run: its identity, the hash of it, and how far it is from the protocol of its names."""
+"""What a config says about a run: its identity, the hash of it, and how far it is from the protocol
+of its names.
+"""
 
 import hashlib
 import json
@@ -24,7 +26,8 @@ NOT_IDENTITY = (
     "data.places",
     "data.cache_dir",
 )
-# Keys that are part of a run's identity and no deviation from the protocol: rounding, and where the protocol leaves the choice.
+# Keys that are part of a run's identity and no deviation from the protocol: rounding, and where the
+# protocol leaves the choice.
 NO_DEVIATION = (
     "seed",
     "precision",
@@ -33,13 +36,13 @@ NO_DEVIATION = (
     "channels_last",
     "model.memory",
     "schedule.test_batch_size",
-    "data.cache",  # regions cut from cached images or from the files' own pixels: the paper does not say
+    "data.cache",  # regions cut from cached images or from the files' pixels: the paper is silent
     "data.cache_size",
 )
 
 
-# Keys that came later, with what the runs recorded before them were trained with: it is no part of a
-# hash, so that theirs do not change.
+# Keys that came later, with what the runs recorded before them were trained with: it is no part of
+# a hash, so that theirs do not change.
 ADDED = {
     "schedule.decay": "steps",
     "schedule.warm_up": 0,
@@ -48,8 +51,9 @@ ADDED = {
     "schedule.betas": [0.9, 0.999],
     "schedule.eps": 1e-8,
 }
-# A setting that was removed. It was true in every recorded run, and stays in the hash so that theirs do
-# not change. Evaluation does not fold batch norms any more: test losses differ by rounding.
+# A setting that was removed. It was true in every recorded run, and stays in the hash so that
+# theirs do not change. Evaluation does not fold batch norms any more: test losses differ by
+# rounding.
 REMOVED = {"fold_batch_norm": True}
 
 
@@ -59,7 +63,8 @@ def is_under(key, names):
 
 
 def identity(config):
-    """Everything in a resolved config that can change the numbers, flat: {"seed": 0, "schedule.epochs": 300, ...}.
+    """Everything in a resolved config that can change the numbers, flat: {"seed": 0,
+    "schedule.epochs": 300, ...}.
 
     Whole floats are written as integers: 1 and 1.0 are one value.
     """
@@ -80,7 +85,7 @@ def _whole(value):
 
 
 def config_hash(config):
-    """SHA-256 of a config's identity, in hex; of keys that came later only what is not as before."""
+    """SHA-256 of a config's identity, in hex; without ADDED keys that are as before."""
     hashed = {
         key: value
         for key, value in identity(config).items()
@@ -90,7 +95,9 @@ def config_hash(config):
 
 
 def deviations(config):
-    """The keys, with their values, in which a config differs from the protocol that its names stand for."""
+    """The keys, with their values, in which a config differs from the protocol that its names stand
+    for.
+    """
     expected = identity(plain(config))
     return {
         key: value

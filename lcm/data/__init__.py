@@ -1,4 +1,6 @@
-"""Data sets: `Digits`, `Cifar` and `MiniImageNet`, each built from the keys of its file in configs/data."""
+"""Data sets: `Digits`, `Cifar` and `MiniImageNet`, each built from the keys of its file in
+configs/data.
+"""
 
 import importlib
 
@@ -20,15 +22,16 @@ def __getattr__(name):
 
 
 def build_data(config):
-    """The data set of a config group `data` (a plain dict): its `_target_`, called with the other keys.
+    """The data set of a config group `data` (a plain dict): its `_target_`, called with the other
+    keys.
 
-    Raises UserError where there is no such target; exceptions of the data set's own code are not wrapped.
+    Raises UserError where there is no such target; exceptions of the data set's own code are not
+    wrapped.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     try:
-        data_set = instantiate(config, _partial_=True, _recursive_=False, _convert_="all")
+        return instantiate(config, _partial_=True, _recursive_=False, _convert_="all")()
     except InstantiationException as error:
         raise UserError(f"data={config['name']}: {str(error).splitlines()[0]}") from error
-    return data_set()

@@ -1,4 +1,6 @@
-"""The runs that a sweep's command line stands for: every one composed and checked before the first starts."""
+"""The runs that a sweep's command line stands for: every one composed and checked before the first
+starts.
+"""
 
 import itertools
 import re
@@ -9,7 +11,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lcm.config.check import check, typed
-from lcm.config.compose import COMPOSITION_ERRORS, composition_problem, plain, resolve
+from lcm.config.compose import (
+    COMPOSITION_ERRORS,
+    GROUPS,
+    composition_problem,
+    load_all,
+    plain,
+    resolve,
+)
 from lcm.errors import UserError
 from lcm.runs.directory import run_directory
 
@@ -18,7 +27,8 @@ SEED = re.compile(r"seed=(0|[1-9]\d*)")
 
 
 class GridRun(NamedTuple):
-    """One point of a grid: its name ("attention=se seed=1"), Hydra's overrides for it, its config and what is wrong with it.
+    """One point of a grid: its name ("attention=se seed=1"), Hydra's overrides for it, its config
+    and what is wrong with it.
 
     `config`: resolved, as nested dicts; None where it does not compose.
     """
@@ -36,7 +46,8 @@ class GridRun(NamedTuple):
 def problems(config):
     """Every problem of a composed config, a line each; [] where there is none.
 
-    Where model or attention differ from their YAML files, a network on the meta device tells whether the module fits its sites.
+    Where model or attention differ from their YAML files, a network on the meta device tells
+    whether the module fits its sites.
     """
     found = check(config)
     if found or "_target_" not in config["attention"]:
@@ -50,9 +61,11 @@ def problems(config):
 
 
 def grid(loader, master, arguments):
-    """Every GridRun of a sweep, composed and checked; a run that the grid names twice is in it once.
+    """Every GridRun of a sweep, composed and checked; a run that the grid names twice is in it
+    once.
 
-    `arguments`: the command line's overrides; the grid of an experiment is in `master.hydra.sweeper.params`.
+    `arguments`: the command line's overrides; the grid of an experiment is in
+    `master.hydra.sweeper.params`.
     """
     texts = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()] + list(
         arguments
@@ -67,6 +80,8 @@ def grid(loader, master, arguments):
         swept[key] = override.is_sweep_override()
         values[key] = _values(key, override)
     rows = [list(row) for row in itertools.product(*values.values())]
+    for group in filter(swept.get, GROUPS):
+        load_all(group)  # in one composition, before the check of each run asks for its own
     runs = {}
     composed = {}
     for row in rows:
@@ -76,7 +91,8 @@ def grid(loader, master, arguments):
         runs.setdefault(name if run.problems else run.directory, run)
     if len(rows) > 1 and any(run.config and run.config["run_directory"] for run in runs.values()):
         raise UserError(
-            f"run_directory names one directory for {len(rows)} runs: leave it out, or set runs=ANOTHER_FOLDER"
+            f"run_directory names one directory for {len(rows)} runs: leave it out, "
+            "or set runs=ANOTHER_FOLDER"
         )
     return list(runs.values())
 
@@ -87,7 +103,8 @@ def _values(key, override):
         return [f"{key}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
         raise UserError(
-            f"the grid cannot be expanded: {override.input_line}: no list of values; write them out, or range(...)"
+            f"the grid cannot be expanded: {override.input_line}: no list of values; "
+            "write them out, or range(...)"
         )
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
@@ -95,11 +112,14 @@ def _values(key, override):
 def compose(loader, master, overrides, composed):
     """(the resolved config as nested dicts, []), or (None, what keeps Hydra from composing it).
 
-    Hydra takes about a tenth of a second for a config; `composed` keeps them, and runs that differ in the seed alone share one.
+    Hydra takes about a tenth of a second for a config; `composed` keeps them, and why they fail;
+    runs that differ in the seed alone share one.
     """
     seeds = [text for text in overrides if text.lstrip("+").startswith("seed=")]
     seed = SEED.fullmatch(seeds[-1]) if seeds else None  # the last one counts
     others = tuple(text for text in overrides if not seed or text not in seeds)
+    if isinstance(composed.get(others), Exception):
+        return None, [composition_problem(composed[others])]
     try:
         if others not in composed:
             config = loader.load_sweep_config(master, list(others))
@@ -110,13 +130,16 @@ def compose(loader, master, overrides, composed):
             composed[others].seed = int(seed[1])
         return resolved(composed[others]), []
     except COMPOSITION_ERRORS as error:
+        composed.setdefault(others, error)
         return None, [composition_problem(error)]
     except UserError as error:
         return None, [str(error)]
 
 
 def resolved(config):
-    """A composed config as nested dicts, each value of its declared type. Raises UserError where it does not resolve."""
+    """A composed config as nested dicts, each value of its declared type. Raises UserError where it
+    does not resolve.
+    """
     return typed(resolve(config))
 
 

@@ -1,8 +1,10 @@
-"""Many runs in one command, on top of Hydra's multirun: checked as a whole, finished runs left alone, one failure stops nothing.
+"""Many runs in one command, on top of Hydra's multirun: checked as a whole, finished runs left
+alone, one failure stops nothing.
 
-Hydra expands the grid and its launchers start the runs (one after another, joblib's workers, SLURM jobs). What is added:
-the whole grid is composed and checked before the first step; runs that are finished are not started; runs that another
-process owns are skipped and checked again at the end, so that several sweeps on one folder share the work; a summary.
+Hydra expands the grid and its launchers start the runs (one after another, joblib's workers, SLURM
+jobs). What is added: the whole grid is composed and checked before the first step; runs that are
+finished are not started; runs that another process owns are skipped and checked again at the end,
+so that several sweeps on one folder share the work; a summary.
 """
 
 import contextlib
@@ -13,7 +15,7 @@ import sys
 from pathlib import Path
 
 from lcm.config.compose import use_sources
-from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed
+from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError
 from lcm.files import unwritable
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
@@ -24,11 +26,16 @@ from lcm.runs.worker import Outcome
 def sweep(loader, master, arguments, launcher, max_batch_size=None):
     """Train what is left of the grid.
 
-    `loader`, `master`, `launcher`: Hydra's config loader, config of the sweep and launcher; `arguments`: the overrides.
-    Raises UserError, before anything is started, where any run of the grid has a problem; afterwards, with the summary printed:
-    Stopped after a signal, SweepFailed where runs failed, OwnedElsewhere where others train what is left.
+    `loader`, `master`, `launcher`: Hydra's config loader, config of the sweep and launcher;
+    `arguments`: the overrides. Raises UserError, before anything is started, where any run of the
+    grid has a problem; afterwards, with the summary printed: Stopped after a signal, SweepFailed
+    where runs failed, OwnedElsewhere where others train what is left.
     """
     use_sources(master.hydra.runtime.config_sources)
+    if master.hydra.job.chdir:  # from a file; on the command line it is refused before
+        raise UserError(
+            "hydra.job.chdir: runs are trained where the command is given; leave it out"
+        )
     runs = grid(loader, master, arguments)
     refuse_problems(runs)
     standings = [standing_of(run.directory) for run in runs]
@@ -68,9 +75,9 @@ def refuse_unwritable(runs, standings):
 def train_open(runs, failures, launcher, max_batch_size):
     """Launch what is open, in order, until nothing is; fills `failures` with {directory: message}.
 
-    After a pass over the grid it checks again: what others trained may be finished, or left by an owner that died. A run
-    that failed here is not tried again.
-    Three passes in a row in which no run came to an end (its worker was killed, say) are the last.
+    After a pass over the grid it checks again: what others trained may be finished, or left by an
+    owner that died. A run that failed here is not tried again. Three passes in a row in which no
+    run came to an end (its worker was killed, say) are the last.
     """
     kind = type(launcher).__name__  # BasicLauncher, JoblibLauncher, SlurmLauncher, LocalLauncher
     number = 0
@@ -97,7 +104,7 @@ def train_open(runs, failures, launcher, max_batch_size):
                 if outcome.state == "stopped":
                     raise Stopped(outcome.signal, outcome.message)
                 if outcome.state == "lost" and kind != "JoblibLauncher":
-                    return  # runs that a cluster has already may go on: another pass would hand them over again
+                    return  # a cluster may go on with them: another pass would hand them over again
             if not all(is_open(run, failures) for run in batch):
                 idle = 0
 
@@ -117,7 +124,9 @@ def launch(launcher, kind, batch, number):
 
 @contextlib.contextmanager
 def passing_on_signals():
-    """Pass signals on to the workers while the block runs: they save their runs and end; then raise Stopped here too."""
+    """Pass signals on to the workers while the block runs: they save their runs and end; then raise
+    Stopped here too.
+    """
     asked = []
 
     def pass_on(number, frame):
@@ -138,9 +147,11 @@ def passing_on_signals():
 
 
 def prepare_environment():
-    """What the jobs of a cluster need in their environment: this package, and the signal that precedes the time limit.
+    """What the jobs of a cluster need in their environment: this package, and the signal that
+    precedes the time limit.
 
-    submitit reads the signal when it is imported, here and in the job; ours (lcm/training/signals.py) save the run.
+    submitit reads the signal when it is imported, here and in the job; ours
+    (lcm/training/signals.py) save the run.
     """
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
     root = str(Path(__file__).resolve().parents[2])
@@ -148,7 +159,9 @@ def prepare_environment():
 
 
 def is_open(run, failures):
-    """Whether a run is still to be trained by this sweep: not finished, not owned by another, not failed here."""
+    """Whether a run is still to be trained by this sweep: not finished, not owned by another, not
+    failed here.
+    """
     return run.directory not in failures and standing_of(run.directory).state not in (
         "finished",
         "live",
@@ -192,7 +205,8 @@ def print_summary(runs, standings):
     for standing in standings:
         if standing.state == "failed":
             print(
-                f"failed: {standing.directory}\n  {standing.message}\n  log: {standing.directory / 'log.txt'}",
+                f"failed: {standing.directory}\n  {standing.message}\n"
+                f"  log: {standing.directory / 'log.txt'}",
                 file=sys.stderr,
             )
         elif standing.state == "stopped":

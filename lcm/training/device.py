@@ -141,9 +141,9 @@ def omp_limit():
     """OMP_NUM_THREADS; of a list ("4,1") the first number, that of the outermost level. UserError where it is no number."""
     text = os.environ.get("OMP_NUM_THREADS", "").strip()
     first = text.partition(",")[0].strip()
-    if text and not (first.isdigit() and int(first)):
+    if text and not first.isdigit():
         raise UserError(f"OMP_NUM_THREADS={text}: no number of threads; unset it, or set threads=")
-    return int(first) if first else math.inf
+    return max(1, int(first)) if text else math.inf
 
 
 def share_waited(schedstat="/proc/self/schedstat"):

@@ -190,5 +190,5 @@ def test_a_bug_in_a_data_set_shows_its_own_traceback(tiny, tmp_path):
         tiny.FewDigits.__init__ = broken_reader
 
     ended = run(tmp_path, tiny(f"runs={tmp_path}"), bug)
-    assert ended.code == 1 and "in broken_reader" in ended.err and "hydra" not in ended.err
+    assert ended.code == 1 and "in broken_reader" in ended.err and "Instantiation" not in ended.err
     assert ended.err.endswith("error: KeyError: 'no such key'\n")

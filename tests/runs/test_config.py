@@ -198,6 +198,12 @@ def test_the_hashes_of_the_recorded_runs_stay():
         assert config_hash(run["config"]) == run["config_hash"], file.name
 
 
+def test_the_hash_of_the_planned_runs_stays():
+    """schedule=tenth extends cifar now; it was written out when results/plans/tenth.yaml was made."""
+    planned = config("resnet20", "lcm2", "cifar100", "tenth")
+    assert config_hash(planned).startswith("57e0981df85f5427")
+
+
 @pytest.mark.parametrize("name", ["../../etc", "resnet20/../..", "os.system", None, 3])
 def test_a_run_of_unknown_names_is_not_instantiated(name):
     with pytest.raises(UserError, match="no such model"):

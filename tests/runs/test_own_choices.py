@@ -5,14 +5,18 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 from hydra_config import composed, config
-from processes import FAKE, ROOT, states, sweep
+from omegaconf import OmegaConf
+from processes import FAKE, REAL, ROOT, states, sweep
 
 from lcm.config import compose
-from lcm.config.check import check, typed
+from lcm.config.check import _size_problem, check, typed
 from lcm.config.command_line import override_problems
 from lcm.config.identity import ADDED, config_hash, deviations
-from lcm.errors import UserError
+from lcm.data import build_data
+from lcm.errors import UserError, in_words
 from lcm.runs.grid import problems
 
 MINE = """
@@ -31,6 +35,7 @@ FILES = {
     "attention/odd.yaml": "name: other_name\n_target_: my_module.Mine\neps: 0.1\nscales: [1]\nsites: every\n",
     "attention/broken.yaml": "name: broken\n  eps: [\n",
     "schedule/brief.yaml": "defaults: [short]\nname: brief\nepochs: 1\nweight_decay: 5e-4\nlearning_rate: 1\n",
+    "schedule/bare.yaml": "name: bare\nepochs: 1\n",
     "schedule/cosine.yaml": "defaults: [brief]\nname: cosine\ndecay: cosine\n",
     "model/wide.yaml": "defaults: [resnet20]\nname: wide\nlayers: 26\n",
     "model/plain.yaml": (
@@ -43,7 +48,9 @@ FILES = {
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The folder of a stranger's choices, which are honoured while the test runs; what a command line adds for them."""
+    """The folder of a stranger's choices, which are honoured while the test runs; what a command
+    line adds for them.
+    """
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -167,6 +174,69 @@ def test_a_sweep_over_choices_of_ones_own_is_one_command(place, tmp_path):
     code, output = sweep(FAKE, *words, "attention=none,gc,broken", cwd=tmp_path)
     assert code == 2 and "gc has no sizes" in output and "Traceback" not in output
     assert "attention/broken.yaml" in output
+
+
+def test_a_file_cannot_move_a_sweep_elsewhere_either(tmp_path):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "moved.yaml").write_text(
+        "# @package _global_\nhydra: {job: {chdir: true}, mode: MULTIRUN}\n"
+    )
+    words = ["--config-dir=own", "experiment=moved", "seed=0,1"]
+    code, output = sweep(FAKE, *words, cwd=tmp_path)
+    assert code == 2 and "hydra.job.chdir: runs are trained where" in output, output
+    assert {path.name for path in tmp_path.iterdir()} == {"own"}
+
+
+def test_hydra_finds_the_sweeper_by_itself():
+    found = {f"{each.__module__}.{each.__name__}" for each in Plugins.instance().discover(Sweeper)}
+    assert OmegaConf.load(compose.CONFIGS / "train.yaml").hydra.sweeper._target_ in found
+
+
+def completions(line, cwd):
+    """What Hydra offers a shell at the end of a line."""
+    environment = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_CWORD": "1"}
+    code, output = sweep(REAL, "-sc", "query=bash", cwd=cwd, **environment)
+    assert code == 0, output
+    return output.split()
+
+
+def test_the_shell_completes_choices(tmp_path):
+    code, output = sweep(REAL, "-sc", "install=bash", cwd=tmp_path)
+    assert code == 0 and "hydra_bash_completion" in output, output
+    found = completions("python train.py attention=", tmp_path)
+    assert found == [f"attention={name}" for name in compose.choices("attention")]
+    assert completions("python train.py schedule.epo", tmp_path) == ["schedule.epochs="]
+
+
+def test_a_module_that_wants_its_input_contiguous_is_told_both_ways():
+    torch = pytest.importorskip("torch")
+    image = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError) as error:
+        image.view(2, -1)
+    assert in_words(error.value).endswith("Or take channels_last=false.")
+    assert "channels_last" not in in_words(RuntimeError("another"))
+
+
+def test_a_data_set_that_is_not_there_is_bad_input():
+    with pytest.raises(UserError, match=r"data=mine: .*no_such_module"):
+        build_data({"name": "mine", "_target_": "no_such_module.Mine"})
+    with pytest.raises(UserError, match="data=mine: "):  # Hydra refuses to call it
+        build_data({"name": "mine", "_target_": "os.kill"})
+
+
+def test_a_schedule_that_lacks_a_key_is_told_where_to_have_it_from(own):
+    found = composed(own, "schedule=bare")
+    (problem,) = check(found)
+    assert (
+        "schedule=bare has no schedule.batch_size, " in problem and "`defaults: [cifar]`" in problem
+    )
+
+
+def test_a_network_without_a_data_set_of_its_size(own):
+    found = composed(own, "model=plain", "attention=none")
+    found["model"]["image_size"] = found["data"]["image_size"] = 64
+    found["data"]["image_size"] = 48
+    assert "no file in configs/ fits either of them" in _size_problem(found["model"], found["data"])
 
 
 # Inside a program of somebody else's

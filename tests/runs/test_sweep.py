@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from hydra.core.config_loader import ConfigLoader
 from hydra_config import composed
 from processes import (
     FAKE,
@@ -78,11 +79,10 @@ def test_a_run_that_the_grid_names_twice_is_in_it_once():
 )
 def test_runs_that_differ_in_the_seed_alone_are_composed_once(seeds, compositions, monkeypatch):
     """And the config of each is what Hydra composes for it alone."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
-    calls, compose_one = [], ConfigLoaderImpl.load_sweep_config
+    (loader,) = ConfigLoader.__subclasses__()
+    calls, compose_one = [], loader.load_sweep_config
     monkeypatch.setattr(
-        ConfigLoaderImpl, "load_sweep_config", lambda *of: calls.append(of) or compose_one(*of)
+        loader, "load_sweep_config", lambda *of: calls.append(of) or compose_one(*of)
     )
     grid = [
         "experiment=table2",

@@ -94,7 +94,8 @@ def test_memory_of_a_finished_run_is_released(monkeypatch):
         ("auto", "3", 0.2, 3, False),
         ("auto", "64", 0.21, 8, True),
         ("auto", "0", 0.9, 1, False),  # nothing to reduce
-        ("auto", "4,2", 0.0, 8, False),
+        ("auto", "4,2", 0.0, 4, False),  # the first is that of the outermost level
+        ("auto", " 2 , 1", 0.0, 2, False),
         (3, "2", 0.9, 3, True),
     ],
 )
@@ -113,6 +114,20 @@ def test_threads(monkeypatch, threads, omp, waited, number, warned):
     assert [
         line.startswith("warning: other programs keep the processors busy") for line in said
     ] == [True] * warned
+
+
+@pytest.mark.parametrize("omp", ["many", ",4", "2.5", "-1"])
+def test_a_limit_that_is_no_number_is_refused(monkeypatch, omp):
+    monkeypatch.setenv("OMP_NUM_THREADS", omp)
+    with pytest.raises(UserError, match="OMP_NUM_THREADS="):
+        device.set_threads("auto")
+
+
+def test_a_later_run_of_the_process_may_be_deterministic(monkeypatch):
+    """cuBLAS reads its variable once: it is there from the first run on, whatever that run asks for."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    device.set_deterministic(False, torch.device("cpu"))
+    assert device.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_affinity_and_quota(monkeypatch, tmp_path):
