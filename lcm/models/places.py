@@ -1,4 +1,5 @@
-"""Sites, and the layers of any network by name: which a pattern means, and how wide their maps are."""
+"""Sites, and the layers of any network by name: which a pattern means, and how wide their maps
+are."""
 
 import fnmatch
 from typing import NamedTuple
@@ -38,7 +39,8 @@ class Site(nn.Identity):
 
 
 def sites(network):
-    """The sites of a network that are not filled, as a list of (dotted name, `Site`) in the network's order."""
+    """The sites of a network that are not filled, as a list of (dotted name, `Site`) in the
+    network's order."""
     return [(name, module) for name, module in network.named_modules() if isinstance(module, Site)]
 
 
@@ -52,7 +54,8 @@ class Place(NamedTuple):
 
 
 def places(module, prefix=""):
-    """Every module below one under each of its names; what `fill_sites` has put behind a layer changes no name."""
+    """Every module below one under each of its names; what `fill_sites` has put behind a layer
+    changes no name."""
     module = module.layer if isinstance(module, Attended) else module
     for key, child in module._modules.items():
         if child is not None and key not in attentions(module):
@@ -67,7 +70,8 @@ def fits(name, pattern):
 
 
 def matching(network, pattern):
-    """The places whose names fit. ValueError where there is none, or one inside of something that must not change."""
+    """The places whose names fit. ValueError where there is none, or one inside of something that
+    must not change."""
     every = list(places(network))
     found = [place for place in every if fits(place.name, pattern)]
     if not found:
@@ -81,7 +85,8 @@ def matching(network, pattern):
 
 
 def refuse_wrapped(network, name):
-    """ValueError where the network or a module around the named one is wrapped, compiled or scripted."""
+    """ValueError where the network or a module around the named one is wrapped, compiled or
+    scripted."""
     parts = name.split(".")
     for path in ("", *(".".join(parts[:i]) for i in range(1, len(parts)))):
         module = network.get_submodule(path) if path else network
@@ -139,7 +144,8 @@ def _channels_last(layer, maps):
 
 
 def _written_width(layer, replaced):
-    """C of the maps (N, C, H, W) that a layer makes (and keeps, if it is to be replaced), if it says so; else None."""
+    """C of the maps (N, C, H, W) that a layer makes (and keeps, if it is to be replaced), if it
+    says so; else None."""
     layer = layer.layer if isinstance(layer, Attended) else layer
     kind = type(layer).__name__
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -150,7 +156,8 @@ def _written_width(layer, replaced):
         return layer.num_channels
     if isinstance(layer, (_BatchNorm, _InstanceNorm)) and not isinstance(layer, NOT_OF_MAPS):
         return layer.num_features
-    # The norms of maps of other libraries: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d, BatchNormAct2d, ...
+    # The norms of maps of other libraries: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d,
+    # BatchNormAct2d, ...
     if "Norm" in kind and kind.endswith("2d") and not isinstance(layer, NOT_OF_MAPS):
         shape = (
             getattr(layer, "normalized_shape", None)

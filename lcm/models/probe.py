@@ -9,10 +9,11 @@ from lcm.models.weights import generators
 
 
 def maps_through(network, layers, example):
-    """{layer: [(what enters, what leaves), ...]}, a pair for each of its calls in one forward pass of `example`.
+    """{layer: [(what enters, what leaves), ...]}, a pair for each of its calls in one forward pass
+    of `example`.
 
-    The pass is in evaluation mode and without gradients. Modes, buffers and the random generators are as before.
-    Raises ValueError where it fails.
+    The pass is in evaluation mode and without gradients. Modes, buffers and the random generators
+    are as before. Raises ValueError where it fails.
     """
     found = {layer: [] for layer in layers}
 
@@ -48,8 +49,9 @@ def in_words(value):
 def map_problem(make, shape, dtype=torch.float32):
     """Why a module cannot stand where maps of this shape pass, in one line; "" where it can.
 
-    `make(device)` builds it: on the meta device, where nothing is computed, and once more on the CPU if it fails there,
-    as modules do that read values. It has to keep shape and type in training and in evaluation.
+    `make(device)` builds it: on the meta device, where nothing is computed, and once more on the
+    CPU if it fails there, as modules do that read values. It has to keep shape and type in training
+    and in evaluation.
     """
     for device in ("meta", "cpu"):
         problem = _problem_on(device, make, shape, dtype)

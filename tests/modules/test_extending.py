@@ -57,7 +57,8 @@ def test_an_example_trains_or_what_is_missing_is_named(project, words, found):
 
 
 def test_fine_tuning_starts_from_the_trained_network(project):
-    """Lines with their numbers: no change at the start, a factor that has moved, the cost of ResNet-18 at 64 pixels."""
+    """Lines with their numbers: no change at the start, a factor that has moved, the cost of
+    ResNet-18 at 64 pixels."""
     environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "finetune.py"],

@@ -1,4 +1,5 @@
-"""A module or a network of one's own: what its constructor sets stays, and what will not do is said before anything starts."""
+"""A module or a network of one's own: what its constructor sets stays, and what will not do is said
+before anything starts."""
 
 import random
 

@@ -1,4 +1,5 @@
-"""What `fill_sites` does in a network of anybody: widths, modes, types, replacing, refusals, blends."""
+"""What `fill_sites` does in a network of anybody: widths, modes, types, replacing, refusals,
+blends."""
 
 import copy
 import random
