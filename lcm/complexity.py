@@ -130,7 +130,8 @@ MATRIX = re.compile(
 )
 # These read parameters and multiply no matrices; so do views and what works element by element.
 FREE = re.compile(
-    r"norm|embedding|clone|copy|cat|stack|index|gather|sum|mean|max|min|softmax|upsample|pad|roll|flip|repeat|prelu"
+    r"norm|embedding|clone|copy|cat|stack|index|gather|sum|mean|max|min|softmax|upsample|pad"
+    r"|roll|flip|repeat|prelu"
 )
 
 
@@ -151,7 +152,7 @@ class _MatrixProducts(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls):
-        return False  # nothing is compiled here; the default imports torch._dynamo, two seconds of a run's start
+        return False  # the default imports torch._dynamo: two seconds, and nothing compiles here
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -11,7 +11,8 @@ def hidden_width(channels, reduction):
         raise ValueError(f"reduction {reduction} is below 1, the smallest that divides a width")
     if reduction > channels:
         raise ValueError(
-            f"reduction {reduction} is larger than the {channels} channels it divides: choose at most {channels}"
+            f"reduction {reduction} is larger than the {channels} channels it divides: choose at "
+            f"most {channels}"
         )
     return channels // reduction
 
@@ -41,8 +42,7 @@ def maximum(x, dim):
 
 
 class ComparedMaximum(torch.autograd.Function):
-    """The bits of `max` along `dim`; its gradient goes to the first maximum by comparing
-    positions."""
+    """The bits of `max`; its gradient goes to the first maximum, found by comparing positions."""
 
     @staticmethod
     def forward(ctx, x, dim):

@@ -11,8 +11,7 @@ from lcm.attention.layers import hidden_width, wide
 
 
 class ZeroBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm whose scale starts at zero: the branch it ends starts as nothing (section
-    4.1)."""
+    """A batch norm whose scale starts at zero: its branch starts as nothing (section 4.1)."""
 
     def reset_parameters(self):
         super().reset_parameters()

@@ -36,8 +36,9 @@ class Attended(nn.Module):
             value = getattr(super().__getattr__("layer"), name)
         if isinstance(value, torch.Tensor):
             raise AttributeError(
-                f"attention stands behind this layer: its {name} is .layer.{name}. Who replaces the layer (by a fused "
-                "one, say) replaces the attention too: do that first, or take it out by lcm.remove_attention"
+                f"attention stands behind this layer: its {name} is .layer.{name}. Who replaces "
+                "the layer (by a fused one, say) replaces the attention too: do that before "
+                "lcm.fill_sites, or take the attention out by lcm.remove_attention"
             )
         return value
 

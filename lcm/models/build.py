@@ -16,8 +16,8 @@ from torch import nn
 
 from lcm.complexity import count
 from lcm.config.options import load
-from lcm.errors import UserError, nearest, one_line
-from lcm.models.probe import in_words, map_problem, maps_through
+from lcm.errors import UserError, nearest
+from lcm.models.probe import in_words, map_problem, maps_through, reason
 from lcm.models.sites import add_sites, choose, fill_sites, sites
 from lcm.models.weights import new_module
 
@@ -62,9 +62,8 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
 
 def site_problems(model, attention, num_classes, image_size=None):
     """Why a network or the attention at its sites will not do, a line each; [] where all is well.
-    Both are resolved mappings.
 
-    The network has to build and to make logits (2, num_classes) of two images of `image_size` (the
+    Both are resolved mappings. The network has to build and to make logits (2, num_classes) of two images of `image_size` (the
     model's own, if None); the attention has to build for each width and to keep shape and type of
     the maps at each site, in training and in evaluation. All of this runs on the meta device,
     without memory and without arithmetic, or on the CPU for what reads values. An attention without
@@ -88,8 +87,7 @@ def site_problems(model, attention, num_classes, image_size=None):
 
 
 def _maps_at_sites(model, num_classes, images):
-    """(what is wrong with a network, [(name, site, shape of its maps), ...] for images of this
-    shape)."""
+    """(what is wrong with a network or "", [(name, site, shape of its maps), ...])."""
     problem = ""
     for device in ("meta", "cpu"):
         try:
@@ -98,14 +96,12 @@ def _maps_at_sites(model, num_classes, images):
             example = torch.zeros(images, device=device)
             calls = maps_through(network, [network, *(site for _, site in free)], example)
         except Exception as error:
-            problem = str(error) if isinstance(error, ValueError) else one_line(error)
+            problem = reason(error)
             continue
         logits = calls[network][0][1]
         if getattr(logits, "shape", None) != (images[0], num_classes):
-            return (
-                f"it makes {in_words(logits)} of images {tuple(images)}, not logits ({images[0]}, {num_classes})",
-                [],
-            )
+            wanted = f"not logits ({images[0]}, {num_classes})"
+            return f"it makes {in_words(logits)} of images {tuple(images)}, {wanted}", []
         return "", [
             (name, site, tuple(calls[site][0][1].shape)) for name, site in free if calls[site]
         ]
@@ -146,7 +142,8 @@ def _compose(model, attention, overrides):
         if key not in known:
             names = f"{pair['model']['name']} and attention {pair['attention']['name']}"
             raise UserError(
-                f"{key!r} is no key of {names}{nearest(key, known)}; the keys are: {', '.join(known)}."
+                f"{key!r} is no key of {names}{nearest(key, known)}; the keys are: "
+                f"{', '.join(known)}."
             )
         mapping = pair["model" if key in pair["model"] else "attention"]
         if isinstance(mapping[key], int) and type(value) is not type(mapping[key]):
@@ -159,8 +156,9 @@ def _compose(model, attention, overrides):
     except OmegaConfBaseException as error:
         model, attention = pair["model"], pair["attention"]
         raise UserError(
-            f"{model['name']} with attention {attention['name']}: {str(error).splitlines()[0]}. The attention's table "
-            f"`paper` has no sizes for the family {model.get('family')!r}: add it there, or give the sizes yourself"
+            f"{model['name']} with attention {attention['name']}: {str(error).splitlines()[0]}. "
+            f"The attention's table `paper` has no sizes for the family {model.get('family')!r}: "
+            "add it there, or give the sizes yourself"
         ) from error
     return resolved["model"], resolved["attention"]
 

@@ -79,7 +79,8 @@ class CifarDenseNet(nn.Module):
         super().__init__()
         if layers < 7 or layers % 3 != 1:
             raise ValueError(
-                f"a DenseNet for 32x32 images has 3n + 4 layers (7, ..., 40, 64, 100, ...), not {layers}"
+                "a DenseNet for 32x32 images has 3n + 4 layers (7, ..., 40, 64, 100, ...), "
+                f"not {layers}"
             )
         if memory not in ("fast", "linear"):
             raise ValueError(f"memory={memory!r} is not one of: fast, linear")

@@ -53,7 +53,8 @@ class CifarResNet(nn.Module):
         super().__init__()
         if layers < 8 or layers % 6 != 2:
             raise ValueError(
-                f"a ResNet for 32x32 images has 6n + 2 layers (8, 14, 20, 26, 32, ...), not {layers}"
+                "a ResNet for 32x32 images has 6n + 2 layers (8, 14, 20, 26, 32, ...), "
+                f"not {layers}"
             )
         blocks = (layers - 2) // 6
         self.conv = FanOutConv2d(3, 16, kernel_size=3, padding=1)

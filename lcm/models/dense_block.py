@@ -64,8 +64,7 @@ def one_buffer(layers, x):
 
 
 def _is_known(layer):
-    """Whether a layer is what this module computes by itself, without calling it, and in training
-    mode."""
+    """Whether a layer trains and is what this module computes by itself, without calling it."""
     if isinstance(layer, Attended):
         return False
     bn, conv = layer.bn, layer.conv
@@ -90,8 +89,7 @@ def _convolution_dtype(x):
 
 
 def _buffer(x, channels, dtype):
-    """Room for `channels` maps in the layout of x, (N, C, H, W), in the wider of its type and
-    `dtype`."""
+    """Room for `channels` maps in the layout of x, in the wider of its type and `dtype`."""
     layout = (
         torch.channels_last
         if x.is_contiguous(memory_format=torch.channels_last)
@@ -102,8 +100,7 @@ def _buffer(x, channels, dtype):
 
 
 def _normalised(buffer, scale, shift, dtype):
-    """ReLU of batch norm, given as one factor and one summand a channel: the input of a
-    convolution, densely in memory."""
+    """ReLU of batch norm, given as a factor and a summand a channel, densely in memory."""
     result = torch.empty_like(buffer, dtype=dtype)
     return torch.addcmul(shift[:, None, None], buffer, scale[:, None, None], out=result).relu_()
 

@@ -15,8 +15,7 @@ from torch import nn
 
 
 class FanOutConv2d(nn.Conv2d):
-    """A convolution with normal weights of variance 2 / fan-out (He et al. 2015), as ResNets begin,
-    and no bias."""
+    """Normal weights of variance 2 / fan-out (He et al. 2015), as in ResNets, and no bias."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
@@ -26,8 +25,7 @@ class FanOutConv2d(nn.Conv2d):
 
 
 class FanInConv2d(nn.Conv2d):
-    """A convolution with normal weights of variance 2 / fan-in (He et al. 2015), as torchvision's
-    DenseNets are."""
+    """Normal weights of variance 2 / fan-in (He et al. 2015), as in torchvision's DenseNets."""
 
     def reset_parameters(self):
         nn.init.kaiming_normal_(self.weight)
@@ -63,8 +61,7 @@ def new_module(make, seed, name=""):
 
 @contextlib.contextmanager
 def generators(seed, name):
-    """Inside, the generators of torch, numpy and Python start from (seed, name); afterwards they
-    are as they were."""
+    """Start torch's, numpy's and Python's generators from (seed, name); restore them afterwards."""
     key = _key(seed, name)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpys, pythons = np.random.get_state(), random.getstate()
@@ -110,7 +107,8 @@ def draw_weights(network, seed, prefix=""):
                 )
             if not hasattr(layer, "reset_parameters"):
                 raise TypeError(
-                    f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to draw them"
+                    f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to "
+                    "draw them"
                 )
             torch.default_generator.manual_seed(_key(seed, name))
             layer.reset_parameters()
