@@ -104,12 +104,12 @@ def attended(layer):
     """
     present = attentions(layer)
     name = f"attention{len(present) + 1}" if present else "attention"
-    taken = {key for key, _ in layer.named_children()} - set(present)
+    if isinstance(layer, Attended):
+        return layer, name
     appended = type(layer).forward is nn.Sequential.forward
-    needed = {name} if appended or isinstance(layer, Attended) else {name, "layer"}
-    if not isinstance(layer, Attended) and needed & taken:
-        raise ValueError(f"has a child `{min(needed & taken)}`, a name that is needed here")
-    return (layer if appended or isinstance(layer, Attended) else Attended(layer)), name
+    if taken := layer._modules.keys() & ({name} if appended else {name, "layer"}):
+        raise ValueError(f"has a child `{min(taken)}`, a name that is needed here")
+    return (layer if appended else Attended(layer)), name
 
 
 def follow(place, name, attention):
