@@ -1,9 +1,11 @@
 """Parameters, the paper's "GFloat", and true multiply-accumulates of a network.
 
-The paper counts as the `thop` package did in 2019, by one rule for each kind of module: multiply-accumulates of convolutions,
-multiplications and additions of linear layers and norms, and nothing outside modules. Matrix products between tensors are not
-counted, so that the count of a Non-local block is too small. The true count has the multiply-accumulates of all convolutions and
-matrix products, in modules or not, and nothing else; what it does not know is named in `Complexity.uncounted`.
+The paper counts as the `thop` package did in 2019, by one rule for each kind of module:
+multiply-accumulates of convolutions, multiplications and additions of linear layers and norms, and
+nothing outside modules. Matrix products between tensors are not counted, so that the count of a
+Non-local block is too small. The true count has the multiply-accumulates of all convolutions and
+matrix products, in modules or not, and nothing else; what it does not know is named in
+`Complexity.uncounted`.
 """
 
 import math
@@ -37,8 +39,8 @@ class Complexity:
         gfloat: the paper's count, in units of 10^9.
         macs: true multiply-accumulates.
         rows: the same for each module, in the network's order; they add up to the totals.
-        uncounted: "module: operation" for each operation with parameters or matrix products that no rule here counts,
-            such as a recurrent layer; [] where `macs` is complete.
+        uncounted: "module: operation" for each operation with parameters or matrix products that no
+            rule here counts, such as a recurrent layer; [] where `macs` is complete.
     """
 
     params: int
@@ -49,7 +51,8 @@ class Complexity:
 
 
 def count(network, image_size):
-    """Count the parameters and the operations of a network for one image (1, 3, image_size, image_size).
+    """Count the parameters and the operations of a network for one image (1, 3, image_size,
+    image_size).
 
     The network runs once, in evaluation mode and without gradients; its mode is restored.
     """
@@ -127,7 +130,8 @@ MATRIX = re.compile(
 )
 # These read parameters and multiply no matrices; so do views and what works element by element.
 FREE = re.compile(
-    r"norm|embedding|clone|copy|cat|stack|index|gather|sum|mean|max|min|softmax|upsample|pad|roll|flip|repeat|prelu"
+    r"norm|embedding|clone|copy|cat|stack|index|gather|sum|mean|max|min|softmax|upsample|pad"
+    r"|roll|flip|repeat|prelu"
 )
 
 
@@ -137,7 +141,8 @@ class _MatrixProducts(TorchDispatchMode):
     Args:
         network: whose parameters these are.
         add: is told the multiply-accumulates of one operation.
-        name: is told each operation that has parameters, or a name like a matrix product's, and is not counted.
+        name: is told each operation that has parameters, or a name like a matrix product's, and is
+            not counted.
     """
 
     def __init__(self, network, add, name):
@@ -147,7 +152,7 @@ class _MatrixProducts(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls):
-        return False  # nothing is compiled here; the default imports torch._dynamo, two seconds of a run's start
+        return False  # the default imports torch._dynamo: two seconds, and nothing compiles here
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

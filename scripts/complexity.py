@@ -94,6 +94,8 @@ def print_network(keys):
     print(
         f"{'total':{width}} {'':16} {complexity.params:12,} {complexity.gfloat:10.6f} {complexity.macs / 1e9:10.6f}"
     )
+    if complexity.uncounted:
+        print("not counted:", ", ".join(complexity.uncounted))
     return 0
 
 

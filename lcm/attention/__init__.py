@@ -1,4 +1,4 @@
-"""Attention modules: each is built from a channel count and keeps the shape (N, C, H, W) of its map."""
+"""Attention modules, built from a channel count: each keeps the shape (N, C, H, W) of its map."""
 
 from lcm.attention.cbam import CBAM
 from lcm.attention.coordinate import CoordinateAttention

@@ -12,14 +12,15 @@ from lcm.attention.layers import hidden_width, maximum, spatial_mean, wide
 
 
 class CBAM(nn.Module):
-    """Channel attention, Eq. (2), then spatial attention, Eq. (3), each from an average and a maximum.
+    """Channel attention, Eq. (2), then spatial attention, Eq. (3), of an average and a maximum
+    each.
 
-    No batch norm follows the 7x7 convolution: the CBAM paper has none, its authors' code has one, and the counts of the
-    paper reproduced here fit without it.
+    No batch norm follows the 7x7 convolution: the CBAM paper has none, its authors' code has one,
+    and the counts of the paper reproduced here fit without it.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.
-        reduction: r; the hidden width of the shared MLP is C // r. ValueError if r is larger than C.
+        reduction: r; the shared MLP has a hidden width of C // r. ValueError if r is larger than C.
         bias: biases in the MLP.
     """
 
@@ -35,8 +36,9 @@ class CBAM(nn.Module):
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
             average = spatial_mean(x, self.w0.weight.dtype)
-            # Not AdaptiveMaxPool2d: the same values and gradients, but its backward pass is not deterministic on a GPU.
-            # The gradient of `max` has the layout of what it is taken of: channels last, as the maps have it.
+            # Not AdaptiveMaxPool2d: the same values and gradients, but its backward pass is not
+            # deterministic on a GPU. The gradient of `max` has the layout of what it is taken of:
+            # channels last, as the maps have it.
             largest = maximum(x.flatten(2).transpose(1, 2), 1).to(average.dtype)
             pooled = torch.stack((average, largest), 1)  # (N, 2, C)
             m = torch.sigmoid(self.w1(F.relu(self.w0(pooled))).sum(1))  # Eq. (2), (N, C)

@@ -1,6 +1,7 @@
 """Coordinate attention.
 
-Q. Hou, D. Zhou, J. Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021, https://arxiv.org/abs/2103.02907.
+Q. Hou, D. Zhou, J. Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021,
+https://arxiv.org/abs/2103.02907.
 """
 
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 class CoordinateAttention(nn.Module):
     """x g_h g_w, Eq. (9): one weight for each channel and row, one for each channel and column.
 
-    Rows and columns are means over the other direction, Eqs. (4), (5); both go through the same 1x1 convolution, batch norm and
-    hard swish, Eq. (6), and then each through a 1x1 convolution and a sigmoid of its own, Eqs. (7), (8). Convolutions have biases.
+    Rows and columns are means over the other direction, Eqs. (4), (5); both go through the same 1x1
+    convolution, batch norm and hard swish, Eq. (6), and then each through a 1x1 convolution and a
+    sigmoid of its own, Eqs. (7), (8). Convolutions have biases.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.

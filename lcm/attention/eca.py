@@ -1,7 +1,7 @@
 """Efficient channel attention.
 
-Q. Wang, B. Wu, P. Zhu, P. Li, W. Zuo, Q. Hu, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR
-2020, https://arxiv.org/abs/1910.03151.
+Q. Wang, B. Wu, P. Zhu, P. Li, W. Zuo, Q. Hu, "ECA-Net: Efficient Channel Attention for Deep
+Convolutional Neural Networks", CVPR 2020, https://arxiv.org/abs/1910.03151.
 """
 
 import math
@@ -13,7 +13,9 @@ from lcm.attention.layers import spatial_mean
 
 
 class ECA(nn.Module):
-    """x sigmoid(C1D_k(y)), Eq. (9), y the mean of each channel: a 1D convolution over k neighbouring channels, without bias.
+    """x sigmoid(C1D_k(y)), Eq. (9), y the mean of each channel.
+
+    C1D_k is a 1D convolution over k neighbouring channels, without bias.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.

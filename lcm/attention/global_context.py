@@ -1,7 +1,7 @@
 """Global context block.
 
-Y. Cao, J. Xu, S. Lin, F. Wei, H. Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCVW
-2019, https://arxiv.org/abs/1904.11492.
+Y. Cao, J. Xu, S. Lin, F. Wei, H. Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks
+and Beyond", ICCVW 2019, https://arxiv.org/abs/1904.11492.
 """
 
 import torch
@@ -20,7 +20,7 @@ class ZeroVectorConv(VectorConv):
 
 
 class GlobalContext(nn.Module):
-    """Eq. (5): x + Wv2 ReLU(LN(Wv1 c)), c = sum_j softmax_j(Wk x_j) x_j, the attended mean over all positions j.
+    """Eq. (5): x + Wv2 ReLU(LN(Wv1 c)), c = sum_j softmax_j(Wk x_j) x_j over all positions j.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.

@@ -1,4 +1,4 @@
-"""What the channel attentions share: a map pooled to one number a channel, and 1x1 convolutions of such vectors."""
+"""What the channel attentions share: maps pooled to vectors, and 1x1 convolutions of vectors."""
 
 import torch
 import torch.nn.functional as F
@@ -6,23 +6,24 @@ from torch import nn
 
 
 def hidden_width(channels, reduction):
-    """C // r, the width between the two layers of a channel attention. ValueError where it would be less than one."""
+    """C // r, the width between two layers. ValueError where it would be less than one."""
     if reduction < 1:
         raise ValueError(f"reduction {reduction} is below 1, the smallest that divides a width")
     if reduction > channels:
         raise ValueError(
-            f"reduction {reduction} is larger than the {channels} channels it divides: choose at most {channels}"
+            f"reduction {reduction} is larger than the {channels} channels it divides: choose at "
+            f"most {channels}"
         )
     return channels // reduction
 
 
 def wide(x):
-    """float32 for float16, in which sums of a few thousand values overflow; any other type as it is."""
+    """float32 for a float16 x, of which sums overflow; else the type of x."""
     return torch.float32 if x.dtype == torch.float16 else x.dtype
 
 
 def spatial_mean(x, dtype):
-    """Global average pooling (N, C, H, W) -> (N, C), in `dtype`, which is the type of the layers that follow."""
+    """Global average pooling (N, C, H, W) -> (N, C), in `dtype`, that of the layers that follow."""
     _, _, h, w = x.shape
     # A sum, because its gradient is a broadcast view; that of `mean` writes a whole map.
     total = x.sum((2, 3), dtype=wide(x))
@@ -32,8 +33,8 @@ def spatial_mean(x, dtype):
 def maximum(x, dim):
     """`x.max(dim).values`, with a gradient that deterministic CUDA graphs can hold.
 
-    The gradient of `max` scatters. With deterministic algorithms a GPU sorts for that, and older versions of PyTorch wait for
-    the indices, which cannot be captured.
+    The gradient of `max` scatters. With deterministic algorithms a GPU sorts for that, and older
+    versions of PyTorch wait for the indices, which cannot be captured.
     """
     if torch.are_deterministic_algorithms_enabled():
         return ComparedMaximum.apply(x, dim)
@@ -41,7 +42,7 @@ def maximum(x, dim):
 
 
 class ComparedMaximum(torch.autograd.Function):
-    """The maximum along `dim`; its gradient goes to the first maximum, found by comparing positions: the bits of `max`."""
+    """The bits of `max`; its gradient goes to the first maximum, found by comparing positions."""
 
     @staticmethod
     def forward(ctx, x, dim):
@@ -60,7 +61,7 @@ class ComparedMaximum(torch.autograd.Function):
 
 
 class VectorConv(nn.Conv2d):
-    """A 1x1 convolution of a 1x1 map that is held as a vector, (N, C) -> (N, C'): one small matrix product.
+    """A 1x1 convolution of a 1x1 map held as a vector, (N, C) -> (N, C'): one matrix product.
 
     Its weight (C', C, 1, 1), its initialisation and its arithmetic are those of `nn.Conv2d`.
     """

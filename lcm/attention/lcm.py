@@ -1,7 +1,8 @@
 """LC modules 1 and 2: a feature of the whole layer calibrates the attention to its channels.
 
-Z. Lu et al., "Channel-Wise Correlation Calibrates Attention Module for Convolutional Neural Networks", Journal of
-Sensors 2022, 2000170, https://doi.org/10.1155/2022/2000170 (retracted in December 2023).
+Z. Lu et al., "Channel-Wise Correlation Calibrates Attention Module for Convolutional Neural
+Networks", Journal of Sensors 2022, 2000170, https://doi.org/10.1155/2022/2000170 (retracted in
+December 2023).
 """
 
 import torch
@@ -12,11 +13,11 @@ from lcm.attention.layers import VectorConv, hidden_width, maximum, spatial_mean
 
 
 class _LCM(nn.Module):
-    """The layers of both modules: W1 (C -> C/r), batch norm, W2 (C/r -> C), and f over [average, maximum].
+    """What both modules have: W1 (C -> C/r), batch norm, W2 (C/r -> C), f over [average, maximum].
 
-    The paper calls f a 3x3 convolution with 2x1x1x1 parameters; on a 1x1 map only the centre tap of a 3x3 acts, so it
-    is 1x1 here, and so are W1 and W2. All keep PyTorch's initialisation. Batch norm sees one value an image: training
-    needs at least two images.
+    The paper calls f a 3x3 convolution with 2x1x1x1 parameters; on a 1x1 map only the centre tap of
+    a 3x3 acts, so it is 1x1 here, and so are W1 and W2. All keep PyTorch's initialisation. Batch
+    norm sees one value an image: training needs at least two images.
     """
 
     def __init__(self, channels, reduction, expand_bias=False):
@@ -37,12 +38,14 @@ class _LCM(nn.Module):
 
 
 class LCM1(_LCM):
-    """LC module 1, Eqs. (1)-(6): U' = U + W2 ReLU(BN(W1 (softmax(l) g))), the layer feature g in the channel features.
+    """LC module 1, Eqs. (1)-(6): U' = U + W2 ReLU(BN(W1 (softmax(l) g))).
+
+    The layer feature g is in the channel features.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.
         reduction: r; the hidden width is C // r. ValueError if r is larger than C.
-        expand_bias: a bias on W2, which the paper's DenseNets for CIFAR have by their parameter counts.
+        expand_bias: a bias on W2; by their parameter counts the paper's CIFAR DenseNets have it.
     """
 
     drawn_by_layer = True  # by lcm.models.weights
@@ -56,12 +59,14 @@ class LCM1(_LCM):
 
 
 class LCM2(_LCM):
-    """LC module 2, Eqs. (1), (2), (7)-(9): U' = U sigmoid(W2 ReLU(BN(W1 l)) + g), the layer feature g in the weights.
+    """LC module 2, Eqs. (1), (2), (7)-(9): U' = U sigmoid(W2 ReLU(BN(W1 l)) + g).
+
+    The layer feature g is in the weights.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.
         reduction: r; the hidden width is C // r. ValueError if r is larger than C.
-        expand_bias: a bias on W2, which the paper's DenseNets for CIFAR have by their parameter counts.
+        expand_bias: a bias on W2; by their parameter counts the paper's CIFAR DenseNets have it.
     """
 
     drawn_by_layer = True  # by lcm.models.weights

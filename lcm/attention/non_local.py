@@ -1,6 +1,7 @@
 """Non-local block, embedded Gaussian.
 
-X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", CVPR 2018, https://arxiv.org/abs/1711.07971.
+X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", CVPR 2018,
+https://arxiv.org/abs/1711.07971.
 """
 
 import torch
@@ -10,7 +11,7 @@ from lcm.attention.layers import hidden_width, wide
 
 
 class ZeroBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm whose scale starts at zero, so that the branch it ends starts as nothing (section 4.1)."""
+    """A batch norm whose scale starts at zero: its branch starts as nothing (section 4.1)."""
 
     def reset_parameters(self):
         super().reset_parameters()
@@ -18,9 +19,10 @@ class ZeroBatchNorm2d(nn.BatchNorm2d):
 
 
 class NonLocal(nn.Module):
-    """Eqs. (1), (4) and (6): x + BN(W y), y_i = sum_j softmax_j(theta(x_i) . phi(x_j)) g(x_j) over all positions j.
+    """Eqs. (1), (4), (6): x + BN(W y), y_i = sum_j softmax_j(theta(x_i) . phi(x_j)) g(x_j).
 
-    theta, phi, g and W are 1x1 convolutions with biases. Nothing is subsampled, so memory grows as (H W)^2.
+    j: all positions; theta, phi, g and W: 1x1 convolutions with biases. Nothing is subsampled, so
+        memory grows as (H W)^2.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.

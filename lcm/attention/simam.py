@@ -1,7 +1,7 @@
 """A simple attention module without parameters.
 
-L. Yang, R.-Y. Zhang, L. Li, X. Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural
-Networks", ICML 2021, https://proceedings.mlr.press/v139/yang21o.html.
+L. Yang, R.-Y. Zhang, L. Li, X. Xie, "SimAM: A Simple, Parameter-Free Attention Module for
+Convolutional Neural Networks", ICML 2021, https://proceedings.mlr.press/v139/yang21o.html.
 """
 
 import torch
@@ -11,11 +11,11 @@ from torch import nn
 class SimAM(nn.Module):
     """x sigmoid(1 / e), Eq. (6), with the least energy e of each value of a channel, Eq. (5).
 
-    1 / e = (x - mean)^2 / (4 (variance + lambda)) + 1/2, mean and variance over the positions of the channel; the variance is
-    divided by H W - 1, as in the paper's code (Figure 3).
+    1 / e = (x - mean)^2 / (4 (variance + lambda)) + 1/2, mean and variance over the positions of
+    the channel; the variance is divided by H W - 1, as in the paper's code (Figure 3).
 
     Args:
-        channels: C of the map (N, C, H, W), which nothing depends on; the result has the same shape.
+        channels: C of the map (N, C, H, W); nothing depends on it; the result has the same shape.
         regularisation: lambda.
     """
 

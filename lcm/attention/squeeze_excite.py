@@ -1,6 +1,7 @@
 """Squeeze-and-excitation.
 
-J. Hu, L. Shen, G. Sun, "Squeeze-and-Excitation Networks", CVPR 2018, https://arxiv.org/abs/1709.01507.
+J. Hu, L. Shen, G. Sun, "Squeeze-and-Excitation Networks", CVPR 2018,
+https://arxiv.org/abs/1709.01507.
 """
 
 import torch
@@ -11,7 +12,8 @@ from lcm.attention.layers import hidden_width, spatial_mean
 
 
 class SqueezeExcite(nn.Module):
-    """Eqs. (2)-(4): x sigmoid(W2 ReLU(W1 z)), z the mean of each channel; both layers are linear with a bias.
+    """Eqs. (2)-(4): x sigmoid(W2 ReLU(W1 z)), z the mean of each channel; both layers are linear
+    with a bias.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.

@@ -5,13 +5,15 @@ from torch import nn
 
 
 class Attended(nn.Module):
-    """A layer and what stands behind it: children `layer`, `attention`, `attention2`, ... in this order.
+    """A layer and what stands behind it: children `layer`, `attention`, `attention2`, ... in this
+    order.
 
-    It stands where the layer stood. The state dict keeps the layer's names, so that weights of the plain network load
-    and its weights can be read by anybody; only `named_parameters()` has `layer.` in its names. It is a module like any
-    other: what rebuilds layers (SyncBatchNorm, freezing) reaches the layer and leaves the attention alone. Attributes
-    are read from the layer and set on it; its tensors are not, because who reads them (to fuse, to prune) means to
-    replace the layer and would lose the attention.
+    It stands where the layer stood. The state dict keeps the layer's names, so that weights of the
+    plain network load and its weights can be read by anybody; only `named_parameters()` has
+    `layer.` in its names. It is a module like any other: what rebuilds layers (SyncBatchNorm,
+    freezing) reaches the layer and leaves the attention alone. Attributes are read from the layer
+    and set on it; its tensors are not, because who reads them (to fuse, to prune) means to replace
+    the layer and would lose the attention.
     """
 
     def __init__(self, layer):
@@ -34,8 +36,9 @@ class Attended(nn.Module):
             value = getattr(super().__getattr__("layer"), name)
         if isinstance(value, torch.Tensor):
             raise AttributeError(
-                f"attention stands behind this layer: its {name} is .layer.{name}. Who replaces the layer (by a fused "
-                "one, say) replaces the attention too: do that first, or take it out by lcm.remove_attention"
+                f"attention stands behind this layer: its {name} is .layer.{name}. Who replaces "
+                "the layer (by a fused one, say) replaces the attention too: do that before "
+                "lcm.fill_sites, or take the attention out by lcm.remove_attention"
             )
         return value
 
@@ -68,10 +71,11 @@ def _with_layer(module, state, prefix, *rest):
 
 
 class Blend(nn.Module):
-    """x + a (attention(x) - x), with one learned number a that starts at 0: a trained network computes what it did.
+    """x + a (attention(x) - x), with one learned number a that starts at 0: a trained network
+    computes what it did.
 
-    A module that starts as an identity would never learn here: its gradient is multiplied by a, that of a by
-    attention(x) - x, and both are 0.
+    A module that starts as an identity would never learn here: its gradient is multiplied by a,
+    that of a by attention(x) - x, and both are 0.
     """
 
     def __init__(self, attention):
@@ -91,19 +95,21 @@ def attentions(layer):
 
 
 def attended(layer):
-    """The module to put where the layer stands, so that one more attention can follow it (`follow`), and its name there.
+    """The module to put where the layer stands, so that one more attention can follow it
+    (`follow`), and its name there.
 
-    A plain `nn.Sequential` takes another child and stays what it is: its parts are still called by who indexes them.
-    Nothing is changed yet. Raises ValueError where a child of the layer has a name that is needed.
+    A plain `nn.Sequential` takes another child and stays what it is: its parts are still called by
+    who indexes them. Nothing is changed yet. Raises ValueError where a child of the layer has a
+    name that is needed.
     """
     present = attentions(layer)
     name = f"attention{len(present) + 1}" if present else "attention"
-    taken = {key for key, _ in layer.named_children()} - set(present)
+    if isinstance(layer, Attended):
+        return layer, name
     appended = type(layer).forward is nn.Sequential.forward
-    needed = {name} if appended or isinstance(layer, Attended) else {name, "layer"}
-    if not isinstance(layer, Attended) and needed & taken:
-        raise ValueError(f"has a child `{min(needed & taken)}`, a name that is needed here")
-    return (layer if appended or isinstance(layer, Attended) else Attended(layer)), name
+    if taken := layer._modules.keys() & ({name} if appended else {name, "layer"}):
+        raise ValueError(f"has a child `{min(taken)}`, a name that is needed here")
+    return (layer if appended else Attended(layer)), name
 
 
 def follow(place, name, attention):

@@ -1,8 +1,9 @@
 """From names to a network: `build_network("resnet20", "lcm2")`.
 
-A model and an attention are files of `configs/`, or the same as mappings. A model's mapping has `name`, `family`,
-`image_size`, a `_target_` and the target's arguments; an attention's has `name` and, unless nothing is to be built, a
-`_target_`, its arguments and `sites` (where it stands, see `lcm.models.fill_sites`).
+A model and an attention are files of `configs/`, or the same as mappings. A model's mapping has
+`name`, `family`, `image_size`, a `_target_` and the target's arguments; an attention's has `name`
+and, unless nothing is to be built, a `_target_`, its arguments and `sites` (where it stands, see
+`lcm.models.fill_sites`).
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,8 @@ from torch import nn
 
 from lcm.complexity import count
 from lcm.config.compose import load
-from lcm.errors import UserError, nearest, one_line
-from lcm.models.probe import in_words, map_problem, maps_through
+from lcm.errors import UserError, nearest
+from lcm.models.probe import in_words, map_problem, maps_through, reason
 from lcm.models.sites import add_sites, choose, fill_sites, sites
 from lcm.models.weights import new_module
 
@@ -35,16 +36,19 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
         model: the name of a file in configs/model, or such a mapping.
         attention: the name of a file in configs/attention, or such a mapping.
         num_classes: width of the last layer.
-        seed: if given, all weights follow from it: those of the project's own networks and attentions from (seed, the
-            layer's name), anything else is constructed under generators keyed by (seed, its name). Networks of one seed
-            share their backbone's weights, whatever their attention.
-        overrides: other values for keys of either mapping: `layers=56`, `reduction=8`, `sites={"stages": [3]}`.
+        seed: if given, all weights follow from it: those of the project's own networks and
+            attentions from (seed, the layer's name), anything else is constructed under generators
+            keyed by (seed, its name). Networks of one seed share their backbone's weights, whatever
+            their attention.
+        overrides: other values for keys of either mapping: `layers=56`, `reduction=8`,
+            `sites={"stages": [3]}`.
 
     Returns:
         The network, on the CPU, in training mode.
 
     Raises:
-        UserError: an unknown name or key, sizes that do not fit, or a pair for which the paper gives no sizes.
+        UserError: an unknown name or key, sizes that do not fit, or a pair for which the paper
+            gives no sizes.
     """
     model, attention = _compose(model, attention, overrides)
     try:
@@ -57,12 +61,13 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
 
 
 def site_problems(model, attention, num_classes, image_size=None):
-    """Why a network or the attention at its sites will not do, a line each; [] where all is well. Both are resolved mappings.
+    """Why a network or the attention at its sites will not do, a line each; [] where all is well.
 
-    The network has to build and to make logits (2, num_classes) of two images of `image_size` (the model's own, if None);
-    the attention has to build for each width and to keep shape and type of the maps at each site, in training and in
-    evaluation. All of this runs on the meta device, without memory and without arithmetic, or on the CPU for what reads
-    values. An attention without `_target_` leaves the network alone to be checked.
+    Both are resolved mappings. The network has to build and to make logits (2, num_classes) of two images of `image_size` (the
+    model's own, if None); the attention has to build for each width and to keep shape and type of
+    the maps at each site, in training and in evaluation. All of this runs on the meta device,
+    without memory and without arithmetic, or on the CPU for what reads values. An attention without
+    `_target_` leaves the network alone to be checked.
     """
     size = image_size or model["image_size"]
     problem, maps = _maps_at_sites(model, num_classes, torch.Size((2, 3, size, size)))
@@ -82,7 +87,7 @@ def site_problems(model, attention, num_classes, image_size=None):
 
 
 def _maps_at_sites(model, num_classes, images):
-    """(what is wrong with a network, [(name, site, shape of its maps), ...] for images of this shape)."""
+    """(what is wrong with a network or "", [(name, site, shape of its maps), ...])."""
     problem = ""
     for device in ("meta", "cpu"):
         try:
@@ -91,14 +96,12 @@ def _maps_at_sites(model, num_classes, images):
             example = torch.zeros(images, device=device)
             calls = maps_through(network, [network, *(site for _, site in free)], example)
         except Exception as error:
-            problem = str(error) if isinstance(error, ValueError) else one_line(error)
+            problem = reason(error)
             continue
         logits = calls[network][0][1]
         if getattr(logits, "shape", None) != (images[0], num_classes):
-            return (
-                f"it makes {in_words(logits)} of images {tuple(images)}, not logits ({images[0]}, {num_classes})",
-                [],
-            )
+            wanted = f"not logits ({images[0]}, {num_classes})"
+            return f"it makes {in_words(logits)} of images {tuple(images)}, {wanted}", []
         return "", [
             (name, site, tuple(calls[site][0][1].shape)) for name, site in free if calls[site]
         ]
@@ -111,10 +114,12 @@ def _made(mapping, device, *args, **keys):
 
 
 def paper_complexity(model, attention):
-    """What the paper's tables count for one of their rows, a `Complexity`: networks by name, with the paper's heads.
+    """What the paper's tables count for one of their rows, a `Complexity`: networks by name, with
+    the paper's heads.
 
-    The CIFAR rows are 10-class networks, those of Table 5 have 100 classes, except that DenseNet-121 is counted with a
-    1000-class head that runs and the parameters of a 100-class head that does not.
+    The CIFAR rows are 10-class networks, those of Table 5 have 100 classes, except that
+    DenseNet-121 is counted with a 1000-class head that runs and the parameters of a 100-class head
+    that does not.
     """
     config = load("model", model)
     if config["family"] == "densenet121":
@@ -137,7 +142,8 @@ def _compose(model, attention, overrides):
         if key not in known:
             names = f"{pair['model']['name']} and attention {pair['attention']['name']}"
             raise UserError(
-                f"{key!r} is no key of {names}{nearest(key, known)}; the keys are: {', '.join(known)}."
+                f"{key!r} is no key of {names}{nearest(key, known)}; the keys are: "
+                f"{', '.join(known)}."
             )
         mapping = pair["model" if key in pair["model"] else "attention"]
         if isinstance(mapping[key], int) and type(value) is not type(mapping[key]):
@@ -150,8 +156,9 @@ def _compose(model, attention, overrides):
     except OmegaConfBaseException as error:
         model, attention = pair["model"], pair["attention"]
         raise UserError(
-            f"{model['name']} with attention {attention['name']}: {str(error).splitlines()[0]}. The attention's table "
-            f"`paper` has no sizes for the family {model.get('family')!r}: add it there, or give the sizes yourself"
+            f"{model['name']} with attention {attention['name']}: {str(error).splitlines()[0]}. "
+            f"The attention's table `paper` has no sizes for the family {model.get('family')!r}: "
+            "add it there, or give the sizes yourself"
         ) from error
     return resolved["model"], resolved["attention"]
 

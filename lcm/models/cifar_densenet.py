@@ -1,7 +1,7 @@
 """Densely connected networks for 32x32 images, without bottleneck and without compression.
 
-G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely Connected Convolutional Networks", CVPR 2017, section 3,
-https://arxiv.org/abs/1608.06993.
+G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely Connected Convolutional Networks",
+CVPR 2017, section 3, https://arxiv.org/abs/1608.06993.
 """
 
 import torch.nn.functional as F
@@ -59,14 +59,16 @@ class Transition(nn.Module):
 
 
 class CifarDenseNet(nn.Module):
-    """3x3 convolution to 2k channels, three dense blocks with transitions between, BN, ReLU, average pool, linear.
+    """3x3 convolution to 2k channels, three dense blocks with transitions between, BN, ReLU,
+    average pool, linear.
 
     Args:
         layers: depth 3n + 4: 40, 64, 100, ...; n layers a block. ValueError otherwise.
         growth_rate: k, the new maps of each layer.
         num_classes: width of the last layer.
-        memory: "fast" concatenates in every layer; "linear" recomputes in the backward pass instead of keeping: the same
-            network, up to rounding, in a fraction of the memory. ValueError for anything else.
+        memory: "fast" concatenates in every layer; "linear" recomputes in the backward pass instead
+            of keeping: the same network, up to rounding, in a fraction of the memory. ValueError
+            for anything else.
 
     Images (N, 3, 32, 32), logits (N, num_classes). The layers of block i hold the sites of stage i.
     """
@@ -77,7 +79,8 @@ class CifarDenseNet(nn.Module):
         super().__init__()
         if layers < 7 or layers % 3 != 1:
             raise ValueError(
-                f"a DenseNet for 32x32 images has 3n + 4 layers (7, ..., 40, 64, 100, ...), not {layers}"
+                "a DenseNet for 32x32 images has 3n + 4 layers (7, ..., 40, 64, 100, ...), "
+                f"not {layers}"
             )
         if memory not in ("fast", "linear"):
             raise ValueError(f"memory={memory!r} is not one of: fast, linear")

@@ -1,7 +1,7 @@
 """Residual networks for 32x32 images, 6n+2 layers.
 
-K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2,
-https://arxiv.org/abs/1512.03385.
+K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section
+4.2, https://arxiv.org/abs/1512.03385.
 """
 
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from lcm.models.weights import FanOutConv2d
 class BasicBlock(nn.Module):
     """Residual branch: 3x3, BN, ReLU, 3x3, BN, site; plus the shortcut; ReLU.
 
-    The shortcut has no parameters (option A): where the branch halves the map and widens it, every second row and
-    column is kept and the new channels are zero.
+    The shortcut has no parameters (option A): where the branch halves the map and widens it, every
+    second row and column is kept and the new channels are zero.
     """
 
     def __init__(self, in_channels, channels, stride, stage):
@@ -37,7 +37,8 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """3x3 convolution to 16 channels, three stages of n basic blocks at 16, 32 and 64 channels, average pool, linear.
+    """3x3 convolution to 16 channels, three stages of n basic blocks at 16, 32 and 64 channels,
+    average pool, linear.
 
     Args:
         layers: depth 6n + 2: 20, 32, 50, ... ValueError otherwise.
@@ -52,7 +53,8 @@ class CifarResNet(nn.Module):
         super().__init__()
         if layers < 8 or layers % 6 != 2:
             raise ValueError(
-                f"a ResNet for 32x32 images has 6n + 2 layers (8, 14, 20, 26, 32, ...), not {layers}"
+                "a ResNet for 32x32 images has 6n + 2 layers (8, 14, 20, 26, 32, ...), "
+                f"not {layers}"
             )
         blocks = (layers - 2) // 6
         self.conv = FanOutConv2d(3, 16, kernel_size=3, padding=1)

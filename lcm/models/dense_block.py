@@ -1,7 +1,9 @@
-"""Two forward passes of a dense block that compute the same: plain, and in memory linear in its depth.
+"""Two forward passes of a dense block that compute the same: plain, and in memory linear in its
+depth.
 
-G. Pleiss et al., "Memory-Efficient Implementation of DenseNets", 2017, https://arxiv.org/abs/1707.06990, keeps one copy of
-each map and recomputes what batch norm makes of it. Here the batch statistics of a map are computed once, too.
+G. Pleiss et al., "Memory-Efficient Implementation of DenseNets", 2017,
+https://arxiv.org/abs/1707.06990, keeps one copy of each map and recomputes what batch norm makes of
+it. Here the batch statistics of a map are computed once, too.
 """
 
 import torch
@@ -16,14 +18,16 @@ MAPS = (0, 2, 3)  # what batch norm averages over: all but the channels
 
 
 def concatenate(layers, x):
-    """Dense layers one after the other, each fed with `x` and the new maps of all before it, which it concatenates anew.
+    """Dense layers one after the other, each fed with `x` and the new maps of all before it, which
+    it concatenates anew.
 
     Args:
         layers: modules (N, C + i k, H, W) -> (N, k, H, W), i counted from 0.
         x: (N, C, H, W).
 
     Returns:
-        (N, C + layers k, H, W): `x` and all new maps. Memory grows with the square of the number of layers.
+        (N, C + layers k, H, W): `x` and all new maps. Memory grows with the square of the number of
+        layers.
     """
     for layer in layers:
         x = torch.cat((x, layer(x)), 1)
@@ -31,15 +35,18 @@ def concatenate(layers, x):
 
 
 def one_buffer(layers, x):
-    """What `concatenate` computes, values, gradients and running statistics up to rounding, in memory linear in depth.
+    """What `concatenate` computes, values, gradients and running statistics up to rounding, in
+    memory linear in depth.
 
-    All maps are stored in one buffer, and so are their gradients in the backward pass; the input of each convolution is
-    recomputed from the buffer when its gradient is due. Evaluation, `no_grad` and blocks with frozen batch norms take
-    `concatenate`, and so do blocks in which a layer, a norm or a convolution is wrapped, hooked or of another kind.
+    All maps are stored in one buffer, and so are their gradients in the backward pass; the input of
+    each convolution is recomputed from the buffer when its gradient is due. Evaluation, `no_grad`
+    and blocks with frozen batch norms take `concatenate`, and so do blocks in which a layer, a norm
+    or a convolution is wrapped, hooked or of another kind.
 
     Args:
-        layers: BN, ReLU, 3x3, site: modules with `bn`, `conv` (no bias) and `site`, as `DenseLayer`. A site may be any
-            module that keeps the shape of the k new maps; what its own backward pass needs is kept.
+        layers: BN, ReLU, 3x3, site: modules with `bn`, `conv` (no bias) and `site`, as
+            `DenseLayer`. A site may be any module that keeps the shape of the k new maps; what its
+            own backward pass needs is kept.
         x: (N, C, H, W), in channels-last memory or not; the result is in the same.
     """
     if (
@@ -57,7 +64,7 @@ def one_buffer(layers, x):
 
 
 def _is_known(layer):
-    """Whether a layer is what this module computes by itself, without calling it, and in training mode."""
+    """Whether a layer trains and is what this module computes by itself, without calling it."""
     if isinstance(layer, Attended):
         return False
     bn, conv = layer.bn, layer.conv
@@ -82,7 +89,7 @@ def _convolution_dtype(x):
 
 
 def _buffer(x, channels, dtype):
-    """Room for `channels` maps in the layout of x, (N, C, H, W), in the wider of its type and `dtype`."""
+    """Room for `channels` maps in the layout of x, in the wider of its type and `dtype`."""
     layout = (
         torch.channels_last
         if x.is_contiguous(memory_format=torch.channels_last)
@@ -93,7 +100,7 @@ def _buffer(x, channels, dtype):
 
 
 def _normalised(buffer, scale, shift, dtype):
-    """ReLU of batch norm, given as one factor and one summand a channel: the input of a convolution, densely in memory."""
+    """ReLU of batch norm, given as a factor and a summand a channel, densely in memory."""
     result = torch.empty_like(buffer, dtype=dtype)
     return torch.addcmul(shift[:, None, None], buffer, scale[:, None, None], out=result).relu_()
 
@@ -101,9 +108,10 @@ def _normalised(buffer, scale, shift, dtype):
 class _OneBuffer(torch.autograd.Function):
     """All layers of a block in one node of the graph.
 
-    Batch norm of a map x, with the batch's mean m and deviation s, is gamma (x - m) / s + beta. A reader's gradient g
-    returns to the map itself as g gamma / s, through m and s as sums over the batch alone; the sums of all readers are
-    added up, and go to the map once, when the layer that made it has its turn.
+    Batch norm of a map x, with the batch's mean m and deviation s, is gamma (x - m) / s + beta. A
+    reader's gradient g returns to the map itself as g gamma / s, through m and s as sums over the
+    batch alone; the sums of all readers are added up, and go to the map once, when the layer that
+    made it has its turn.
     """
 
     @staticmethod
@@ -156,7 +164,8 @@ class _OneBuffer(torch.autograd.Function):
         n, channels, h, w = buffer.shape
         count = n * h * w
         gradient = gradient.clone()  # of the maps, as far as it is known: each layer adds its share
-        # What flows to each map through its batch mean, and through its batch variance, summed over the layers that read it
+        # What flows to each map through its batch mean, and through its batch variance, summed over
+        # the layers that read it
         through_mean, through_var = torch.zeros(2, channels, dtype=mean.dtype, device=mean.device)
 
         def gradient_of(start, stop):

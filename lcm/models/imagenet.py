@@ -22,7 +22,7 @@ class SiteBasicBlock(BasicBlock):
 
 
 class SiteBottleneck(Bottleneck):
-    """torchvision's bottleneck, 1x1, BN, ReLU, 3x3, BN, ReLU, 1x1, BN, with a site before the addition."""
+    """torchvision's bottleneck, 1x1, BN, ReLU, 3x3, BN, ReLU, 1x1, BN, site; then the addition."""
 
     def forward(self, x):
         branch = self.relu(self.bn1(self.conv1(x)))
@@ -46,10 +46,11 @@ WITH_SITE = {
 
 
 def possible_sites(network):
-    """The sites that torchvision's blocks in a network could have, as a list of (dotted name, `Site`); nothing is changed.
+    """The sites that torchvision's blocks in a network could have, as a list of (dotted name,
+    `Site`); nothing is changed.
 
-    The blocks of one parent, such as `layer1` or `denseblock1`, are a stage. Raises ValueError where a block's class is
-    derived from torchvision's: its forward pass may be another.
+    The blocks of one parent, such as `layer1` or `denseblock1`, are a stage. Raises ValueError
+    where a block's class is derived from torchvision's: its forward pass may be another.
     """
     found, stages = [], {}
     for name, block in network.named_modules():
@@ -57,8 +58,9 @@ def possible_sites(network):
             continue
         if type(block) not in WITH_SITE:
             raise ValueError(
-                f"{name} is a {type(block).__name__}, which may compute otherwise than torchvision's: name the modules that "
-                'attention is to follow (after="layer*.*.bn3")'
+                f"{name} is a {type(block).__name__}, which may compute otherwise than "
+                "torchvision's: name the modules that attention is to follow "
+                '(after="layer*.*.bn3")'
             )
         stage = stages.setdefault(name.rpartition(".")[0], len(stages) + 1)
         last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
@@ -67,7 +69,7 @@ def possible_sites(network):
 
 
 def give_sites(network):
-    """Give those blocks their sites: each changes its class, for one whose forward pass has the site in it."""
+    """Give those blocks their sites: each takes a class whose forward pass has the site in it."""
     for name, site in possible_sites(network):
         block = network.get_submodule(name.removesuffix(".site"))
         block.__class__ = WITH_SITE[type(block)]
@@ -75,25 +77,25 @@ def give_sites(network):
 
 
 def resnet50(num_classes):
-    """ResNet-50, images (N, 3, 224, 224) -> logits (N, num_classes), with a site in each of its 16 blocks."""
+    """ResNet-50, images (N, 3, 224, 224) -> logits (N, num_classes); 16 blocks, a site in each."""
     return _prepare(torchvision.models.resnet50(num_classes=num_classes), {nn.Conv2d: FanOutConv2d})
 
 
 def resnext50_32x4d(num_classes):
-    """ResNeXt-50 (32x4d), images (N, 3, 224, 224) -> logits (N, num_classes), with a site in each of its 16 blocks."""
+    """ResNeXt-50 (32x4d), shapes and sites as in `resnet50`."""
     return _prepare(
         torchvision.models.resnext50_32x4d(num_classes=num_classes), {nn.Conv2d: FanOutConv2d}
     )
 
 
 def densenet121(num_classes):
-    """DenseNet-121, images (N, 3, 224, 224) -> logits (N, num_classes), with a site in each of its 58 dense layers."""
+    """DenseNet-121, shapes as in `resnet50`, with a site in each of its 58 dense layers."""
     own_rules = {nn.Conv2d: FanInConv2d, nn.Linear: ZeroBiasLinear}
     return _prepare(torchvision.models.densenet121(num_classes=num_classes), own_rules)
 
 
 def _prepare(network, own_rules):
-    """Add the sites, and give each layer the rule by which torchvision's loop over the network drew its weights."""
+    """Add the sites; give each layer the rule by which torchvision's loop drew its weights."""
     for layer in network.modules():
         if type(layer) in own_rules:
             layer.__class__ = own_rules[type(layer)]

@@ -1,4 +1,4 @@
-"""Sites, and the layers of any network by name: which a pattern means, and how wide their maps are."""
+"""Sites, and the layers of any network by name: which a pattern means, how wide they are."""
 
 import fnmatch
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from lcm.models.probe import in_words
 
 # What holds a network that must not change any more; by name, because importing them takes seconds.
 WRAPPERS = {
-    "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule",
-    "ScriptModule",
+    "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule",
+    "OptimizedModule", "ScriptModule",
 }  # fmt: skip
 NOT_OF_MAPS = (nn.BatchNorm1d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm3d)
 
@@ -38,7 +38,7 @@ class Site(nn.Identity):
 
 
 def sites(network):
-    """The sites of a network that are not filled, as a list of (dotted name, `Site`) in the network's order."""
+    """The sites that are not filled: a list of (dotted name, `Site`) in the network's order."""
     return [(name, module) for name, module in network.named_modules() if isinstance(module, Site)]
 
 
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 def places(module, prefix=""):
-    """Every module below one under each of its names; what `fill_sites` has put behind a layer changes no name."""
+    """Every module below one, under each of its names before attention was put behind layers."""
     module = module.layer if isinstance(module, Attended) else module
     for key, child in module._modules.items():
         if child is not None and key not in attentions(module):
@@ -67,7 +67,7 @@ def fits(name, pattern):
 
 
 def matching(network, pattern):
-    """The places whose names fit. ValueError where there is none, or one inside of something that must not change."""
+    """The places whose names fit. ValueError where there is none, or one that must not change."""
     every = list(places(network))
     found = [place for place in every if fits(place.name, pattern)]
     if not found:
@@ -81,7 +81,7 @@ def matching(network, pattern):
 
 
 def refuse_wrapped(network, name):
-    """ValueError where the network or a module around the named one is wrapped, compiled or scripted."""
+    """ValueError where the network or a module around `name` is wrapped, compiled or scripted."""
     parts = name.split(".")
     for path in ("", *(".".join(parts[:i]) for i in range(1, len(parts)))):
         module = network.get_submodule(path) if path else network
@@ -89,7 +89,8 @@ def refuse_wrapped(network, name):
         if kinds or getattr(module, "_compiled_call_impl", None) is not None:
             what = f"wrapped in {min(kinds)}" if kinds else "compiled"
             raise ValueError(
-                f"{path or 'the network'} is {what}, which does not see a change: fill the network first"
+                f"{path or 'the network'} is {what}, which does not see a change: fill the network "
+                "first"
             )
 
 
@@ -104,7 +105,8 @@ def width(name, layer, calls, replaced=False):
             + (
                 "it is not called with the example either"
                 if calls
-                else "give an `example` of the network's input, or name a convolution or a norm of maps"
+                else "give an `example` of the network's input, or name a convolution or a norm "
+                "of maps"
             )
         )
     for entering, leaving in calls[layer]:
@@ -118,14 +120,14 @@ def width(name, layer, calls, replaced=False):
             )
         if replaced and getattr(entering, "shape", None) != leaving.shape:
             raise ValueError(
-                f"{name} is a {kind}, which makes {in_words(leaving)} of {in_words(entering)}: only what keeps the shape of "
-                "its map can be replaced by attention"
+                f"{name} is a {kind}, which makes {in_words(leaving)} of {in_words(entering)}: "
+                "only what keeps the shape of its map can be replaced by attention"
             )
     widths = sorted({leaving.shape[1] for _, leaving in calls[layer]})
     if len(widths) > 1:
         raise ValueError(
-            f"{name} is a {kind} that is called with maps of {', '.join(map(str, widths))} channels: one module cannot "
-            "follow them all"
+            f"{name} is a {kind} that is called with maps of {', '.join(map(str, widths))} "
+            "channels: one module cannot follow them all"
         )
     return widths[0], tuple(calls[layer][0][1].shape[1:])
 
@@ -139,7 +141,7 @@ def _channels_last(layer, maps):
 
 
 def _written_width(layer, replaced):
-    """C of the maps (N, C, H, W) that a layer makes (and keeps, if it is to be replaced), if it says so; else None."""
+    """C of the maps that a layer makes (and keeps, if it is to be replaced), where it says so."""
     layer = layer.layer if isinstance(layer, Attended) else layer
     kind = type(layer).__name__
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -150,7 +152,7 @@ def _written_width(layer, replaced):
         return layer.num_channels
     if isinstance(layer, (_BatchNorm, _InstanceNorm)) and not isinstance(layer, NOT_OF_MAPS):
         return layer.num_features
-    # The norms of maps of other libraries: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d, BatchNormAct2d, ...
+    # Norms of maps of other libraries: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d, ...
     if "Norm" in kind and kind.endswith("2d") and not isinstance(layer, NOT_OF_MAPS):
         shape = (
             getattr(layer, "normalized_shape", None)

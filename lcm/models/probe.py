@@ -9,10 +9,11 @@ from lcm.models.weights import generators
 
 
 def maps_through(network, layers, example):
-    """{layer: [(what enters, what leaves), ...]}, a pair for each of its calls in one forward pass of `example`.
+    """{layer: [(what enters, what leaves), ...]}, a pair for each of its calls in one forward pass
+    of `example`.
 
-    The pass is in evaluation mode and without gradients. Modes, buffers and the random generators are as before.
-    Raises ValueError where it fails.
+    The pass is in evaluation mode and without gradients. Modes, buffers and the random generators
+    are as before. Raises ValueError where it fails.
     """
     found = {layer: [] for layer in layers}
 
@@ -45,33 +46,43 @@ def in_words(value):
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def map_problem(make, shape, dtype=torch.float32):
+def reason(error):
+    """One line: the text of a ValueError, the type and the text of any other."""
+    text = str(error) if isinstance(error, ValueError) else ""
+    return text.partition("\n")[0] or one_line(error)
+
+
+def map_problem(make, shape):
     """Why a module cannot stand where maps of this shape pass, in one line; "" where it can.
 
-    `make(device)` builds it: on the meta device, where nothing is computed, and once more on the CPU if it fails there,
-    as modules do that read values. It has to keep shape and type in training and in evaluation.
+    `make(device)` builds it: on the meta device, where nothing is computed, and once more on the
+    CPU if it fails there, as modules do that read values. It has to keep shape and type in training
+    and in evaluation.
     """
     for device in ("meta", "cpu"):
-        problem = _problem_on(device, make, shape, dtype)
+        problem = _problem_on(device, make, shape)
         if not problem:
             break
     return problem
 
 
-def _problem_on(device, make, shape, dtype):
+def _problem_on(device, make, shape):
     with torch.no_grad(), generators(0, "map"):
         try:
             module = make(device)
         except Exception as error:
-            return str(error) if isinstance(error, ValueError) else one_line(error)
+            return reason(error)
         if not isinstance(module, nn.Module):
             return f"{in_words(module)} is no torch.nn.Module"
-        x = torch.randn(shape, dtype=dtype, device=device)
+        x = torch.randn(shape, device=device)
         for mode in ("training", "evaluation"):
             try:
                 y = module.train(mode == "training")(x.clone())
             except Exception as error:
                 return f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
             if not isinstance(y, torch.Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
-                return f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep shape and type"
+                return (
+                    f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep "
+                    "shape and type"
+                )
     return ""

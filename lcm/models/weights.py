@@ -1,7 +1,8 @@
-"""Initialisation: layers that know how their weights are drawn, and modules that depend on a seed and their name alone.
+"""Initialisation: layers that know how their weights are drawn, and modules that depend on a seed
+and their name alone.
 
-A network is never initialised by one rule in a loop over its modules: the rule would reach attention modules too, and
-undo the zeros with which some of them start.
+A network is never initialised by one rule in a loop over its modules: the rule would reach
+attention modules too, and undo the zeros with which some of them start.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from torch import nn
 
 
 class FanOutConv2d(nn.Conv2d):
-    """A convolution with normal weights of variance 2 / fan-out (He et al. 2015), as ResNets begin, and no bias."""
+    """Normal weights of variance 2 / fan-out (He et al. 2015), as in ResNets, and no bias."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
@@ -24,7 +25,7 @@ class FanOutConv2d(nn.Conv2d):
 
 
 class FanInConv2d(nn.Conv2d):
-    """A convolution with normal weights of variance 2 / fan-in (He et al. 2015), as torchvision's DenseNets are."""
+    """Normal weights of variance 2 / fan-in (He et al. 2015), as in torchvision's DenseNets."""
 
     def reset_parameters(self):
         nn.init.kaiming_normal_(self.weight)
@@ -39,17 +40,20 @@ class ZeroBiasLinear(nn.Linear):
 
 
 def new_module(make, seed, name=""):
-    """The module that `make()` constructs, its random values a function of the seed and its dotted name alone.
+    """The module that `make()` constructs, its random values a function of the seed and its dotted
+    name alone.
 
-    It keeps every value that its constructor set. Only the ten attentions and nine networks of this project, which say
-    `drawn_by_layer = True`, are drawn again layer by layer: a layer of a backbone is then the same whatever stands
-    between the layers. With seed None nothing is fixed: the values come from the global generators.
+    It keeps every value that its constructor set. Only the ten attentions and nine networks of this
+    project, which say `drawn_by_layer = True`, are drawn again layer by layer: a layer of a
+    backbone is then the same whatever stands between the layers. With seed None nothing is fixed:
+    the values come from the global generators.
     """
     if seed is None:
         return make()
     with generators(seed, name):
         module = make()
-    # A subclass by somebody else does not inherit the mark: its constructor may set what no layer can draw again.
+    # A subclass by somebody else does not inherit the mark: its constructor may set what no layer
+    # can draw again.
     if "drawn_by_layer" in vars(type(module)) or "drawn_by_layer" in vars(module):
         draw_weights(module, seed, prefix=name)
     return module
@@ -57,7 +61,7 @@ def new_module(make, seed, name=""):
 
 @contextlib.contextmanager
 def generators(seed, name):
-    """Inside, the generators of torch, numpy and Python start from (seed, name); afterwards they are as they were."""
+    """Start torch's, numpy's and Python's generators from (seed, name); restore them afterwards."""
     key = _key(seed, name)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpys, pythons = np.random.get_state(), random.getstate()
@@ -75,11 +79,13 @@ def generators(seed, name):
 
 
 def draw_weights(network, seed, prefix=""):
-    """Draw the weights of each layer anew, from a generator keyed by the seed and the layer's dotted name.
+    """Draw the weights of each layer anew, from a generator keyed by the seed and the layer's
+    dotted name.
 
-    A layer's weights therefore depend on nothing else: networks that differ in their attention start from the same
-    backbone, bit for bit, and so do networks drawn in another order. The distributions are those of the layers' own
-    `reset_parameters`. The global random state is left as it was. Draw before the network is moved to another device.
+    A layer's weights therefore depend on nothing else: networks that differ in their attention
+    start from the same backbone, bit for bit, and so do networks drawn in another order. The
+    distributions are those of the layers' own `reset_parameters`. The global random state is left
+    as it was. Draw before the network is moved to another device.
 
     Args:
         network: a module, changed in place.
@@ -101,7 +107,8 @@ def draw_weights(network, seed, prefix=""):
                 )
             if not hasattr(layer, "reset_parameters"):
                 raise TypeError(
-                    f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to draw them"
+                    f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to "
+                    "draw them"
                 )
             torch.default_generator.manual_seed(_key(seed, name))
             layer.reset_parameters()

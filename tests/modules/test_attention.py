@@ -1,11 +1,15 @@
-"""What holds for every attention in configs/attention, one of your own among them: maps of every kind, compilation."""
+"""What holds for every attention in configs/attention, one of your own among them: maps of every
+kind, compilation."""
+
+import copy
+import inspect
 
 import pytest
 import torch
+from hydra.utils import get_class
 from plain import randomise
 
 from lcm import build_network
-from lcm.attention.layers import spatial_mean
 from lcm.config.compose import choices, load
 
 CHANNELS = 16
@@ -21,7 +25,8 @@ def name(request):
 
 @pytest.fixture
 def module(name):
-    """The module of a site in ResNet-20's first stage, with random values also where it starts with zeros or ones."""
+    """The module of a site in ResNet-20's first stage, with random values also where it starts with
+    zeros or ones."""
     return randomise(build_network("resnet20", name, layers=8, sites="every").stage1[0].site)
 
 
@@ -75,14 +80,25 @@ def test_bfloat16_autocast(name, module):
     assert module.bfloat16()(x).dtype == torch.bfloat16  # weights of bfloat16 too
 
 
-def test_mean_of_a_float16_map_does_not_overflow():
-    x = torch.full((1, 2, 64, 64), 100.0, dtype=torch.float16)
-    assert spatial_mean(x, torch.float32).tolist() == [[100.0, 100.0]]
+@pytest.mark.parametrize("kind", ["autocast", "weights of float16"])
+@pytest.mark.parametrize("shape", [(2, 2048, 4, 4), (2, 16, 60, 60)], ids=str)
+def test_float16_does_not_overflow(name, shape, kind):
+    """Values of 50 in 2048 channels or 3600 positions add up to more than float16 holds (65504)."""
+    make = get_class(load("attention", name)["_target_"])
+    takes = inspect.signature(make).parameters
+    module = make(shape[1], **({"reduction": 8} if "reduction" in takes else {}))
+    x = (50 + example(*shape)).half()
+    expected = copy.deepcopy(module).double()(x.double())
+    with torch.autocast("cpu", torch.float16, enabled=kind == "autocast"):
+        y = (module if kind == "autocast" else module.half())(x)
+    assert y.dtype == torch.float16 and torch.isfinite(y).all()
+    assert (y - expected).abs().mean() < 0.05 * x.double().abs().mean()
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(module, backend):
-    """fullgraph raises at a graph break; the backend "eager" runs the graph as it was traced, "inductor" generates code."""
+    """fullgraph raises at a graph break; the backend "eager" runs the graph as it was traced,
+    "inductor" generates code."""
     compiled = torch.compile(module.double(), fullgraph=True, backend=backend)
     x = example(3, CHANNELS, 6, 6).contiguous(memory_format=torch.channels_last)
     assert_same(step(module, x), step(compiled, x))

@@ -1,12 +1,15 @@
-"""The dense block in one buffer against the one that concatenates: the same values and gradients, in linear memory."""
+"""The dense block in one buffer against the one that concatenates: the same values and gradients,
+in linear memory."""
 
 import copy
 
 import pytest
 import torch
 from tiny import ATTENTIONS
+from torch import nn
+from torch.nn.utils import parametrize, prune
 
-from lcm.models import CifarDenseNet
+from lcm.models import CifarDenseNet, fill_sites
 from lcm.models.build import build_network
 
 WIDTH, GROWTH = 24, 12  # of the first block of a DenseNet
@@ -16,7 +19,8 @@ LAYOUTS = pytest.mark.parametrize(
 
 
 def pair(site="none", layers=5, dtype=torch.float64):
-    """Two blocks with the same weights, far from the first ones: one concatenates, one has a buffer."""
+    """Two blocks with the same weights, far from the first ones: one concatenates, one has a
+    buffer."""
     fast = build_network("densenet40", site, layers=3 * layers + 4, seed=0).block1
     torch.manual_seed(1)
     with torch.no_grad():
@@ -37,7 +41,8 @@ def maps(n, height, width, dtype=torch.float64, layout=torch.contiguous_format):
 
 
 def run(block, x):
-    """Output, gradients of the input and of every parameter (None where it is frozen), buffers after it, as one dict."""
+    """Output, gradients of the input and of every parameter (None where it is frozen), buffers
+    after it, as one dict."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     y = block(x)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -47,7 +52,8 @@ def run(block, x):
 
 
 def assert_same(fast, linear, tolerance=1e-10):
-    """Each tensor within `tolerance` of its largest value, or of 1 (gradients that are zero in exact arithmetic)."""
+    """Each tensor within `tolerance` of its largest value, or of 1 (gradients that are zero in
+    exact arithmetic)."""
     assert fast.keys() == linear.keys()
     for name, a in fast.items():
         assert (a is None) == (linear[name] is None), name
@@ -128,7 +134,8 @@ def test_a_change_of_weights_before_backward_is_refused():
 
 @pytest.mark.parametrize("site", ["none", "lcm2"])
 def test_kept_memory_is_linear_in_depth(site):
-    """What the backward pass keeps, in maps of (N, H, W): one for each map, not one for each map and reader."""
+    """What the backward pass keeps, in maps of (N, H, W): one for each map, not one for each map
+    and reader."""
 
     def kept(memory, layers):
         block = next(b for b in pair(site, layers, torch.float32) if b.memory == memory)
@@ -155,7 +162,8 @@ def test_kept_memory_is_linear_in_depth(site):
 
 @pytest.mark.slow
 def test_compiles_around_the_block():
-    """torch.compile stops before a block in one buffer and goes on after it; the result is the eager one."""
+    """torch.compile stops before a block in one buffer and goes on after it; the result is the
+    eager one."""
     network = CifarDenseNet(7, 4, 10, memory="linear").double()
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     twin = copy.deepcopy(network)
@@ -171,3 +179,43 @@ def test_equals_concatenation_on_a_gpu(layout):
     fast, linear = (block.cuda() for block in pair("lcm2"))
     x = maps(5, 8, 8, layout=layout).cuda()
     assert_same(run(fast, x), run(linear, x))
+
+
+def changed(block, how):
+    """The block with one of its layers, norms or convolutions no longer the plain one."""
+    if how == "hook on a layer":
+        block[1].register_forward_hook(lambda layer, args, y: 2 * y)
+    if how == "hook before a norm":
+        block[1].bn.register_forward_pre_hook(lambda layer, args: 2 * args[0])
+    if how == "parametrised":
+        parametrize.register_parametrization(block[1].conv, "weight", nn.Tanh())
+    if how == "pruned":
+        prune.l1_unstructured(block[1].conv, "weight", 0.5)
+    if how == "a norm of another kind":
+        block[1].bn = nn.InstanceNorm2d(WIDTH + GROWTH, affine=True).double()
+    if how.startswith("after"):
+        fill_sites(block, nn.BatchNorm2d, after=how.split()[1], seed=0, example=maps(2, 5, 5))
+    return block
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "hook on a layer",
+        "hook before a norm",
+        "parametrised",
+        "pruned",
+        "a norm of another kind",
+        "after 1",
+        "after 1.bn",
+        "after 1.conv",
+        "after 1.site",
+    ],
+)
+def test_a_changed_layer_is_not_passed_over(how):
+    plain, _ = pair()
+    fast, linear = (changed(block, how) for block in pair())
+    x = maps(4, 5, 5)
+    assert not torch.allclose(plain(x), fast(x))
+    fast, linear = (changed(block, how) for block in pair())
+    assert_same(run(fast, x), run(linear, x), 1e-9)

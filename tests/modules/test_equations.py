@@ -30,7 +30,8 @@ def matrix(weight):
 
 
 def batch_norm(x, p, name, training):
-    """x has the channels second; the statistics are those of the batch in training and the running ones otherwise."""
+    """x has the channels second; the statistics are those of the batch in training and the running
+    ones otherwise."""
     others = [d for d in range(x.dim()) if d != 1]
     shape = [1, -1] + [1] * (x.dim() - 2)
     if training:
@@ -160,7 +161,8 @@ def coordinate(x, p, training):
     return torch.einsum("nchw,nch,ncw->nchw", x, g_h, g_w)  # (9)
 
 
-# Biases that only shift what a softmax, or in training a batch norm, takes the shift out of again: their gradient is 0.
+# Biases that only shift what a softmax, or in training a batch norm, takes the shift out of again:
+# their gradient is 0.
 SHIFTS = {
     False: {"phi.bias", "wk.bias"},
     True: {"phi.bias", "wk.bias", "g.bias", "w.bias", "conv.bias"},

@@ -21,7 +21,7 @@ def project(tmp_path_factory):
     for folder in ("lcm", "hydra_plugins", "configs", "scripts"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     files = BLOCK.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
-    assert len(files) == 5
+    assert len(files) == 6
     for name, text in files:
         assert not (copy / name).exists()
         (copy / name).write_text(text, encoding="utf-8")
@@ -54,3 +54,20 @@ def test_an_example_trains_or_what_is_missing_is_named(project, words, found):
         assert ended.returncode == 0, ended.stderr
         (record,) = (project / "runs" / "digits" / found).glob("*/run.json")
         assert json.loads(record.read_text())["result"]["test_top1"] > 0
+
+
+def test_fine_tuning_starts_from_the_trained_network(project):
+    """Lines with their numbers: no change at the start, a factor that has moved, the cost of
+    ResNet-18 at 64 pixels."""
+    environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "finetune.py"],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    change, a, cost = (float(line.rpartition(" ")[2]) for line in ended.stdout.splitlines())
+    assert change == 0 and a != 0 and 0.14 < cost < 0.16
+    assert (project / "finetuned.pt").exists()

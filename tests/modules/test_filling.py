@@ -60,7 +60,8 @@ NETWORKS = {
 
 
 def network_of(name, seed=0):
-    """A network as initialised, but with ones where a branch would be multiplied by (almost) nothing."""
+    """A network as initialised, but with ones where a branch would be multiplied by (almost)
+    nothing."""
     torch.manual_seed(seed)
     network = NETWORKS[name][0](num_classes=5).eval()
     for key, parameter in network.named_parameters():
@@ -112,7 +113,8 @@ class Scale(nn.Module):
 @torch.no_grad()
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_module_is_given_its_layers_map_and_the_network_its_result(name):
-    """With modules that multiply by a number, the network is the one whose layers are followed by that product."""
+    """With modules that multiply by a number, the network is the one whose layers are followed by
+    that product."""
     x, expected, network = images(), network_of(name), filled(name, Scale)
     assert not torch.equal(network(x), expected(x))
     for key in NETWORKS[name][

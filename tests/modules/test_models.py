@@ -141,7 +141,8 @@ def test_cifar_convolutions_start_normal_with_variance_two_over_fan_out(network)
 @pytest.mark.parametrize("attention", ["lcm1", "cbam"])
 @pytest.mark.parametrize("model", ["resnet20", "densenet40", "resnet50", "densenet121"])
 def test_no_backbone_rule_reaches_the_attention(model, attention):
-    """PyTorch's default is uniform within 1/sqrt(fan-in); LCM1 is sensitive to its initialisation (REPRODUCTION.md)."""
+    """PyTorch's default is uniform within 1/sqrt(fan-in); LCM1 is sensitive to its initialisation
+    (REPRODUCTION.md)."""
     network = build_network(model, attention, seed=0)
     layers = [
         m
@@ -192,5 +193,6 @@ def test_a_whole_network_compiles_as_one_graph(family, attention):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("model, epochs, least", [("resnet20", 8, 97), ("densenet40", 3, 60)])
 def test_learns_digits(model, epochs, least, attention):
-    """Test top-1 (%); DenseNet-40 costs ten times as much an image: after three epochs it is far from done (chance: 10 %)."""
+    """Test top-1 (%); DenseNet-40 costs ten times as much an image: after three epochs it is far
+    from done (chance: 10 %)."""
     assert digits_top1(build_network(model, attention, seed=0), epochs) >= least

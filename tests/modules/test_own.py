@@ -1,4 +1,5 @@
-"""A module or a network of one's own: what its constructor sets stays, and what will not do is said before anything starts."""
+"""A module or a network of one's own: what its constructor sets stays, and what will not do is said
+before anything starts."""
 
 import random
 
@@ -138,6 +139,13 @@ class Sized(nn.Module):
         return x * self.scale
 
 
+class Refusing(nn.Module):
+    """Says nothing about why."""
+
+    def __init__(self, channels):
+        raise ValueError
+
+
 class Returns(nn.Module):
     """What `make` makes of the map and the module."""
 
@@ -179,6 +187,7 @@ MADE = {
         (own("Returns", make="fails"), "it fails on a map (2, 16, 32, 32) float32 in training: RuntimeError"),
         (own("Sized", size=32), "it fails on a map (2, 32, 16, 16) float32 in training: RuntimeError"),
         (own("Sized", size=32, sites={"stages": [1]}), ""),
+        (own("Refusing"), "ValueError"),
         (own("Sized"), "missing 1 required positional argument: 'size'"),
         (own("Absent"), "Absent"),
         ({"name": "mine", "_target_": "torch.nn.functional.relu"}, "argument 'input'"),

@@ -1,4 +1,5 @@
-"""Sites: where they are in each network, how they are filled, and that they change nothing while they are empty."""
+"""Sites: where they are in each network, how they are filled, and that they change nothing while
+they are empty."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""What `fill_sites` does in a network of anybody: widths, modes, types, replacing, refusals, blends."""
+"""What `fill_sites` does in anybody's network: widths, modes, types, replacing, refusals."""
 
 import copy
 import random
@@ -11,11 +11,9 @@ import torchvision
 from plain import digest
 from torch import nn
 
-from lcm import build_network, fill_sites
-from lcm.attention import GlobalContext, NonLocal, SqueezeExcite
-from lcm.config.compose import choices, load
+from lcm import fill_sites
+from lcm.attention import SqueezeExcite
 from lcm.models import add_sites, sites
-from lcm.models.attended import Blend
 
 tv = torchvision.models
 
@@ -339,60 +337,3 @@ def test_a_derived_block_is_refused_and_nothing_is_filled():
     with pytest.raises(ValueError, match=r"layer3.0 is a Block, which may compute otherwise"):
         fill_sites(network, se)
     assert state(network) == before
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# Blends
-
-ATTENTIONS = [name for name in choices("attention") if "_target_" in load("attention", name)]
-
-
-# Biases that a softmax or a batch norm takes out again.
-SHIFTS = ("phi.bias", "wk.bias", ".g.bias", ".w.bias", "conv.bias")
-
-
-@pytest.mark.parametrize("name", ATTENTIONS)
-@pytest.mark.filterwarnings("ignore:.*starts as an identity")
-def test_a_blend_starts_as_the_network_was_and_learns(name):
-    plain = build_network("resnet20", layers=8, seed=0)
-    attention = build_network("resnet20", name, layers=8, sites="every").stage1[0].site
-    network = copy.deepcopy(plain)
-    made = {}
-    for stage, channels in ((1, 16), (2, 32), (3, 64)):
-        whole = build_network("resnet20", name, layers=8, sites="every", seed=1)
-        made[channels] = whole.get_submodule(f"stage{stage}.0.site")
-    fill_sites(network, made.__getitem__, blend=True)
-    x, labels = images(count=8), torch.arange(8)
-    assert torch.equal(network.eval()(x), plain.eval()(x))
-    optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network.train()(x), labels).backward()
-        optimizer.step()
-    for key, parameter in network.named_parameters():
-        assert key.endswith(SHIFTS) or parameter.grad.any(), key
-    assert isinstance(network.stage1[0].site, Blend) != isinstance(
-        attention, (GlobalContext, NonLocal)
-    )
-
-
-def test_a_module_that_starts_as_an_identity_is_placed_without_a_blend_and_that_is_said():
-    with pytest.warns(
-        UserWarning, match="NonLocal starts as an identity and is placed without blend"
-    ):
-        network = fill_sites(tv.resnet18(), NonLocal, after="layer*.0.bn2", blend=True)
-    assert type(network.layer1[0].bn2.attention) is NonLocal
-
-
-class InPlace(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-
-    def forward(self, x):
-        return x.mul_(0.5)
-
-
-def test_a_module_that_writes_into_its_map_is_no_part_of_a_blend():
-    with pytest.raises(ValueError, match="a InPlace writes into its map, which a blend needs"):
-        fill_sites(tv.resnet18(), InPlace, after="bn1", blend=True)
-    fill_sites(tv.resnet18(), InPlace, after="bn1")

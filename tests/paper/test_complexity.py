@@ -27,7 +27,8 @@ def counts():
 
 
 def test_all_114_cells_are_the_papers(counts, monkeypatch, capsys, tmp_path):
-    """And the committed file has the counter's figures, to the last parameter and multiply-accumulate."""
+    """And the committed file has the counter's figures, to the last parameter and
+    multiply-accumulate."""
     monkeypatch.setattr(script, "paper_complexity", lambda *pair: counts[pair])
     assert script.main(["--csv", str(tmp_path / "complexity.csv")]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -55,7 +56,8 @@ def test_a_cell_that_differs_is_told_and_ends_in_1(counts, monkeypatch, capsys):
 
 
 def test_resnet20_by_hand(counts):
-    """Each 3x3 convolution of He et al.'s network, its linear layer, and two weights for each of a batch norm's channels."""
+    """Each 3x3 convolution of He et al.'s network, its linear layer, and two weights for each of a
+    batch norm's channels."""
     convolutions = (
         [(3, 16, 32)]
         + 6 * [(16, 16, 32)]
