@@ -31,7 +31,6 @@ from lcm.reporting.render import (
     rounded,
     signed,
 )
-from lcm.reporting.speed import read_benchmark, speed_paragraph
 from lcm.reporting.statistics import (
     CONTRADICTED,
     MINIMUM_PAIRS,
@@ -214,8 +213,6 @@ def readme_blocks(runs, results):
         "cost": cost_block(results),
         "cost_cpu": cost_cpu_block(results),
     }
-    if (benchmark := Path(results) / "benchmark.csv").exists():
-        blocks["speed"] = speed_paragraph(read_benchmark(benchmark))
     for protocol in protocols(runs):
         for table in build(runs, protocol, results):
             hint = (
