@@ -1,12 +1,11 @@
 """This project's training beside a plain PyTorch loop: in turns, in one run, on this machine.
 
-    python scripts/benchmark.py                                 # a quarter of an hour on two cores
-    python scripts/benchmark.py --attentions se,lcm1,lcm2       # the step with each, beside none
-    python scripts/benchmark.py --variants bf16 device=cuda     # further words are train.py's
-    python scripts/benchmark.py --quick                         # under a minute: shows that it works
+    python scripts/benchmark.py                            # ResNet-20, DenseNet-40: ten minutes
+    python scripts/benchmark.py --out results/benchmark.csv --attentions se,lcm1,lcm2
+    python scripts/benchmark.py --variants bf16 device=cuda channels_last=false
+    python scripts/benchmark.py --quick                    # under a minute: shows that it works
 
-Each side is a process that trains for some seconds at each turn. docs/benchmark.md says what is
-compared with what.
+docs/benchmark.md says what is compared with what.
 """
 
 import argparse
@@ -53,8 +52,7 @@ SECONDS = 5  # of a turn
 QUICK = ["model.layers=8", "schedule.batch_size=16"]
 KEY = ["machine", "what", "network", "attention", "variant"]  # a row replaces the one of its key
 COLUMNS = ["date", "torch", *KEY, "images_per_second", "ratio", "low", "high", "rounds"]
-MEAN = (0.4914, 0.4822, 0.4465)  # CIFAR-10's
-STD = (0.2470, 0.2435, 0.2616)
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's
 
 
 class Invented(ResidentSet):
@@ -65,8 +63,7 @@ class Invented(ResidentSet):
         draw = np.random.default_rng(0)
         pixels = draw.integers(0, 256, (images, image_size, image_size, 3), np.uint8)
         labels = draw.integers(0, 10, images)
-        classes = [str(label) for label in range(10)]
-        self.hold((pixels, labels), (pixels[:10], labels[:10]), classes, MEAN, STD)
+        self.hold((pixels, labels), (pixels[:10], labels[:10]), list("0123456789"), MEAN, STD)
 
 
 def composed(network, words=(), steps=20):
@@ -84,9 +81,6 @@ def composed(network, words=(), steps=20):
     images = steps * config["schedule"]["batch_size"]
     config["data"] = {"_target_": "benchmark.Invented", "images": images, "image_size": size}
     return config
-
-
-# ------------------------------------------------------------------------------------ the two sides
 
 
 def turns(pipe):
@@ -142,14 +136,11 @@ class Transformed(Dataset):
     def __init__(self, resident):
         self.images = resident.images.permute(0, 3, 1, 2).contiguous()
         self.labels = resident.labels
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(self.images.shape[2:], padding=resident.pad),
-                transforms.RandomHorizontalFlip(0.5 if resident.mirror else 0.0),
-                transforms.ConvertImageDtype(torch.float32),
-                transforms.Normalize(resident.mean, resident.std),
-            ]
-        )
+        crop = transforms.RandomCrop(self.images.shape[2:], padding=resident.pad)
+        mirror = transforms.RandomHorizontalFlip(0.5 if resident.mirror else 0.0)
+        to_float = transforms.ConvertImageDtype(torch.float32)
+        normalise = transforms.Normalize(resident.mean, resident.std)
+        self.transform = transforms.Compose([crop, mirror, to_float, normalise])
 
     def __len__(self):
         return len(self.images)
@@ -165,12 +156,12 @@ def plain(pipe, config):
     Its step begins when the batch is on the device.
     """
     schedule = config["schedule"]
-    kept = {"deterministic": False, "allocator": False}
-    device, _, _ = set_up(config["threads"], config["device"], "fp32", **kept)
-    data = build_data(config["data"])
-    batches = data.train(schedule["batch_size"], config["seed"])
+    device, _, _ = set_up(
+        config["threads"], config["device"], "fp32", deterministic=False, allocator=False
+    )
+    batches = build_data(config["data"]).train(schedule["batch_size"], seed=0)
     loader = DataLoader(Transformed(batches.resident), schedule["batch_size"], shuffle=True)
-    network = build_network(config["model"], config["attention"], seed=config["seed"]).to(device)
+    network = build_network(config["model"], config["attention"], seed=0).to(device)
     settings = {key: schedule[key] for key in ("momentum", "nesterov", "weight_decay")}
     optimizer = torch.optim.SGD(network.parameters(), schedule["learning_rate"], **settings)
     pipe.send(describe_device(device))
@@ -194,7 +185,7 @@ def plain(pipe, config):
 
 
 class Side:
-    """A process that trains at each turn, between `with Side(...)` and the end of the block.
+    """A process that trains at each turn, while a `with` block of it lasts.
 
     Args:
         network, attention: names of files in configs/.
@@ -219,18 +210,17 @@ class Side:
         self.process = context.Process(target=work, args=(self.loop, theirs, self.config))
         self.process.start()
         theirs.close()
-        try:
-            self.machine = self._answer()
-            self.turn()  # not counted: kernels are chosen, buffers allocated
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *_):
         with contextlib.suppress(OSError):  # it has ended already
             self.pipe.send(None)
         self.process.join()
+
+    def get_ready(self):
+        """A turn that is not counted: kernels are chosen, buffers allocated."""
+        self.machine = self._answer()
+        self.turn()
 
     def turn(self, seconds=0):
         """{"step": images a second, "epoch": the same} over some seconds, one epoch at least."""
@@ -255,14 +245,11 @@ def work(loop, pipe, config):
         pipe.send(error)
 
 
-# ---------------------------------------------------------------------------------------- the rounds
-
-
 def rounds(sides, count, seconds):
     """The reports of all sides, a list for each round."""
     with contextlib.ExitStack() as stack:
         for side in sides:
-            stack.enter_context(side)
+            stack.enter_context(side).get_ready()
         return [[side.turn(seconds) for side in sides] for _ in range(count)]
 
 
@@ -331,13 +318,9 @@ def parse(arguments):
     add("--quick", action="store_true", help="ResNet-8, fp32, one round of one epoch")
     add("--out", type=Path, metavar="FILE", help="where rows are added or replaced (default: none)")
     options = parser.parse_intermixed_args(arguments)
-    options.seconds = SECONDS
     if options.quick:
-        options.networks = "resnet20"
-        options.variants = "fp32"
-        options.rounds = 1
-        options.seconds = 0
         options.words += QUICK
+        vars(options).update(networks="resnet20", variants="fp32", rounds=1)
     for name in ("networks", "variants", "attentions"):
         given = getattr(options, name)
         setattr(options, name, given.split(",") if given else [])
@@ -356,7 +339,7 @@ def main(arguments=None):
     options = parse(arguments)
     table = read(options.out) if options.out else pd.DataFrame(columns=COLUMNS)
     for whats, sides in list(groups(options)):  # each word is checked before the first side starts
-        reports = rounds(sides, options.rounds, options.seconds)
+        reports = rounds(sides, options.rounds, 0 if options.quick else SECONDS)
         new = pd.DataFrame([row for what in whats for row in rows(sides, reports, what)])
         table = pd.concat([table, new]).drop_duplicates(KEY, keep="last")
         if options.out:

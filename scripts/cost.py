@@ -7,7 +7,6 @@ Two steps each, after one that is not counted; where images are large, with few 
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +31,7 @@ def measured(model, attention, device):
     batch = BATCHES.get(model, 8) if device == "cpu" else 64
     words = [f"device={device}", f"schedule.batch_size={batch}"]
     with Side(model, "fp32", attention, words, STEPS) as side:
+        side.get_ready()
         return 1 / side.turn()["step"], batch, side.machine
 
 
