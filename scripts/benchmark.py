@@ -167,11 +167,9 @@ def plain(pipe, config):
     pipe.send(describe_device(device))
     for clock in turns(pipe):
         began = time.perf_counter()
-        loss_sum = 0.0
-        hits = 0
+        loss_sum = hits = 0
         for images, labels in loader:
-            images = images.to(device)
-            labels = labels.to(device)
+            images, labels = images.to(device), labels.to(device)
             ready = time.perf_counter()
             logits = network(images)
             loss = F.cross_entropy(logits, labels)
@@ -344,7 +342,6 @@ def main(arguments=None):
         table = pd.concat([table, new]).drop_duplicates(KEY, keep="last")
         if options.out:
             write(options.out, table.to_csv(index=False))
-            print(f"{options.out} written")
 
 
 if __name__ == "__main__":
