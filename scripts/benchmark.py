@@ -1,6 +1,6 @@
 """This project's training beside a plain PyTorch loop: in turns, in one run, on this machine.
 
-    python scripts/benchmark.py                            # ResNet-20, DenseNet-40: ten minutes
+    python scripts/benchmark.py                            # a quarter of an hour on two cores
     python scripts/benchmark.py --out results/benchmark.csv --attentions se,lcm1,lcm2
     python scripts/benchmark.py --variants bf16 device=cuda channels_last=false
     python scripts/benchmark.py --quick                    # under a minute: shows that it works
@@ -56,7 +56,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's
 
 
 class Invented(ResidentSet):
-    """Random bytes in the shape of a network's images, in 10 classes; ten of them are the test images."""
+    """Random bytes in the shape of a network's images; the first ten are the test images, too."""
 
     def __init__(self, images, image_size, pad=4, mirror=True):
         super().__init__("invented", 10, image_size, workers=0, pad=pad, mirror=mirror)
@@ -67,7 +67,7 @@ class Invented(ResidentSet):
 
 
 def composed(network, words=(), steps=20):
-    """train.py's config, with invented images for `steps` steps an epoch. UserError where it is bad."""
+    """train.py's config with invented images for `steps` steps an epoch. UserError: it is bad."""
     size = load("model", network)["image_size"]
     data = "cifar10" if size == 32 else "mini_imagenet"
     overrides = [f"model={network}", f"data={data}", "schedule=cifar", *words]
@@ -84,7 +84,7 @@ def composed(network, words=(), steps=20):
 
 
 def turns(pipe):
-    """For each epoch of each turn a Counter for its `images` and the seconds of `step` and `epoch`."""
+    """For each epoch of each turn a Counter of `images` and the seconds of `step` and `epoch`."""
     for seconds in iter(pipe.recv, None):
         clock = Counter()
         while clock["images"] == 0 or clock["epoch"] < seconds:
@@ -152,8 +152,8 @@ class Transformed(Dataset):
 def plain(pipe, config):
     """The other side, as torchvision's references and most public code have it.
 
-    Eager float32 in NCHW, torch's SGD, a DataLoader in the same process, metrics read in every step.
-    Its step begins when the batch is on the device.
+    Eager float32 in NCHW, torch's SGD, a DataLoader in the same process, metrics read in every
+    step. Its step begins when the batch is on the device.
     """
     schedule = config["schedule"]
     device, _, _ = set_up(
@@ -254,7 +254,7 @@ def rounds(sides, count, seconds):
 def rows(sides, reports, what):
     """A row for each side, its ratios taken within a round.
 
-    Of `step` and `epoch`: images/s over those of the first side. Of `attention`: the time of a step.
+    Of `step` and `epoch`: images/s over those of the first side. Of `attention`: time of a step.
     """
     key = "step" if what == "attention" else what
     for index, side in enumerate(sides):
@@ -294,13 +294,12 @@ def groups(options):
     """(what is measured, the sides that take turns) for each network and its attentions."""
     words = options.words
     for network in options.networks:
-        other = Side(network, "plain", words=words)
-        variants = options.variants or measurable(other.config["device"])
-        ours = [Side(network, variant, words=words) for variant in variants]
-        yield ("step", "epoch"), [other, *ours]
+        variants = options.variants or measurable(composed(network, words)["device"])
+        names = ["plain", *variants]
+        yield ("step", "epoch"), [Side(network, n, "none", words, options.steps) for n in names]
         for variant in variants if options.attentions else ():
             names = ["none", *options.attentions]
-            yield ("attention",), [Side(network, variant, name, words) for name in names]
+            yield ("attention",), [Side(network, variant, n, words, options.steps) for n in names]
 
 
 def parse(arguments):
@@ -312,6 +311,7 @@ def parse(arguments):
     add("--networks", default="resnet20,densenet40", help="default: %(default)s")
     add("--variants", help=f"of {', '.join(VARIANTS)} (default: what the machine has)")
     add("--attentions", help="whose step is measured as well, beside none")
+    add("--steps", type=int, default=20, help="of an epoch (default: %(default)s)")
     add("--rounds", type=int, default=5, help="default: %(default)s")
     add("--quick", action="store_true", help="ResNet-8, fp32, one round of one epoch")
     add("--out", type=Path, metavar="FILE", help="where rows are added or replaced (default: none)")
@@ -324,8 +324,8 @@ def parse(arguments):
         setattr(options, name, given.split(",") if given else [])
     if unknown := set(options.variants) - set(VARIANTS):
         raise UserError(f"--variants {unknown.pop()}: choose from {', '.join(VARIANTS)}")
-    if options.rounds < 1:
-        raise UserError("--rounds must be at least 1")
+    if min(options.rounds, options.steps) < 1:
+        raise UserError("--rounds and --steps must be at least 1")
     for word in options.words:
         if flag := FLAGS.get(word.partition("=")[0]):
             raise UserError(f"{word}: say this with {flag}")

@@ -1,4 +1,4 @@
-"""The benchmark: both sides do the same work on the same images; what it writes; what is said of it."""
+"""The benchmark: both sides do the same work on the same images; what it writes and docs say of it."""
 
 import re
 import shlex
@@ -12,6 +12,7 @@ from benchmark import COLUMNS, Side, main, parse, plain, project, rows
 from torch import nn
 
 import train
+from lcm.config.options import choices
 from lcm.models.build import build_network
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,11 +104,15 @@ def test_a_side_crops_after_padding_and_mirrors(seen, loop):
 
 
 def test_both_sides_take_the_same_steps(monkeypatch):
-    """The only batch of an epoch has all images, in another order: the same weights up to rounding."""
+    """The only batch of an epoch has all images: the same weights up to rounding."""
     networks = []
+
+    def kept(*args, **keys):
+        networks.append(build_network(*args, **keys))
+        return networks[-1]
+
     for module in (train, benchmark):
-        keep = lambda *args, **keys: networks.append(build_network(*args, **keys)) or networks[-1]  # noqa: E731
-        monkeypatch.setattr(module, "build_network", keep)
+        monkeypatch.setattr(module, "build_network", kept)
     for loop in (project, plain):
         loop(Pipe(3), config(steps=1, batch=32, pad=0, mirror=False))
     ours, theirs = (dict(network.named_parameters()) for network in networks)
@@ -161,25 +166,20 @@ def test_the_quick_run(tmp_path):
 
 
 def test_rows_of_other_keys_stay_those_of_the_same_are_replaced(tmp_path, monkeypatch):
-    def measured(sides, count, seconds):
+    def measured(sides, *_):
         for side in sides:
             side.machine = "X"
-        return reports([rate + index for index, _ in enumerate(sides)])
+        return reports([first + index for index, _ in enumerate(sides)])
 
     monkeypatch.setattr(benchmark, "rounds", measured)
-    file = tmp_path / "b.csv"
-    words = ["--out", str(file), "device=cpu"]
-    tables = []
-    for rate, more in (
-        (100, ["--networks", "resnet20,densenet40", "--variants", "fp32,fp32 compiled"]),
-        (200, ["--networks", "resnet20", "--variants", "fp32", "--attentions", "se,lcm1"]),
-    ):
-        main([*words, *more])
-        found = pd.read_csv(file)
-        tables.append(
-            found.set_index(["what", "network", "attention", "variant"])["images_per_second"]
-        )
-    before, after = tables
+    names = ["what", "network", "attention", "variant"]
+    words = ["--out", str(tmp_path / "b.csv"), "device=cpu"]
+    first = 100
+    main([*words, "--networks", "resnet20,densenet40", "--variants", "fp32,fp32 compiled"])
+    before = pd.read_csv(tmp_path / "b.csv").set_index(names)["images_per_second"]
+    first = 200
+    main([*words, "--networks", "resnet20", "--variants", "fp32", "--attentions", "se,lcm1"])
+    after = pd.read_csv(tmp_path / "b.csv").set_index(names)["images_per_second"]
     assert len(before) == 2 * 2 * 3 and len(after) == 12 + 3
     assert after["epoch", "resnet20", "none", "fp32"] == 201 / 2
     assert after["epoch", "resnet20", "none", "fp32 compiled"] == 102 / 2
@@ -194,6 +194,7 @@ def test_rows_of_other_keys_stay_those_of_the_same_are_replaced(tmp_path, monkey
         (["--networks", "resnet21"], "model=resnet21: no such model"),
         (["--attentions", "sa"], "attention/sa"),
         (["--rounds", "0"], "at least 1"),
+        (["--steps", "0"], "at least 1"),
         (["--out", "/proc/version"], "not a table of this script"),
         (["attention=se"], "say this with --attentions"),
         (["precision=bf16"], "say this with --variants"),
@@ -239,4 +240,6 @@ def test_the_commands_of_the_docs_are_understood(page):
     commands = re.findall(r"^ *python scripts/benchmark\.py(.*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
-        assert list(benchmark.groups(parse([*shlex.split(command, comments=True), "device=cpu"])))
+        options = parse(shlex.split(command, comments=True))
+        benchmark.composed(options.networks[0], options.words)
+        assert set(options.attentions) <= set(choices("attention"))
