@@ -5,7 +5,7 @@
     python scripts/benchmark.py --variants bf16 device=cuda channels_last=false
     python scripts/benchmark.py --quick                    # under a minute: shows that it works
 
-docs/benchmark.md says what is compared with what.
+What is compared with what: docs/benchmark.md.
 """
 
 import argparse
@@ -46,8 +46,13 @@ VARIANTS = {
     "bf16": ["precision=bf16"],
     "bf16 compiled": ["precision=bf16", "compile=true"],
 }
-FLAGS = {"model": "--networks", "attention": "--attentions"}
-FLAGS |= {"precision": "--variants", "compile": "--variants"}
+REFUSED = {
+    "model": "say this with --networks",
+    "attention": "say this with --attentions",
+    "precision": "say this with --variants",
+    "compile": "say this with --variants",
+    "data": "the images are invented, leave it out",
+}
 SECONDS = 5  # of a turn
 QUICK = ["model.layers=8", "schedule.batch_size=16"]
 KEY = ["machine", "what", "network", "attention", "variant"]  # a row replaces the one of its key
@@ -327,8 +332,9 @@ def parse(arguments):
     if min(options.rounds, options.steps) < 1:
         raise UserError("--rounds and --steps must be at least 1")
     for word in options.words:
-        if flag := FLAGS.get(word.partition("=")[0]):
-            raise UserError(f"{word}: say this with {flag}")
+        key = word.partition("=")[0]
+        if reason := REFUSED.get("data" if key.startswith("data.") else key):
+            raise UserError(f"{word}: {reason}")
     return options
 
 

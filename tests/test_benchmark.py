@@ -1,4 +1,4 @@
-"""The benchmark: both sides do the same work on the same images; what it writes and docs say of it."""
+"""The benchmark: its sides do the same work on the same images; what it writes and pages say of it."""
 
 import re
 import shlex
@@ -198,6 +198,8 @@ def test_rows_of_other_keys_stay_those_of_the_same_are_replaced(tmp_path, monkey
         (["--out", "/proc/version"], "not a table of this script"),
         (["attention=se"], "say this with --attentions"),
         (["precision=bf16"], "say this with --variants"),
+        (["data.mirror=false"], "the images are invented"),
+        (["data=digits"], "the images are invented"),
         (["threads=0"], "threads=0: must be"),
         (["lop=1"], "lop"),
         (["--quick", "device=cuda"], "device=cuda: "),
