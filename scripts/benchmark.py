@@ -46,13 +46,7 @@ VARIANTS = {
     "bf16": ["precision=bf16"],
     "bf16 compiled": ["precision=bf16", "compile=true"],
 }
-REFUSED = {
-    "model": "say this with --networks",
-    "attention": "say this with --attentions",
-    "precision": "say this with --variants",
-    "compile": "say this with --variants",
-    "data": "the images are invented, leave it out",
-}
+OWN = ("model", "attention", "precision", "compile", "data")  # what no word may say
 SECONDS = 5  # of a turn
 QUICK = ["model.layers=8", "schedule.batch_size=16"]
 KEY = ["machine", "what", "network", "attention", "variant"]  # a row replaces the one of its key
@@ -313,9 +307,10 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     add("words", nargs="*", metavar="key=value", help="further words of train.py, for all sides")
-    add("--networks", default="resnet20,densenet40", help="default: %(default)s")
-    add("--variants", help=f"of {', '.join(VARIANTS)} (default: what the machine has)")
-    add("--attentions", help="whose step is measured as well, beside none")
+    names = {"type": lambda text: text.split(","), "default": []}
+    add("--networks", **names, help="default: resnet20,densenet40")
+    add("--variants", **names, help=f"of {','.join(VARIANTS)} (default: what the machine has)")
+    add("--attentions", **names, help="whose step is measured as well, beside none")
     add("--steps", type=int, default=20, help="of an epoch (default: %(default)s)")
     add("--rounds", type=int, default=5, help="default: %(default)s")
     add("--quick", action="store_true", help="ResNet-8, fp32, one round of one epoch")
@@ -323,18 +318,16 @@ def parse(arguments):
     options = parser.parse_intermixed_args(arguments)
     if options.quick:
         options.words += QUICK
-        vars(options).update(networks="resnet20", variants="fp32", rounds=1)
-    for name in ("networks", "variants", "attentions"):
-        given = getattr(options, name)
-        setattr(options, name, given.split(",") if given else [])
+        vars(options).update(networks=["resnet20"], variants=["fp32"], rounds=1)
+    options.networks = options.networks or ["resnet20", "densenet40"]
     if unknown := set(options.variants) - set(VARIANTS):
         raise UserError(f"--variants {unknown.pop()}: choose from {', '.join(VARIANTS)}")
     if min(options.rounds, options.steps) < 1:
         raise UserError("--rounds and --steps must be at least 1")
     for word in options.words:
         key = word.partition("=")[0]
-        if reason := REFUSED.get("data" if key.startswith("data.") else key):
-            raise UserError(f"{word}: {reason}")
+        if key in OWN or key.startswith("data."):
+            raise UserError(f"{word}: the benchmark chooses this itself, see --help")
     return options
 
 

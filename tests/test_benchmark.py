@@ -1,7 +1,8 @@
-"""The benchmark: its sides do the same work on the same images; what it writes and pages say of it."""
+"""The benchmark: its sides do the same work on the same images; what it writes, what is said of it."""
 
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import benchmark
@@ -75,13 +76,16 @@ def in_order(images):
 
 
 @pytest.mark.parametrize("loop", [project, plain])
-def test_a_side_sees_every_image_once_an_epoch_normalised(seen, loop):
+def test_a_side_sees_every_image_once_an_epoch_normalised(seen, loop, monkeypatch):
     pixels = benchmark.Invented(8, 32).train(4, 0).resident.images.permute(0, 3, 1, 2)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (benchmark.MEAN, benchmark.STD))
     expected = (pixels / 255 - mean) / std
     expected = in_order(expected.flatten(1))
+    clocks = []
+    monkeypatch.setattr(benchmark, "Counter", lambda: clocks.append(Counter()) or clocks[-1])
     found = seen(loop, config(pad=0, mirror=False), turns=2)
-    assert len(found) == 16
+    assert len(found) == 16 and [clock["images"] for clock in clocks] == [8, 8]
+    assert all(0 < clock["step"] <= clock["epoch"] for clock in clocks)
     for epoch in (found[:8], found[8:]):
         torch.testing.assert_close(in_order(epoch), expected, rtol=0, atol=1e-5)
 
@@ -196,10 +200,10 @@ def test_rows_of_other_keys_stay_those_of_the_same_are_replaced(tmp_path, monkey
         (["--rounds", "0"], "at least 1"),
         (["--steps", "0"], "at least 1"),
         (["--out", "/proc/version"], "not a table of this script"),
-        (["attention=se"], "say this with --attentions"),
-        (["precision=bf16"], "say this with --variants"),
-        (["data.mirror=false"], "the images are invented"),
-        (["data=digits"], "the images are invented"),
+        (["attention=se"], "attention=se: the benchmark chooses this"),
+        (["precision=bf16"], "precision=bf16: the benchmark chooses this"),
+        (["data.mirror=false"], "data.mirror=false: the benchmark chooses this itself"),
+        (["data=digits"], "data=digits: the benchmark chooses this"),
         (["threads=0"], "threads=0: must be"),
         (["lop=1"], "lop"),
         (["--quick", "device=cuda"], "device=cuda: "),
