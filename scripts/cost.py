@@ -7,16 +7,17 @@ Two steps each, after one that is not counted; where images are large, with few 
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import pandas as pd
+from benchmark import Side
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting.cost import cells
+from lcm.training.device import choose_device
 
-STEPS = 2
+STEPS = 2  # of an epoch: one epoch is not counted, one is
 BATCHES = {
     "resnet20": 64,
     "resnet32": 64,
@@ -25,20 +26,13 @@ BATCHES = {
 }  # of a CPU; the other networks: 8
 
 
-def seconds_per_image(model, attention, device):
-    """(the mean over STEPS steps, batch size)."""
-    from benchmark.project import step
-    from benchmark.worker import Spec
-
+def measured(model, attention, device):
+    """(seconds an image, batch size, device in words)."""
     batch = BATCHES.get(model, 8) if device == "cpu" else 64
-    unit = step(
-        Spec(network=model, attention=attention, device=device, batch=batch, threads="auto")
-    )
-    unit()
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        unit()
-    return (time.perf_counter() - started) / STEPS / batch, batch
+    words = [f"device={device}", f"schedule.batch_size={batch}"]
+    with Side(model, "fp32", attention, words, STEPS) as side:
+        side.get_ready()
+        return 1 / side.turn()["step"], batch, side.machine
 
 
 @exit_on_user_error
@@ -58,17 +52,15 @@ def main(arguments=None):
         for runs in cells(options.results).values()
         for _, model, attention in runs
     }
-    from lcm.training.device import choose_device, describe_device
-
-    device = choose_device(options.device)
+    device = choose_device(options.device).type
     rows = []
     for index, (model, attention) in enumerate(sorted(pairs), 1):
-        seconds, batch = seconds_per_image(model, attention, device.type)
+        seconds, batch, machine = measured(model, attention, device)
         print(
             f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms an image",
             flush=True,
         )
-        rows.append([model, attention, f"{seconds:.4g}", batch, describe_device(device)])
+        rows.append([model, attention, f"{seconds:.4g}", batch, machine])
     table = pd.DataFrame(
         rows, columns=["model", "attention", "seconds_per_image", "batch", "device"]
     )

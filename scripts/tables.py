@@ -19,7 +19,6 @@ from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, protocols
 from lcm.reporting.readme import fill_readme, readme_blocks
 from lcm.reporting.render import write_tables
 from lcm.reporting.runs import read_runs
-from lcm.reporting.speed import benchmark_page, read_benchmark
 from lcm.reporting.tables import build, read_complexity, read_paper
 
 
@@ -81,9 +80,6 @@ def main(arguments=None):
         protocols(runs) if options.all else [Protocol(options.schedule, options.precision)]
     ):
         write_protocol(runs, protocol, results)
-    for file in results.glob("benchmark*.csv"):
-        write(file.with_suffix(".md"), benchmark_page(read_benchmark(file)))
-        print(f"{file.with_suffix('.md')}: from {file.name}")
     blocks = readme_blocks(runs, results) if options.readme else {}
     for file in options.readme:
         try:

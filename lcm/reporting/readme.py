@@ -1,13 +1,11 @@
 """The result blocks of a README, generated between `<!-- results:begin NAME -->` and `<!-- results:end -->`."""
 
 import re
-from pathlib import Path
 
 from lcm.errors import UserError
 from lcm.reporting.cost import cost_block, cost_cpu_block
 from lcm.reporting.protocol import ATTENTIONS, DATA_TITLE, NETWORK_TITLE, in_order, protocols
 from lcm.reporting.render import DASH, markdown_rows, pipes, plural, reached, signed
-from lcm.reporting.speed import read_benchmark, speed_paragraph
 from lcm.reporting.statistics import CONTRADICTED, SUPPORTED
 from lcm.reporting.tables import build, comparison_table, counts
 
@@ -79,8 +77,6 @@ def readme_blocks(runs, results):
         "cost": cost_block(results),
         "cost_cpu": cost_cpu_block(results),
     }
-    if (benchmark := Path(results) / "benchmark.csv").exists():
-        blocks["speed"] = speed_paragraph(read_benchmark(benchmark))
     hint = "\n\nDashes: not run yet; the commands are in `results/{}.md`."
     for protocol in protocols(runs):
         for table in build(runs, protocol, results):

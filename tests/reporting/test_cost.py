@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import cost
+import pandas as pd
 import pytest
 
 from lcm.reporting.cost import cells, computed_steps, cost_block, cost_cpu_block, hours, images
@@ -80,3 +82,13 @@ def test_the_blocks_say_what_is_measured_and_what_is_computed(tmp_path):
     assert rows_of(cost_block(tmp_path))["Table 2"] == ["12", "5.3 h", "53 h"]
     assert "Measured: a training step in float32 on NVIDIA H200" in cost_block(tmp_path)
     assert cost_cpu_block(tmp_path).startswith("Not measured yet")
+
+
+def test_the_command_measures_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "cells", lambda _: {2: {("cifar10", "resnet20", "lcm2")}})
+    monkeypatch.setattr(cost, "STEPS", 1)
+    monkeypatch.setattr(cost, "BATCHES", {"resnet20": 4})
+    cost.main(["--results", str(tmp_path), "--device", "cpu"])
+    (row,) = pd.read_csv(tmp_path / "cost.csv").itertuples(index=False)
+    assert row[:2] == ("resnet20", "lcm2") and row.batch == 4 and row.device.startswith("cpu (")
+    assert 1e-4 < row.seconds_per_image < 1
