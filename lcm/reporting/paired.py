@@ -159,6 +159,17 @@ def _range(low, high):
     return interval(Comparison(0, low=low, high=high))
 
 
+def _beside_the_paper(row, paper, at_once):
+    """(cells, columns of the CSV file) of a planned row: the paper's difference and one more pair."""
+    printed = [(paper or {}).get((row.data, row.model, arm)) for arm in (row.a, row.b)]
+    claimed = None if None in printed else printed[0] - printed[1]
+    excluded = not_excluded(row.comparison.differences, at_once)
+    predicted = prediction_interval(row.comparison)
+    columns = {"loss_at_once": excluded[0], "gain_at_once": excluded[1], "paper": claimed}
+    columns |= {"next_low": predicted[0], "next_high": predicted[1]}
+    return [_range(*excluded), signed(claimed), _range(*predicted)], columns
+
+
 def rows_table(rows, selection, protocol, plan=None, paper=None):
     """The Table of some Rows, still without name and title.
 
@@ -180,42 +191,34 @@ def rows_table(rows, selection, protocol, plan=None, paper=None):
     header += ["P(better)", "p", "p (Holm)", f"better than {single}?" if single else "better?"]
     cells, records = [], []
     for row in rows:
-        ours = row.comparison
-        params, macs = (
-            row.arm[key].iloc[0] if len(row.arm) else None for key in ("params", "macs")
-        )
+        ours, counts = row.comparison, row.arm[["params", "macs"]]
+        params, macs = counts.iloc[0] if len(row.arm) else (None, None)
         bounds = not_excluded(ours.differences)
-        cell = [DATA_TITLE.get(row.data, row.data), row.model]
-        cell += [row.settings.get(key, DASH) for key in keys]
-        cell += [row.a, *([] if single else [row.b or DASH])]
-        cell += [
-            scaled(params, 6, 3),
-            scaled(macs, 9, 4),
-            accuracy(row.arm["test_top1"], row.tried),
-        ]
-        cell += [signed(ours.mean), interval(ours), _range(*bounds)]
+        more_cells, more = _beside_the_paper(row, paper, at_once) if plan else ([], {})
         names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
-        names |= {"schedule": protocol.schedule_of(row.data), "precision": protocol.precision}
         missing = not row.tried and not row.settings
         choices = (f"{key}={names[key]}" for key in ("data", "model", "attention"))
-        command = protocol.command(*choices) if missing else ""
-        record = names | {"params": params, "macs": macs} | measured(row.arm, row.tried)
-        record |= {"against": row.b, "pairs": ours.n, "difference": ours.mean, "wins": ours.wins}
-        record |= {"differences": ours.differences, "difference_deviation": ours.deviation}
-        record |= {"low": ours.low, "high": ours.high, "loss": bounds[0], "gain": bounds[1]}
-        if plan:
-            printed = [(paper or {}).get((row.data, row.model, arm)) for arm in (row.a, row.b)]
-            claimed = None if None in printed else printed[0] - printed[1]
-            all_at_once = not_excluded(ours.differences, at_once)
-            predicted = prediction_interval(ours)
-            cell += [_range(*all_at_once), signed(claimed), _range(*predicted)]
-            record |= {"loss_at_once": all_at_once[0], "gain_at_once": all_at_once[1]}
-            record |= {"paper": claimed, "next_low": predicted[0], "next_high": predicted[1]}
-        cell += [rounded(ours.wins, 2), p_value(ours.p), p_value(row.adjusted)]
-        cells.append([*cell, in_words(row.verdict, ours.n, row.needed)])
-        record |= {"p": ours.p, "p_holm": row.adjusted, "needed": row.needed}
-        record |= {"verdict": row.verdict, "command": command}
-        records.append(record)
+        cells.append(
+            [DATA_TITLE.get(row.data, row.data), row.model]
+            + [row.settings.get(key, DASH) for key in keys]
+            + [row.a, *([] if single else [row.b or DASH])]
+            + [scaled(params, 6, 3), scaled(macs, 9, 4), accuracy(row.arm["test_top1"], row.tried)]
+            + [signed(ours.mean), interval(ours), _range(*bounds), *more_cells]
+            + [rounded(ours.wins, 2), p_value(ours.p), p_value(row.adjusted)]
+            + [in_words(row.verdict, ours.n, row.needed)]
+        )
+        records.append(
+            names
+            | {"schedule": protocol.schedule_of(row.data), "precision": protocol.precision}
+            | {"params": params, "macs": macs}
+            | measured(row.arm, row.tried)
+            | {"against": row.b, "pairs": ours.n, "difference": ours.mean, "wins": ours.wins}
+            | {"differences": ours.differences, "difference_deviation": ours.deviation}
+            | {"low": ours.low, "high": ours.high, "loss": bounds[0], "gain": bounds[1]}
+            | more
+            | {"p": ours.p, "p_holm": row.adjusted, "needed": row.needed, "verdict": row.verdict}
+            | {"command": protocol.command(*choices) if missing else ""}
+        )
     notes = run_notes(*selection) + pair_notes([row.pairs for row in rows if row.b])
     commands = tuple(dict.fromkeys(r["command"] for r in records if r["command"]))
     records = pd.DataFrame(records, dtype=object)
