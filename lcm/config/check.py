@@ -122,7 +122,11 @@ RULES = {
     "schedule.nesterov": switch,
     "schedule.weight_decay": number(float, low=0),
     "schedule.test_batch_size": number(int, low=1),
-    "data.root": either(one_of(None), path),
+    "data.root": path,
+    "data.cache_dir": path,
+    "data.label": matching(r"\w[\w.-]*", "a word of letters, digits, _, . and -"),
+    "data.test_share": number(float, above=0, below=1),
+    "data.limit": number(int, low=1),
     "data.workers": number(int, low=0),
     "data.pad": number(int, low=0, high=16),
     "data.cache_size": either(one_of(None), number(int, low=1)),
@@ -170,6 +174,8 @@ def _value_problem(key, value, default):
             if value == default
             else f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
         )
+    if key.startswith("data.") and value is default is None:
+        return None
     if key in RULES:
         return RULES[key](value)
     fits = (
