@@ -104,13 +104,13 @@ def list_images(root: Path, test_share: float = 0.2, limit: int | None = None):
     """
     problems, notes = [], []
     top, _ = _sorted_out(root, problems)
-    test = [name for name in TEST if name in top]
-    if "train" in top and test:
-        train, test = (_classes(top[name], problems) for name in ("train", test[0]))
-        if unused := sorted(set(top) - {"train", test[0]}):
+    halves = [name for name in ("train", *TEST) if name in top]
+    if "train" in top and len(halves) > 1:
+        train, test = (_classes(top[name], problems) for name in halves[:2])
+        if unused := sorted(set(top) - set(halves[:2])):
             notes.append(f"not used: {', '.join(unused)}")
-    elif "train" in top or test:
-        alone = "train" if "train" in top else test[0]
+    elif halves:
+        alone = halves[0]
         problems.append(
             f"{alone}/ is there and {'test/' if alone == 'train' else 'train/'} is not: add it, or "
             f"give data.root={root / alone} to have a share of its images taken for the test"
