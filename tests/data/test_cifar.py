@@ -181,7 +181,7 @@ def test_folders_of_another_set_are_passed_over(small, name, monkeypatch):
     assert holds(load(root, name), name)
     archive.unlink()
     shutil.rmtree(root / cifar.OFFICIAL[name].folder)
-    with pytest.raises(UserError, match="is not under .* 6 \\+ 6 images in 3 classes.*another set"):
+    with pytest.raises(UserError, match=r"is not under .* 6 \+ 6 images in 3 classes.*another set"):
         load(root, name)
 
 
