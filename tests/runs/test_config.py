@@ -84,7 +84,7 @@ def test_every_key_is_on_one_side():
     facts = {
         key for key in keys if key.endswith((".name", ".image_size", ".family", ".num_classes"))
     }
-    sources = {f"data.{key}" for key in ("verify", "download", "places", "cache_dir", "complete")}
+    sources = {f"data.{key}" for key in ("verify", "download", "places", "cache_dir")}
     others = {
         "data.cache",
         "data.cache_size",
