@@ -22,7 +22,7 @@ TEST = ("test", "val", "validation")  # names of the test images' folder, the fi
 IGNORED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # written by file managers
 LAYOUT = (
     "Expected are train/ and test/ (or val/, validation/) of class folders with images, or class "
-    "folders alone, of which data.test_share goes into the test (docs/data.md; "
+    "folders alone, of which about data.test_share of each go into the test (docs/data.md; "
     "scripts/prepare_mini_imagenet.py makes this of copies of mini-ImageNet)."
 )
 

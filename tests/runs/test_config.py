@@ -88,6 +88,7 @@ def test_every_key_is_on_one_side():
     others = {
         "data.cache",
         "data.cache_size",
+        "data.complete",
         "model.growth_rate",
         "model.compression",
         "model.memory",
