@@ -9,7 +9,7 @@ If the copy has problems, all of them are listed and the exit code is 2.
 
 import argparse
 
-from lcm.data.mini_imagenet.prepare import prepare
+from lcm.data.mini_imagenet import prepare
 from lcm.errors import exit_on_user_error
 
 

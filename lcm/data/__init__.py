@@ -1,6 +1,4 @@
-"""Data sets: `Digits`, `Cifar` and `MiniImageNet`, each built from the keys of its file in
-configs/data.
-"""
+"""Data sets: `Digits`, `Cifar` and `class_folders`, built from the keys of a file in configs/data."""
 
 import importlib
 
@@ -10,9 +8,9 @@ from lcm.errors import UserError
 _HOME = {
     "Digits": "lcm.data.digits",
     "Cifar": "lcm.data.cifar",
-    "MiniImageNet": "lcm.data.mini_imagenet.dataset",
+    "class_folders": "lcm.data.folder",
 }
-__all__ = ["Cifar", "Digits", "MiniImageNet", "build_data"]
+__all__ = ["Cifar", "Digits", "build_data", "class_folders"]
 
 
 def __getattr__(name):

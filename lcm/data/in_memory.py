@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from lcm.errors import SIGNALS
+from lcm.errors import SIGNALS, UserError
 
 
 def keyed_generator(*key) -> torch.Generator:
@@ -238,28 +239,58 @@ class ResidentSet:
 
 
 def iterate(epoch, start: int, workers: int):
-    """Items start, start + 1, ... of a map-style sequence, in order, computed here (workers=0) or in worker processes.
+    """Items start, start + 1, ... of a map-style sequence, computed here or in `workers` processes.
 
-    The items are tuples of tensors (lists, from worker processes). The global random state does not change.
+    The items are tuples of tensors (lists, from worker processes). The global random state does not
+    change.
     """
     if workers == 0:
         return (epoch[i] for i in range(start, len(epoch)))
-    from torch.utils.data import DataLoader
+    return _from_workers(epoch, range(start, len(epoch)), workers)
 
+
+class _ErrorsAsItems:
+    """A sequence that returns a UserError: a loader would put the worker's traceback into it."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def __getitem__(self, i):
+        try:
+            return self.epoch[i]
+        except UserError as error:
+            return error
+
+
+_RUNNING = set()  # a loader that is garbage cannot end its workers: it waits for them in vain
+
+
+def _from_workers(epoch, indices, workers: int):
+    """The items `indices` of a sequence, in order, computed in worker processes."""
     loader = DataLoader(
-        epoch,
+        _ErrorsAsItems(epoch),
         batch_size=None,
-        sampler=range(start, len(epoch)),
+        sampler=indices,
         num_workers=workers,
-        generator=torch.Generator(),  # a loader draws a seed for its workers: not from the global generator
+        generator=torch.Generator(),  # a loader draws a seed: not from the global generator
     )
     end_workers_at_exit()
-    # A cluster signals the whole process group. Workers inherit this mask: they go on, so that this process can finish its step.
+    # A cluster signals the whole process group. Workers inherit this mask: they go on, so that this
+    # process can finish its step.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        return iter(loader)
+        running = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    _RUNNING.add(running)
+    try:
+        for item in running:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    finally:
+        _RUNNING.discard(running)
+        running._shutdown_workers()  # at once, also where a traceback still holds the loader
 
 
 @functools.cache

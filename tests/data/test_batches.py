@@ -1,10 +1,13 @@
 """Batches: which windows are cut, what the random numbers depend on, and that nothing else changes a byte."""
 
+import gc
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from multiprocessing.reduction import ForkingPickler
 
@@ -12,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from lcm.data.in_memory import Batches, Resident, normalise
+from lcm.data.in_memory import Batches, Resident, iterate, normalise
+from lcm.errors import UserError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -160,8 +164,10 @@ def test_signals_do_not_stop_workers():
     running = batches.iterate(0)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
     received = [next(running)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        for worker in running._workers:
+        for worker in workers:
             os.kill(worker.pid, getattr(signal, name))
         received.append(next(running))
     received += list(running)
@@ -217,6 +223,46 @@ def test_a_cuda_graph_cuts_the_same_windows():
         expected = data.gather(*(drawn[part].cpu() for drawn in (order, offsets, mirror)))
         assert torch.equal(windows.cpu(), expected)
         assert torch.allclose(values.cpu(), normalise(expected, data.scale, data.shift), atol=1e-6)
+
+
+class Broken(list):
+    """A sequence whose sixth item raises `error`."""
+
+    def __init__(self, error):
+        super().__init__(range(50))
+        self.error = error
+
+    def __getitem__(self, i):
+        if i == 5:
+            raise self.error
+        return torch.zeros(1_000_000)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_user_error_in_a_worker_arrives_as_itself(workers):
+    with pytest.raises(UserError) as caught:
+        list(iterate(Broken(UserError("a.jpg cannot be read")), 0, workers))
+    assert str(caught.value) == "a.jpg cannot be read"
+
+
+@pytest.mark.parametrize("error", [UserError("a broken image"), ValueError("a bug"), None])
+def test_workers_end_at_once_after_an_error(error):
+    """Also where a cycle of garbage holds the loader: as a traceback and its frame do."""
+
+    def use():
+        running = iterate(Broken(error) if error else [torch.zeros(1_000_000)] * 50, 0, 2)
+        try:
+            for item in running:
+                if error is None:
+                    raise ZeroDivisionError(item)
+        except (UserError, ValueError, ZeroDivisionError) as caught:
+            kept = [caught, running]
+            kept.append(kept)  # garbage that only the collector finds
+
+    use()
+    before = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - before < 4 and not multiprocessing.active_children()
 
 
 def test_a_process_exits_after_an_error_in_a_worker():

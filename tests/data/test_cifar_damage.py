@@ -67,7 +67,7 @@ DAMAGE = {  # what is done to data_batch_2, and the message
     "label too high": (relabel(3, 10), CONTENT),
     "label below zero": (relabel(3, -1), CONTENT),
     "one wrong label": (relabel(3, 4), r"(19|21) of class [34] \(class0[34]\); CIFAR-10 has 200, 20 of each class"),
-    "one image less": (shorten, "holds 199 training images, 19 of class .*The copy is incomplete"),
+    "one image less": (shorten, "holds 199 train images, 19 of class .*The copy is incomplete"),
 }  # fmt: skip
 
 
@@ -81,12 +81,11 @@ def test_damage_is_one_message_that_names_the_file(small, kind, verify):
         load(folder.parent, "cifar10", verify=verify)
 
 
-def test_a_flipped_bit_is_found_by_the_md5_alone(small):
+def test_a_flipped_bit_is_found_by_the_content_alone(small):
     folder = small("cifar10") / "cifar-10-batches-py"
     flip(folder / "data_batch_2")
     with pytest.raises(
-        UserError,
-        match=r"data_batch_2 is not the official file.*\n.*other images or labels .*damaged or altered",
+        UserError, match=f"{folder} has not exactly the images .*damaged or altered"
     ):
         load(folder.parent, "cifar10")
     assert not holds(load(folder.parent, "cifar10", verify=False), "cifar10")
@@ -102,24 +101,20 @@ def test_wrong_class_names_are_refused(small, names):
         load(folder.parent, "cifar10")
 
 
-def test_an_unofficial_archive_needs_verify_false(small, monkeypatch):
+def test_an_archive_is_judged_by_its_content(small, monkeypatch):
     root = small("cifar10")
     archive = pack(root, "cifar10", monkeypatch)
     data = archive.read_bytes()
     archive.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(
-        UserError, match=r"cifar-10-python\.tar\.gz .* is not the official archive .*Delete it"
-    ):
-        load(root, "cifar10")
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz is damaged"):
-        load(root, "cifar10", verify=False)
+        load(root, "cifar10")
     assert {path.name for path in root.iterdir()} == {archive.name, f".{archive.name}.lock"}
     with tarfile.open(archive, "w:gz") as tar:  # another archive of the same files
         for file, record in records("cifar10").items():
             (root / file).write_bytes(pickle.dumps(record))
             tar.add(root / file, f"cifar-10-batches-py/{file}")
             (root / file).unlink()
-    assert holds(load(root, "cifar10", verify=False), "cifar10")
+    assert holds(load(root, "cifar10"), "cifar10")
 
 
 def swap_labels(root):
@@ -132,16 +127,15 @@ def swap_labels(root):
 
 
 FOLDER_DAMAGE = {
-    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")], "holds 9 class folders. CIFAR-10 has 10"),
-    "no test": (lambda r: shutil.rmtree(r / "test"), r"test cannot be read .* CIFAR-10 has 10 classes"),
-    "another class": (lambda r: (r / "test" / "class09").rename(r / "test" / "cat"), "cat: images only in test; class09"),
-    "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(), r"199 .*19 of class 3 \(class03\)"),
-    "a text": (lambda r: (r / "train" / "class03" / "a.txt").write_text("?"), r"a\.txt cannot be read as an image"),
+    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")], "in 9 classes, not 20 .* of 10: .*another set"),
+    "no test": (lambda r: shutil.rmtree(r / "test"), "train/ is there and test/ is not"),
+    "another class": (lambda r: (r / "test" / "class09").rename(r / "test" / "cat"), "cat: no training images"),
+    "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(), r"199 \+ 100 images in 10 classes"),
+    "a text for an image": (lambda r: next((r / "train" / "class03").iterdir()).write_text("?"), "1 images cannot be read"),
     "a large image": (
-        lambda r: Image.new("RGB", (64, 48)).save(r / "test" / "class00" / "large.png"),
-        r"large\.png has 64x48 pixels; images of CIFAR have 32x32",
+        lambda r: Image.new("RGB", (64, 48)).save(next((r / "test" / "class00").iterdir())), "not exactly the images"
     ),
-    "swapped labels": (swap_labels, "not exactly its images and labels"),
+    "swapped labels": (swap_labels, "not exactly the images and labels"),
 }  # fmt: skip
 
 
@@ -152,8 +146,9 @@ def test_damaged_class_folders_are_one_message(small, tmp_path, kind):
     root = tmp_path / "png"
     class_folders(root, "cifar10")
     damage(root)
-    with pytest.raises(UserError, match=f"{root}.*{message}"):
+    with pytest.raises(UserError, match=f"(?s){message}") as caught:
         load(root, "cifar10")
+    assert str(root) in str(caught.value)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")

@@ -1,4 +1,4 @@
-"""All problems of a copy of mini-ImageNet are named, and no manifest is written then."""
+"""All problems of a copy of mini-ImageNet are named, and nothing is left then."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from mini_copies import (
     write,
 )
 
-from lcm.data.mini_imagenet.prepare import prepare
+from lcm.data.mini_imagenet import prepare
 from lcm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("small_mini_imagenet")
@@ -70,10 +70,14 @@ BAD = {  # how a good copy is damaged (a dict that it returns replaces arguments
     "another class": (append("test.csv", f"{one},{C}"), class_folders, [f"test.csv, line 8: '{one},{C}' is not like"]),
     "a short list": (with_lists(numbers=range(1, 6)), class_folders, [f"{A}: 4 + 1 training + test images, 5 + 1 expected"]),
     "a listed number beyond the class": (
-        with_lists(numbers=(1, 2, 3, 4, 5, 13)), imagenet, [f"{A}: 1 listed images are not there: {listed(A, 13)}"],
+        with_lists(numbers=(1, 2, 3, 4, 5, 14)), imagenet, [f"{A}: 1 listed images are not there: {listed(A, 14)}"],
     ),
     "an incomplete class of ImageNet": (
-        lambda r: (r / B / f"{B}_7.JPEG").unlink() or with_lists()(r), imagenet, [f"{B}: 11 images", "wrong images"],
+        lambda r: [(r / B / f"{B}_{n}.JPEG").unlink() for n in (7, 12)] and with_lists()(r), imagenet,
+        [f"{B}: 11 images", "wrong images"],
+    ),
+    "an image too many in a class of ImageNet": (
+        lambda r: write(r / B / f"{B}_1.JPEG", picture(77)) or with_lists()(r), imagenet, [f"{B}: 14 images"],
     ),
     "lists for a split copy": (with_lists(), split_copy, ["holds test, train. Expected are class folders alone"]),
     "a cut tar": (as_tars(lambda f: truncate(f / f"{B}.tar", 1500)), imagenet, [f"{B}.tar: cannot be read"]),
@@ -90,7 +94,7 @@ BAD = {  # how a good copy is damaged (a dict that it returns replaces arguments
     ),
     "three damaged images": (
         lambda r: [write(r / A / one, b""), truncate(r / B / listed(B, 2), 700), write(r / C / listed(C, 6), b"x" * 100)],
-        class_folders, ["3 images cannot be decoded", f"{A}/{one}: ", f"{listed(B, 2)}: OSError: image file is truncated", C],
+        class_folders, ["3 images cannot be read", f"{A}/{one}: ", f"{listed(B, 2)}: OSError: image file is truncated", C],
     ),
     "a broken link": (lambda r: (r / A / "x.jpg").symlink_to("gone"), class_folders, ["cannot be read", "x.jpg"]),
     "a name twice": (
@@ -104,7 +108,7 @@ BAD = {  # how a good copy is damaged (a dict that it returns replaces arguments
     "no train": (lambda r: (r / "train").rename(r / "val"), split_copy, ["holds test, val. Expected are"]),
     "three splits": (lambda r: shutil.copytree(r / "test", r / "val"), split_copy, ["holds test, train, val. Expected are"]),
     "a file at the destination": (
-        lambda r: write(r.parent / "taken", b"") or {"destination": r.parent / "taken"}, class_folders, ["cannot be written"],
+        lambda r: write(r.parent / "taken", b"") or {"destination": r.parent / "taken"}, class_folders, ["taken cannot be used"],
     ),
 }  # fmt: skip
 
@@ -120,4 +124,4 @@ def test_bad_input_is_named(name, tmp_path):
     with pytest.raises(UserError) as caught:
         prepare(**arguments)
     assert all(part in str(caught.value) for part in words), str(caught.value)
-    assert not (Path(arguments["destination"]) / "manifest.csv").exists()
+    assert not Path(arguments["destination"]).is_dir() and not list(tmp_path.glob(".*draft"))

@@ -1,7 +1,6 @@
 """The preparation of mini-ImageNet from small copies of every layout."""
 
 import errno
-import hashlib
 import os
 import shutil
 import subprocess
@@ -13,16 +12,16 @@ from mini_copies import (
     CLASSES,
     class_folders,
     contents,
+    flat_copy,
     imagenet,
     listed,
     lists,
-    manifest,
     picture,
     split_copy,
     tars,
 )
 
-from lcm.data.mini_imagenet.prepare import prepare
+from lcm.data.mini_imagenet import prepare
 from lcm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("small_mini_imagenet")
@@ -33,25 +32,67 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_mini_imagenet.py"
 def test_class_folders_are_split_after_the_first_five_sixths(tmp_path):
     source = class_folders(tmp_path / "b")
     (source / A / listed(A, 1)).write_bytes(picture(1, mode="L"))
+    draft = tmp_path / ".out.draft"
+    draft.mkdir()
+    (draft / "left.jpg").write_bytes(b"by a killed process")
     report = prepare(source, tmp_path / "out")
-    rows = manifest(tmp_path / "out")
     assert "3 classes, 15 training and 3 test images (the first 500" in report
-    assert [r["path"] for r in rows if r["split"] == "test"] == [
-        f"test/{wnid}/{listed(wnid, 6)}" for wnid in CLASSES
-    ]
-    for row in rows:
-        data = (tmp_path / "out" / row["path"]).read_bytes()
-        assert data == (source / row["class"] / Path(row["path"]).name).read_bytes()
-        assert row["sha256"] == hashlib.sha256(data).hexdigest() and int(row["size"]) == len(data)
-        assert (row["width"], row["height"]) == ("24", "18")
-    assert [r["mode"] for r in rows].count("RGB") == 17 and rows[3]["mode"] == "L"
-    assert [r["path"] for r in rows] == sorted(r["path"] for r in rows)
+    expected = {
+        f"{'train' if number < 6 else 'test'}/{wnid}/{listed(wnid, number)}": (
+            source / wnid / listed(wnid, number)
+        ).read_bytes()
+        for wnid in CLASSES
+        for number in range(1, 7)
+    }
+    assert contents(tmp_path / "out") == expected and not draft.exists()
+
+
+def test_a_destination_that_holds_anything_is_refused_first(tmp_path):
+    """Two copies in one folder would be one set of both."""
+    source = class_folders(tmp_path / "b")
+    (tmp_path / "out").mkdir()
+    prepare(source, tmp_path / "out")  # empty
     before = contents(tmp_path / "out")
-    (tmp_path / "out" / "train" / A / ".a.jpg.draft").write_bytes(b"left by a killed process")
-    (tmp_path / "out" / "train" / A / listed(A, 1)).write_bytes(b"damaged since")
-    prepare(source, tmp_path / "out")
-    (tmp_path / "out" / "train" / A / ".a.jpg.draft").unlink()
+    for again in (source, split_copy(tmp_path / "c"), tmp_path / "missing"):
+        with pytest.raises(UserError, match=r"out holds files already: delete it"):
+            prepare(again, tmp_path / "out")
+    with pytest.raises(UserError, match=r"c holds files already"):
+        prepare(tmp_path / "c", tmp_path / "c")
     assert contents(tmp_path / "out") == before
+
+
+def test_one_folder_of_images_beside_the_lists(tmp_path):
+    source, folders = flat_copy(tmp_path / "d"), tmp_path / "b"
+    for image in (source / "images").iterdir():
+        (folders / image.name[:9]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, folders / image.name[:9])
+    prepare(folders, tmp_path / "out")
+    prepare(source, tmp_path / "out-flat")
+    prepare(source / "images", tmp_path / "out-images")
+    assert contents(tmp_path / "out-flat") == contents(tmp_path / "out")
+    assert contents(tmp_path / "out-images") == contents(tmp_path / "out")
+    (source / "images" / "cat.jpg").write_bytes(picture())
+    with pytest.raises(UserError, match=r"not named like n0153282900000005\.jpg: cat\.jpg"):
+        prepare(source, tmp_path / "out-more")
+
+
+@pytest.mark.parametrize("layout", [class_folders, split_copy, flat_copy])
+def test_a_folder_that_is_not_used_is_named(tmp_path, layout):
+    source = layout(tmp_path / "copy")
+    assert "not used" not in prepare(source, tmp_path / "out")
+    (source / "masks").mkdir()
+    report = prepare(source, tmp_path / "again")
+    assert f"WARNING: not used: the folders masks of {source}" in report
+
+
+def test_classes_of_imagenet_with_another_count_are_named(tmp_path):
+    source = imagenet(tmp_path / "a")
+    chosen = lists(tmp_path / "lists")
+    assert "most classes" not in prepare(source, tmp_path / "out", lists=chosen)
+    (source / A / f"{A}_7.JPEG").unlink()
+    report = prepare(source, tmp_path / "out-12", lists=chosen)
+    assert f"WARNING: {A}: 12 images; most classes of ImageNet have 13" in report
+    assert "every listed number after it took a wrong image" in report and B not in report
 
 
 @pytest.mark.parametrize("test", ["test", "val"])
@@ -63,7 +104,6 @@ def test_a_split_copy_keeps_its_split(tmp_path, test):
     shutil.move(source / "train" / A / listed(A, 2), source / test / A / listed(A, 2))
     assert "(the copy's own split)" in prepare(source, tmp_path / "out")
     made = contents(tmp_path / "out")
-    del made["manifest.csv"]
     assert made == {path.replace("val/", "test/"): data for path, data in contents(source).items()}
 
 
@@ -86,7 +126,7 @@ def test_lists_count_imagenets_images_from_one_in_the_order_of_their_numbers(tmp
         for position, split in zip((2, 3, 5, 7, 11, 12), ["train"] * 5 + ["test"], strict=True):
             original = source / wnid / f"{wnid}_{7 + 5 * (position - 1)}.JPEG"
             assert made[f"{split}/{wnid}/{listed(wnid, position)}"] == original.read_bytes()
-    assert len(made) == 19
+    assert len(made) == 18
     prepare(tars(tmp_path / "tars", source), tmp_path / "out-tars", lists=chosen)
     assert contents(tmp_path / "out-tars") == made
 
@@ -113,7 +153,7 @@ def test_duplicates_are_reported(tmp_path):
     assert "byte-identical images: no groups" in prepare(source, tmp_path / "out")
     shutil.copy(source / A / listed(A, 1), source / B / listed(B, 2))
     shutil.copy(source / C / listed(C, 3), source / C / listed(C, 6))
-    report = prepare(source, tmp_path / "out").splitlines()
+    report = prepare(source, tmp_path / "out-2").splitlines()
     assert report[-3:] == [
         "byte-identical images: 2 groups",
         f"  test/{C}/{listed(C, 6)} = train/{C}/{listed(C, 3)}",
@@ -127,7 +167,7 @@ def test_the_report_warns_of_low_resolution(tmp_path, size, warnings):
     for path in source.rglob("*.jpg"):
         path.write_bytes(picture(int(path.stem[-8:]), size))
     report = prepare(source, tmp_path / "out")
-    assert report.count("WARNING: a copy in low resolution: images of 84x84") == warnings
+    assert report.count("WARNING: low resolution: images of 84x84") == warnings
 
 
 def test_a_partial_copy_needs_permission(tmp_path):
@@ -136,10 +176,8 @@ def test_a_partial_copy_needs_permission(tmp_path):
         prepare(source, tmp_path / "out")
     command = [sys.executable, SCRIPT, source, tmp_path / "out", "--allow-partial"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (
-        "3 classes, 6 training and 3 test images" in done.stdout
-        and len(manifest(tmp_path / "out")) == 9
-    )
+    assert "3 classes, 6 training and 3 test images" in done.stdout
+    assert len(contents(tmp_path / "out")) == 9
 
 
 def test_a_full_disk_is_named_and_the_command_can_be_repeated(tmp_path, monkeypatch):
@@ -154,5 +192,6 @@ def test_a_full_disk_is_named_and_the_command_can_be_repeated(tmp_path, monkeypa
     ):
         patch.setattr(Path, "write_bytes", full)
         prepare(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
     prepare(source, tmp_path / "out")
-    assert len(manifest(tmp_path / "out")) == 18
+    assert len(contents(tmp_path / "out")) == 18

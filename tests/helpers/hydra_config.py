@@ -11,6 +11,7 @@ SCHEDULE = {
     "cifar10": "cifar",
     "cifar100": "cifar",
     "mini_imagenet": "mini_imagenet",
+    "folder": "cifar",
 }
 
 

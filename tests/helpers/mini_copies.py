@@ -1,12 +1,11 @@
 """Small copies of mini-ImageNet in every layout that `prepare` reads; for tests with the fixture `small_mini_imagenet`."""
 
-import csv
 import io
 import tarfile
 
 from PIL import Image
 
-from lcm.data.mini_imagenet.copies import LISTS, WNIDS
+from lcm.data.mini_imagenet import LISTS, WNIDS
 
 A, B, C = CLASSES = WNIDS[:3]
 
@@ -49,8 +48,16 @@ def split_copy(root, test="test"):
 
 
 def imagenet(root):
-    """(a): three classes of twelve images under ImageNet's names, whose numbers have gaps and unequal lengths."""
-    return class_folders(root, range(12), lambda wnid, i: f"{wnid}_{7 + 5 * i}.JPEG")
+    """(a): three classes of 13 images under ImageNet's names, whose numbers have gaps."""
+    return class_folders(root, range(13), lambda wnid, i: f"{wnid}_{7 + 5 * i}.JPEG")
+
+
+def flat_copy(root):
+    """(d): all images in one folder, beside the lists."""
+    for wnid in CLASSES:
+        for number in range(1, 7):
+            write(root / "images" / listed(wnid, number), picture(number))
+    return lists(root, range(1, 7))
 
 
 def lists(root, numbers=(2, 3, 5, 7, 11, 12)):
@@ -70,11 +77,6 @@ def tars(root, source):
             for file in sorted((source / wnid).iterdir()):
                 archive.add(file, file.name)
     return root
-
-
-def manifest(root):
-    with open(root / "manifest.csv", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def contents(root):

@@ -1,4 +1,4 @@
-"""Small CIFAR data sets in every layout in use; the fixture `small` makes their md5 sums the official ones."""
+"""Small CIFAR data sets in every layout in use; the fixture `small` makes them the official ones."""
 
 import hashlib
 import shutil
@@ -14,7 +14,7 @@ CLASSES = {name: cifar.OFFICIAL[name].num_classes for name in cifar.OFFICIAL}
 
 
 def records(name):
-    """{file: record} in the official layout: 20 images of each class for cifar10, 2 for cifar100; half as many for the test."""
+    """{file: record} in the official layout: 200 + 100 images, as many of each class."""
     official = cifar.OFFICIAL[name]
     random = np.random.default_rng(official.num_classes)
     files = {}
@@ -28,7 +28,7 @@ def records(name):
                 "filenames": [f"{label}_{i}.png" for i, label in enumerate(chosen.tolist())],
             }
     names = [f"class{i:02}" for i in range(official.num_classes)]
-    files[next(iter(official.meta))] = {official.names_key: names, "num_vis": 3072}
+    files[official.meta] = {official.names_key: names, "num_vis": 3072}
     return files
 
 

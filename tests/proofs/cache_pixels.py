@@ -1,10 +1,11 @@
-"""What cutting training regions from cached images (short side 256) changes against cutting them from the files' own pixels.
+"""What cutting training regions from cached images changes against cutting them from the files.
 
-    python tests/proofs/cache_pixels.py data/mini-imagenet          # the 84x84 copies are first enlarged to 500x375
+    python tests/proofs/cache_pixels.py data/mini-imagenet  # 84x84 copies are enlarged to 500x375
 
-For each image one training region is drawn, cut from the image and from its cached version, and both are resized to 224x224.
-Printed: how many pixels the region's short side has in either, and the mean absolute difference of the crops, of 255 levels.
-Enlarged 84x84 copies have no detail finer than their pixels: full-size photographs differ more.
+For each image one training region is drawn, cut from the image and from its cached version (short
+side 256), and both are resized to 224x224. Printed: how many pixels the region's short side has in
+either, and the mean absolute difference of the crops, of 255 levels. Enlarged 84x84 copies have no
+detail finer than their pixels: full-size photographs differ more.
 """
 
 import argparse
@@ -13,25 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
-from lcm.data.mini_imagenet.cache import cached_size
-from lcm.data.mini_imagenet.crops import random_views, show
+from lcm.data.image_cache import cached_size
 
-SIDE, SIZE, CACHED = 224, (375, 500), 256  # height and width of a usual photograph of ImageNet
-
-
-def pair(image, view):
-    """The crop (3, 224, 224) of one region from the image and from its cached version."""
-    height, width = image.shape[:2]
-    small = cached_size(height, width, CACHED)
-    cached = np.asarray(Image.fromarray(image).resize(small[::-1], Image.Resampling.BILINEAR))
-    top, left, h, w, *rest = view
-    region = [round(value * small[0] / height) for value in (top, left, h, w)]
-    region[2], region[3] = (
-        min(region[2], small[0] - region[0]),
-        min(region[3], small[1] - region[1]),
-    )
-    return show(image, view, SIDE).float(), show(cached, [*region, *rest], SIDE).float()
+SIDE, SIZE, CACHED = 224, (500, 375), 256  # width and height of a usual photograph of ImageNet
 
 
 def main():
@@ -40,33 +27,34 @@ def main():
     )
     parser.add_argument("root", type=Path)
     files = sorted(parser.parse_args().root.glob("train/*/*"))
-    generator = torch.Generator().manual_seed(0)
-    views = random_views(torch.tensor([SIZE] * len(files)), SIDE, generator)
-    differences = []
-    for file, view in zip(files, views.tolist(), strict=True):
+    torch.manual_seed(0)
+    height, width = cached_size(SIZE[1], SIZE[0], CACHED)
+    scale = height / SIZE[1]
+    short, differences = [], []
+    for file in files:
         with Image.open(file) as opened:
-            image = np.asarray(opened.convert("RGB").resize(SIZE[::-1], Image.Resampling.BICUBIC))
-        own, cached = pair(image, view)
-        differences.append((own - cached).abs().mean().item())
-    short = views[:, 2:4].amin(1).float()
-    shares = torch.quantile(short, torch.tensor([0.1, 0.5, 0.9])).tolist()
-    print(f"{len(files)} images of {SIZE[1]}x{SIZE[0]}")
+            image = opened.convert("RGB").resize(SIZE, Image.Resampling.BICUBIC)
+        cached = image.resize((width, height), Image.Resampling.BILINEAR)
+        top, left, h, w = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
+        box = (left, top, left + w, top + h)
+        small = [
+            min(round(v * scale), end) for v, end in zip(box, (width, height) * 2, strict=True)
+        ]
+        crops = [
+            np.asarray(source.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=region), float)
+            for source, region in ((image, box), (cached, small))
+        ]
+        short.append(min(h, w))
+        differences.append(abs(crops[0] - crops[1]).mean())
+    short = np.array(short)
+    print(f"{len(files)} images of {SIZE[0]}x{SIZE[1]}")
+    for name, sides in (("file", short), ("cache", short * scale)):
+        shares = ", ".join(f"{share:.0f}" for share in np.quantile(sides, [0.1, 0.5, 0.9]))
+        print(f"short side of a region in pixels of the {name} (10 %, 50 %, 90 %): {shares}")
+        print(f"regions that are enlarged: {(sides < SIDE).mean():.0%}")
     print(
-        "short side of a region, pixels of the file (10 %, 50 %, 90 %): "
-        + ", ".join(f"{share:.0f}" for share in shares)
-    )
-    print(
-        "the same in pixels of the cache: "
-        + ", ".join(f"{share * CACHED / SIZE[0]:.0f}" for share in shares)
-    )
-    enlarged = [(side < SIDE).float().mean().item() for side in (short, short * CACHED / SIZE[0])]
-    print(
-        "regions that are enlarged, of the file's and of the cache's pixels: {:.0%}, {:.0%}".format(
-            *enlarged
-        )
-    )
-    print(
-        f"mean absolute difference: {np.mean(differences):.2f} of 255 (90 % below {np.quantile(differences, 0.9):.2f})"
+        f"mean absolute difference: {np.mean(differences):.2f} of 255 "
+        f"(90 % below {np.quantile(differences, 0.9):.2f})"
     )
 
 

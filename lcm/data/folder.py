@@ -1,0 +1,209 @@
+"""Images in class folders: one's own, PNG copies of CIFAR, mini-ImageNet.
+
+Up to `IN_MEMORY` pixels a set is held in memory and augmented like CIFAR (in_memory.py): the short
+side is resized to `image_size` and the central square taken, once; mean and deviation are those of
+the training images. Larger images are augmented like ImageNet (photographs.py).
+"""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from lcm.data.image_cache import decode, for_each
+from lcm.data.in_memory import ResidentSet
+from lcm.errors import UserError, listed
+
+IN_MEMORY = 64  # pixels of an image's side
+TEST = ("test", "val", "validation")  # names of the test images' folder, the first that is there
+IGNORED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # written by file managers
+LAYOUT = (
+    "Expected are train/ and test/ (or val/, validation/) of class folders with images, or class "
+    "folders alone, of which about data.test_share of each go into the test (docs/data.md; "
+    "scripts/prepare_mini_imagenet.py makes this of copies of mini-ImageNet)."
+)
+
+
+def class_folders(
+    name,
+    num_classes,
+    image_size,
+    root,
+    workers=None,
+    pad=4,
+    mirror=True,
+    test_share=0.2,
+    limit=None,
+    label=None,
+    cache=True,
+    cache_dir=None,
+    cache_size=256,
+    complete=None,
+):
+    """The data set of the class folders under `root`: a `ResidentSet`, or `Photographs`.
+
+    num_classes  None: as many as there are; otherwise the most that are accepted
+    workers      loader processes; None: none for a set in memory, otherwise one a processor, 4 at
+                 most
+    pad          of a set in memory
+    test_share   of the images go into the test, where `root` has no test folder
+    limit        training images of a class; None: all
+    label        the name of the set in paths and tables; None: `name`
+    cache, ...   of `Photographs`
+    complete     images of the whole set; a copy with fewer is named in `notes`
+
+    Raises `UserError`.
+    """
+    if root is None:
+        raise UserError(f"data={name} needs the folder of the images: data.root=FOLDER. {LAYOUT}")
+    root = Path(root).expanduser()
+    found, notes = list_images(root, test_share, limit)
+    classes = list(found["train"])
+    if num_classes is not None and len(classes) > num_classes:
+        raise UserError(
+            f"{root} holds {len(classes)} classes and {name} has {num_classes}: this is another "
+            "data set; data=folder takes any."
+        )
+    images = sum(len(files) for half in found.values() for files in half.values())
+    if complete is not None and (images, len(classes)) != (complete, num_classes):
+        notes.append(
+            f"a part of {name}: {len(classes)} classes, {images:,} images, where the whole has "
+            f"{num_classes} classes, {complete:,} images; accuracies are not those of the whole"
+        )
+    facts = (label or name, num_classes or len(classes), image_size)
+    if image_size <= IN_MEMORY:
+        data = ResidentSet(*facts, workers or 0, pad, mirror)
+        train, test = (read_in_memory(half, image_size) for half in found.values())
+        data.hold(train, test, classes, *statistics(train[0]))
+    else:
+        from lcm.data.photographs import Photographs  # torchvision takes a second
+
+        workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        data = Photographs(*facts, workers, mirror)
+        data.hold(found, cache, cache_dir or root / ".cache", cache_size)
+        notes += low_resolution(data.sizes, image_size)
+    data.notes = notes
+    return data
+
+
+def entries(folder) -> list[os.DirEntry]:
+    """What a folder holds, sorted by name, without hidden files and those of file managers."""
+    with os.scandir(folder) as found:
+        kept = [e for e in found if not e.name.startswith(".") and e.name not in IGNORED]
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def list_images(root: Path, test_share: float = 0.2, limit: int | None = None):
+    """({"train": {class: [path, ...]}, "test": {...}}, what a reader of the results must know).
+
+    Classes in the order of their names, or of their numbers where all are numbers. Whether a file
+    is an image is found when it is decoded. Raises `UserError` with everything that is wrong.
+    """
+    problems, notes = [], []
+    top, _ = _sorted_out(root, problems)
+    halves = [name for name in ("train", *TEST) if name in top]
+    if "train" in top and len(halves) > 1:
+        train, test = (_classes(top[name], problems) for name in halves[:2])
+        if unused := sorted(set(top) - set(halves[:2])):
+            notes.append(f"not used: {', '.join(unused)}")
+    elif halves:
+        alone = halves[0]
+        problems.append(
+            f"{alone}/ is there and {'test/' if alone == 'train' else 'train/'} is not: add it, or "
+            f"give data.root={root / alone} to have a share of its images taken for the test"
+        )
+        train, test = {}, {}
+    else:
+        train, test = _split(_classes(root, problems), test_share)
+    names = sorted(train.keys() | test.keys())
+    if all(name.isdigit() for name in names):
+        names.sort(key=int)
+    for half, classes in (("training", train), ("test", test)):
+        problems += [f"{name}: no {half} images" for name in names if not classes.get(name)]
+    if len(names) == 1:
+        problems.append(f"there is one class, {names[0]}; a network needs two and more")
+    if problems or not names:
+        raise listed(f"{root} cannot be used. {LAYOUT}", problems or ["there are no class folders"])
+    if limit is not None:
+        train = {name: sorted(sorted(train[name], key=_share)[:limit]) for name in names}
+    return {half: {n: c[n] for n in names} for half, c in (("train", train), ("test", test))}, notes
+
+
+def _sorted_out(folder: Path, problems: list[str]) -> tuple[dict[str, Path], list[Path]]:
+    """({name: folder}, files) that a folder holds; what cannot be read goes to `problems`."""
+    folders, files = {}, []
+    try:
+        found = entries(folder)
+    except OSError as error:
+        problems.append(f"{folder} cannot be read ({error.strerror})")
+        found = []
+    for entry in found:
+        path = Path(entry.path)
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:  # a broken link, a loop of links
+            problems.append(f"{path} cannot be read ({error.strerror})")
+            continue
+        if stat.S_ISDIR(mode):
+            folders[entry.name] = path
+        else:
+            files.append(path)
+    return folders, files
+
+
+def _classes(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
+    """{class: its files}."""
+    classes = {}
+    for name, path in _sorted_out(folder, problems)[0].items():
+        inner, classes[name] = _sorted_out(path, problems)
+        problems += [f"{below} is a folder inside of a class" for below in inner.values()]
+    return classes
+
+
+def _share(path: Path) -> float:
+    """A number in [0, 1) that depends on an image's class and name alone."""
+    digest = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split(classes: dict, test_share: float) -> tuple[dict, dict]:
+    """(training, test) files of each class: images that are added later move no other."""
+    train = {name: [f for f in files if _share(f) >= test_share] for name, files in classes.items()}
+    test = {name: [f for f in files if _share(f) < test_share] for name, files in classes.items()}
+    return train, test
+
+
+def read_in_memory(classes: dict[str, list[Path]], side: int):
+    """{class: files} -> (images uint8 (N, side, side, 3), labels int64 (N,)), in that order."""
+    paths = [path for files in classes.values() for path in files]
+
+    def read(i):
+        image = decode(paths[i].read_bytes())
+        return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
+
+    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+    return np.stack(for_each(paths, read)), labels
+
+
+def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel of uint8 (N, H, W, 3), as shares of 255."""
+    levels = np.arange(256) / 255
+    counts = np.stack([np.bincount(images[..., c].reshape(-1), minlength=256) for c in range(3)])
+    mean = counts @ levels / counts.sum(1)
+    variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1)
+    # Where all images are of one colour a channel is only shifted.
+    return mean, np.where(variance > 0, np.sqrt(variance), 1.0)
+
+
+def low_resolution(sizes: np.ndarray, side: int) -> list[str]:
+    """A note where most images are smaller than what a network sees. sizes: (N, 2)."""
+    height, width = sorted(sizes.tolist(), key=min)[len(sizes) // 2]
+    if min(height, width) >= side:
+        return []
+    return [
+        f"low resolution: images of {width}x{height}, where the network sees {side}x{side}; every "
+        "view is enlarged, and accuracies do not compare with those of full-size images"
+    ]

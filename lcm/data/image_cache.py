@@ -1,0 +1,191 @@
+"""Decoded images in one memory-mapped file, made once: what a training run reads instead of files.
+
+Two files hold a cache. `<key>.pixels` has the images one after another, uint8 (height, width, 3)
+each. `<key>.json` has their sizes and the fingerprint of the files; it is written last, when all
+pixels are on the disk, so a cache that has one is complete.
+"""
+
+import concurrent.futures
+import errno
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from lcm.errors import UserError, listed, one_line
+from lcm.files import file_lock, write_atomically
+
+VERSION = 2  # of the layout and of how images are decoded
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image of a file's bytes, in RGB. Raises ValueError, and whatever Pillow raises."""
+    with Image.open(io.BytesIO(data)) as image:
+        # Pillow would clip 16 bits to 8: nearly every pixel would be white.
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("more than 8 bits a channel; convert it to 8 bits")
+        return image.convert("RGB")
+
+
+def cached_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """The size at which an image is kept: `short_side` as torchvision's Resize rounds it.
+
+    Never enlarged. None: its own size.
+    """
+    if short_side is None or min(height, width) <= short_side:
+        return height, width
+    if height <= width:
+        return short_side, int(short_side * width / height)
+    return int(short_side * height / width), short_side
+
+
+def shrunk(data: bytes, short_side: int | None) -> np.ndarray:
+    """The image of a file's bytes at `cached_size`, uint8 (height, width, 3)."""
+    image = decode(data)
+    height, width = cached_size(image.height, image.width, short_side)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(image)
+
+
+def list_digest(names: list[str], digests: list[str], short_side=None) -> str:
+    """The fingerprint of some files: their names and contents, and the size that is kept."""
+    lines = [f"{name} {digest}" for name, digest in zip(names, digests, strict=True)]
+    return hashlib.sha256("\n".join([*lines, f"{short_side}"]).encode()).hexdigest()
+
+
+class ImageCache:
+    """The open cache.
+
+    sizes        int64 (N, 2): height and width of each image
+    fingerprint  `list_digest` of the files
+    """
+
+    def __init__(self, pixels: Path, sizes: np.ndarray, fingerprint: str):
+        self.sizes, self.fingerprint = sizes, fingerprint
+        self._ends = np.cumsum(sizes.prod(1))
+        # Copy-on-write: never written, but torch wants an array that may be.
+        self._pixels = np.asarray(np.memmap(pixels, np.uint8, "c", shape=(int(self._ends[-1]), 3)))
+
+    def image(self, i: int) -> np.ndarray:
+        """Image i, uint8 (height, width, 3), a view of the file."""
+        height, width = self.sizes[i]
+        end = self._ends[i]
+        return self._pixels[end - height * width : end].reshape(height, width, 3)
+
+
+def open_cache(files: dict[str, str], folder, short_side: int | None) -> ImageCache:
+    """The cache of `files` {name: path} in `folder`, made where there is none that is complete.
+
+    One of several processes makes it, the others wait. A file with another size or time of change
+    has another cache. Raises `UserError`: images that cannot be decoded (all of them are named), no
+    space, no permission.
+    """
+    folder = Path(folder)
+    try:
+        status = [(name, os.stat(path)) for name, path in files.items()]
+        stamp = [(name, found.st_size, found.st_mtime_ns) for name, found in status]
+        key = hashlib.sha256(repr((VERSION, short_side, stamp)).encode()).hexdigest()[:16]
+        pixels, index = folder / f"{key}.pixels", folder / f"{key}.json"
+        if (cache := _opened(pixels, index)) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            waiting = f"another process makes the image cache {pixels}: waiting for it"
+            with file_lock(folder / f"{key}.lock", waiting):
+                # Another process may have made it meanwhile.
+                if (cache := _opened(pixels, index)) is None:
+                    _make(files, pixels, index, short_side)
+                    cache = _opened(pixels, index)
+                    _name_others(pixels)
+        return cache
+    except OSError as error:
+        raise UserError(
+            f"the image cache in {folder} cannot be written or read ({error}). Make room, choose "
+            "another disk with data.cache_dir=FOLDER, or do without: data.cache=false."
+        ) from error
+
+
+def _opened(pixels: Path, index: Path) -> ImageCache | None:
+    """The cache of two files, None where it is not complete."""
+    try:
+        facts = json.loads(index.read_text())
+        sizes = np.array(facts["sizes"], np.int64)
+        if pixels.stat().st_size == sizes.prod(1).sum() * 3:
+            return ImageCache(pixels, sizes, facts["fingerprint"])
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
+def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
+    """Decode all images into the pixel file, several at a time."""
+    paths = list(files.values())
+
+    def measure(i):
+        with Image.open(paths[i]) as image:
+            return cached_size(image.height, image.width, short_side)
+
+    def fill(i):
+        data = Path(paths[i]).read_bytes()
+        out[starts[i] : starts[i] + lengths[i]] = shrunk(data, short_side).reshape(-1)
+        return hashlib.sha256(data).hexdigest()
+
+    sizes = np.array(for_each(paths, measure), np.int64)
+    lengths = sizes.prod(1) * 3
+    starts, total = np.cumsum(lengths) - lengths, int(lengths.sum())
+    index.unlink(missing_ok=True)
+    draft = pixels.with_suffix(".draft")
+    try:
+        with open(draft, "wb") as file:  # a full disk is found now, not after an hour
+            has_allocate = hasattr(os, "posix_fallocate")
+            os.posix_fallocate(file.fileno(), 0, total) if has_allocate else file.truncate(total)
+        out = np.memmap(draft, np.uint8, "r+", shape=(total,))
+        size = f"{total / 1e9:.1f} GB"
+        digests = for_each(paths, fill, f"decoding once into {pixels.parent} ({size})")
+        out.flush()
+        os.replace(draft, pixels)
+    finally:
+        draft.unlink(missing_ok=True)
+    facts = {"fingerprint": list_digest(list(files), digests, short_side), "sizes": sizes.tolist()}
+    write_atomically(index, json.dumps(facts).encode())
+
+
+def _name_others(pixels: Path) -> None:
+    """Say which other caches lie in the folder: each takes gigabytes."""
+    for other in sorted(set(pixels.parent.glob("*.pixels")) - {pixels}):
+        size = f"{other.stat().st_size / 1e9:.1f} GB"
+        print(f"{other} ({size}) is another cache; delete it if no other setting or copy uses it")
+
+
+def for_each(files, work, label: str | None = None) -> list:
+    """work(i) for each image file i, in as many threads as there are processors.
+
+    Pillow, zlib and reading release Python's lock while they work. `label`: of a progress bar.
+    Raises `UserError` with every file whose work failed, and why; OSError at once where the disk is
+    full.
+    """
+
+    def attempt(i):
+        try:
+            return work(i)
+        except Exception as error:  # Pillow raises many kinds
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return error
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    pool = concurrent.futures.ThreadPoolExecutor(len(affinity(0)) if affinity else os.cpu_count())
+    try:
+        done = pool.map(attempt, range(len(files)))
+        results = list(tqdm(done, label, len(files), unit="image", disable=None if label else True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    results_of = zip(files, results, strict=True)
+    bad = [f"{file}: {one_line(r)}" for file, r in results_of if isinstance(r, Exception)]
+    if bad:
+        raise listed(f"{len(bad)} images cannot be read; replace or remove them:", bad)
+    return results

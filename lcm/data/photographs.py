@@ -1,0 +1,148 @@
+"""Images of a photograph's size: a random region of each, as in the training of ImageNet networks.
+
+Augmentation as in the ImageNet experiments of He et al., "Deep Residual Learning for Image
+Recognition" (2016), and in torchvision's reference training: a random region of a training image is
+resized to the network's size and mirrored with probability 0.5; the short side of a test image is
+resized to 256/224 of that size and the central square taken. docs/data.md says what a cache of
+decoded images changes.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from lcm.data.image_cache import for_each, list_digest, open_cache, shrunk
+from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator, prepare
+from lcm.errors import UserError, one_line
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as torchvision's networks expect
+STD = (0.229, 0.224, 0.225)
+
+
+def short_side_of(side: int) -> int:
+    """The short side that test images are resized to: 256 for 224."""
+    return round(side / 0.875)
+
+
+class Photographs:
+    """Large images in class folders, from a cache of decoded images or from their files.
+
+    Each view of `hold`'s files is cut by torchvision's transforms, in loader processes or here.
+    The fingerprint is a digest of the files' names and contents, and of the size that is kept.
+    """
+
+    mean, std = MEAN, STD  # of the pixels in [0, 1]
+
+    def __init__(self, name, num_classes, image_size, workers, mirror):
+        self.name, self.num_classes, self.image_size = name, num_classes, image_size
+        self.workers, self.mirror = workers, mirror
+
+    def hold(self, found, cache, cache_dir, cache_size):
+        """found: as `list_images` returns it.
+
+        cache       decode all images once into `cache_dir` and read them from there; False: read
+                    the files in every epoch
+        cache_size  short side of the cached images; None: images as they are
+        """
+        if cache and cache_size is not None and cache_size < short_side_of(self.image_size):
+            raise UserError(
+                f"data.cache_size={cache_size}: test images of {self.image_size} pixels are cut "
+                f"from a short side of {short_side_of(self.image_size)}; set at least that, or null "
+                "to store the images as they are."
+            )
+        self.classes = list(found["train"])
+        files = {
+            f"{half}/{name}/{path.name}": path
+            for half, classes in found.items()
+            for name, members in classes.items()
+            for path in members
+        }
+        images = open_cache(files, cache_dir, cache_size) if cache else ImageFiles(files)
+        self.sizes, self.fingerprint = images.sizes, images.fingerprint
+        self._image = images.image
+        labels = [self.classes.index(name.split("/")[1]) for name in files]
+        self._labels = torch.tensor(labels)
+        self._train_images = sum(map(len, found["train"].values()))  # these come first
+
+    def train(self, batch_size: int, seed: int) -> "PhotographBatches":
+        """The training images, shuffled and augmented by (seed, epoch)."""
+        views = [v2.RandomResizedCrop(self.image_size, antialias=True)]
+        views += [v2.RandomHorizontalFlip()] * self.mirror
+        index = torch.arange(self._train_images)
+        return self._batches(index, v2.Compose(views), batch_size, seed)
+
+    def test(self, batch_size: int) -> "PhotographBatches":
+        """The test images, sorted by class and name, not augmented."""
+        side = self.image_size
+        views = [v2.Resize(short_side_of(side), antialias=True), v2.CenterCrop(side)]
+        index = torch.arange(self._train_images, len(self._labels))
+        return self._batches(index, v2.Compose(views), batch_size, None)
+
+    def _batches(self, index, view, batch_size, seed):
+        shown = self._image, view, self.image_size
+        return PhotographBatches(*shown, index, self._labels, batch_size, self.workers, seed)
+
+
+class ImageFiles:
+    """Images that are read from their files each time; `files` {name: path}, as for a cache."""
+
+    def __init__(self, files):
+        self.paths = list(files.values())
+
+        def inspect(i):
+            with Image.open(self.paths[i]) as image:
+                size = image.size[::-1]
+            return size, hashlib.sha256(self.paths[i].read_bytes()).hexdigest()
+
+        sizes, digests = zip(*for_each(self.paths, inspect, "checking all images"), strict=True)
+        self.sizes, self.fingerprint = np.array(sizes), list_digest(list(files), digests)
+
+    def image(self, i: int) -> np.ndarray:
+        """Image i, uint8 (height, width, 3)."""
+        try:
+            return shrunk(self.paths[i].read_bytes(), None)
+        except Exception as error:  # Pillow raises many kinds
+            raise UserError(f"{self.paths[i]} cannot be read: {one_line(error)}") from error
+
+
+class PhotographBatches(EpochBatches):
+    """Batches of the images `index` of a source.
+
+    image   i -> uint8 (H, W, 3)
+    view    a transform of torchvision: uint8 (3, H, W) -> (3, side, side)
+    labels  of all images of the source, int64
+    """
+
+    def __init__(self, image, view, side, index: Tensor, labels, batch_size, workers, seed):
+        super().__init__(len(index), batch_size, workers, seed)
+        self.image, self.view, self.side = image, view, side
+        self.index, self.labels = index, labels
+
+    def epoch(self, epoch: int) -> Epoch:
+        """The raw batches of epoch `epoch`: images uint8 (B, side, side, 3), labels int64 (B,)."""
+        index, seeds = self.index, torch.zeros_like(self.index)
+        if self.seed is not None:
+            order = torch.randperm(len(index), generator=keyed_generator(self.seed, epoch, "order"))
+            crop = keyed_generator(self.seed, epoch, "crop")
+            index = index[order]
+            seeds = torch.randint(2**62, (len(index),), generator=crop)
+        return Epoch((index, seeds), self.batch_size, len(self), self.assemble)
+
+    def assemble(self, index: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """A raw batch: each image in its view, drawn by its seed."""
+        batch = torch.empty(len(index), self.side, self.side, 3, dtype=torch.uint8)
+        # The transforms draw from the global generator.
+        with torch.random.fork_rng(devices=[]):
+            for out, i, seed in zip(batch, index.tolist(), seeds.tolist(), strict=True):
+                torch.default_generator.manual_seed(seed)
+                image = torch.from_numpy(self.image(i)).permute(2, 0, 1)
+                out.copy_(self.view(image).permute(1, 2, 0))
+        return batch, self.labels[index]
+
+    def prepare(self, raw, device) -> tuple[Tensor, Tensor]:
+        """A raw batch -> images float32 (B, 3, side, side), normalised; labels int64 (B,)."""
+        return prepare(raw, MEAN, STD, device)

@@ -1,0 +1,213 @@
+"""Large images, mini-ImageNet above all: torchvision's views of them, from the cache or the files."""
+
+import itertools
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scenes import SIZES, scene
+from torchvision.transforms import RandomResizedCrop, v2
+
+from lcm.config.compose import load as load_config
+from lcm.data import build_data
+from lcm.data.mini_imagenet import WNIDS, prepare
+from lcm.data.photographs import MEAN, STD
+from lcm.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Three classes of 5 + 2 images in all sizes, one of them grey, one CMYK, one PNG."""
+    root = tmp_path_factory.mktemp("mini") / "mini-imagenet"
+    halves = (("train", 5), ("test", 2))
+    for (c, wnid), (half, count) in itertools.product(enumerate(WNIDS[:3]), halves):
+        folder = root / half / wnid
+        folder.mkdir(parents=True)
+        for i in range(count):
+            image = scene(100 * c + 10 * count + i, *SIZES[(3 * c + i + count) % len(SIZES)])
+            if half == "test" and i == 0 and c < 2:
+                image = image.convert(("L", "CMYK")[c])
+            ending = "png" if c == 2 and i == 0 else "jpg"
+            image.save(folder / f"{wnid}{10 * count + i:08}.{ending}")
+    return root
+
+
+def load(root, **options):
+    """The data set of three classes, otherwise as configs/data has it."""
+    given = {"num_classes": 3, "root": root, "workers": 0}
+    return build_data(load_config("data", "mini_imagenet") | given | options)
+
+
+@pytest.fixture
+def cached(root, tmp_path):
+    return load(root, cache_dir=tmp_path / "cache")
+
+
+def paths(root, half):
+    return sorted((root / half).glob("*/*"))
+
+
+def level(values):
+    """Normalised (B, 3, H, W) -> grey levels 0 to 255, (B, H, W, 3)."""
+    scale, shift = (torch.tensor(v)[:, None, None] for v in (STD, MEAN))
+    return ((values * scale + shift) * 255).permute(0, 2, 3, 1).numpy()
+
+
+def test_test_images_are_torchvisions(root, cached):
+    view = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    images = [view(Image.open(path).convert("RGB")) for path in paths(root, "test")]
+    for data in (cached, load(root, cache=False)):
+        batches = data.test(6)
+        shown, labels = batches.prepare(next(batches.iterate(0)), "cpu")
+        assert shown.shape == (6, 3, 224, 224) and labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert shown.is_contiguous(memory_format=torch.channels_last)
+        difference = abs(level(shown) - np.stack([np.asarray(image) for image in images]))
+        assert difference.max() < 1.01  # torch rounds some bytes otherwise than Pillow
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_training_images_are_torchvisions_regions_of_the_right_image(root, tmp_path, size):
+    """Pillow's own resampling of the region that the image's seed draws."""
+    copy = tmp_path / "copy"
+    for half, wnid in itertools.product(("train", "test"), WNIDS[:3]):
+        (copy / half / wnid).mkdir(parents=True)
+        scene(WNIDS.index(wnid), *size).save(copy / half / wnid / "0.png")
+    batches = load(copy, cache=False).train(3, seed=4)
+    epoch = batches.epoch(6)
+    images, labels = epoch[0]
+    index, seeds = epoch.plan
+    assert torch.equal(index, labels) and sorted(labels.tolist()) == [0, 1, 2]
+    for shown, i, seed in zip(images.numpy(), index.tolist(), seeds.tolist(), strict=True):
+        image = scene(i, *size)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            area, shape = (0.08, 1.0), (3 / 4, 4 / 3)
+            top, left, height, width = RandomResizedCrop.get_params(image, area, shape)
+            flip = torch.rand(1) < 0.5
+        cut = image.crop((left, top, left + width, top + height))
+        expected = np.asarray(cut.resize((224, 224), Image.Resampling.BILINEAR))
+        expected = expected[:, ::-1] if flip else expected
+        assert abs(shown.astype(int) - expected).max() <= 1
+
+
+def test_seeds_of_images_do_not_repeat_and_half_are_mirrored(tmp_path):
+    """A picture with a dark left side: mirrored, its right side is dark."""
+    pixels = np.zeros((80, 80, 3), np.uint8)
+    pixels[:, 40:] = 255
+    for half, wnid, count in (("train", WNIDS[0], 400), ("train", WNIDS[1], 1)):
+        for i in range(count):
+            for part in (half, "test")[: 1 + (i == 0)]:
+                (tmp_path / part / wnid).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(tmp_path / part / wnid / f"{i}.png")
+    batches = load(tmp_path, cache_size=None, image_size=70).train(401, seed=0)
+    images, _ = next(batches.iterate(0))
+    means = images.float().mean((1, 3))  # (B, columns)
+    flipped = (means[:, 0] > means[:, -1]).float().mean()
+    assert abs(flipped - 0.5) < 4 * 0.5 / 20
+    assert len({image.numpy().tobytes() for image in images}) > 200
+
+
+def bytes_of(batches, epoch, start=0):
+    return [[part.numpy().tobytes() for part in raw] for raw in batches.iterate(epoch, start)]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_neither_workers_nor_the_start_nor_the_past_change_a_byte(root, tmp_path, cache):
+    def batches(workers):
+        given = {"cache": cache, "cache_dir": tmp_path, "workers": workers, "image_size": 72}
+        return load(root, **given).train(4, seed=7)
+
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    whole = bytes_of(batches(0), 2)
+    assert len(whole) == len(batches(0)) == 4
+    assert bytes_of(batches(2), 2) == whole
+    assert bytes_of(batches(2), 2, start=3) == whole[3:]
+    later = batches(0)
+    list(later.iterate(0))
+    assert bytes_of(later, 2, start=1) == whole[1:]
+    assert torch.equal(state, torch.get_rng_state())
+    assert bytes_of(batches(0), 3) != whole
+
+
+def test_an_epoch_shows_every_training_image_once_in_a_new_order(root, cached):
+    batches = cached.train(4, seed=0)
+    orders = [batches.epoch(e).plan[0].tolist() for e in range(3)]
+    assert all(sorted(order) == list(range(15)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert cached.train(4, seed=1).epoch(0).plan[0].tolist() != orders[0]
+    assert (len(batches), batches.images) == (4, 15)
+    alone = cached.train(7, seed=0)
+    assert (len(alone), alone.images) == (2, 14), "a last batch of one image is left out"
+    test = cached.test(5)
+    assert (len(test), test.images) == (2, 6)
+    assert [raw[-1].tolist() for raw in test.iterate(0)] == [[0, 0, 1, 1, 2], [2]]
+
+
+def test_a_part_and_small_images_are_noted(root, tmp_path, cached):
+    (note,) = cached.notes
+    assert note.startswith("a part of mini_imagenet: 3 classes, 21 images, where the whole has 3 ")
+    assert load(root, cache=False, complete=21).notes == []
+    copy = shutil.copytree(root, tmp_path / "copy")
+    for path in copy.rglob("*.*g"):
+        scene(1, 84, 84).save(path)
+    (note,) = load(copy, cache=False, complete=21).notes
+    assert note.startswith("low resolution: images of 84x84, where the network sees 224x224")
+
+
+def test_pairs_are_never_made_of_cached_and_other_pixels(root, cached, tmp_path):
+    """A pair of runs needs one fingerprint: it says which pixels regions are cut from."""
+    files, full = load(root, cache=False), load(root, cache_size=None, cache_dir=tmp_path / "c")
+    assert files.fingerprint == full.fingerprint != cached.fingerprint
+    raws = [next(data.train(15, seed=0).iterate(0))[0] for data in (files, full, cached)]
+    assert torch.equal(raws[0], raws[1]) and not torch.equal(raws[0], raws[2])
+
+
+BAD = {  # changed options, and the message
+    "too many classes": ({"num_classes": 2}, "holds 3 classes and mini_imagenet has 2"),
+    "a cache too small for the test": ({"cache_size": 240}, "data.cache_size=240"),
+    "a cache where there is a file": ({"cache_dir": __file__}, "data.cache_dir=FOLDER"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options_are_named(name, root):
+    options, words = BAD[name]
+    with pytest.raises(UserError, match=words):
+        load(root, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_damaged_since_is_named(root, tmp_path, workers):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    data = load(copy, cache=False, workers=workers)
+    bad = next(copy.glob("test/*/*.jpg"))
+    bad.write_bytes(bad.read_bytes()[:200])
+    with pytest.raises(UserError) as caught:
+        list(data.test(4).iterate(0))
+    message = str(caught.value)
+    assert message.startswith(f"{bad} cannot be read: ") and "\n" not in message
+
+
+@pytest.mark.skipif(
+    "LCM_TEST_DATA" not in os.environ, reason="set LCM_TEST_DATA to a folder with mini-imagenet/"
+)
+def test_the_real_slice_prepared_from_both_layouts(tmp_path):
+    source = Path(os.environ["LCM_TEST_DATA"]) / "mini-imagenet"
+    merged = tmp_path / "merged"
+    for half in ("train", "test"):
+        shutil.copytree(source / half, merged, dirs_exist_ok=True)
+    assert "images of 84x84" in prepare(source, tmp_path / "c", allow_partial=True)
+    prepare(merged, tmp_path / "b", allow_partial=True)
+    cached, plain = (
+        load(tmp_path / part, num_classes=100, cache=cache)
+        for part, cache in (("c", True), ("b", False))
+    )
+    assert len(cached.classes) == 100
+    assert (cached.train(64, 0).images, cached.test(64).images) == (2000, 500)
+    pairs = zip(cached.test(50).iterate(0), plain.test(50).iterate(0), strict=True)
+    assert all(torch.equal(*parts) for pair in pairs for parts in zip(*pair, strict=True))
