@@ -12,10 +12,9 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from lcm.complexity import count
-from lcm.config.compose import load
+from lcm.config.compose import load, read
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.models.build import build_network, paper_complexity
@@ -47,7 +46,7 @@ def main(arguments=None):
     pairs = [text.partition("=") for text in options.network]
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise UserError(f"{wrong[0]!r} is not of the form key=value, such as model=resnet20")
-    return print_network({key: yaml.safe_load(value) for key, _, value in pairs})
+    return print_network({key: read(value) for key, _, value in pairs})
 
 
 def print_tables(file):

@@ -212,7 +212,7 @@ def resolve(config):
 
 def read(text):
     """A value that was written as text, as one of a YAML file: "5e-4" -> 0.0005."""
-    return OmegaConf.from_dotlist([f"value={text}"]).value
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
 
 
 def composition_problem(error):

@@ -38,6 +38,9 @@ NO_DEVIATION = (
     "schedule.test_batch_size",
     "data.cache",  # regions cut from cached images or from the files' pixels: the paper is silent
     "data.cache_size",
+    "data.label",  # images of one's own: the protocol says nothing about them
+    "data.test_share",
+    "data.limit",
 )
 
 

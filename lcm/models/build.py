@@ -10,12 +10,10 @@ from collections.abc import Mapping
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from lcm.complexity import count
-from lcm.config.compose import load
+from lcm.config.compose import load, resolve
 from lcm.errors import UserError, nearest
 from lcm.models.probe import in_words, map_problem, maps_through, reason
 from lcm.models.sites import add_sites, choose, fill_sites, sites
@@ -151,15 +149,7 @@ def _compose(model, attention, overrides):
                 f"{key}={value}: of the kind of {mapping[key]}, which {mapping['name']} has"
             )
         mapping[key] = value
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(pair), resolve=True)
-    except OmegaConfBaseException as error:
-        model, attention = pair["model"], pair["attention"]
-        raise UserError(
-            f"{model['name']} with attention {attention['name']}: {str(error).splitlines()[0]}. "
-            f"The attention's table `paper` has no sizes for the family {model.get('family')!r}: "
-            "add it there, or give the sizes yourself"
-        ) from error
+    resolved = resolve(pair)
     return resolved["model"], resolved["attention"]
 
 

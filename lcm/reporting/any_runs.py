@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
-from lcm.config.compose import GROUPS, flatten
+from lcm.config.compose import COMPOSITION_ERRORS, GROUPS, flatten, read
 from lcm.config.identity import NO_DEVIATION, identity, is_under
 from lcm.errors import UserError, listed, nearest
 from lcm.reporting.figures import forest
@@ -70,8 +69,8 @@ def choose(runs, choices):
         if runs and flat not in keys:
             raise UserError(f"{text}: no run has a key {key}{nearest(key, {*keys, *GROUPS})}")
         try:
-            wanted = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError:
+            wanted = read(f"[{values}]")
+        except COMPOSITION_ERRORS:
             raise UserError(f"{text}: {values} is not a value") from None
         runs = [run for run in runs if flatten(run["config"]).get(flat) in wanted]
     if not runs:

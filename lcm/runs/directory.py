@@ -8,8 +8,13 @@ from lcm.config.identity import config_hash
 
 def run_name(config):
     """`<data>/<model>/<attention>/seed<k>-<hash8>`: the path of this config's run below the runs folder."""
-    names = [config[group]["name"] for group in ("data", "model", "attention")]
+    names = [data_name(config), *(config[group]["name"] for group in ("model", "attention"))]
     return "/".join([*names, f"seed{config['seed']}-{config_hash(config)[:8]}"])
+
+
+def data_name(config):
+    """The data set's name in paths and tables: its label, where it has one."""
+    return config["data"].get("label") or config["data"]["name"]
 
 
 def run_directory(config):

@@ -23,6 +23,7 @@ from lcm.errors import UserError
 from lcm.runs.directory import run_directory
 
 SIZES = ("model", "attention")  # the groups that decide whether an attention module fits a site
+SHIPPED = ("lcm.attention", "lcm.models", "lcm.models.imagenet")  # their tests hold the fit
 SEED = re.compile(r"seed=(0|[1-9]\d*)")
 
 
@@ -46,18 +47,22 @@ class GridRun(NamedTuple):
 def problems(config):
     """Every problem of a composed config, a line each; [] where there is none.
 
-    Where model or attention differ from their YAML files, a network on the meta device tells
-    whether the module fits its sites.
+    Where model or attention are not the repository's own, or differ from their YAML files, a network
+    on the meta device tells whether the module fits its sites.
     """
     found = check(config)
-    if found or "_target_" not in config["attention"]:
+    if found:
         return found
     expected = plain(config)
-    if all(config[group] == expected[group] for group in SIZES):
+    targets = [config[group].get("_target_", "lcm.attention.") for group in SIZES]
+    shipped = all(target.rpartition(".")[0] in SHIPPED for target in targets)
+    if shipped and all(config[group] == expected[group] for group in SIZES):
         return []
     from lcm.models.build import site_problems
 
-    return site_problems(config["model"], config["attention"], config["data"]["num_classes"])
+    data = config["data"]
+    classes = data["num_classes"] or 2  # counted only when the images are read
+    return site_problems(config["model"], config["attention"], classes, data["image_size"])
 
 
 def grid(loader, master, arguments):

@@ -8,6 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from lcm.errors import UserError
+from lcm.runs.directory import data_name
 from lcm.runs.lock import is_owned
 from lcm.runs.state import read_state
 from lcm.training.progress import clock
@@ -101,7 +102,7 @@ def time_left(configs, standings):
 
     A run's pace is the median over the grid's runs of its data, network and precision that have made epochs.
     """
-    kinds = [(c["data"]["name"], c["model"]["name"], c["precision"], c["compile"]) for c in configs]
+    kinds = [(data_name(c), c["model"]["name"], c["precision"], c["compile"]) for c in configs]
     paces, seconds, unknown = defaultdict(list), 0.0, 0
     for kind, standing in zip(kinds, standings, strict=True):
         paces[kind] += [standing.pace] if standing.pace else []

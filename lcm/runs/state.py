@@ -11,7 +11,7 @@ import lcm
 from lcm.config.identity import config_hash, deviations, identity
 from lcm.errors import UserError
 from lcm.files import unreadable, write_atomically
-from lcm.runs.directory import now, run_name
+from lcm.runs.directory import data_name, now, run_name
 
 
 def read_state(directory):
@@ -114,7 +114,8 @@ def new_state(config, **facts):
         "state": "running",
         "message": None,
         "run": run_name(config),
-        **{group: config[group]["name"] for group in ("data", "model", "attention", "schedule")},
+        "data": data_name(config),
+        **{group: config[group]["name"] for group in ("model", "attention", "schedule")},
         "seed": config["seed"],
         "precision": config["precision"],
         "compile": config["compile"],
@@ -169,7 +170,7 @@ def begun(config, directory, state, saved, data, complexity, threads, device):
             raise UserError(
                 f"{directory} was trained on other images of the same name (another copy, order or "
                 f"preparation of {config['data']['name']}): give data.root the copy it began with, or "
-                "start a new run with run_directory=..."
+                "start a new run: data.label=NAME for data=folder, otherwise run_directory=..."
             )
         return continued(state, here)
     counts = {"params": complexity.params, "gfloat": complexity.gfloat, "macs": complexity.macs}
