@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
-from lcm.runs.standing import standing_of, table, time_left, totals
+from lcm.runs.status import status_of, table, time_left, totals
 from lcm.runs.worker import Outcome
 
 
@@ -49,7 +49,7 @@ class Sweep(Sweeper):
         """
         runs = grid(self.loader, self.config, arguments)
         refuse_problems(runs)
-        standings = [standing_of(run.directory) for run in runs]
+        standings = [status_of(run.directory) for run in runs]
         print_plan(runs, standings)
         stopped, failures = None, {}
         if any(standing.state != "finished" for standing in standings):
@@ -58,7 +58,7 @@ class Sweep(Sweeper):
                 self._train(runs, failures)
             except Stopped as request:
                 stopped = request
-            standings = [standing_of(run.directory) for run in runs]
+            standings = [status_of(run.directory) for run in runs]
         for index, (run, standing) in enumerate(zip(runs, standings, strict=True)):
             if run.directory in failures and standing.state not in ("finished", "live"):
                 standings[index] = standing._replace(
@@ -156,7 +156,7 @@ def prepare_environment():
 
 def is_open(run, failures):
     """Whether a run is still to be trained by this sweep: not finished, not owned by another, not failed here."""
-    return run.directory not in failures and standing_of(run.directory).state not in (
+    return run.directory not in failures and status_of(run.directory).state not in (
         "finished",
         "live",
     )
@@ -164,7 +164,7 @@ def is_open(run, failures):
 
 def print_launch(runs, batch, launcher):
     """The run that starts now and what is left, or how many are handed over."""
-    standings = [standing_of(run.directory) for run in runs]
+    standings = [status_of(run.directory) for run in runs]
     left = time_left([run.config for run in runs], standings)
     if launcher == "BasicLauncher":
         finished = sum(standing.state == "finished" for standing in standings)
