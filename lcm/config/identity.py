@@ -13,6 +13,7 @@ NOT_IDENTITY = (
     "capture",
     "runs",
     "run_directory",
+    "rerun",
     "checkpoint",
     "tensorboard",
     "progress",
