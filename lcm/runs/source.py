@@ -153,7 +153,7 @@ def own_files(target):
     """Those of `files_of` a target that are not the repository's; {} for a SHIPPED target."""
     if target in SHIPPED:
         return {}
-    repository = _closure(PUBLIC).keys()
+    repository = set(_closure(PUBLIC))
     repository = repository.union(*(files_of(shipped) for shipped in SHIPPED))
     return {name: file for name, file in files_of(target).items() if name not in repository}
 
