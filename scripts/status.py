@@ -12,7 +12,7 @@ from pathlib import Path
 from lcm.config.compose import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs
-from lcm.runs.standing import standing_of, table, time_left, totals
+from lcm.runs.status import status_of, table, time_left, totals
 
 
 def jobs_of(arguments):
@@ -61,14 +61,14 @@ def main(arguments=None):
             raise UserError(
                 f"no folder {runs}: name the folder that holds the runs, or train something first"
             )
-        standings = [standing_of(directory) for directory in find_runs(runs, (*BEGUN, "log.txt"))]
+        statuses = [status_of(directory) for directory in find_runs(runs, (*BEGUN, "log.txt"))]
     else:
         jobs = jobs_of(what)
         runs = Path(jobs[0].config["runs"])
-        standings = [standing_of(job.directory) for job in jobs]
-    print(f"{table(standings, runs)}\n\n{totals(standings)}")
-    if jobs and any(standing.state != "finished" for standing in standings):
-        print(f"training left: {time_left([job.config for job in jobs], standings)}")
+        statuses = [status_of(job.directory) for job in jobs]
+    print(f"{table(statuses, runs)}\n\n{totals(statuses)}")
+    if jobs and any(status.state != "finished" for status in statuses):
+        print(f"training left: {time_left([job.config for job in jobs], statuses)}")
 
 
 if __name__ == "__main__":

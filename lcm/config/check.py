@@ -123,6 +123,7 @@ RULES = {
     "threads": either(one_of("auto"), number(int, low=1, high=1024)),
     "runs": path,
     "run_directory": path,
+    "rerun": switch,
     "checkpoint.every": matching(
         r"epoch|[1-9]\d* steps?|[1-9]\d*(\.\d+)? minutes?", 'epoch, "500 steps" or "10 minutes"'
     ),

@@ -30,6 +30,24 @@ CONFIGS = next(
 )
 FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
 
+# The repository's own modules and networks, whose tests hold their bits. Every other target is a
+# module of the user's own.
+SHIPPED = (
+    "lcm.attention.CBAM",
+    "lcm.attention.CoordinateAttention",
+    "lcm.attention.ECA",
+    "lcm.attention.GlobalContext",
+    "lcm.attention.LCM1",
+    "lcm.attention.LCM2",
+    "lcm.attention.NonLocal",
+    "lcm.attention.SimAM",
+    "lcm.attention.SqueezeExcite",
+    "lcm.models.CifarDenseNet",
+    "lcm.models.CifarResNet",
+    "lcm.models.imagenet.densenet121",
+    "lcm.models.imagenet.resnet50",
+    "lcm.models.imagenet.resnext50_32x4d",
+)
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 SETTINGS = "settings"
 _options = {}  # composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}

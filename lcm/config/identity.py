@@ -15,6 +15,7 @@ NOT_IDENTITY = (
     "capture",
     "runs",
     "run_directory",
+    "rerun",
     "checkpoint",
     "tensorboard",
     "progress",

@@ -8,7 +8,8 @@ from lcm.config.identity import config_hash
 from lcm.errors import Stopped, UserError, in_words
 from lcm.runs.directory import now, run_directory
 from lcm.runs.lock import owner
-from lcm.runs.state import begun, read_state, refuse_another_config, write_state
+from lcm.runs.source import keep_own, set_aside, source, source_problem
+from lcm.runs.state import begun, environment, read_state, refuse_another_config, write_state
 from lcm.runs.summary import best_and_last, print_plan, result_line
 from lcm.training import checkpoint
 from lcm.training.log import RunLog
@@ -20,10 +21,13 @@ from lcm.training.signals import STOP
 class Run:
     """The run of one resolved config (nested plain dicts).
 
-    Raises UserError where its directory holds another config's run, or a damaged run.json.
+    With `rerun` the run that its directory holds is set aside first.
+    Raises UserError where its directory holds another config's run, or a damaged run.json, or where a
+    module of the user's own is not what it was.
     """
 
     def __init__(self, config):
+        set_aside(config)
         self.config = config
         self.directory = run_directory(config)
         self.saved = None  # the checkpoint that it continues from
@@ -31,7 +35,12 @@ class Run:
 
     def _read(self):
         self.state = read_state(self.directory)
+        self._refuse_changes()
+
+    def _refuse_changes(self):
         refuse_another_config(self.directory, self.state, self.config)
+        if changed := source_problem(self.config, self.state):
+            raise UserError(changed)
 
     @property
     def finished(self):
@@ -65,6 +74,7 @@ class Run:
                 f"warning: {self.directory} has lost its run.json; written anew from the checkpoint"
             )
             self.state = json.loads(self.saved["run"])
+            self._refuse_changes()
 
     def _end(self, outcome, error=None):
         if not self._begun:
@@ -90,8 +100,11 @@ class Run:
 
         Raises UserError where the run would continue with other images.
         """
-        facts = (data, complexity, threads, device)
+        here = environment(device) | {"source": source(self.config)}
+        facts = (data, complexity, threads, here)
         self.state = begun(self.config, self.directory, self.state, self.saved, *facts)
+        if not self.saved:
+            self.state["own_source"] = keep_own(self.config, self.directory)
         print_plan(self.config, data, complexity, self.state, self.directory, self.saved)
         write_state(self.directory, self.state | {"state": "running", "message": None})
         self._begun = True

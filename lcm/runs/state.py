@@ -157,14 +157,13 @@ def continued(state, here):
     return state | {"continued": parts, "interruptions": state.get("interruptions", 0) + 1}
 
 
-def begun(config, directory, state, saved, data, complexity, threads, device):
+def begun(config, directory, state, saved, data, complexity, threads, here):
     """run.json of a run that begins now, or continues the one that `state` and `saved` have.
 
     state: run.json so far, {} for a new run. saved: its checkpoint, None where there is none: the run
-    then starts from nothing, in the environment of now. device: in words.
+    then starts from nothing. here: the environment of now, with the sources.
     Raises UserError where it would continue with other images.
     """
-    here = environment(device)
     if saved:
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(

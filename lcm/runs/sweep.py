@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 from lcm.config.compose import use_sources
-from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError
+from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError, listed
 from lcm.files import unwritable
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
-from lcm.runs.standing import standing_of, table, time_left, totals
+from lcm.runs.source import set_aside, source_problem
+from lcm.runs.status import status_of, table, time_left, totals
 from lcm.runs.worker import Outcome
 
 
@@ -38,34 +39,38 @@ def sweep(loader, master, arguments, launcher, max_batch_size=None):
         )
     runs = grid(loader, master, arguments)
     refuse_problems(runs)
-    standings = [standing_of(run.directory) for run in runs]
-    print_plan(runs, standings)
+    if found := [text for run in runs if (text := source_problem(run.config))]:
+        raise listed("nothing was started:", found)
+    for run in runs:
+        set_aside(run.config)
+    statuses = [status_of(run.directory) for run in runs]
+    print_plan(runs, statuses)
     stopped = None
     failures = {}
-    if any(standing.state != "finished" for standing in standings):
-        refuse_unwritable(runs, standings)
+    if any(status.state != "finished" for status in statuses):
+        refuse_unwritable(runs, statuses)
         prepare_environment()
         try:
             train_open(runs, failures, launcher, max_batch_size)
         except Stopped as request:
             stopped = request
-        standings = [standing_of(run.directory) for run in runs]
-    for index, (run, standing) in enumerate(zip(runs, standings, strict=True)):
-        if run.directory in failures and standing.state not in ("finished", "live"):
-            standings[index] = standing._replace(state="failed", message=failures[run.directory])
-    print_summary(runs, standings)
+        statuses = [status_of(run.directory) for run in runs]
+    for index, (run, status) in enumerate(zip(runs, statuses, strict=True)):
+        if run.directory in failures and status.state not in ("finished", "live"):
+            statuses[index] = status._replace(state="failed", message=failures[run.directory])
+    print_summary(runs, statuses)
     if stopped:
         raise stopped
-    unfinished = {standing.state for standing in standings} - {"finished"}
+    unfinished = {status.state for status in statuses} - {"finished"}
     if unfinished == {"live"}:
         raise OwnedElsewhere("other processes train what is left of this sweep")
     if unfinished:
         raise SweepFailed("not every run of this sweep has finished: see above")
 
 
-def refuse_unwritable(runs, standings):
+def refuse_unwritable(runs, statuses):
     """Raise UserError where the first run that is left cannot have its directory."""
-    left = [run.directory for run, s in zip(runs, standings, strict=True) if s.state != "finished"]
+    left = [run.directory for run, s in zip(runs, statuses, strict=True) if s.state != "finished"]
     try:
         left[0].mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,7 +167,7 @@ def is_open(run, failures):
     """Whether a run is still to be trained by this sweep: not finished, not owned by another, not
     failed here.
     """
-    return run.directory not in failures and standing_of(run.directory).state not in (
+    return run.directory not in failures and status_of(run.directory).state not in (
         "finished",
         "live",
     )
@@ -170,10 +175,10 @@ def is_open(run, failures):
 
 def print_launch(runs, batch, launcher):
     """The run that starts now and what is left, or how many are handed over."""
-    standings = [standing_of(run.directory) for run in runs]
-    left = time_left([run.config for run in runs], standings)
+    statuses = [status_of(run.directory) for run in runs]
+    left = time_left([run.config for run in runs], statuses)
     if launcher == "BasicLauncher":
-        finished = sum(standing.state == "finished" for standing in standings)
+        finished = sum(status.state == "finished" for status in statuses)
         print(
             f"\n[{finished + 1}/{len(runs)}] {batch[0].name or batch[0].directory}  (left: {left})",
             flush=True,
@@ -185,37 +190,37 @@ def print_launch(runs, batch, launcher):
         )
 
 
-def print_plan(runs, standings):
+def print_plan(runs, statuses):
     """What the sweep will do, before it starts."""
-    states = {standing.state for standing in standings}
-    print(totals(standings) + ("; the failed ones are tried again" if "failed" in states else ""))
+    states = {status.state for status in statuses}
+    print(totals(statuses) + ("; the failed ones are tried again" if "failed" in states else ""))
     if states != {"finished"}:
-        print(f"training left: {time_left([run.config for run in runs], standings)}", flush=True)
+        print(f"training left: {time_left([run.config for run in runs], statuses)}", flush=True)
     else:
         print("all finished: nothing to train")
 
 
-def print_summary(runs, standings):
+def print_summary(runs, statuses):
     """Every run with its result, and every failure with its message and log."""
     runs = Path(runs[0].config["runs"])
     print(
-        f"\n{table([s._replace(message=None) for s in standings], runs)}\n\n{totals(standings)}",
+        f"\n{table([s._replace(message=None) for s in statuses], runs)}\n\n{totals(statuses)}",
         flush=True,
     )
-    for standing in standings:
-        if standing.state == "failed":
+    for status in statuses:
+        if status.state == "failed":
             print(
-                f"failed: {standing.directory}\n  {standing.message}\n"
-                f"  log: {standing.directory / 'log.txt'}",
+                f"failed: {status.directory}\n  {status.message}\n"
+                f"  log: {status.directory / 'log.txt'}",
                 file=sys.stderr,
             )
-        elif standing.state == "stopped":
+        elif status.state == "stopped":
             print(
-                f"stopped: {standing.directory}: {standing.message}; the same command continues it",
+                f"stopped: {status.directory}: {status.message}; the same command continues it",
                 file=sys.stderr,
             )
-        elif standing.state == "live":
+        elif status.state == "live":
             print(
-                f"being trained elsewhere: {standing.directory}: {owner_of(standing.directory)}",
+                f"being trained elsewhere: {status.directory}: {owner_of(status.directory)}",
                 file=sys.stderr,
             )

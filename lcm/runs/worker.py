@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lcm.errors import NotFinite, OwnedElsewhere, Stopped, UserError, in_words
 from lcm.files import unwritable
 from lcm.runs.directory import now, run_directory
-from lcm.runs.standing import LOG_ERROR, LOG_PART, standing_of
+from lcm.runs.status import LOG_ERROR, LOG_PART, status_of
 from lcm.training.signals import STOP
 
 
@@ -34,7 +34,7 @@ def run_one(train, config):
     """
     directory, worker = run_directory(config), worker_number()
     try:
-        state = standing_of(
+        state = status_of(
             directory
         ).state  # `train` asks again, with the lock; here to leave the log of others alone
         if state in ("live", "finished"):

@@ -159,7 +159,6 @@ def test_with_debug_the_traceback_is_shown(imported, tmp_path):
 
 def test_an_error_of_the_program_is_a_failure_with_its_traceback(tiny, tmp_path):
     def bug():
-        from lcm.training import graphs
 
         epochs.evaluate = lambda *args: 1 / 0
 

@@ -11,7 +11,7 @@ from invented_runs import invented_run
 from processes import FAKE, ROOT, kill, start, sweep, trained, wait_until
 
 from lcm.runs.lock import owner
-from lcm.runs.standing import Standing, standing_of, table, time_left, totals
+from lcm.runs.status import Status, status_of, table, time_left, totals
 
 STATUS = ROOT / "scripts" / "status.py"
 
@@ -37,22 +37,19 @@ def test_every_state_is_told_from_the_directory(tmp_path):
     for directory in (stopped, killed):  # 4 of 10 epochs, and a line that was cut short
         lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
         (directory / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:30])
-    assert standing_of(finished)[1:5] == ("finished", 3, 3, 92.5)
-    assert standing_of(stopped)[1:4] == ("stopped", 4, 10)
-    assert standing_of(stopped).message == "SIGTERM: saved after step 5 of epoch 4"
-    assert standing_of(killed)[1:4] == ("stopped", 4, 10)
+    assert status_of(finished)[1:5] == ("finished", 3, 3, 92.5)
+    assert status_of(stopped)[1:4] == ("stopped", 4, 10)
+    assert status_of(stopped).message == "SIGTERM: saved after step 5 of epoch 4"
+    assert status_of(killed)[1:4] == ("stopped", 4, 10)
     assert (
-        standing_of(failed).state == "failed"
-        and standing_of(failed).message == "the loss is not finite"
+        status_of(failed).state == "failed"
+        and status_of(failed).message == "the loss is not finite"
     )
     assert (
-        standing_of(damaged).state == "failed"
-        and "run.json is damaged" in standing_of(damaged).message
+        status_of(damaged).state == "failed" and "run.json is damaged" in status_of(damaged).message
     )
-    assert (
-        standing_of(refused).state == "failed" and standing_of(refused).message == "no data\nget it"
-    )
-    assert standing_of(tmp_path / "nowhere").state == "to do"
+    assert status_of(refused).state == "failed" and status_of(refused).message == "no data\nget it"
+    assert status_of(tmp_path / "nowhere").state == "to do"
 
 
 def test_a_live_run_shows_its_epoch_and_the_time_left(tmp_path):
@@ -60,12 +57,12 @@ def test_a_live_run_shows_its_epoch_and_the_time_left(tmp_path):
     try:
         wait_until(lambda: any(len(epochs) > 4 for epochs in trained(tmp_path).values()))
         (directory,) = trained(tmp_path)
-        standing = standing_of(directory)
-        assert standing.state == "live" and 3 <= standing.epoch < 50 and standing.epochs == 50
-        assert 10 < standing.left <= 0.5 * 50  # the fake run claims half a second an epoch
+        status = status_of(directory)
+        assert status.state == "live" and 3 <= status.epoch < 50 and status.epochs == 50
+        assert 10 < status.left <= 0.5 * 50  # the fake run claims half a second an epoch
     finally:
         kill(process)
-    assert standing_of(directory).state == "stopped"
+    assert status_of(directory).state == "stopped"
 
 
 def test_the_time_left_of_a_run_that_was_continued_counts_from_its_continuation(tmp_path):
@@ -75,9 +72,9 @@ def test_the_time_left_of_a_run_that_was_continued_counts_from_its_continuation(
     row = json.loads(lines[4])
     with owner(directory):
         os.utime(directory / "metrics.jsonl", (0, 0))  # its last epoch was long ago
-        assert standing_of(directory).left == pytest.approx(row["seconds"], abs=2)
+        assert status_of(directory).left == pytest.approx(row["seconds"], abs=2)
         os.utime(directory / "run.json", (0, 0))
-        assert standing_of(directory).left == 0
+        assert status_of(directory).left == 0
 
 
 def test_the_time_left_follows_from_the_pace_of_the_same_network_and_data(tmp_path):
@@ -89,8 +86,8 @@ def test_the_time_left_follows_from_the_pace_of_the_same_network_and_data(tmp_pa
         }
         return names | {"precision": "fp32", "compile": False} | changes
 
-    todo = Standing(tmp_path, "to do")
-    finished = [Standing(tmp_path, "finished", 10, 10, pace=pace) for pace in (10.0, 20.0, 90.0)]
+    todo = Status(tmp_path, "to do")
+    finished = [Status(tmp_path, "finished", 10, 10, pace=pace) for pace in (10.0, 20.0, 90.0)]
 
     def left(*runs):
         return time_left(
@@ -118,8 +115,8 @@ def test_the_time_left_follows_from_the_pace_of_the_same_network_and_data(tmp_pa
 def test_the_table_names_runs_below_their_folder(tmp_path):
     lines = table(
         [
-            Standing(tmp_path / "a/b/c/seed0-1", "live", 3, 10, 55.5, 90.0),
-            Standing(tmp_path / "a/b/c/seed1-1", "failed", message="two\nlines"),
+            Status(tmp_path / "a/b/c/seed0-1", "live", 3, 10, 55.5, 90.0),
+            Status(tmp_path / "a/b/c/seed1-1", "failed", message="two\nlines"),
         ],
         tmp_path,
     ).splitlines()
@@ -137,7 +134,7 @@ def test_the_table_names_runs_below_their_folder(tmp_path):
         "left",
     ]
     assert lines[2].split() == ["a/b/c/seed1-1", "failed", "two", "lines"]
-    assert totals([Standing(tmp_path, "to do")]) == "1 run: 1 to do"
+    assert totals([Status(tmp_path, "to do")]) == "1 run: 1 to do"
 
 
 def test_the_script_shows_a_folder_and_a_grid(tmp_path):

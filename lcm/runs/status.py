@@ -20,7 +20,7 @@ LOG_PART, LOG_ERROR = (
 STATES = ("finished", "live", "stopped", "failed", "to do")
 
 
-class Standing(NamedTuple):
+class Status(NamedTuple):
     """How far a run is. `top1` in percent, of its last epoch; `left` in seconds, `pace` in seconds an epoch; None where not known.
 
     state: finished; live (a process trains it now); stopped (begun, and no process trains it: the same command
@@ -37,21 +37,19 @@ class Standing(NamedTuple):
     pace: float | None = None
 
 
-def standing_of(directory):
-    """The Standing of one run directory, which need not exist."""
+def status_of(directory):
+    """The Status of one run directory, which need not exist."""
     directory = Path(directory)
     try:
         state = read_state(directory)
     except UserError as damage:
-        return Standing(directory, "failed", message=str(damage))
+        return Status(directory, "failed", message=str(damage))
     row = last_row(directory)
     epoch, epochs = row.get("epoch", 0), state.get("epochs")
     pace = row["seconds"] / epoch if epoch else None
-    standing = Standing(
-        directory, state.get("state"), epoch, epochs, row.get("test_top1"), pace=pace
-    )
-    if standing.state == "finished":
-        return standing
+    status = Status(directory, state.get("state"), epoch, epochs, row.get("test_top1"), pace=pace)
+    if status.state == "finished":
+        return status
     if is_owned(directory):
         left = None
         if epoch and epochs:
@@ -61,15 +59,15 @@ def standing_of(directory):
             )  # run.json is written when a run is continued
             in_progress = time.time() - max(file.stat().st_mtime for file in files)
             left = max(0.0, pace * (epochs - epoch) - in_progress)
-        return standing._replace(state="live", left=left)
+        return status._replace(state="live", left=left)
     if read_state(directory) != state:
-        return standing_of(directory)  # it ended between the two readings
+        return status_of(directory)  # it ended between the two readings
     if not state:
         message = last_error(directory)
-        return standing._replace(state="failed" if message else "to do", message=message)
-    if standing.state == "failed":
-        return standing._replace(message=state.get("message"))
-    return standing._replace(
+        return status._replace(state="failed" if message else "to do", message=message)
+    if status.state == "failed":
+        return status._replace(message=state.get("message"))
+    return status._replace(
         state="stopped", message=state.get("message") or "killed, or its machine went down"
     )
 
@@ -97,19 +95,19 @@ def last_error(directory):
     return message.strip() if found else None
 
 
-def time_left(configs, standings):
+def time_left(configs, statuses):
     """How long the unfinished runs of a grid take one after another, in words: "about 12 min 5 s", "not known yet".
 
     A run's pace is the median over the grid's runs of its data, network and precision that have made epochs.
     """
     kinds = [(data_name(c), c["model"]["name"], c["precision"], c["compile"]) for c in configs]
     paces, seconds, unknown = defaultdict(list), 0.0, 0
-    for kind, standing in zip(kinds, standings, strict=True):
-        paces[kind] += [standing.pace] if standing.pace else []
-    for kind, config, standing in zip(kinds, configs, standings, strict=True):
-        if standing.state != "finished" and paces[kind]:
-            seconds += (config["schedule"]["epochs"] - standing.epoch) * median(paces[kind])
-        elif standing.state != "finished":
+    for kind, status in zip(kinds, statuses, strict=True):
+        paces[kind] += [status.pace] if status.pace else []
+    for kind, config, status in zip(kinds, configs, statuses, strict=True):
+        if status.state != "finished" and paces[kind]:
+            seconds += (config["schedule"]["epochs"] - status.epoch) * median(paces[kind])
+        elif status.state != "finished":
             unknown += 1
     if not unknown:
         return f"about {clock(seconds)}"
@@ -117,26 +115,24 @@ def time_left(configs, standings):
     return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
 
 
-def totals(standings):
+def totals(statuses):
     """ "42 runs: 30 finished, 1 live, 11 to do" """
-    numbers = Counter(standing.state for standing in standings)
+    numbers = Counter(status.state for status in statuses)
     parts = [f"{numbers[state]} {state}" for state in STATES if numbers[state]]
-    return f"{len(standings)} run{'s' * (len(standings) != 1)}: {', '.join(parts) or 'none'}"
+    return f"{len(statuses)} run{'s' * (len(statuses) != 1)}: {', '.join(parts) or 'none'}"
 
 
-def table(standings, runs=None):
+def table(statuses, runs=None):
     """One line a run: its path (below the folder `runs`), state, epochs, test top-1, and the time left or what went wrong."""
     lines = [("run", "state", "epochs", "test top-1", "")]
-    for standing in standings:
-        name = standing.directory
+    for status in statuses:
+        name = status.directory
         if runs is not None and name.is_relative_to(runs):
             name = name.relative_to(runs)
-        epochs = f"{standing.epoch}/{standing.epochs}" if standing.epochs else ""
-        top1 = "" if standing.top1 is None else f"{standing.top1:.2f} %"
-        remark = standing.message or (
-            "" if standing.left is None else f"{clock(standing.left)} left"
-        )
-        lines.append((str(name), standing.state, epochs, top1, " ".join(remark.split())))
+        epochs = f"{status.epoch}/{status.epochs}" if status.epochs else ""
+        top1 = "" if status.top1 is None else f"{status.top1:.2f} %"
+        remark = status.message or ("" if status.left is None else f"{clock(status.left)} left")
+        lines.append((str(name), status.state, epochs, top1, " ".join(remark.split())))
     run, state, epochs, top1, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
         f"{a:{run}}  {b:{state}}  {c:>{epochs}}  {d:>{top1}}  {e}".rstrip()

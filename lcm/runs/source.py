@@ -1,0 +1,230 @@
+"""The source of a run's attention and network: which files it trained with, and whether they are the same now.
+
+A file counts as its syntax tree without docstrings, so that comments and layout do not count. Files of
+the standard library and of installed packages are left to the versions that run.json has.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import itertools
+import sys
+from pathlib import Path
+
+from hydra.utils import get_object
+
+from lcm.config.compose import SHIPPED
+from lcm.errors import UserError, one_line
+from lcm.files import unwritable, write
+from lcm.runs.directory import run_directory
+from lcm.runs.lock import owner
+from lcm.runs.state import read_state, refuse_another_config
+from lcm.training import checkpoint
+
+PUBLIC = ("lcm", "lcm.models.build")  # what a module of one's own may import of the repository
+INSTALLED = {"site-packages", "dist-packages"}
+
+
+# ------------------------------------------------------------------------------- what is recorded
+
+
+def source(config):
+    """{"attention": {file: digest}, "model": {...}}: each with the local files that it imports."""
+    targets = _targets(config)
+    return {group: _digests(files_of(target)) for group, target in targets.items()}
+
+
+def keep_own(config, directory):
+    """Copy the user's own files to `directory`/source. Returns {"attention": one digest of all its own
+    files}, {} where attention and network are the repository's."""
+    digests = {}
+    for group, target in _targets(config).items():
+        if files := own_files(target):
+            text = repr(sorted(_digests(files).items()))
+            digests[group] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        for name, file in files.items():
+            write(Path(directory) / "source" / name, file.read_bytes())
+    return digests
+
+
+def source_problem(config, state=None):
+    """Why the run of a config cannot go on: its own module has changed. None where it can.
+
+    state: its run.json, read where it is not given. A record without sources is unknown, and goes on;
+    so does a run that has no checkpoint yet, and one that is trained anew (`rerun`).
+    """
+    directory = run_directory(config)
+    own = {group: own_files(target) for group, target in _targets(config).items()}
+    if config["rerun"] or not any(own.values()):
+        return None
+    try:
+        state = read_state(directory) if state is None else state
+    except UserError:
+        return None  # that file is damaged: the run itself says so
+    saved = any((directory / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
+    if state.get("state") != "finished" and not saved:
+        return None
+    for group, files in own.items():
+        then = _recorded(state).get(group)
+        now = _digests(files)
+        if then is None or now.items() <= then.items():
+            continue
+        changed = next(name for name in now if now[name] != then.get(name))
+        return (
+            f"{files[changed]} has changed since {directory} was begun (comments do not count): undo the "
+            f"change ({directory / 'source'} has the file as it was), or train anew with rerun=true"
+        )
+    return None
+
+
+def set_aside(config):
+    """With rerun=true: rename the run's directory to `.NAME.1` (2, ...), which no table reads.
+
+    An unfinished run of the very same source goes on: it is the new one, which was stopped.
+    Raises UserError where the directory holds another config's run, OwnedElsewhere where it is trained.
+    """
+    directory = run_directory(config).resolve()
+    if not config["rerun"] or not directory.is_dir():
+        return
+    with owner(directory):
+        state = read_state(directory)
+        refuse_another_config(directory, state, config)
+        if not state or (state["state"] != "finished" and _recorded(state) == source(config)):
+            return
+        names = (directory.with_name(f".{directory.name}.{n}") for n in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        try:
+            directory.rename(aside)
+        except OSError as error:
+            raise unwritable(aside, error) from error
+    print(f"trained anew; the earlier run is kept as {aside}")
+
+
+def _recorded(state):
+    """The sources that a run.json has, the last ones where it was continued; {} where it has none."""
+    parts = [state, *(state.get("continued") or [])]
+    return next((part["source"] for part in reversed(parts) if part.get("source")), {})
+
+
+def _targets(config):
+    """{"attention": its _target_, "model": ...}; none for attention=none."""
+    groups = {group: config[group].get("_target_") for group in ("attention", "model")}
+    return {group: target for group, target in groups.items() if target}
+
+
+# ---------------------------------------------------------------------------------- which files
+
+
+@functools.cache  # of the code that runs, not of what is edited while a sweep goes on
+def files_of(target):
+    """{name: file} of the file that defines a target and of the local files that it imports.
+
+    A name is the module's as a path: "lcm/attention/cbam.py". Raises UserError for a wrong target.
+    """
+    try:
+        get_object(target)
+    except Exception as error:  # whatever a module of the user's own raises
+        raise UserError(f"_target_ {target} cannot be imported: {one_line(error)}") from error
+    module, _, name = target.rpartition(".")
+    return _closure([_home(module, name)])
+
+
+@functools.cache
+def own_files(target):
+    """Those of `files_of` a target that are not the repository's; {} for a SHIPPED target."""
+    if target in SHIPPED:
+        return {}
+    repository = set(_closure(PUBLIC))
+    repository = repository.union(*(files_of(shipped) for shipped in SHIPPED))
+    return {name: file for name, file in files_of(target).items() if name not in repository}
+
+
+def _closure(modules):
+    """{name: file} of local modules and of all that they import, whatever the depth."""
+    found, seen, todo = {}, set(), list(modules)
+    while todo:
+        module = todo.pop()
+        spec = None if module in seen else _local(module)
+        seen.add(module)
+        if spec and str(spec.origin).endswith(".py"):
+            package = spec.submodule_search_locations is not None
+            name = module.replace(".", "/") + ("/__init__.py" if package else ".py")
+            found[name] = Path(spec.origin)
+            todo += _imports(_tree(found[name]), module if package else spec.parent)
+    return dict(sorted(found.items()))
+
+
+@functools.cache
+def _local(module):
+    """The spec of a module that is neither the standard library's nor installed; None otherwise."""
+    top, _, _ = module.partition(".")
+    parent, _, _ = module.rpartition(".")
+    # Asked from the top: to find a module, Python imports the packages above it.
+    if top in sys.stdlib_module_names or (parent and not _local(parent)):
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    places = [] if spec is None else [spec.origin] if spec.has_location else None
+    places = list(spec.submodule_search_locations or []) if places is None else places
+    installed = any(INSTALLED & set(Path(place).parts) for place in places)
+    return None if installed or not places else spec
+
+
+def _imports(tree, package):
+    """The modules that a file imports, at its top or inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            module = importlib.util.resolve_name(relative, package)
+            yield from (_home(module, alias.name) for alias in node.names)
+
+
+def _home(module, name):
+    """The local module that `from module import name` leads to: where a class or function is defined."""
+    if _local(f"{module}.{name}"):
+        return f"{module}.{name}"
+    value = getattr(sys.modules.get(module), name, None)
+    defined = inspect.isclass(value) or inspect.isfunction(value)
+    return value.__module__ if defined and _local(value.__module__) else module
+
+
+# -------------------------------------------------------------------------------------- digests
+
+
+def _digests(files):
+    return {name: _digest(file) for name, file in files.items()}
+
+
+@functools.cache
+def _digest(file):
+    """Of a file's syntax tree, the same under every version of Python that reads it alike."""
+    return hashlib.sha256(repr(_plain(_tree(file))).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _tree(file):
+    """The syntax tree of a file, without docstrings."""
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return tree
+
+
+def _plain(node):
+    """A tree as nested lists. Empty fields are left out: newer versions of Python add such ones."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [
+        (name, _plain(value)) for name, value in ast.iter_fields(node) if value not in (None, [])
+    ]
+    return [type(node).__name__, *fields]
