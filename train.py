@@ -71,60 +71,66 @@ def fit(config, run):
         size = min(schedule["batch_size"], train_batches.images)
         forward = compiled(network, size, data.image_size, autocast, layout)
 
-    # ----------------------------------------------------------------------------------- one step
+    def logits_of(images, through=forward):  # (B, 3, H, W) -> (B, classes) float32
+        with autocast:
+            return in_float32(through(images.contiguous(memory_format=layout)))
+
+    # ------------------------------------------------------------------------------------- epochs
     # Sums stay on the device and are read once an epoch: the CPU never waits for a GPU inside one.
     trained = Sums(device)
     tested = Sums(device, top5=True)
-    optimizer.found_inf = trained.bad  # after a loss that is not finite no step changes a weight
-    smoothing = schedule.get("label_smoothing", 0.0)  # of the training loss alone
-
-    def train_step(images, labels):
-        optimizer.zero_grad()
-        with autocast:
-            logits = in_float32(forward(images.contiguous(memory_format=layout)))
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        trained.add(loss.detach().double() * len(labels), logits, labels)
-        loss.backward()
-        optimizer.step()
-
-    @torch.inference_mode()
-    def test_step(images, labels):
-        with autocast:
-            logits = in_float32(network(images.contiguous(memory_format=layout)))
-        tested.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
-
+    state = TrainingState(network, optimizer, trained)  # what a step changes, a checkpoint holds
+    train_step = training_step(logits_of, optimizer, trained, schedule)
+    test_step = evaluation_step(lambda images: logits_of(images, network), tested)
     # On a GPU both become CUDA graphs. All that they change is named: a capture must change nothing.
-    state = TrainingState(network, optimizer, trained)
+    capture = config["capture"]
     train_step = with_graph(
-        train_step,
-        train_batches,
-        state.tensors(),
-        config["capture"],
-        network.train,
-        (seed, "train"),
+        train_step, train_batches, state.tensors(), capture, network.train, (seed, "train")
     )
     test_step = with_graph(
-        test_step, test_batches, tested.tensors(), config["capture"], network.eval, (seed, "test")
+        test_step, test_batches, tested.tensors(), capture, network.eval, (seed, "test")
     )
-
-    # ------------------------------------------------------------------------------------- epochs
     for epoch, start in run.epochs(state, train_batches):
-        rate = learning_rate(schedule, epoch)
-        optimizer.param_groups[0]["lr"].fill_(rate)
+        optimizer.param_groups[0]["lr"].fill_(rate := learning_rate(schedule, epoch))
         if start == 0:  # otherwise the sums of its first part are in the checkpoint
             trained.clear()
         network.train()
         for done in train_step.epoch(epoch, start):
             run.after_step(epoch, done)
         trained.check("the training loss", epoch)
-
         tested.clear()
         network.eval()
         for _ in test_step.epoch(epoch):
             run.after_test_step(epoch)
         tested.check("the test loss", epoch)
-
         run.record(epoch, trained.means("train") | tested.means("test") | {"lr": rate})
+
+
+def training_step(logits_of, optimizer, trained, schedule):
+    """One step of SGD on the mean cross-entropy of a batch: step(images, labels)."""
+    optimizer.found_inf = trained.bad  # after a loss that is not finite no step changes a weight
+    smoothing = schedule.get("label_smoothing", 0.0)
+
+    def step(images, labels):
+        optimizer.zero_grad()
+        logits = logits_of(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        trained.add(loss.detach().double() * len(labels), logits, labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def evaluation_step(logits_of, tested):
+    """Add the loss and the hits of a batch to `tested`: step(images, labels)."""
+
+    @torch.inference_mode()
+    def step(images, labels):
+        logits = logits_of(images)
+        tested.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+
+    return step
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

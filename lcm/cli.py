@@ -113,6 +113,7 @@ def main(task):
                 )
             ):
                 raise listed("nothing was started:", found)
+            sys.path.append(os.getcwd())  # where modules of one's own may be, beside the checkout
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
     except compose.COMPOSITION_ERRORS as error:

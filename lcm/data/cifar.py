@@ -121,7 +121,7 @@ def _read(root: Path, official: _Official, download: bool, places):
     folder, other_set = root / official.folder, ""
     for place in (folder, *sorted(root.glob(f"*/{official.folder}")), root):
         if any((place / file).is_file() for file in official.train):
-            return *_read_pickles(place, official), place
+            return *_read_batches(place, official), place
     if (root / "train").is_dir() and not folder.exists():
         try:
             found = list_images(root)[0]
@@ -135,7 +135,7 @@ def _read(root: Path, official: _Official, download: bool, places):
             other_set = str(error)
     if not folder.exists():
         _unpack_archive(root, official, download, places, other_set)
-    return *_read_pickles(folder, official), folder
+    return *_read_batches(folder, official), folder
 
 
 def _other_set(root: Path, found: dict, official: _Official) -> str:
@@ -171,7 +171,7 @@ def _unpack_archive(root: Path, official: _Official, download: bool, places, oth
         unpack(archive, folder)
 
 
-def _read_pickles(folder: Path, official: _Official):
+def _read_batches(folder: Path, official: _Official):
     """(train, test, classes) of a folder in the official layout."""
     files = (*official.train, *official.test, official.meta)
     records = {}

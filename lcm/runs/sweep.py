@@ -152,15 +152,17 @@ def passing_on_signals():
 
 
 def prepare_environment():
-    """What the jobs of a cluster need in their environment: this package, and the signal that
-    precedes the time limit.
+    """What the jobs of a cluster need in their environment: this package, modules of one's own in
+    the working directory, and the signal that precedes the time limit.
 
     submitit reads the signal when it is imported, here and in the job; ours
     (lcm/training/signals.py) save the run.
     """
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
     root = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [root, os.environ.get("PYTHONPATH"), os.getcwd()])
+    )
 
 
 def is_open(run, failures):

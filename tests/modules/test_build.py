@@ -57,7 +57,7 @@ def test_a_model_of_ones_own_gives_its_sizes_itself():
     assert isinstance(
         build_network(TINY, "lcm2", reduction=4, expand_bias=False).stage1[0].site, LCM2
     )
-    with pytest.raises(UserError, match="no sizes for the family 'tiny'"):
+    with pytest.raises(UserError, match="no sizes for networks of the family tiny"):
         build_network(TINY, "lcm2")
 
 

@@ -159,8 +159,9 @@ def test_with_debug_the_traceback_is_shown(imported, tmp_path):
 
 def test_an_error_of_the_program_is_a_failure_with_its_traceback(tiny, tmp_path):
     def bug():
+        from lcm.training.state import Sums
 
-        epochs.evaluate = lambda *args: 1 / 0
+        Sums.means = lambda *args: 1 / 0
 
     ended = run(tmp_path, tiny(f"runs={tmp_path}"), bug)
     assert ended.code == 1 and "Traceback" in ended.err
