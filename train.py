@@ -1,8 +1,7 @@
 """Train one network: python train.py model=densenet100 attention=lcm2 data=cifar100 seed=0
 
 Composes the config, checks it, and trains in the run directory that follows from it; the same command
-continues an unfinished run and does nothing for a finished one. Exit codes: 0 finished, 1 failed, 2 bad
-input, 3 owned by another process, 75 stopped by a signal and saved.
+continues an unfinished run. Exit codes: 0 finished, 1 failed, 2 bad input, 3 owned elsewhere, 75 saved.
 """
 
 import contextlib
@@ -62,10 +61,9 @@ def fit(config, run):
     # ------------------------------------------------------------------------ network, optimiser
     # A layer's weights depend on (seed, its name) alone: networks of one seed share their backbone's.
     network = build_network(config["model"], config["attention"], data.num_classes, seed=seed)
-    complexity = count(network, data.image_size)
+    run.begin(data, count(network, data.image_size), threads, describe_device(device))
     network.to(device, memory_format=layout)
     optimizer = make_optimizer(schedule, network)  # section 4.1.2 of the paper: SGD
-    run.begin(data, complexity, threads, describe_device(device))
     forward = network
     if config["compile"]:
         size = min(schedule["batch_size"], train_batches.images)

@@ -32,7 +32,7 @@ def test_no_file_and_no_function_is_too_long():
     found = {}
     for file in PROGRAM + TESTS:
         text, name = file.read_text(encoding="utf-8"), str(file.relative_to(ROOT))
-        found[name] = len(text.splitlines()), 150 if name == "train.py" else 350
+        found[name] = len(text.splitlines()), 140 if name == "train.py" else 350
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 found[f"{name}: {node.name}"] = node.end_lineno - node.lineno + 1, 60

@@ -20,6 +20,7 @@ from lcm.models.build import build_network
 from lcm.training.graphs import ResidentBatches
 
 DEVICE = torch.device("cuda:0")
+BATCHES = invented_batches(70, 16)  # real, as a data set is: what is cached of it must not be fake
 NETWORKS = [  # of every family, small where it can be
     ("resnet20", {"layers": 8}),
     ("densenet40", {"layers": 7, "memory": "fast"}),
@@ -45,9 +46,8 @@ def steps_of(network, bf16, **settings):
     """[(step, batches, tensors)] for training and test, by train.py's own fit."""
     chosen = config() | {"allocator": False} | settings
     chosen["schedule"] |= {"batch_size": 16}
-    batches = invented_batches(70, 16)
     data = SimpleNamespace(
-        train=lambda *_: batches, test=lambda *_: batches, num_classes=10, image_size=32
+        train=lambda *_: BATCHES, test=lambda *_: BATCHES, num_classes=10, image_size=32
     )
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False)
     steps = Steps()
