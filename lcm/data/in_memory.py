@@ -23,9 +23,12 @@ from torch.utils.data import DataLoader
 from lcm.errors import SIGNALS, UserError
 
 
-def keyed_generator(*key) -> torch.Generator:
-    """A CPU generator seeded with `key`, e.g. (seed, epoch, "crop"); similar keys give unrelated streams."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
+def keyed_generator(seed, epoch, what) -> torch.Generator:
+    """A CPU generator for one thing that an epoch draws; similar keys give unrelated streams.
+
+    Epochs are counted from 1, in the key from 0, as in the first recorded runs.
+    """
+    digest = hashlib.sha256(repr((seed, epoch - 1, what)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
@@ -87,7 +90,7 @@ class Resident:
         return moved
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What epoch `epoch` shows: order (N,) int64, offsets (N, 2) int64 in 0..2 pad, mirror (N,) bool, on the CPU.
+        """What epoch `epoch`, counted from 1, shows: order (N,) int64, offsets (N, 2) int64 in 0..2 pad, mirror (N,) bool, on the CPU.
 
         Position i of the epoch shows image order[i]: the window whose top left corner is offsets[i] = (row, column) of
         the padded image, mirrored where mirror[i].

@@ -28,7 +28,7 @@ def evaluate(directory, root=None, device="auto", precision=None):
     batches = data.test(config["schedule"]["test_batch_size"])
     found = []
     with torch.inference_mode():
-        for raw in batches.iterate(0):
+        for raw in batches.iterate(1):
             images, labels = batches.prepare(raw, device)
             with autocast:
                 logits = network(images.contiguous(memory_format=layout))

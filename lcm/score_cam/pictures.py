@@ -40,7 +40,7 @@ def from_test_set(batches, indices=()):
     for index in indices:
         if not 0 <= index < batches.images:
             raise UserError(f"--index {index}: the test images are 0 to {batches.images - 1}")
-    epoch = batches.epoch(0)
+    epoch = batches.epoch(1)
     images, labels = zip(*(batches.prepare(epoch[index], "cpu") for index in indices), strict=True)
     return indices, torch.cat(images), torch.cat(labels)
 

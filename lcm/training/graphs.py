@@ -47,7 +47,7 @@ class HostBatches:
 
     def start(self, epoch, step=0):
         """Begin an epoch, counted from 1, at one of its steps, counted from 0."""
-        self._iterator = self.batches.iterate(epoch - 1, step)
+        self._iterator = self.batches.iterate(epoch, step)
 
     def take(self, size=None):
         """The next batch: images (B, 3, H, W) float32, labels (B,) int64."""
@@ -66,7 +66,7 @@ class BufferedBatches(HostBatches):
 
     def __init__(self, batches, device):
         super().__init__(batches, device)
-        self.buffers = [part.clone() for part in batches.prepare(batches.epoch(0)[0], device)]
+        self.buffers = [part.clone() for part in batches.prepare(batches.epoch(1)[0], device)]
 
     def load(self, size):
         """Copy the next batch into the buffers."""
@@ -87,12 +87,12 @@ class ResidentBatches(HostBatches):
     def __init__(self, batches, device):
         super().__init__(batches, device)
         self.resident = batches.resident.to(device)
-        self.plan = [drawn.to(device) for drawn in self.resident.plan(0)]
+        self.plan = [drawn.to(device) for drawn in self.resident.plan(1)]
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         self.range = torch.arange(self.batch_size, device=device)
 
     def start(self, epoch, step=0):
-        for buffer, drawn in zip(self.plan, self.resident.plan(epoch - 1), strict=True):
+        for buffer, drawn in zip(self.plan, self.resident.plan(epoch), strict=True):
             buffer.copy_(drawn)
         self.cursor.fill_(step * self.batch_size)
 

@@ -119,7 +119,7 @@ def plain_training(network, batches, rate=0.1, epochs=1):
     network.train()
     dtype, optimizer = next(network.parameters()).dtype, sgd(network, rate)
     for epoch in range(epochs):
-        for raw in batches.iterate(epoch):
+        for raw in batches.iterate(epoch + 1):
             images, labels = batches.prepare(raw, CPU)
             loss = F.cross_entropy(network(images.to(dtype).contiguous()), labels)
             optimizer.zero_grad()

@@ -84,7 +84,7 @@ def test_training_metrics_are_means_over_images():
     rows = fit(network, batches, rate=1e-30, epochs=2).rows
     for epoch, row in enumerate(rows):
         loss, hits = 0.0, 0
-        for images, labels in (batches.prepare(raw, CPU) for raw in batches.iterate(epoch)):
+        for images, labels in (batches.prepare(raw, CPU) for raw in batches.iterate(epoch + 1)):
             with torch.no_grad():
                 logits = network.train()(images)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
@@ -117,7 +117,7 @@ def test_a_schedule_with_adamw_cosine_warm_up_and_smoothing_is_the_plain_loop():
     plain.train()
     for epoch, value in enumerate(rates):
         optimizer.param_groups[0]["lr"] = torch.tensor(value).item()  # rates are float32
-        for images, labels in (batches.prepare(raw, CPU) for raw in batches.iterate(epoch)):
+        for images, labels in (batches.prepare(raw, CPU) for raw in batches.iterate(epoch + 1)):
             loss = F.cross_entropy(plain(images.contiguous()), labels, label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
