@@ -7,8 +7,7 @@ and 20 classes. A name in a list is a WordNet id and a running number: n01532829
 fifth training image of n01532829 in ImageNet, counted from 1 in the order of ImageNet's own numbers
 (n01532829_<number>.JPEG).
 
-The parts of the few-shot layout have no class in common; for classification every class is split,
-500 images for training and 100 for the test.
+The few-shot parts share no class; for classification every class is split, 500 + 100 images.
 """
 
 import collections
@@ -25,22 +24,9 @@ from PIL import Image
 
 from lcm.data.folder import entries, low_resolution
 from lcm.data.image_cache import for_each
+from lcm.data.wnids import WNIDS
 from lcm.errors import UserError, listed
 
-WNIDS = tuple(  # the 100 classes
-    """
-    n01532829 n01558993 n01704323 n01749939 n01770081 n01843383 n01855672 n01910747 n01930112 n01981276 n02074367
-    n02089867 n02091244 n02091831 n02099601 n02101006 n02105505 n02108089 n02108551 n02108915 n02110063 n02110341
-    n02111277 n02113712 n02114548 n02116738 n02120079 n02129165 n02138441 n02165456 n02174001 n02219486 n02443484
-    n02457408 n02606052 n02687172 n02747177 n02795169 n02823428 n02871525 n02950826 n02966193 n02971356 n02981792
-    n03017168 n03047690 n03062245 n03075370 n03127925 n03146219 n03207743 n03220513 n03272010 n03337140 n03347037
-    n03400231 n03417042 n03476684 n03527444 n03535780 n03544143 n03584254 n03676483 n03770439 n03773504 n03775546
-    n03838899 n03854065 n03888605 n03908618 n03924679 n03980874 n03998194 n04067472 n04146614 n04149813 n04243546
-    n04251144 n04258138 n04275548 n04296562 n04389033 n04418357 n04435653 n04443257 n04509417 n04515003 n04522168
-    n04596742 n04604644 n04612504 n06794110 n07584110 n07613480 n07697537 n07747607 n09246464 n09256479 n13054560
-    n13133613
-    """.split()  # noqa: SIM905
-)
 PER_CLASS = {"train": 500, "test": 100}  # images of a class
 LISTS = ("train.csv", "val.csv", "test.csv")
 # Training images of a class of ImageNet: from 732 to 1,300, in most classes 1,300.
@@ -284,10 +270,7 @@ def _listed_images(listed: dict, classes: dict[str, Path], problems: list, notes
 
 
 def _split(images: list[SourceImage]) -> list[SourceImage]:
-    """Each class split, the first 500 of 600 for training, by the numbers in the names.
-
-    n01532829_5.JPEG comes before _10.JPEG.
-    """
+    """Each class split, the first 500 of 600 for training, by number: _5.JPEG before _10.JPEG."""
 
     def by_number(image):
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", image.name)]

@@ -1,0 +1,104 @@
+"""The simulations of results/power.md against plain ones."""
+
+import numpy as np
+import pytest
+
+from lcm.reporting.claims import read_claims
+from lcm.reporting.power import (
+    chances,
+    claim_shares,
+    coverage,
+    flip_p,
+    holm_rows,
+    power_page,
+    simulate,
+    simulated_differences,
+)
+from lcm.reporting.statistics import (
+    SUPPORTED,
+    compare,
+    every,
+    holm,
+    sign_flip_p,
+)
+from lcm.reporting.tables import read_paper, top1
+
+
+def test_the_simulations_p_values_are_the_verdicts():
+    for pairs in (6, 9, 12):
+        d = np.random.default_rng(pairs).normal(0.2, 0.3, (4, 5, pairs)).round(2)
+        expected = [[sign_flip_p(sample) for sample in row] for row in d]
+        assert flip_p(d) == pytest.approx(np.array(expected), abs=1e-12)
+        assert holm_rows(flip_p(d)) == pytest.approx(np.array([holm(row) for row in expected]))
+    d = np.random.default_rng(0).normal(0.1, 0.3, (3, 25))
+    assert flip_p(d) == pytest.approx([sign_flip_p(sample) for sample in d], abs=0.03)
+
+
+def test_wrong_verdicts_of_both_kinds_stay_at_five_percent():
+    for pairs in (3, 6, 10):
+        supported, contradicted, _ = simulate(0, pairs, repetitions=1000)
+        assert supported + contradicted <= (0.06 if pairs >= 6 else 0)
+        assert pairs < 6 or (supported > 0.003 and contradicted > 0.003)  # both are counted
+    _, _, families = simulate(0, 10, comparisons=6, repetitions=300)
+    assert families <= 0.07
+    gain, loss = simulate(0.5, 10)[:2], simulate(-0.5, 10)[:2]
+    assert gain[0] > 0.9 > 0.05 > gain[1] and loss[1] > 0.9 > 0.05 > loss[0]
+
+
+@pytest.fixture(scope="module")
+def paper(request):
+    """(the claims, the paper's accuracies)"""
+    results = request.config.rootpath / "results"
+    printed = read_paper(results)
+    return read_claims(results / "claims.yaml", printed), top1(printed)
+
+
+def test_whole_claims_have_the_chances_of_a_plain_simulation(paper):
+    """Claim 7 with 20 seeds, by `compare`, `holm` and `every` alone, run by run."""
+    claims, accuracies = paper
+    (claim,) = [claim for claim in claims if claim.id == "resnet-better"]
+    family = {s for claim in claims for s in claim.statements if s.table == 2}
+    generator, supported = np.random.default_rng(0), 0
+    for _ in range(20):
+        runs = {arm: generator.normal(mean, 0.25, 12) for arm, mean in accuracies.items()}
+        found = {
+            s: compare(runs[s.data, s.model, s.a] - runs[s.data, s.model, s.b], s.least, s.most)
+            for s in family
+        }
+        adjusted = dict(zip(found, holm([c.p for c in found.values()]), strict=True))
+        supported += every([(found[s], adjusted[s]) for s in claim.statements]) == SUPPORTED
+    share, _ = claim_shares(claims, accuracies, 12, 400)["resnet-better"]
+    assert share == pytest.approx(supported / 20, abs=3 * (0.2 * 0.8 / 20) ** 0.5)
+    big = {arm: mean + 3 * (arm[2] == "lcm2") for arm, mean in accuracies.items()}
+    assert claim_shares(claims, big, 12, 50)["superiority"][0] > 0.9
+    assert claim_shares(claims, big, 12, 50)["below-cbam"][1] > 0.9
+    equal = claim_shares(claims, dict.fromkeys(accuracies, 90), 12, 200)
+    assert all(wrong <= 0.05 for shares in equal.values() for wrong in shares)
+
+
+def test_a_claim_that_the_paper_contradicts_has_no_chance(paper, monkeypatch):
+    monkeypatch.setattr("lcm.reporting.power.SEEDS", (10, 20))
+    rows = chances(*paper, repetitions=60).set_index("claim")
+    assert set(rows.loc["superiority"]) == set(rows.loc["lcm2-higher"]) == {"never"}
+    assert list(rows.loc["better-everywhere"]) == ["20", "20"]
+    assert list(rows.loc["resnet20-almost-similar"]) == ["over 20", "over 20"]
+
+
+def test_coverage_of_the_interval():
+    assert 0.85 < coverage(10, repetitions=200) < 0.97
+    assert coverage(6, repetitions=200) > 0.8
+
+
+def test_simulated_runs_have_the_deviation_they_claim():
+    d = simulated_differences(0.5, (20_000,), np.random.default_rng(0))
+    assert d.mean() == pytest.approx(0.5, abs=0.01) and d.std() == pytest.approx(
+        0.25 * 2**0.5, abs=0.01
+    )
+
+
+@pytest.mark.slow
+def test_power_page_is_what_the_command_makes(request, paper):
+    results = request.config.rootpath / "results"
+    rows = chances(*paper)
+    assert (results / "power.csv").read_text() == rows.to_csv(index=False, lineterminator="\n")
+    assert (results / "power.md").read_text() == power_page(*paper, rows)
