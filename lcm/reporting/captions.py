@@ -36,17 +36,22 @@ def network_titles(states):
     return found
 
 
+def length_and_seeds(states):
+    """ "10 epochs, seed 0", "8 epochs, seeds 0 to 5" """
+    epochs = " or ".join(map(str, sorted({state["epochs"] for state in states})))
+    seeds = sorted({state["seed"] for state in states})
+    words = ", ".join(map(str, seeds))
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        words = f"{seeds[0]} to {seeds[-1]}"
+    plural = "s" * (len(seeds) > 1)
+    return f"{epochs} epoch{'s' * (epochs != '1')}, seed{plural} {words}"
+
+
 def trained_on(states):
     """What networks of one data set were trained on: "CIFAR-10, 10 epochs, seed 0, 1 run each"."""
     data = states[0]["data"]
-    epochs = " or ".join(map(str, sorted({state["epochs"] for state in states})))
-    seeds = sorted({state["seed"] for state in states})
-    words = [
-        DATA_TITLE.get(data, data),
-        f"{epochs} epoch{'s' * (epochs != '1')}",
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
-    ]
-    return ", ".join([*words, "1 run each"] if len(states) > 1 else words)
+    words = f"{DATA_TITLE.get(data, data)}, {length_and_seeds(states)}"
+    return f"{words}, 1 run each" if len(states) > 1 else words
 
 
 def check_figure_file(option, file):

@@ -1,4 +1,4 @@
-"""results/report.html: one self-contained page made from runs.csv, the records and the paper's numbers alone."""
+"""results/report.html: one self-contained page made from the files in results/ alone."""
 
 import base64
 import math
@@ -13,13 +13,30 @@ from markupsafe import Markup, escape
 
 from lcm.files import write
 from lcm.reporting import claims, figures
-from lcm.reporting.paired import measured
-from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, protocols, select, title
+from lcm.reporting.captions import length_and_seeds
+from lcm.reporting.cost import cost_block
+from lcm.reporting.paired import in_words
+from lcm.reporting.protocol import (
+    DATA_TITLE,
+    NETWORK_TITLE,
+    Protocol,
+    in_order,
+    protocols,
+    select,
+    title,
+)
 from lcm.reporting.records import read_records
-from lcm.reporting.render import DASH, Table
+from lcm.reporting.render import DASH, Table, as_printed
 from lcm.reporting.runs import read_runs
-from lcm.reporting.statistics import VERDICTS, Comparison
+from lcm.reporting.statistics import MINIMUM_PAIRS, VERDICTS, Comparison
 from lcm.reporting.tables import build, counts, read_complexity, read_paper
+
+COUNTS = ("Para", "GFloat", "MACs")  # how the headings of columns with counts begin
+SPEED = {
+    "epoch": "An epoch: images a second over those of a plain PyTorch loop",
+    "step": "A training step alone: images a second over those of a plain step",
+    "attention": "A training step with a module: its time over that without",
+}
 
 
 class Picture(NamedTuple):
@@ -30,65 +47,53 @@ class Picture(NamedTuple):
     svg: bytes
 
 
+def heading(what, runs, protocol):
+    """The two lines above a picture: what it shows, and what was trained."""
+    known = runs.dropna(subset="epochs").to_dict("records")
+    return f"{what}\n{length_and_seeds(known)}; {protocol.words}"
+
+
 def curve_pictures(selection, protocol, curves):
     """Learning curves of each network on each data set. `curves`: {run name: test accuracy of each epoch}."""
     for (data, model), runs in selection.groups().items():
-        arms = {
-            attention: [curves[run] for run in arm["run"] if run in curves]
-            for attention, arm in runs.groupby("attention", sort=False)
-        }
-        lengths = Counter(len(curve) for found in arms.values() for curve in found)
+        lengths = Counter(len(curves[run]) for run in runs["run"] if run in curves)
         if not lengths:
             continue
         length = lengths.most_common(1)[0][0]
+        own = runs[[len(curves.get(run, ())) == length for run in runs["run"]]]
         arms = {
-            attention: [curve for curve in found if len(curve) == length]
-            for attention, found in arms.items()
+            attention: [curves[run] for run in arm["run"]]
+            for attention, arm in own.groupby("attention", sort=False)
         }
         name = title(data, model)
-        figure = figures.learning_curves(
-            {a: found for a, found in arms.items() if found}, f"{name}\n{protocol.words}"
-        )
-        words = f"Learning curves: {name}, {protocol.words}; mean and range over the seeds (their number in brackets)"
+        figure = figures.learning_curves(arms, heading(name, own, protocol))
+        words = f"Learning curves: {name}, {protocol.words}; in brackets the number of seeds"
         yield Picture(f"curves{protocol.suffix}-{data}-{model}", words, figures.svg(figure))
 
 
-def cost_pictures(selection, protocol, paper):
-    """Accuracy against parameters and against multiply-accumulates, one picture for each data set."""
-    paper = paper[paper["metric"] == "top1"].drop_duplicates(["data", "model", "attention"])
-    printed = (
-        paper.set_index(["data", "model", "attention"])["value"]
-        if protocol.schedule is None
-        else pd.Series()
+def cost_pictures(runs, complexity):
+    """What each module adds to the parameters and multiply-accumulates of each network: exact counts."""
+    names, keys = ["data", "model", "attention"], ["params", "macs"]
+    rows = pd.concat([complexity.assign(data=""), runs[runs["deviations"] == "{}"]])
+    rows = rows.dropna(subset=keys).drop_duplicates(names)
+    base = rows[rows["attention"] == "none"]
+    both = rows[rows["attention"] != "none"].merge(base, on=["data", "model"])
+    added = both.rename(columns={"attention_x": "attention"}).assign(
+        network=both["model"].map(lambda model: NETWORK_TITLE.get(model, model)),
+        **{key: 100 * (both[f"{key}_x"] / both[f"{key}_y"] - 1).astype(float) for key in keys},
     )
-    tried = selection.tried()
-    points = [
-        {
-            "data": data,
-            "network": NETWORK_TITLE.get(model, model),
-            "attention": attention,
-            "params": arm["params"].iloc[0] / 1e6,
-            "macs": arm["macs"].iloc[0] / 1e6,
-            "paper": printed.get((data, model, attention)),
+    added = added.drop_duplicates(["network", "attention"])
+    if len(added):
+        costs = {
+            "params": "parameters added (%)",
+            "macs": "multiply-accumulates added (%)",
         }
-        | measured(arm, tried[data, model, attention]["seed"].nunique())
-        for (data, model, attention), arm in selection.arms().items()
-        if arm[["params", "macs"]].iloc[0].notna().all()  # other people's runs may not say
-    ]
-    points = pd.DataFrame(points)
-    costs = {
-        "params": "parameters (millions)",
-        "macs": "multiply-accumulates of one image (millions)",
-    }
-    for data, own in points.groupby("data") if len(points) else ():
-        name = DATA_TITLE.get(data, data)
-        own = own.astype({"mean": float, "deviation": float, "paper": float})
-        figure = figures.accuracy_against(costs, own, f"{name}\n{protocol.words}")
-        words = f"Accuracy against cost: {name}, {protocol.words}; bars: deviation over the seeds"
-        yield Picture(f"cost{protocol.suffix}-{data}", words, figures.svg(figure))
+        figure = figures.cost_by_module(costs, added, "What each module adds: exact counts, no run")
+        words = "What each module adds to each network: exact counts; lower is cheaper"
+        yield Picture("cost", words, figures.svg(figure))
 
 
-def claim_pictures(judged, protocol):
+def claim_pictures(judged, selection):
     """The forest plot of each of the paper's tables that has runs."""
     for number in sorted({statement.table for statement in judged}):
         family = {c: part for c, part in judged.items() if c.table == number and c.is_gain}
@@ -97,10 +102,12 @@ def claim_pictures(judged, protocol):
                 (f"{title(c.data, c.model)}: {c.a} - {c.b}", part.comparison, c.paper, part.verdict)
                 for c, part in family.items()
             ]
-            figure = figures.forest(rows, f"Claims of Table {number}\n{protocol.words}")
-            words = f"Differences that the paper claims in Table {number}, {protocol.words}: "
-            words += "ours with 95 % intervals, and the paper's"
-            yield Picture(f"claims{protocol.suffix}-table{number}", words, figures.svg(figure))
+            places = {(c.data, c.model) for c in family}
+            groups = selection.groups().items()
+            own = pd.concat([runs for place, runs in groups if place in places])
+            figure = figures.forest(rows, heading(f"Claims of Table {number}", own, Protocol()))
+            words = f"Differences that the paper claims in Table {number}: its own, and ours where there are runs"
+            yield Picture(f"claims-table{number}", words, figures.svg(figure))
 
 
 def forest_rows(records):
@@ -121,41 +128,98 @@ def forest_rows(records):
         yield label, ours, record.get("paper"), record["verdict"]
 
 
-def comparison_pictures(table, protocol):
-    """Every attention against none on every network, one forest plot for each data set."""
-    for data, records in table.records.groupby("data"):
-        if rows := list(forest_rows(records)):
-            name = DATA_TITLE.get(data, data)
-            figure = figures.forest(
-                rows,
-                f"{name}: differences\n{protocol.words}"
-                if any(paper is not None for _, _, paper, _ in rows)
-                else f"{name}: attention minus none\n{protocol.words}",
-            )
-            words = f"Each attention minus none on {name}, {protocol.words}: each pair, their mean, 95 % intervals"
+def comparison_pictures(table, selection, protocol):
+    """Every attention against none on every network, one forest plot for each data set.
+
+    Under the paper's schedule only what the paper does not claim: `claim_pictures` has the others.
+    """
+    records = table.records
+    if protocol == Protocol():
+        records = records[records["verdict"].isna()]
+    for data, own in records.groupby("data"):
+        if rows := list(forest_rows(own)):
+            networks = ", ".join(title(data, model) for model in dict.fromkeys(own["model"]))
+            planned = any(paper is not None for _, _, paper, _ in rows)
+            what = f"{networks}: {'differences' if planned else 'attention minus none'}"
+            runs = selection.runs[selection.runs["data"] == data]
+            figure = figures.forest(rows, heading(what, runs, protocol))
+            words = f"{what}, {protocol.words}: each pair, their mean, its 95 % interval"
             yield Picture(f"against-none{protocol.suffix}-{data}", words, figures.svg(figure))
 
 
-def runs_table(runs):
-    """What every run reached, and where; runs.csv has more columns."""
-    columns = [
-        "run",
-        "schedule",
-        "precision",
-        "deviations",
-        "state",
-        "test_top1",
-        "test_top5",
-        "train_loss",
-        "seconds",
-    ]
-    columns += ["device", "torch", "commit", "dirty", "start", "message"]
-    cells = runs[columns].round({"train_loss": 4})
-    cells["commit"] = runs["commit"].str.replace(
-        r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", regex=True
+def for_the_page(table):
+    """The table with accuracies before counts; a column of equal cells becomes a note."""
+    cells = [{row[i] for row in table.rows} for i in range(len(table.header))]
+    order = sorted(range(len(cells)), key=lambda i: table.header[i].startswith(COUNTS))
+    kept = [i for i in order if len(cells[i]) > 1 or len(table.rows) == 1]
+    equal = {table.header[i]: "".join(cells[i]) for i in order if i not in kept and table.rows}
+    told = [f"{key} {value}" for key, value in equal.items() if value != DASH]
+    empty = [key for key, value in equal.items() if value == DASH]
+    notes = [f"In every row: {', '.join(told)}."] if told else []
+    notes += [f"Nothing yet in: {', '.join(empty)}."] if empty else []
+    return table._replace(
+        header=[table.header[i] for i in kept],
+        rows=[[row[i] for i in kept] for row in table.rows],
+        notes=[*notes, *table.notes],
+        labels=sum(i < table.labels for i in kept),
     )
-    cells = cells.astype(object).where(cells.notna(), DASH).astype(str)
-    return Table("runs", "Runs", columns, cells.to_numpy().tolist(), labels=5)
+
+
+def claim_groups(verdicts, judged, chances):
+    """[(heading, [(number, JudgedClaim, verdict in words, seeds for a chance)])]"""
+    groups = {
+        "Cost: judged by exact counts": [],
+        "Accuracy: judged by runs in pairs": [],
+        "Not measurable: the paper measures nothing that could be compared": [],
+    }
+    by_cost, by_runs, not_judged = groups.values()
+    for number, result in enumerate(verdicts, 1):
+        claim, parts = result.claim, [judged[s] for s in result.claim.statements]
+        average = claim.holds_if == "on_average"
+        needed = sum(MINIMUM_PAIRS if average else part.needed for part in parts)
+        word = in_words(result.verdict, sum(part.comparison.n for part in parts), needed)
+        group = {"cost": by_cost, "not_judged": not_judged}.get(claim.holds_if, by_runs)
+        group.append((number, result, word, chances.get(claim.id)))
+    return [(name, group) for name, group in groups.items() if group]
+
+
+def printed_counts(paper, complexity):
+    """(how many of the paper's counts are ours, rounded as the paper rounds; how many it prints)."""
+    keys = ["table", "model", "attention"]
+    rows = paper.drop_duplicates(["table", "label"]).merge(complexity, on=keys)
+    cells = [(row.params / 1e6, row.params_m) for row in rows.itertuples()]
+    cells += [(row.gfloat, row.gflops) for row in rows.itertuples()]
+    return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
+
+
+def speed_tables(results):
+    """benchmark.csv as a Table for each kind of measurement and machine."""
+    file = Path(results) / "benchmark.csv"
+    if not file.exists():
+        return
+    rows = pd.read_csv(file)
+    rows = rows[rows["ratio"] != 1]  # the side that the others are compared with
+    for (what, machine, date), own in rows.groupby(["what", "machine", "date"], sort=False):
+        index = "attention" if what == "attention" else "network"
+        column = own["network"] + " " + own["variant"] if index == "attention" else own["variant"]
+        ranges = zip(own["ratio"], own["low"], own["high"], strict=True)
+        cell = [f"{ratio:.2f} [{low:.2f}, {high:.2f}]" for ratio, low, high in ranges]
+        cells = own.assign(column=column, cell=cell).pivot(
+            index=index, columns="column", values="cell"
+        )
+        cells = cells.loc[in_order(cells.index), list(dict.fromkeys(column))].fillna(DASH)
+        names, header = list(cells.index), [index, *cells.columns]
+        body = [[name, *row] for name, row in zip(names, cells.to_numpy().tolist(), strict=True)]
+        yield Table(f"speed-{what}", SPEED[what], header, body, [f"{machine}, {date}."])
+
+
+def cost_table(results):
+    """`cost_block` as a Table."""
+    text, *notes = cost_block(results).split("\n\n")
+    if not notes:
+        return Table("hours", "", [], [], [text])
+    header, _, *rows = [line[2:-2].split(" | ") for line in text.splitlines()]
+    return Table("hours", "", header, rows, notes)
 
 
 def _inline(text):
@@ -180,6 +244,7 @@ def make_report(results):
     """(the page as text, its pictures) from a folder of results."""
     results = Path(results)
     runs, paper = read_runs(results / "runs.csv"), read_paper(results)
+    complexity = read_complexity(results)
     of_the_paper = claims.read_claims(results / "claims.yaml", paper)
     records, _ = read_records(results / "metrics")
     # an epoch without a number, in other people's runs, is a gap in the curve
@@ -188,35 +253,37 @@ def make_report(results):
         for run, epochs in records
         if run["state"] == "finished"
     }
-    pictures = {"claims": [], "against": [], "curves": [], "cost": []}
-    tables, judged_claims, short = [], [], []
-    printed = set()  # methods, each once; notes are facts about runs and stand below each table
+    paper_runs = select(runs, Protocol())
+    judged = claims.judge_statements(of_the_paper, paper_runs)
+    verdicts = claims.judge(of_the_paper, judged, complexity)
+    pictures = {
+        "differences": list(claim_pictures(judged, paper_runs)),
+        "curves": [],
+        "cost": list(cost_pictures(runs, complexity)),
+    }
+    tables, methods = [], []
     for protocol in protocols(runs):
         selection = select(runs, protocol)
         for table in build(runs, protocol, results):
-            method = [] if table.method in printed else [table.method]
-            tables.append((table, method + table.notes))
-            printed.add(table.method)
+            tables.append(for_the_page(table))
+            methods.append(table.method)
             if "pairs" in table.records:
-                pictures["against"] += comparison_pictures(table, protocol)
+                pictures["differences"] += comparison_pictures(table, selection, protocol)
         pictures["curves"] += curve_pictures(selection, protocol, curves)
-        pictures["cost"] += cost_pictures(selection, protocol, paper)
-        if protocol.schedule is None:
-            judged = claims.judge_statements(of_the_paper, selection)
-            pictures["claims"] += claim_pictures(judged, protocol)
-            verdicts = claims.judge(of_the_paper, judged, read_complexity(results))
-            short.append(claims.claims_in_short(verdicts))
-            chances = claims.read_chances(results)
-            summary = claims.summary_table(verdicts, protocol, chances)
-            judged_claims.append((summary, claims.statement_tables(of_the_paper, judged)))
+    figure4 = results / "figure4.png"
     page = _template().render(
-        claims=judged_claims,
-        claims_in_short=short[0],
+        claims=claim_groups(verdicts, judged, claims.read_chances(results)),
         claims_method=claims.METHOD,
-        counts=counts(runs),
+        contests=[for_the_page(table) for table in claims.statement_tables(of_the_paper, judged)],
+        cost=cost_table(results),
+        counts=for_the_page(counts(runs)),
+        figure4=figure4.read_bytes() if figure4.exists() else b"",
         finished=(runs["state"] == "finished").sum(),
+        names=NETWORK_TITLE | DATA_TITLE,
+        methods=list(dict.fromkeys(methods)),
         pictures=pictures,
-        runs=runs_table(runs),
+        printed=printed_counts(paper, complexity),
+        speed=list(speed_tables(results)),
         tables=tables,
         verdicts=VERDICTS,
     )
