@@ -20,23 +20,18 @@ from lcm.reporting.protocol import (
     DATA_TITLE,
     NETWORK_TITLE,
     Protocol,
-    in_order,
     protocols,
+    read_csv,
     select,
     title,
 )
 from lcm.reporting.records import read_records
-from lcm.reporting.render import DASH, Table, as_printed
+from lcm.reporting.render import DASH, as_printed, signed
 from lcm.reporting.runs import read_runs
-from lcm.reporting.statistics import MINIMUM_PAIRS, VERDICTS, Comparison
+from lcm.reporting.statistics import VERDICTS, Comparison
 from lcm.reporting.tables import build, counts, read_complexity, read_paper
 
 COUNTS = ("Para", "GFloat", "MACs")  # how the headings of columns with counts begin
-SPEED = {
-    "epoch": "An epoch: images a second over those of a plain PyTorch loop",
-    "step": "A training step alone: images a second over those of a plain step",
-    "attention": "A training step with a module: its time over that without",
-}
 
 
 class Picture(NamedTuple):
@@ -72,42 +67,40 @@ def curve_pictures(selection, protocol, curves):
 
 
 def cost_pictures(runs, complexity):
-    """What each module adds to the parameters and multiply-accumulates of each network: exact counts."""
-    names, keys = ["data", "model", "attention"], ["params", "macs"]
+    """What each module adds to the parameters and multiply-accumulates of each network."""
+    costs = {"params": "parameters added (%)", "macs": "multiply-accumulates added (%)"}
     rows = pd.concat([complexity.assign(data=""), runs[runs["deviations"] == "{}"]])
-    rows = rows.dropna(subset=keys).drop_duplicates(names)
-    base = rows[rows["attention"] == "none"]
-    both = rows[rows["attention"] != "none"].merge(base, on=["data", "model"])
-    added = both.rename(columns={"attention_x": "attention"}).assign(
-        network=both["model"].map(lambda model: NETWORK_TITLE.get(model, model)),
-        **{key: 100 * (both[f"{key}_x"] / both[f"{key}_y"] - 1).astype(float) for key in keys},
-    )
-    added = added.drop_duplicates(["network", "attention"])
-    if len(added):
-        costs = {
-            "params": "parameters added (%)",
-            "macs": "multiply-accumulates added (%)",
-        }
-        figure = figures.cost_by_module(costs, added, "What each module adds: exact counts, no run")
-        words = "What each module adds to each network: exact counts; lower is cheaper"
-        yield Picture("cost", words, figures.svg(figure))
+    rows = rows.dropna(subset=list(costs)).drop_duplicates(["data", "model", "attention"])
+    none = rows["attention"] == "none"
+    both = rows[~none].merge(rows[none], on=["data", "model"], suffixes=("", "_none"))
+    for key in costs:
+        both[key] = (100 * (both[key] / both[f"{key}_none"] - 1)).astype(float)
+    both["network"] = [NETWORK_TITLE.get(model, model) for model in both["model"]]
+    both = both.drop_duplicates(["network", "attention"])
+    if len(both):
+        words = "What each module adds to a network: exact counts, no training"
+        figure = figures.cost_by_module(costs, both, words)
+        yield Picture("cost", f"{words}; further left is cheaper", figures.svg(figure))
 
 
-def claim_pictures(judged, selection):
-    """The forest plot of each of the paper's tables that has runs."""
-    for number in sorted({statement.table for statement in judged}):
-        family = {c: part for c, part in judged.items() if c.table == number and c.is_gain}
-        if any(part.comparison.n for part in family.values()):
-            rows = [
-                (f"{title(c.data, c.model)}: {c.a} - {c.b}", part.comparison, c.paper, part.verdict)
-                for c, part in family.items()
-            ]
-            places = {(c.data, c.model) for c in family}
-            groups = selection.groups().items()
-            own = pd.concat([runs for place, runs in groups if place in places])
-            figure = figures.forest(rows, heading(f"Claims of Table {number}", own, Protocol()))
-            words = f"Differences that the paper claims in Table {number}: its own, and ours where there are runs"
-            yield Picture(f"claims-table{number}", words, figures.svg(figure))
+def claim_pictures(judged, runs):
+    """The forest plot of the paper's claims that have pairs of runs under its schedule."""
+    rows = [
+        (
+            f"Table {c.table}, {title(c.data, c.model)}: {c.a} - {c.b}",
+            part.comparison,
+            c.paper,
+            part.verdict,
+        )
+        for c, part in judged.items()
+        if c.is_gain and part.comparison.n
+    ]
+    if rows:
+        figure = figures.forest(
+            rows, heading("Differences that the paper claims", runs, Protocol())
+        )
+        words = "Differences that the paper claims and that have runs: its own number, and ours"
+        yield Picture("claims", words, figures.svg(figure))
 
 
 def forest_rows(records):
@@ -165,24 +158,6 @@ def for_the_page(table):
     )
 
 
-def claim_groups(verdicts, judged, chances):
-    """[(heading, [(number, JudgedClaim, verdict in words, seeds for a chance)])]"""
-    groups = {
-        "Cost: judged by exact counts": [],
-        "Accuracy: judged by runs in pairs": [],
-        "Not measurable: the paper measures nothing that could be compared": [],
-    }
-    by_cost, by_runs, not_judged = groups.values()
-    for number, result in enumerate(verdicts, 1):
-        claim, parts = result.claim, [judged[s] for s in result.claim.statements]
-        average = claim.holds_if == "on_average"
-        needed = sum(MINIMUM_PAIRS if average else part.needed for part in parts)
-        word = in_words(result.verdict, sum(part.comparison.n for part in parts), needed)
-        group = {"cost": by_cost, "not_judged": not_judged}.get(claim.holds_if, by_runs)
-        group.append((number, result, word, chances.get(claim.id)))
-    return [(name, group) for name, group in groups.items() if group]
-
-
 def printed_counts(paper, complexity):
     """(how many of the paper's counts are ours, rounded as the paper rounds; how many it prints)."""
     keys = ["table", "model", "attention"]
@@ -192,34 +167,17 @@ def printed_counts(paper, complexity):
     return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
 
 
-def speed_tables(results):
-    """benchmark.csv as a Table for each kind of measurement and machine."""
+def read_speed(results):
+    """The rows of benchmark.csv, none where it is missing; `place`: network and variant."""
     file = Path(results) / "benchmark.csv"
-    if not file.exists():
-        return
-    rows = pd.read_csv(file)
-    rows = rows[rows["ratio"] != 1]  # the side that the others are compared with
-    for (what, machine, date), own in rows.groupby(["what", "machine", "date"], sort=False):
-        index = "attention" if what == "attention" else "network"
-        column = own["network"] + " " + own["variant"] if index == "attention" else own["variant"]
-        ranges = zip(own["ratio"], own["low"], own["high"], strict=True)
-        cell = [f"{ratio:.2f} [{low:.2f}, {high:.2f}]" for ratio, low, high in ranges]
-        cells = own.assign(column=column, cell=cell).pivot(
-            index=index, columns="column", values="cell"
-        )
-        cells = cells.loc[in_order(cells.index), list(dict.fromkeys(column))].fillna(DASH)
-        names, header = list(cells.index), [index, *cells.columns]
-        body = [[name, *row] for name, row in zip(names, cells.to_numpy().tolist(), strict=True)]
-        yield Table(f"speed-{what}", SPEED[what], header, body, [f"{machine}, {date}."])
-
-
-def cost_table(results):
-    """`cost_block` as a Table."""
-    text, *notes = cost_block(results).split("\n\n")
-    if not notes:
-        return Table("hours", "", [], [], [text])
-    header, _, *rows = [line[2:-2].split(" | ") for line in text.splitlines()]
-    return Table("hours", "", header, rows, notes)
+    rows = read_csv(file) if file.exists() else []
+    numbers = ("ratio", "low", "high")
+    return [
+        row
+        | {key: float(row[key]) for key in numbers}
+        | {"place": f"{row['network']} {row['variant']}"}
+        for row in rows
+    ]
 
 
 def _inline(text):
@@ -236,6 +194,7 @@ def _template():
     environment.filters |= {
         "inline": _inline,
         "base64": lambda data: base64.b64encode(data).decode(),
+        "signed": signed,
     }
     return environment.get_template("report.html.jinja")
 
@@ -257,7 +216,7 @@ def make_report(results):
     judged = claims.judge_statements(of_the_paper, paper_runs)
     verdicts = claims.judge(of_the_paper, judged, complexity)
     pictures = {
-        "differences": list(claim_pictures(judged, paper_runs)),
+        "differences": list(claim_pictures(judged, paper_runs.runs)),
         "curves": [],
         "cost": list(cost_pictures(runs, complexity)),
     }
@@ -270,20 +229,30 @@ def make_report(results):
             if "pairs" in table.records:
                 pictures["differences"] += comparison_pictures(table, selection, protocol)
         pictures["curves"] += curve_pictures(selection, protocol, curves)
+    chances = claims.read_chances(results)
     figure4 = results / "figure4.png"
     page = _template().render(
-        claims=claim_groups(verdicts, judged, claims.read_chances(results)),
+        claims=[
+            (
+                number,
+                result,
+                [judged[s] for s in result.claim.statements],
+                chances.get(result.claim.id),
+            )
+            for number, result in enumerate(verdicts, 1)
+        ],
         claims_method=claims.METHOD,
         contests=[for_the_page(table) for table in claims.statement_tables(of_the_paper, judged)],
-        cost=cost_table(results),
+        cost=cost_block(results),
         counts=for_the_page(counts(runs)),
         figure4=figure4.read_bytes() if figure4.exists() else b"",
         finished=(runs["state"] == "finished").sum(),
-        names=NETWORK_TITLE | DATA_TITLE,
+        in_words=in_words,
         methods=list(dict.fromkeys(methods)),
+        names=NETWORK_TITLE | DATA_TITLE,
         pictures=pictures,
         printed=printed_counts(paper, complexity),
-        speed=list(speed_tables(results)),
+        speed=read_speed(results),
         tables=tables,
         verdicts=VERDICTS,
     )
