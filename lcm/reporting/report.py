@@ -3,7 +3,6 @@
 import base64
 import math
 import re
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from lcm.reporting.protocol import (
     title,
 )
 from lcm.reporting.records import read_records
-from lcm.reporting.render import DASH, as_printed, signed
+from lcm.reporting.render import as_printed, signed
 from lcm.reporting.runs import read_runs
 from lcm.reporting.statistics import VERDICTS, Comparison
 from lcm.reporting.tables import build, counts, read_complexity, read_paper
@@ -51,18 +50,17 @@ def heading(what, runs, protocol):
 def curve_pictures(selection, protocol, curves):
     """Learning curves of each network on each data set. `curves`: {run name: test accuracy of each epoch}."""
     for (data, model), runs in selection.groups().items():
-        lengths = Counter(len(curves[run]) for run in runs["run"] if run in curves)
-        if not lengths:
+        lengths = [len(curves.get(run, ())) for run in runs["run"]]
+        if not any(lengths):
             continue
-        length = lengths.most_common(1)[0][0]
-        own = runs[[len(curves.get(run, ())) == length for run in runs["run"]]]
+        own = runs[[length == max(lengths) for length in lengths]]
         arms = {
             attention: [curves[run] for run in arm["run"]]
             for attention, arm in own.groupby("attention", sort=False)
         }
         name = title(data, model)
         figure = figures.learning_curves(arms, heading(name, own, protocol))
-        words = f"Learning curves: {name}, {protocol.words}; in brackets the number of seeds"
+        words = f"Learning curves: {name}, {protocol.words}: means; below, dots are single runs where there are several"
         yield Picture(f"curves{protocol.suffix}-{data}-{model}", words, figures.svg(figure))
 
 
@@ -99,8 +97,7 @@ def claim_pictures(judged, runs):
         figure = figures.forest(
             rows, heading("Differences that the paper claims", runs, Protocol())
         )
-        words = "Differences that the paper claims and that have runs: its own number, and ours"
-        yield Picture("claims", words, figures.svg(figure))
+        yield Picture("claims", "What the paper claims, and our runs of it", figures.svg(figure))
 
 
 def forest_rows(records):
@@ -126,18 +123,16 @@ def comparison_pictures(table, selection, protocol):
 
     Under the paper's schedule only what the paper does not claim: `claim_pictures` has the others.
     """
-    records = table.records
-    if protocol == Protocol():
-        records = records[records["verdict"].isna()]
-    for data, own in records.groupby("data"):
+    claimed = table.records["verdict"].notna() & (protocol == Protocol())
+    for data, own in table.records[~claimed].groupby("data"):
         if rows := list(forest_rows(own)):
             networks = ", ".join(title(data, model) for model in dict.fromkeys(own["model"]))
-            planned = any(paper is not None for _, _, paper, _ in rows)
-            what = f"{networks}: {'differences' if planned else 'attention minus none'}"
+            single = own["against"].dropna().nunique() == 1
+            what = f"{networks}: {'attention minus none' if single else 'differences'}"
             runs = selection.runs[selection.runs["data"] == data]
             figure = figures.forest(rows, heading(what, runs, protocol))
-            words = f"{what}, {protocol.words}: each pair, their mean, its 95 % interval"
-            yield Picture(f"against-none{protocol.suffix}-{data}", words, figures.svg(figure))
+            name = f"against-none{protocol.suffix}-{data}"
+            yield Picture(name, f"{what}, {protocol.words}", figures.svg(figure))
 
 
 def for_the_page(table):
@@ -145,11 +140,8 @@ def for_the_page(table):
     cells = [{row[i] for row in table.rows} for i in range(len(table.header))]
     order = sorted(range(len(cells)), key=lambda i: table.header[i].startswith(COUNTS))
     kept = [i for i in order if len(cells[i]) > 1 or len(table.rows) == 1]
-    equal = {table.header[i]: "".join(cells[i]) for i in order if i not in kept and table.rows}
-    told = [f"{key} {value}" for key, value in equal.items() if value != DASH]
-    empty = [key for key, value in equal.items() if value == DASH]
-    notes = [f"In every row: {', '.join(told)}."] if told else []
-    notes += [f"Nothing yet in: {', '.join(empty)}."] if empty else []
+    equal = [f"{table.header[i]} {table.rows[0][i]}" for i in order if table.rows and i not in kept]
+    notes = [f"In every row: {', '.join(dict.fromkeys(equal))}."] if equal else []
     return table._replace(
         header=[table.header[i] for i in kept],
         rows=[[row[i] for i in kept] for row in table.rows],
@@ -165,19 +157,6 @@ def printed_counts(paper, complexity):
     cells = [(row.params / 1e6, row.params_m) for row in rows.itertuples()]
     cells += [(row.gfloat, row.gflops) for row in rows.itertuples()]
     return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
-
-
-def read_speed(results):
-    """The rows of benchmark.csv, none where it is missing; `place`: network and variant."""
-    file = Path(results) / "benchmark.csv"
-    rows = read_csv(file) if file.exists() else []
-    numbers = ("ratio", "low", "high")
-    return [
-        row
-        | {key: float(row[key]) for key in numbers}
-        | {"place": f"{row['network']} {row['variant']}"}
-        for row in rows
-    ]
 
 
 def _inline(text):
@@ -230,7 +209,7 @@ def make_report(results):
                 pictures["differences"] += comparison_pictures(table, selection, protocol)
         pictures["curves"] += curve_pictures(selection, protocol, curves)
     chances = claims.read_chances(results)
-    figure4 = results / "figure4.png"
+    figure4, speed = results / "figure4.png", results / "benchmark.csv"
     page = _template().render(
         claims=[
             (
@@ -252,7 +231,7 @@ def make_report(results):
         names=NETWORK_TITLE | DATA_TITLE,
         pictures=pictures,
         printed=printed_counts(paper, complexity),
-        speed=read_speed(results),
+        speed=read_csv(speed) if speed.exists() else [],
         tables=tables,
         verdicts=VERDICTS,
     )
