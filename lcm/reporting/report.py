@@ -60,7 +60,7 @@ def curve_pictures(selection, protocol, curves):
         }
         name = title(data, model)
         figure = figures.learning_curves(arms, heading(name, own, protocol))
-        words = f"Learning curves: {name}, {protocol.words}: means; below, dots are single runs where there are several"
+        words = f"{name}, {protocol.words}: means; dots are single runs, where there are several"
         yield Picture(f"curves{protocol.suffix}-{data}-{model}", words, figures.svg(figure))
 
 
@@ -105,8 +105,13 @@ def forest_rows(records):
     columns, several = list(records), records["against"].dropna().nunique() > 1
     settings = columns[columns.index("model") + 1 : columns.index("attention")]
     for record in records[records["pairs"] > 0].to_dict("records"):
-        facts = {key: record[key] for key in ("low", "high", "differences")}
-        ours = Comparison(record["pairs"], record["difference"], **facts)
+        ours = Comparison(
+            n=record["pairs"],
+            mean=record["difference"],
+            low=record["low"],
+            high=record["high"],
+            differences=record["differences"],
+        )
         label = " ".join(
             [
                 f"{NETWORK_TITLE.get(record['model'], record['model'])}:",
@@ -154,8 +159,8 @@ def printed_counts(paper, complexity):
     """(how many of the paper's counts are ours, rounded as the paper rounds; how many it prints)."""
     keys = ["table", "model", "attention"]
     rows = paper.drop_duplicates(["table", "label"]).merge(complexity, on=keys)
-    cells = [(row.params / 1e6, row.params_m) for row in rows.itertuples()]
-    cells += [(row.gfloat, row.gflops) for row in rows.itertuples()]
+    cells = [*zip(rows.params / 1e6, rows.params_m, strict=True)]
+    cells += zip(rows.gfloat, rows.gflops, strict=True)
     return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
 
 
@@ -166,9 +171,10 @@ def _inline(text):
 
 
 def _template():
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
         "inline": _inline,

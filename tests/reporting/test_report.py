@@ -125,7 +125,7 @@ def test_the_findings_come_first(made):
     assert "Not known yet: no claim about accuracy" in findings
     assert "<b>Accuracy</b>: 17 claims, judged by pairs of runs: 17 not tested yet." in findings
     assert "a cheap module need not help: 2 supported." in findings
-    assert "contradict claim 1: lcm2 minus cbam is -0.39 points in Table 5" in findings
+    assert "claim 1</a>: lcm2 minus cbam is -0.39 points in Table 5" in findings
     assert "12 of the paper's 12 printed counts" in findings  # stored/complexity.csv has Table 2
     assert "What would decide" not in findings  # no power.csv there
     claims = section(page, "claims")
@@ -167,7 +167,7 @@ def test_cost_power_speed_and_figure_4(tmp_path):
     for name in ("complexity.csv", "power.csv", "cost.csv", "benchmark.csv", "figure4.png"):
         shutil.copy(ROOT / "results" / name, results)
     page, _ = make_report(results)
-    assert '<tr><td class="l">7</td><td>25</td><td>40</td></tr>' in page
+    assert '<tr><td class="l"><a href="#claim7">7</a></td><td>25</td><td>40</td></tr>' in page
     assert "by 10 seeds (claims 10, 14, 15, 18)" in page
     speed = section(page, "speed")
     assert re.search(r"resnet20</td><td>1.44 \[1.39, 1.49\]</td>", speed)
