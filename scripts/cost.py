@@ -1,7 +1,7 @@
 """Measure a training step of every network of the paper's tables; writes results/cost.csv (minutes).
 
     python scripts/cost.py
-    python scripts/tables.py --all --readme README.md    # the table of what each table costs
+    python scripts/tables.py --all --readme docs/sweeps.md  # the table of what each table costs
 
 Two steps each, after one that is not counted; where images are large, with few of them: the time of an image hardly depends on it.
 """

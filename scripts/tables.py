@@ -4,7 +4,7 @@
     python scripts/tables.py --schedule digits                # every attention on the built-in digits
     python scripts/tables.py --schedule short --precision bf16  # the same tables from other runs, under other names
     python scripts/tables.py --all                            # the tables of all protocols that have runs
-    python scripts/tables.py --all --readme README.md REPRODUCTION.md  # also fill the result blocks of these files
+    python scripts/tables.py --all --readme REPRODUCTION.md docs/sweeps.md  # also fill the result blocks of these files
 
 Each table is written as Markdown, CSV and LaTeX. Where nothing was run it has a dash, and below it the command for that run.
 """

@@ -31,8 +31,8 @@ def network_titles(states):
         attention = ATTENTION_TITLE.get(state["attention"], state["attention"])
         found.append(network if state["attention"] == "none" else f"{network} + {attention}")
     if len(set(found)) < len(found):
-        seeds = [state["seed"] for state in states]
-        found = [f"{title}, seed {seed}" for title, seed in zip(found, seeds, strict=True)]
+        pairs = zip(found, states, strict=True)
+        found = [f"{title}, seed {state['seed']}" for title, state in pairs]
     return found
 
 
@@ -40,11 +40,9 @@ def length_and_seeds(states):
     """ "10 epochs, seed 0", "8 epochs, seeds 0 to 5" """
     epochs = " or ".join(map(str, sorted({state["epochs"] for state in states})))
     seeds = sorted({state["seed"] for state in states})
-    words = ", ".join(map(str, seeds))
-    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
-        words = f"{seeds[0]} to {seeds[-1]}"
-    plural = "s" * (len(seeds) > 1)
-    return f"{epochs} epoch{'s' * (epochs != '1')}, seed{plural} {words}"
+    together = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
+    words = f"{seeds[0]} to {seeds[-1]}" if together else ", ".join(map(str, seeds))
+    return f"{epochs} epoch{'s' * (epochs != '1')}, seed{'s' * (len(seeds) > 1)} {words}"
 
 
 def trained_on(states):

@@ -11,12 +11,11 @@ import math
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lcm.config import compose
 from lcm.reporting.protocol import in_order
-from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED, VERDICTS
+from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, for the paper's modules; then others for further modules.
 COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -26,7 +25,7 @@ VERDICT_COLOURS = {
     SUPPORTED: "#1a7f37",
     CONTRADICTED: "#cf222e",
     INCONCLUSIVE: "#0550ae",
-    NOT_TESTED: "#9a9a9a",
+    NOT_TESTED: "#767676",
 }
 MARKERS = "osD^vP*Xh"
 STYLE = {
@@ -66,17 +65,11 @@ def colours(attentions):
     return {attention: palette[attention] for attention in attentions}
 
 
-def _handle(label, colour, marker, **style):
-    return Line2D([], [], color=colour, marker=marker, label=label, **{"linestyle": "", **style})
-
-
 def panels(arms):
     """The arms of each panel: `none` in all of them, and at most four others."""
     others = [attention for attention in arms if attention != "none"]
-    base = ["none"] if "none" in arms else []
-    size = math.ceil(len(others) / math.ceil(len(others) / 4)) if others else 1
-    starts = range(0, max(len(others), 1), size)
-    return [[*base, *others[start : start + size]] for start in starts]
+    parts = np.array_split(others, max(1, math.ceil(len(others) / 4)))
+    return [[*(["none"] if "none" in arms else []), *part.tolist()] for part in parts]
 
 
 @matplotlib.rc_context(STYLE)
@@ -90,20 +83,19 @@ def learning_curves(arms, title):
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(2 * len(groups), 1)
     for group, whole, end in zip(groups, axes[::2], axes[1::2], strict=True):
-        for attention in group:
+        for index, attention in enumerate(group):
             curves = np.array(arms[attention])  # (seeds, epochs)
-            count = curves.shape[1]
-            epochs = np.arange(1, count + 1)
-            last = count - max(2, count // 4) if count > 2 else 0
+            epochs = np.arange(1, curves.shape[1] + 1)
+            last = slice(-max(2, len(epochs) // 4), None)
             style = {"color": palette[attention], "linewidth": 1.3}
-            style["linestyle"] = "--" if attention == "lcm1" else "-"
-            label = f"{attention} ({len(curves)})"
-            whole.plot(epochs, curves.mean(axis=0), label=label, **style)
-            end.plot(epochs[last:], curves.mean(axis=0)[last:], **style)
+            mean = curves.mean(axis=0)
+            whole.plot(epochs, mean, label=f"{attention} ({len(curves)})", **style)
+            end.plot(epochs[last], mean[last], **style)
+            # dots of the arms beside each other, where an epoch is wide enough
+            beside = epochs[last] + 0.05 * (index - (len(group) - 1) / 2)
             for curve in curves if len(curves) > 1 else ():
-                dots = {"color": palette[attention], "alpha": 0.5, "linewidths": 0}
-                end.scatter(epochs[last:], curve[last:], s=7, **dots)
-        end.set_title(f"epochs {last + 1} to {count}; dots: single runs")
+                end.plot(beside, curve[last], ".", color=palette[attention], markersize=3)
+        end.set_title(f"epochs {epochs[last][0]} to {epochs[-1]}")
         whole.legend(loc="lower right", ncols=2, title="mean of (seeds)", title_fontsize=8)
         for axis in (whole, end):
             axis.set_ylabel("test top-1 (%)")
@@ -120,20 +112,17 @@ def cost_by_module(costs, added, title):
     costs: {column of `added`: its label}. added: a DataFrame with columns network, attention and
     those of the costs. Networks have different heights, so that no dot hides another one.
     """
-    modules, networks = in_order(added["attention"]), list(dict.fromkeys(added["network"]))
-    markers = dict(zip(networks, itertools.cycle(MARKERS), strict=False))
-    shades = dict(zip(networks, itertools.cycle(COLOURS), strict=False))
-    size = (WIDTH, 1.6 + 0.36 * len(modules) * len(costs))
-    figure = Figure(figsize=size, layout="constrained")
+    modules, networks = in_order(added["attention"]), in_order(added["network"], added["network"])
+    figure = Figure(figsize=(WIDTH, 1.6 + 0.5 * len(modules) * len(costs)), layout="constrained")
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(len(costs), 1, squeeze=False)[:, 0]
     for axis, (cost, label) in zip(axes, costs.items(), strict=True):
         for index, network in enumerate(networks):
             own = added[added["network"] == network]
-            shift = 0.08 * (index - (len(networks) - 1) / 2)
+            shift = 0.1 * (index - (len(networks) - 1) / 2)
             heights = [modules.index(attention) + shift for attention in own["attention"]]
-            style = {"s": 14, "marker": markers[network], "linewidths": 0}
-            axis.scatter(own[cost], heights, color=shades[network], **style)
+            style = {"marker": MARKERS[index % len(MARKERS)], "label": network, "linewidths": 0}
+            axis.scatter(own[cost], heights, s=14, color=COLOURS[index % len(COLOURS)], **style)
         axis.set_xscale("symlog", linthresh=0.01)  # a module without parameters adds 0
         axis.set_xlim(left=-0.002)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
@@ -141,21 +130,8 @@ def cost_by_module(costs, added, title):
         axis.set_ylim(len(modules) - 0.5, -0.5)
         axis.set_xlabel(label)
         axis.grid(alpha=0.25, linewidth=0.5)
-    handles = [_handle(network, shades[network], markers[network]) for network in networks]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.1)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
-
-
-def stacked(values, span):
-    """A height for each value, around 0 and one apart, where values lie within `span` of another."""
-    heights, taken = [], {}
-    for value in values:
-        near = [key for key in taken if abs(key - value) < span]
-        key = near[0] if near else value
-        taken[key] = taken.get(key, 0) + 1
-        # 0, 1, -1, 2, -2, ...
-        heights.append((taken[key] // 2) * (-1 if taken[key] % 2 else 1))
-    return heights
 
 
 @matplotlib.rc_context(STYLE)
@@ -168,32 +144,32 @@ def forest(rows, title):
     axis = figure.subplots()
     axis.axvline(0, color=INK, linewidth=0.8)
     every = [d for _, ours, _, _ in rows for d in ours.differences]
-    span = (max(every) - min(every)) / 60 if every else 0
+    near = (max(every) - min(every)) / 60 if every else 0
     for i, (_, ours, paper, word) in enumerate(rows):
-        colour = VERDICT_COLOURS.get(word, VERDICT_COLOURS[INCONCLUSIVE])
+        if i % 2:
+            axis.axhspan(i - 0.5, i + 0.5, color="#f3f4f6", zorder=0)
+        word = word or INCONCLUSIVE
+        colour = VERDICT_COLOURS[word]
         if ours.low is not None:
-            axis.hlines(i - 0.25, ours.low, ours.high, colors=colour, linewidth=1.4)
+            axis.hlines(i - 0.2, ours.low, ours.high, colors=colour, linewidth=1.4)
         if ours.n:
-            heights = i + 0.15 + 0.12 * np.array(stacked(ours.differences, span))
+            # circles in one place stand above each other: 0, -1, 1, -2, 2 steps from the line
+            found = ours.differences
+            before = [sum(abs(d - e) <= near for e in found[:k]) for k, d in enumerate(found)]
+            heights = [i + 0.15 + 0.12 * ((k + 1) // 2) * (-1) ** k for k in before]
             pairs = {"facecolors": "none", "edgecolors": colour, "linewidths": 0.7}
-            axis.scatter(ours.differences, heights, s=9, zorder=2, **pairs)
-            axis.scatter(ours.mean, i - 0.25, s=18, color=colour, zorder=3, linewidths=0)
+            axis.scatter(found, heights, s=9, zorder=2, label="a pair of runs", **pairs)
+            mean = {"color": colour, "label": f"mean: {word}", "linewidths": 0}
+            axis.scatter(ours.mean, i - 0.2, s=18, zorder=3, **mean)
         if paper is not None:
             diamond = {"marker": "D", "facecolors": "none", "edgecolors": BLACK, "linewidths": 0.8}
-            axis.scatter(paper, i - 0.25, s=24, zorder=3, **diamond)
+            axis.scatter(paper, i - 0.2, s=24, zorder=3, label="the paper", **diamond)
     axis.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=7.5)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in test top-1 (points)")
     figure.suptitle(title, fontsize=9)
     axis.grid(axis="x", alpha=0.25, linewidth=0.5)
-    found = {word for _, ours, _, word in rows if ours.n}
-    marker = {"markersize": 4, "linestyle": "-"}
-    handles = [
-        _handle(word, VERDICT_COLOURS[word], "o", **marker) for word in VERDICTS if word in found
-    ]
-    if found:
-        handles.append(_handle("a pair of runs", INK, "o", markersize=3.5, fillstyle="none"))
-    if any(paper is not None for _, _, paper, _ in rows):
-        handles.append(_handle("the paper", BLACK, "D", markersize=4.5, fillstyle="none"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    handles, labels = axis.get_legend_handles_labels()
+    legend = dict(zip(labels, handles, strict=True))  # each label once
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=3)
     return figure

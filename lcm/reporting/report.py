@@ -1,9 +1,8 @@
-"""results/report.html: one self-contained page made from runs.csv, the records and the paper's numbers alone."""
+"""results/report.html: one self-contained page made from the files in results/ alone."""
 
 import base64
 import math
 import re
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +12,25 @@ from markupsafe import Markup, escape
 
 from lcm.files import write
 from lcm.reporting import claims, figures
-from lcm.reporting.paired import measured
-from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, protocols, select, title
+from lcm.reporting.captions import length_and_seeds
+from lcm.reporting.cost import cost_block
+from lcm.reporting.paired import in_words
+from lcm.reporting.protocol import (
+    DATA_TITLE,
+    NETWORK_TITLE,
+    Protocol,
+    protocols,
+    read_csv,
+    select,
+    title,
+)
 from lcm.reporting.records import read_records
-from lcm.reporting.render import DASH, Table
+from lcm.reporting.render import as_printed, signed
 from lcm.reporting.runs import read_runs
 from lcm.reporting.statistics import VERDICTS, Comparison
 from lcm.reporting.tables import build, counts, read_complexity, read_paper
+
+COUNTS = ("Para", "GFloat", "MACs")  # how the headings of columns with counts begin
 
 
 class Picture(NamedTuple):
@@ -30,77 +41,63 @@ class Picture(NamedTuple):
     svg: bytes
 
 
+def heading(what, runs, protocol):
+    """The two lines above a picture: what it shows, and what was trained."""
+    known = runs.dropna(subset="epochs").to_dict("records")
+    return f"{what}\n{length_and_seeds(known)}; {protocol.words}"
+
+
 def curve_pictures(selection, protocol, curves):
     """Learning curves of each network on each data set. `curves`: {run name: test accuracy of each epoch}."""
     for (data, model), runs in selection.groups().items():
-        arms = {
-            attention: [curves[run] for run in arm["run"] if run in curves]
-            for attention, arm in runs.groupby("attention", sort=False)
-        }
-        lengths = Counter(len(curve) for found in arms.values() for curve in found)
-        if not lengths:
+        lengths = [len(curves.get(run, ())) for run in runs["run"]]
+        if not any(lengths):
             continue
-        length = lengths.most_common(1)[0][0]
+        own = runs[[length == max(lengths) for length in lengths]]
         arms = {
-            attention: [curve for curve in found if len(curve) == length]
-            for attention, found in arms.items()
+            attention: [curves[run] for run in arm["run"]]
+            for attention, arm in own.groupby("attention", sort=False)
         }
         name = title(data, model)
-        figure = figures.learning_curves(
-            {a: found for a, found in arms.items() if found}, f"{name}\n{protocol.words}"
-        )
-        words = f"Learning curves: {name}, {protocol.words}; mean and range over the seeds (their number in brackets)"
+        figure = figures.learning_curves(arms, heading(name, own, protocol))
+        words = f"{name}, {protocol.words}: means; dots are single runs, where there are several"
         yield Picture(f"curves{protocol.suffix}-{data}-{model}", words, figures.svg(figure))
 
 
-def cost_pictures(selection, protocol, paper):
-    """Accuracy against parameters and against multiply-accumulates, one picture for each data set."""
-    paper = paper[paper["metric"] == "top1"].drop_duplicates(["data", "model", "attention"])
-    printed = (
-        paper.set_index(["data", "model", "attention"])["value"]
-        if protocol.schedule is None
-        else pd.Series()
-    )
-    tried = selection.tried()
-    points = [
-        {
-            "data": data,
-            "network": NETWORK_TITLE.get(model, model),
-            "attention": attention,
-            "params": arm["params"].iloc[0] / 1e6,
-            "macs": arm["macs"].iloc[0] / 1e6,
-            "paper": printed.get((data, model, attention)),
-        }
-        | measured(arm, tried[data, model, attention]["seed"].nunique())
-        for (data, model, attention), arm in selection.arms().items()
-        if arm[["params", "macs"]].iloc[0].notna().all()  # other people's runs may not say
+def cost_pictures(runs, complexity):
+    """What each module adds to the parameters and multiply-accumulates of each network."""
+    costs = {"params": "parameters added (%)", "macs": "multiply-accumulates added (%)"}
+    rows = pd.concat([complexity.assign(data=""), runs[runs["deviations"] == "{}"]])
+    rows = rows.dropna(subset=list(costs)).drop_duplicates(["data", "model", "attention"])
+    none = rows["attention"] == "none"
+    both = rows[~none].merge(rows[none], on=["data", "model"], suffixes=("", "_none"))
+    for key in costs:
+        both[key] = (100 * (both[key] / both[f"{key}_none"] - 1)).astype(float)
+    both["network"] = [NETWORK_TITLE.get(model, model) for model in both["model"]]
+    both = both.drop_duplicates(["network", "attention"])
+    if len(both):
+        words = "What each module adds to a network: exact counts, no training"
+        figure = figures.cost_by_module(costs, both, words)
+        yield Picture("cost", f"{words}; further left is cheaper", figures.svg(figure))
+
+
+def claim_pictures(judged, runs):
+    """The forest plot of the paper's claims that have pairs of runs under its schedule."""
+    rows = [
+        (
+            f"Table {c.table}, {title(c.data, c.model)}: {c.a} - {c.b}",
+            part.comparison,
+            c.paper,
+            part.verdict,
+        )
+        for c, part in judged.items()
+        if c.is_gain and part.comparison.n
     ]
-    points = pd.DataFrame(points)
-    costs = {
-        "params": "parameters (millions)",
-        "macs": "multiply-accumulates of one image (millions)",
-    }
-    for data, own in points.groupby("data") if len(points) else ():
-        name = DATA_TITLE.get(data, data)
-        own = own.astype({"mean": float, "deviation": float, "paper": float})
-        figure = figures.accuracy_against(costs, own, f"{name}\n{protocol.words}")
-        words = f"Accuracy against cost: {name}, {protocol.words}; bars: deviation over the seeds"
-        yield Picture(f"cost{protocol.suffix}-{data}", words, figures.svg(figure))
-
-
-def claim_pictures(judged, protocol):
-    """The forest plot of each of the paper's tables that has runs."""
-    for number in sorted({statement.table for statement in judged}):
-        family = {c: part for c, part in judged.items() if c.table == number and c.is_gain}
-        if any(part.comparison.n for part in family.values()):
-            rows = [
-                (f"{title(c.data, c.model)}: {c.a} - {c.b}", part.comparison, c.paper, part.verdict)
-                for c, part in family.items()
-            ]
-            figure = figures.forest(rows, f"Claims of Table {number}\n{protocol.words}")
-            words = f"Differences that the paper claims in Table {number}, {protocol.words}: "
-            words += "ours with 95 % intervals, and the paper's"
-            yield Picture(f"claims{protocol.suffix}-table{number}", words, figures.svg(figure))
+    if rows:
+        figure = figures.forest(
+            rows, heading("Differences that the paper claims", runs, Protocol())
+        )
+        yield Picture("claims", "What the paper claims, and our runs of it", figures.svg(figure))
 
 
 def forest_rows(records):
@@ -108,8 +105,13 @@ def forest_rows(records):
     columns, several = list(records), records["against"].dropna().nunique() > 1
     settings = columns[columns.index("model") + 1 : columns.index("attention")]
     for record in records[records["pairs"] > 0].to_dict("records"):
-        facts = {key: record[key] for key in ("low", "high", "differences")}
-        ours = Comparison(record["pairs"], record["difference"], **facts)
+        ours = Comparison(
+            n=record["pairs"],
+            mean=record["difference"],
+            low=record["low"],
+            high=record["high"],
+            differences=record["differences"],
+        )
         label = " ".join(
             [
                 f"{NETWORK_TITLE.get(record['model'], record['model'])}:",
@@ -121,41 +123,45 @@ def forest_rows(records):
         yield label, ours, record.get("paper"), record["verdict"]
 
 
-def comparison_pictures(table, protocol):
-    """Every attention against none on every network, one forest plot for each data set."""
-    for data, records in table.records.groupby("data"):
-        if rows := list(forest_rows(records)):
-            name = DATA_TITLE.get(data, data)
-            figure = figures.forest(
-                rows,
-                f"{name}: differences\n{protocol.words}"
-                if any(paper is not None for _, _, paper, _ in rows)
-                else f"{name}: attention minus none\n{protocol.words}",
-            )
-            words = f"Each attention minus none on {name}, {protocol.words}: each pair, their mean, 95 % intervals"
-            yield Picture(f"against-none{protocol.suffix}-{data}", words, figures.svg(figure))
+def comparison_pictures(table, selection, protocol):
+    """Every attention against none on every network, one forest plot for each data set.
+
+    Under the paper's schedule only what the paper does not claim: `claim_pictures` has the others.
+    """
+    claimed = table.records["verdict"].notna() & (protocol == Protocol())
+    for data, own in table.records[~claimed].groupby("data"):
+        if rows := list(forest_rows(own)):
+            networks = ", ".join(title(data, model) for model in dict.fromkeys(own["model"]))
+            single = own["against"].dropna().nunique() == 1
+            what = f"{networks}: {'attention minus none' if single else 'differences'}"
+            runs = selection.runs[selection.runs["data"] == data]
+            figure = figures.forest(rows, heading(what, runs, protocol))
+            name = f"against-none{protocol.suffix}-{data}"
+            yield Picture(name, f"{what}, {protocol.words}", figures.svg(figure))
 
 
-def runs_table(runs):
-    """What every run reached, and where; runs.csv has more columns."""
-    columns = [
-        "run",
-        "schedule",
-        "precision",
-        "deviations",
-        "state",
-        "test_top1",
-        "test_top5",
-        "train_loss",
-        "seconds",
-    ]
-    columns += ["device", "torch", "commit", "dirty", "start", "message"]
-    cells = runs[columns].round({"train_loss": 4})
-    cells["commit"] = runs["commit"].str.replace(
-        r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", regex=True
+def for_the_page(table):
+    """The table with accuracies before counts; a column of equal cells becomes a note."""
+    cells = [{row[i] for row in table.rows} for i in range(len(table.header))]
+    order = sorted(range(len(cells)), key=lambda i: table.header[i].startswith(COUNTS))
+    kept = [i for i in order if len(cells[i]) > 1 or len(table.rows) == 1]
+    equal = [f"{table.header[i]} {table.rows[0][i]}" for i in order if table.rows and i not in kept]
+    notes = [f"In every row: {', '.join(dict.fromkeys(equal))}."] if equal else []
+    return table._replace(
+        header=[table.header[i] for i in kept],
+        rows=[[row[i] for i in kept] for row in table.rows],
+        notes=[*notes, *table.notes],
+        labels=sum(i < table.labels for i in kept),
     )
-    cells = cells.astype(object).where(cells.notna(), DASH).astype(str)
-    return Table("runs", "Runs", columns, cells.to_numpy().tolist(), labels=5)
+
+
+def printed_counts(paper, complexity):
+    """(how many of the paper's counts are ours, rounded as the paper rounds; how many it prints)."""
+    keys = ["table", "model", "attention"]
+    rows = paper.drop_duplicates(["table", "label"]).merge(complexity, on=keys)
+    cells = [*zip(rows.params / 1e6, rows.params_m, strict=True)]
+    cells += zip(rows.gfloat, rows.gflops, strict=True)
+    return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
 
 
 def _inline(text):
@@ -165,13 +171,15 @@ def _inline(text):
 
 
 def _template():
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
         "inline": _inline,
         "base64": lambda data: base64.b64encode(data).decode(),
+        "signed": signed,
     }
     return environment.get_template("report.html.jinja")
 
@@ -180,6 +188,7 @@ def make_report(results):
     """(the page as text, its pictures) from a folder of results."""
     results = Path(results)
     runs, paper = read_runs(results / "runs.csv"), read_paper(results)
+    complexity = read_complexity(results)
     of_the_paper = claims.read_claims(results / "claims.yaml", paper)
     records, _ = read_records(results / "metrics")
     # an epoch without a number, in other people's runs, is a gap in the curve
@@ -188,35 +197,47 @@ def make_report(results):
         for run, epochs in records
         if run["state"] == "finished"
     }
-    pictures = {"claims": [], "against": [], "curves": [], "cost": []}
-    tables, judged_claims, short = [], [], []
-    printed = set()  # methods, each once; notes are facts about runs and stand below each table
+    paper_runs = select(runs, Protocol())
+    judged = claims.judge_statements(of_the_paper, paper_runs)
+    verdicts = claims.judge(of_the_paper, judged, complexity)
+    pictures = {
+        "differences": list(claim_pictures(judged, paper_runs.runs)),
+        "curves": [],
+        "cost": list(cost_pictures(runs, complexity)),
+    }
+    tables, methods = [], []
     for protocol in protocols(runs):
         selection = select(runs, protocol)
         for table in build(runs, protocol, results):
-            method = [] if table.method in printed else [table.method]
-            tables.append((table, method + table.notes))
-            printed.add(table.method)
+            tables.append(for_the_page(table))
+            methods.append(table.method)
             if "pairs" in table.records:
-                pictures["against"] += comparison_pictures(table, protocol)
+                pictures["differences"] += comparison_pictures(table, selection, protocol)
         pictures["curves"] += curve_pictures(selection, protocol, curves)
-        pictures["cost"] += cost_pictures(selection, protocol, paper)
-        if protocol.schedule is None:
-            judged = claims.judge_statements(of_the_paper, selection)
-            pictures["claims"] += claim_pictures(judged, protocol)
-            verdicts = claims.judge(of_the_paper, judged, read_complexity(results))
-            short.append(claims.claims_in_short(verdicts))
-            chances = claims.read_chances(results)
-            summary = claims.summary_table(verdicts, protocol, chances)
-            judged_claims.append((summary, claims.statement_tables(of_the_paper, judged)))
+    chances = claims.read_chances(results)
+    figure4, speed = results / "figure4.png", results / "benchmark.csv"
     page = _template().render(
-        claims=judged_claims,
-        claims_in_short=short[0],
+        claims=[
+            (
+                number,
+                result,
+                [judged[s] for s in result.claim.statements],
+                chances.get(result.claim.id),
+            )
+            for number, result in enumerate(verdicts, 1)
+        ],
         claims_method=claims.METHOD,
-        counts=counts(runs),
+        contests=[for_the_page(table) for table in claims.statement_tables(of_the_paper, judged)],
+        cost=cost_block(results),
+        counts=for_the_page(counts(runs)),
+        figure4=figure4.read_bytes() if figure4.exists() else b"",
         finished=(runs["state"] == "finished").sum(),
+        in_words=in_words,
+        methods=list(dict.fromkeys(methods)),
+        names=NETWORK_TITLE | DATA_TITLE,
         pictures=pictures,
-        runs=runs_table(runs),
+        printed=printed_counts(paper, complexity),
+        speed=read_csv(speed) if speed.exists() else [],
         tables=tables,
         verdicts=VERDICTS,
     )
