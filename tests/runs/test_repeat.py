@@ -201,7 +201,7 @@ def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
 def test_a_signal_goes_on_to_the_training_which_saves(tmp_path, number, to_all):
     """Ctrl-C in a terminal reaches every process of its group; `kill` one process."""
     (record,) = (ROOT / "results/metrics").glob("digits-resnet20-none-seed0-*.jsonl")
-    command = [record, f"--runs={tmp_path}", "tensorboard=false", "checkpoint.every=1"]
+    command = [record, f"--runs={tmp_path}", "tensorboard=false", "checkpoint.every='1 steps'"]
     process = start(ROOT / "scripts/repeat.py", *map(str, command), cwd=ROOT)
     wait_until(lambda: list(tmp_path.glob("*/*/*/*/checkpoint.pt")))
     (os.killpg if to_all else os.kill)(process.pid, number)
