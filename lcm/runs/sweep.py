@@ -202,9 +202,13 @@ def print_plan(runs, statuses):
 
 def print_summary(runs, statuses):
     """Every run with its result, and every failure with its message and log."""
-    runs = Path(runs[0].config["runs"])
+    folder = Path(runs[0].config["runs"])
+    shown = [
+        status._replace(message=None, config=run.config)
+        for run, status in zip(runs, statuses, strict=True)
+    ]
     print(
-        f"\n{table([s._replace(message=None) for s in statuses], runs)}\n\n{totals(statuses)}",
+        f"\n{table(shown, folder)}\n\n{totals(statuses)}",
         flush=True,
     )
     for status in statuses:
