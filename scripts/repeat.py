@@ -17,6 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.errors import SIGNALS, UserError, exit_on_user_error
 from lcm.reporting.records import DamagedRecord, read_record, read_run
 from lcm.runs.repeat import (

@@ -9,6 +9,8 @@ python scripts/status.py -m model=resnet20 attention=none,lcm2
 import argparse
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.config.compose import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import yaml
 
 from lcm.config import compose
-from lcm.errors import UserError
+from lcm.files import missing
 
 PAPER_SCHEDULE = {
     "cifar10": "cifar",
@@ -73,9 +73,7 @@ def read_csv(file):
         with open(file, encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
     except FileNotFoundError:
-        raise UserError(
-            f"{file} is missing: it belongs to the repository; bring it back with git checkout"
-        ) from None
+        raise missing(file) from None
 
 
 def paper_accuracy(data, model, attention, file=PAPER):
