@@ -19,7 +19,7 @@ from pathlib import Path
 
 import checkout  # noqa: F401  before lcm
 
-from lcm.errors import SIGNALS, UserError, exit_on_user_error
+from lcm.errors import SIGNALS, UserError, exit_on_user_error, plural
 from lcm.reporting.records import DamagedRecord, read_record, read_run
 from lcm.runs.repeat import (
     arguments,
@@ -91,7 +91,7 @@ def main(command_line=None):
     again, epochs_again = read(Path(options.runs) / run["run"])
     tolerance = tolerances(run)
     apart = differences(epochs, epochs_again, tolerance)
-    same = f"the same numbers, bit for bit: {len(epochs['epoch'])} epochs of {', '.join(compared(epochs))}"
+    same = f"the same numbers, bit for bit: {plural(len(epochs['epoch']), 'epoch')} of {', '.join(compared(epochs))}"
     for column, allowed in tolerance.items():
         same += f" ({column}, which a faster evaluation computed then, to {allowed:g} of its value)"
     print("\n".join([*(apart or [same]), *other_environment(run, again)]))

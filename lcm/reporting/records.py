@@ -12,6 +12,8 @@ import os
 import re
 from pathlib import Path
 
+from lcm.errors import plural
+
 RECORDED = (
     "finished",
     "failed",
@@ -198,7 +200,7 @@ def _check_result(run, facts, epochs):
     count = len(epochs.get("epoch", []))
     if count != facts["epochs"] or run["result"].get("epoch") != count or not count:
         raise DamagedRecord(
-            f"metrics.jsonl: {count} epochs of {facts['epochs']}, though the run is finished"
+            f"metrics.jsonl: {plural(count, 'epoch')} of {facts['epochs']}, though the run is finished"
         )
     for key in LAST_EPOCH:
         last = epochs.get(key, [None])[-1]
@@ -273,7 +275,9 @@ def read_record(file):
     rows = [_parse(line, list, f"epoch {number}") for number, line in enumerate(lines, 1)]
     for number, values in enumerate(rows, 1):
         if len(values) != len(columns):
-            raise DamagedRecord(f"epoch {number} has {len(values)} values, not {len(columns)}")
+            raise DamagedRecord(
+                f"epoch {number} has {plural(len(values), 'value')}, not {len(columns)}"
+            )
     epochs = {column: [values[index] for values in rows] for index, column in enumerate(columns)}
     check(run, epochs)
     if file.name != record_name(run["run"]):

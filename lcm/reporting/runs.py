@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lcm.errors import UserError
+from lcm.errors import UserError, plural
 from lcm.files import write
 from lcm.reporting import records
 from lcm.reporting.records import COLUMNS, OPTIONAL, DamagedRecord
@@ -66,7 +66,7 @@ class Summary(NamedTuple):
     def __str__(self):
         failed = self.runs[self.runs["state"] == "failed"]
         lines = [
-            f"{len(self.runs)} runs: {len(self.runs) - len(failed)} finished, {len(failed)} failed; "
+            f"{plural(len(self.runs), 'run')}: {len(self.runs) - len(failed)} finished, {len(failed)} failed; "
             f"{len(self.new)} new, {len(self.replaced)} replaced"
         ]
         for title, entries in (

@@ -10,7 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 from lcm.config.identity import identity
-from lcm.errors import UserError
+from lcm.errors import UserError, plural
 from lcm.runs.directory import data_name
 from lcm.runs.lock import is_owned
 from lcm.runs.state import read_state
@@ -156,7 +156,7 @@ def time_left(configs, statuses):
             unknown += 1
     if not unknown:
         return f"about {clock(seconds)}"
-    rest = f"{unknown} run{'s' * (unknown > 1)} of unknown length"
+    rest = f"{plural(unknown, 'run')} of unknown length"
     return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
 
 
@@ -164,7 +164,7 @@ def totals(statuses):
     """ "42 runs: 30 finished, 1 live, 11 to do" """
     numbers = Counter(status.state for status in statuses)
     parts = [f"{numbers[state]} {state}" for state in STATES if numbers[state]]
-    return f"{len(statuses)} run{'s' * (len(statuses) != 1)}: {', '.join(parts) or 'none'}"
+    return f"{plural(len(statuses), 'run')}: {', '.join(parts) or 'none'}"
 
 
 def table(statuses, runs=None):

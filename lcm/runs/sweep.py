@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from lcm.config.compose import use_sources
-from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError, listed
+from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError, listed, plural
 from lcm.files import unwritable
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
@@ -185,7 +185,7 @@ def print_launch(runs, batch, launcher):
         )
     else:
         print(
-            f"{len(batch)} runs go to {launcher}; python scripts/status.py shows how far they are",
+            f"handed to {launcher}: {plural(len(batch), 'run')}; python scripts/status.py shows how far they are",
             flush=True,
         )
 
