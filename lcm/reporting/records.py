@@ -40,8 +40,10 @@ COLUMNS = {
     "data_verified": "boolean",
     **dict.fromkeys(("start", "end", "message"), "str"),
 }
-# What mini-ImageNet's training regions are cut from: "256" (pixels of the cached images' short side), "full size" or "files".
-OPTIONAL = {"data_cache": "str"}  # a column only where a run has it
+# Columns only where a run has them. data_cache: what mini-ImageNet's training regions are cut from: "256" (pixels of the cached
+# images' short side), "full size" or "files". own_attention, own_model: the digest of a module's source where it is the user's
+# own; empty where it is the repository's, and where the record does not say.
+OPTIONAL = dict.fromkeys(("data_cache", "own_attention", "own_model"), "str")
 REQUIRED = (
     "run",
     "state",
@@ -149,6 +151,8 @@ def row(run):
         facts["message"] = "".join(
             character if character.isprintable() else " " for character in facts["message"]
         )
+    own = _object(run, "own_source")
+    facts |= {"own_attention": own.get("attention"), "own_model": own.get("model")}
     facts["data_cache"] = None
     if "cache" in data:
         facts["data_cache"] = (

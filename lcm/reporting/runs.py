@@ -38,7 +38,7 @@ def read_runs(file):
     read = {"float64": float, "Int64": int, "boolean": {"true": True, "false": False}.__getitem__}
     try:
         runs = pd.read_csv(file, dtype=str, keep_default_na=False)
-        if list(runs) not in (list(COLUMNS), list(COLUMNS | OPTIONAL)):
+        if list(runs) != [*COLUMNS, *(key for key in OPTIONAL if key in runs)]:
             raise ValueError("other columns")
         for key, dtype in (COLUMNS | OPTIONAL).items():
             if dtype != "str":  # Python's own reading of a number, which is exact
