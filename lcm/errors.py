@@ -73,6 +73,11 @@ def nearest(name, names):
     return f"; nearest: {close[0]}" if close else ""
 
 
+def plural(count, noun):
+    """ "1 pair", "2 pairs" """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def listed(title, problems):
     """The UserError for several problems, a line each."""
     return UserError("\n".join([title, *(f"  {problem}" for problem in problems)]))

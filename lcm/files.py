@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lcm.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
+
 
 def write_atomically(file, data, keep=None):
     """Write bytes so that a reader, or a restart after a kill, sees the old file or the new one, never a part.
@@ -32,6 +34,15 @@ def write_atomically(file, data, keep=None):
             temporary.unlink()
         raise unwritable(file, error) from error
     sync_directory(file.parent)
+
+
+def missing(file):
+    """The UserError for a file of the repository's results/ that is not there."""
+    name = Path(file).name
+    return UserError(
+        f"{file} is missing: it belongs to the repository; `git checkout results/{name}` in "
+        f"{ROOT} brings results/{name} back"
+    )
 
 
 def sync_directory(directory):

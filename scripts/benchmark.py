@@ -13,11 +13,11 @@ import contextlib
 import datetime
 import multiprocessing
 import statistics
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
 import numpy as np
 import pandas as pd
 import torch
@@ -27,8 +27,6 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where train.py is
 
 import train
 from lcm.config.compose import CONFIGS, load

@@ -9,6 +9,8 @@ Damaged runs are named and left out; the others are collected.
 
 import argparse
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.errors import exit_on_user_error
 from lcm.reporting.runs import collect, rebuild
 

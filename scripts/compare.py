@@ -15,6 +15,8 @@ columns than mine.md: it fits into a column of a thesis.
 import argparse
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting import figures

@@ -11,6 +11,7 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
 import pandas as pd
 
 from lcm.complexity import count

@@ -9,6 +9,7 @@ Two steps each, after one that is not counted; where images are large, with few 
 import argparse
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
 import pandas as pd
 from benchmark import Side
 

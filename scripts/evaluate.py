@@ -10,6 +10,7 @@ as a picture, in the format of the name's ending (.png, .svg, .pdf), and a CSV o
 import argparse
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
 import pandas
 
 from lcm.errors import exit_on_user_error

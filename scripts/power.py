@@ -8,6 +8,8 @@ python scripts/power.py
 import argparse
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting.claims import read_claims

@@ -9,6 +9,8 @@ If the copy has problems, all of them are listed and the exit code is 2.
 
 import argparse
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.data.mini_imagenet import prepare
 from lcm.errors import exit_on_user_error
 

@@ -12,11 +12,14 @@ the folder of its data for example. Exit codes: 0 the same numbers, 1 other numb
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from lcm.errors import UserError, exit_on_user_error
+import checkout  # noqa: F401  before lcm
+
+from lcm.errors import SIGNALS, UserError, exit_on_user_error, plural
 from lcm.reporting.records import DamagedRecord, read_record, read_run
 from lcm.runs.repeat import (
     arguments,
@@ -46,6 +49,20 @@ def read(path):
     return run, epochs
 
 
+def train(overrides):
+    """Run train.py to its end; signals that come here go to it. Returns its exit code.
+
+    Its session is its own, so that Ctrl-C does not reach it twice: a second one would not save.
+    """
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    child = subprocess.Popen(command, start_new_session=True)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: child.send_signal(number))
+    code = child.wait()
+    return code if code >= 0 else 128 - code  # killed by a signal: as a shell says it
+
+
 @exit_on_user_error
 def main(command_line=None):
     parser = argparse.ArgumentParser(
@@ -69,12 +86,12 @@ def main(command_line=None):
     print(f"python train.py {shlex.join(overrides)}", flush=True)
     if options.show:
         return
-    if code := subprocess.run([sys.executable, str(ROOT / "train.py"), *overrides]).returncode:
+    if code := train(overrides):
         sys.exit(code)
     again, epochs_again = read(Path(options.runs) / run["run"])
     tolerance = tolerances(run)
     apart = differences(epochs, epochs_again, tolerance)
-    same = f"the same numbers, bit for bit: {len(epochs['epoch'])} epochs of {', '.join(compared(epochs))}"
+    same = f"the same numbers, bit for bit: {plural(len(epochs['epoch']), 'epoch')} of {', '.join(compared(epochs))}"
     for column, allowed in tolerance.items():
         same += f" ({column}, which a faster evaluation computed then, to {allowed:g} of its value)"
     print("\n".join([*(apart or [same]), *other_environment(run, again)]))

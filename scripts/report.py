@@ -6,6 +6,8 @@ python scripts/report.py --results other/results
 
 import argparse
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.errors import exit_on_user_error
 from lcm.reporting.report import write_report
 

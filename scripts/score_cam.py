@@ -15,6 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
 import torch
 
 from lcm.errors import UserError, exit_on_user_error, nearest

@@ -9,6 +9,8 @@ python scripts/status.py -m model=resnet20 attention=none,lcm2
 import argparse
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.config.compose import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs
@@ -54,7 +56,7 @@ def main(arguments=None):
         action="store_true",
         help="accepted and ignored: several values are a grid anyway",
     )
-    what = parser.parse_args(arguments).what
+    what = parser.parse_intermixed_args(arguments).what
     if len(what) == 1 and "=" not in what[0]:
         runs, jobs = Path(what[0]), None
         if not runs.is_dir():
@@ -65,7 +67,7 @@ def main(arguments=None):
     else:
         jobs = jobs_of(what)
         runs = Path(jobs[0].config["runs"])
-        statuses = [status_of(job.directory) for job in jobs]
+        statuses = [status_of(job.directory)._replace(config=job.config) for job in jobs]
     print(f"{table(statuses, runs)}\n\n{totals(statuses)}")
     if jobs and any(status.state != "finished" for status in statuses):
         print(f"training left: {time_left([job.config for job in jobs], statuses)}")

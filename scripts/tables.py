@@ -12,6 +12,8 @@ Each table is written as Markdown, CSV and LaTeX. Where nothing was run it has a
 import argparse
 from pathlib import Path
 
+import checkout  # noqa: F401  before lcm
+
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.reporting.claims import claims_page, read_chances, read_claims

@@ -103,6 +103,11 @@ def refuse_several_groups(runs):
         lines.append(f"one group alone, for example: {advice}".replace('"', ""))
         lines.append(f"or a table for each value: {' '.join(f'--by {key}' for key in keys)}")
         raise listed("these runs differ in more than attention and seed:", lines)
+    if len({row(run)["own_model"] for run in runs}) > 1:
+        raise UserError(
+            f"these runs of {runs[0]['model']} were trained with several versions of its source: name "
+            "the folders of one version, or train the earlier runs anew with rerun=true"
+        )
 
 
 def label_arms(runs, by=()):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 
-from lcm.errors import UserError
+from lcm.files import missing
 from lcm.reporting import statistics
 from lcm.reporting.paired import compare_pairs, in_words, pair_notes, paired
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, select
@@ -128,9 +128,7 @@ def read_claims(file, paper):
     try:
         entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{file} is missing: it belongs to the repository; bring it back with git checkout"
-        ) from None
+        raise missing(file) from None
     names = ["table", "model", "data", "attention"]
     printed = paper[paper["metric"] == "top1"].set_index(names)["value"].to_dict()
     own = {}

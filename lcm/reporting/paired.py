@@ -36,7 +36,8 @@ ENVIRONMENT = {
     "device": "device",
     "compile": "use of `compile=true`",
 }
-PIXELS = ["seed", "data_fingerprint", "data_cache"]  # what the two runs of a pair have in common
+# what the two runs of a pair have in common
+SHARED = ["seed", "data_fingerprint", "data_cache", "own_model"]
 NO_PAIRS = pd.DataFrame(
     columns=["seed", "difference", "lost", *(f"{k}_{arm}" for k in ENVIRONMENT for arm in "ab")],
     dtype=float,
@@ -81,19 +82,19 @@ class Row(NamedTuple):
 
 
 def paired(a, b):
-    """One row a seed that both arms have on the same pixels: `difference`, `lost`, environments.
+    """One row a seed that both arms have on the same pixels and network: `difference`, `lost`, environments.
 
     a, b: the finished and diverged runs of an arm, several of a seed perhaps: the two that are most
     alike are a pair. A diverged run counts as the worst of its arm; `lost`: see `compare`.
     """
     if a.empty or b.empty:  # most of the paper's comparisons, so far
         return NO_PAIRS
-    facts = [*PIXELS, "state", "test_top1", "start", "attention", *ENVIRONMENT]
+    facts = [*SHARED, "state", "test_top1", "start", "attention", *ENVIRONMENT]
     arms = []
     for arm in (a, b):
         worst = arm["test_top1"].min()
         arms.append(arm[facts].assign(test_top1=arm["test_top1"].fillna(worst)))
-    pairs = arms[0].merge(arms[1], on=PIXELS, suffixes=("_a", "_b"))
+    pairs = arms[0].merge(arms[1], on=SHARED, suffixes=("_a", "_b"))
     diverged = {arm: (pairs[f"state_{arm}"] == "failed").astype(int) for arm in "ab"}
     unlike = sum(
         ((pairs[f"{key}_a"] != pairs[f"{key}_b"]).astype(int) for key in ENVIRONMENT),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import yaml
 
 from lcm.config import compose
-from lcm.errors import UserError
+from lcm.files import missing
 
 PAPER_SCHEDULE = {
     "cifar10": "cifar",
@@ -73,9 +73,7 @@ def read_csv(file):
         with open(file, encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
     except FileNotFoundError:
-        raise UserError(
-            f"{file} is missing: it belongs to the repository; bring it back with git checkout"
-        ) from None
+        raise missing(file) from None
 
 
 def paper_accuracy(data, model, attention, file=PAPER):
@@ -222,8 +220,16 @@ def select(runs, protocol, plan=None):
     return one_a_seed(runs)
 
 
+def _versions_apart(names, digests):
+    """`names`, with the digest of the source behind those of which the runs have several versions."""
+    several = digests.groupby(names).transform("nunique") > 1
+    return names.mask(several & (digests != ""), names + " source=" + digests.str[:8])
+
+
 def one_a_seed(runs):
-    """The Selection among runs of one protocol."""
+    """The Selection among runs of one protocol; versions of a module of one's own are arms of their own."""
+    for name in ("model", "attention"):
+        runs = runs.assign(**{name: _versions_apart(runs[name], runs[f"own_{name}"])})
     plain_first = ["compile", "start", "run"]
     runs = runs.assign(compile=runs["compile"].fillna(False)).sort_values(plain_first)
     failed = runs["state"] == "failed"

@@ -12,6 +12,8 @@ import os
 import re
 from pathlib import Path
 
+from lcm.errors import plural
+
 RECORDED = (
     "finished",
     "failed",
@@ -38,8 +40,10 @@ COLUMNS = {
     "data_verified": "boolean",
     **dict.fromkeys(("start", "end", "message"), "str"),
 }
-# What mini-ImageNet's training regions are cut from: "256" (pixels of the cached images' short side), "full size" or "files".
-OPTIONAL = {"data_cache": "str"}  # a column only where a run has it
+# Columns only where a run has them. data_cache: what mini-ImageNet's training regions are cut from: "256" (pixels of the cached
+# images' short side), "full size" or "files". own_attention, own_model: the digest of a module's source where it is the user's
+# own; empty where it is the repository's, and where the record does not say.
+OPTIONAL = dict.fromkeys(("data_cache", "own_attention", "own_model"), "str")
 REQUIRED = (
     "run",
     "state",
@@ -147,6 +151,8 @@ def row(run):
         facts["message"] = "".join(
             character if character.isprintable() else " " for character in facts["message"]
         )
+    own = _object(run, "own_source")
+    facts |= {"own_attention": own.get("attention"), "own_model": own.get("model")}
     facts["data_cache"] = None
     if "cache" in data:
         facts["data_cache"] = (
@@ -198,7 +204,7 @@ def _check_result(run, facts, epochs):
     count = len(epochs.get("epoch", []))
     if count != facts["epochs"] or run["result"].get("epoch") != count or not count:
         raise DamagedRecord(
-            f"metrics.jsonl: {count} epochs of {facts['epochs']}, though the run is finished"
+            f"metrics.jsonl: {plural(count, 'epoch')} of {facts['epochs']}, though the run is finished"
         )
     for key in LAST_EPOCH:
         last = epochs.get(key, [None])[-1]
@@ -273,7 +279,9 @@ def read_record(file):
     rows = [_parse(line, list, f"epoch {number}") for number, line in enumerate(lines, 1)]
     for number, values in enumerate(rows, 1):
         if len(values) != len(columns):
-            raise DamagedRecord(f"epoch {number} has {len(values)} values, not {len(columns)}")
+            raise DamagedRecord(
+                f"epoch {number} has {plural(len(values), 'value')}, not {len(columns)}"
+            )
     epochs = {column: [values[index] for values in rows] for index, column in enumerate(columns)}
     check(run, epochs)
     if file.name != record_name(run["run"]):

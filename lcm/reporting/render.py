@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from lcm.errors import plural
 from lcm.files import write
 
 DASH = "–"
@@ -98,11 +99,6 @@ def interval(comparison):
 def p_value(p):
     """Three decimals; a dash for None."""
     return DASH if p is None else "<0.001" if p < 0.0005 else rounded(p, 3)
-
-
-def plural(count, noun):
-    """ "1 pair", "2 pairs" """
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def elapsed(seconds):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lcm.errors import UserError
+from lcm.errors import UserError, plural
 from lcm.files import write
 from lcm.reporting import records
 from lcm.reporting.records import COLUMNS, OPTIONAL, DamagedRecord
@@ -38,7 +38,7 @@ def read_runs(file):
     read = {"float64": float, "Int64": int, "boolean": {"true": True, "false": False}.__getitem__}
     try:
         runs = pd.read_csv(file, dtype=str, keep_default_na=False)
-        if list(runs) not in (list(COLUMNS), list(COLUMNS | OPTIONAL)):
+        if list(runs) != [*COLUMNS, *(key for key in OPTIONAL if key in runs)]:
             raise ValueError("other columns")
         for key, dtype in (COLUMNS | OPTIONAL).items():
             if dtype != "str":  # Python's own reading of a number, which is exact
@@ -66,7 +66,7 @@ class Summary(NamedTuple):
     def __str__(self):
         failed = self.runs[self.runs["state"] == "failed"]
         lines = [
-            f"{len(self.runs)} runs: {len(self.runs) - len(failed)} finished, {len(failed)} failed; "
+            f"{plural(len(self.runs), 'run')}: {len(self.runs) - len(failed)} finished, {len(failed)} failed; "
             f"{len(self.new)} new, {len(self.replaced)} replaced"
         ]
         for title, entries in (

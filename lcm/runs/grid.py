@@ -20,7 +20,7 @@ from lcm.config.compose import (
     plain,
     resolve,
 )
-from lcm.errors import UserError
+from lcm.errors import UserError, plural
 from lcm.runs.directory import run_directory
 
 SIZES = ("model", "attention")  # the groups that decide whether an attention module fits a site
@@ -156,7 +156,7 @@ def refuse_problems(runs):
             found.setdefault(problem, []).append(run)
     if found:
         lines = [
-            f"  {problem}\n    in {len(having)} of {len(runs)} runs: {having[0].name}"
+            f"  {problem}\n    in {len(having)} of {plural(len(runs), 'run')}: {having[0].name}"
             + (" ..." if having[1:] else "")
             for problem, having in found.items()
         ]

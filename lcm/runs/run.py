@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 
-from lcm.config.identity import config_hash
+from lcm.config.identity import config_hash, identity
 from lcm.errors import Stopped, UserError, in_words
 from lcm.runs.directory import now, run_directory
 from lcm.runs.lock import owner
@@ -123,7 +123,8 @@ class Run:
         self._seconds = first["seconds"]
         self._began = time.monotonic()
         self._timed = first.get("timed", [0, 0.0])  # images and seconds of training in this epoch
-        self._log = RunLog(self.directory, first["metrics"], self.config["tensorboard"])
+        settings = identity(self.config)  # TensorBoard's hyperparameters
+        self._log = RunLog(self.directory, first["metrics"], self.config["tensorboard"], settings)
         self._interval = checkpoint.SaveInterval(self.config["checkpoint"]["every"])
         self._last = self.config["schedule"]["epochs"]
         self._progress = Progress(self.config["progress"], self._last, batches)

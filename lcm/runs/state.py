@@ -13,6 +13,8 @@ from lcm.errors import UserError
 from lcm.files import unreadable, write_atomically
 from lcm.runs.directory import data_name, now, run_name
 
+PROGRAM = ("lcm", "configs", "hydra_plugins", "train.py")  # what a run's numbers come from
+
 
 def read_state(directory):
     """run.json as a dict, {} where there is none. Raises UserError where it is damaged."""
@@ -79,25 +81,21 @@ def refuse_another_config(directory, state, config):
 
 @functools.cache  # of the code that runs, not of what is committed while a sweep goes on
 def commit():
-    """(commit, dirty) of the checkout that this code runs from; (None, False) outside of one."""
+    """(commit, dirty) of the checkout that this code runs from; (None, False) outside of one.
+
+    dirty: a file of PROGRAM differs from the commit, or is not in it.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None, False
+    # Untracked files count: a module of one's own, dropped into the package, is part of the code.
+    changed = ["status", "--porcelain", "--untracked-files=all", "--", *PROGRAM]
     try:
-        tracked = [
-            "status",
-            "--porcelain",
-            "--untracked-files=no",
-            "--",
-            "lcm",
-            "configs",
-            "train.py",
-        ]
         head, status = (
             subprocess.run(
                 ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
             )
-            for arguments in (["rev-parse", "HEAD"], tracked)
+            for arguments in (["rev-parse", "HEAD"], changed)
         )
     except (OSError, subprocess.SubprocessError):
         return None, False

@@ -1,13 +1,16 @@
 """Where runs stand, read from their directories: no torch, no Hydra, a thousand runs in a moment."""
 
+import contextlib
 import json
+import math
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from lcm.errors import UserError
+from lcm.config.identity import identity
+from lcm.errors import UserError, plural
 from lcm.runs.directory import data_name
 from lcm.runs.lock import is_owned
 from lcm.runs.state import read_state
@@ -17,11 +20,15 @@ LOG_PART, LOG_ERROR = (
     "\n== ",
     "\nerror: ",
 )  # how log.txt marks the beginning of each part of a run, and what ended it
+SHOWN = ("epoch", "seconds", "test_top1")  # of a row of metrics.jsonl
+PATH = ("data.name", "data.label", "model.name", "attention.name")  # in a run's directory
 STATES = ("finished", "live", "stopped", "failed", "to do")
 
 
 class Status(NamedTuple):
-    """How far a run is. `top1` in percent, of its last epoch; `left` in seconds, `pace` in seconds an epoch; None where not known.
+    """How far a run is. None where something is not known.
+
+    top1: in percent, of its last epoch. left: in seconds. pace: in seconds an epoch. config: resolved.
 
     state: finished; live (a process trains it now); stopped (begun, and no process trains it: the same command
     continues it); failed; to do (never started).
@@ -35,6 +42,7 @@ class Status(NamedTuple):
     left: float | None = None
     message: str | None = None
     pace: float | None = None
+    config: dict | None = None
 
 
 def status_of(directory):
@@ -47,7 +55,9 @@ def status_of(directory):
     row = last_row(directory)
     epoch, epochs = row.get("epoch", 0), state.get("epochs")
     pace = row["seconds"] / epoch if epoch else None
-    status = Status(directory, state.get("state"), epoch, epochs, row.get("test_top1"), pace=pace)
+    how_far = (epoch, epochs, row.get("test_top1"))
+    config = state.get("config")
+    status = Status(directory, state.get("state"), *how_far, pace=pace, config=config)
     if status.state == "finished":
         return status
     if is_owned(directory):
@@ -60,7 +70,7 @@ def status_of(directory):
             in_progress = time.time() - max(file.stat().st_mtime for file in files)
             left = max(0.0, pace * (epochs - epoch) - in_progress)
         return status._replace(state="live", left=left)
-    if read_state(directory) != state:
+    if read_state(directory).get("state") != state.get("state"):
         return status_of(directory)  # it ended between the two readings
     if not state:
         message = last_error(directory)
@@ -73,16 +83,23 @@ def status_of(directory):
 
 
 def last_row(directory):
-    """The last whole line of metrics.jsonl, {} where there is none."""
+    """The last line of metrics.jsonl that is an epoch's, {} where there is none."""
     try:
         with open(Path(directory) / "metrics.jsonl", "rb") as stream:
             stream.seek(max(0, stream.seek(0, 2) - 4096))
             lines = stream.read().split(b"\n")
-        return (
-            json.loads(lines[-2]) if len(lines) > 1 else {}
-        )  # behind the last newline: part of a line, or nothing
-    except (OSError, ValueError):
+    except OSError:
         return {}
+    for line in reversed(lines[:-1]):  # behind the last newline: part of a line, or nothing
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and all(_is_number(row.get(key)) for key in SHOWN):
+                return row
+    return {}
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def last_error(directory):
@@ -93,6 +110,34 @@ def last_error(directory):
         return None
     _, found, message = text.rpartition(LOG_PART)[2].partition(LOG_ERROR)
     return message.strip() if found else None
+
+
+def varied(configs):
+    """For each config {key: value}: what tells it from the others, its path and its seed apart.
+
+    Compared are the schedules' names among configs of one path, all else among those of one schedule too.
+    """
+    flat = [identity(config or {}) for config in configs]
+    groups = defaultdict(list)
+    for one in flat:
+        groups[_names(one, PATH)].append({"schedule.name": one.get("schedule.name")})
+        groups[_names(one, (*PATH, "schedule.name"))].append(one)
+    several = {names: _differing(group) for names, group in groups.items()}
+    found = []
+    for one in flat:
+        keys = several[_names(one, PATH)] + several[_names(one, (*PATH, "schedule.name"))]
+        found.append({key.removesuffix(".name"): one[key] for key in keys if key in one})
+    return found
+
+
+def _names(flat, keys):
+    return json.dumps([flat.get(key) for key in keys])
+
+
+def _differing(configs):
+    """The keys that have several values among flat configs, sorted."""
+    keys = sorted({key for config in configs for key in config} - {"seed"})
+    return [key for key in keys if len({_names(config, [key]) for config in configs}) > 1]
 
 
 def time_left(configs, statuses):
@@ -111,7 +156,7 @@ def time_left(configs, statuses):
             unknown += 1
     if not unknown:
         return f"about {clock(seconds)}"
-    rest = f"{unknown} run{'s' * (unknown > 1)} of unknown length"
+    rest = f"{plural(unknown, 'run')} of unknown length"
     return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
 
 
@@ -119,20 +164,24 @@ def totals(statuses):
     """ "42 runs: 30 finished, 1 live, 11 to do" """
     numbers = Counter(status.state for status in statuses)
     parts = [f"{numbers[state]} {state}" for state in STATES if numbers[state]]
-    return f"{len(statuses)} run{'s' * (len(statuses) != 1)}: {', '.join(parts) or 'none'}"
+    return f"{plural(len(statuses), 'run')}: {', '.join(parts) or 'none'}"
 
 
 def table(statuses, runs=None):
-    """One line a run: its path (below the folder `runs`), state, epochs, test top-1, and the time left or what went wrong."""
+    """One line a run: path (below the folder `runs`) and what a sweep varies, state, epochs, top-1, remark.
+
+    The remark is the time left, or what went wrong.
+    """
     lines = [("run", "state", "epochs", "test top-1", "")]
-    for status in statuses:
+    for status, settings in zip(statuses, varied([s.config for s in statuses]), strict=True):
         name = status.directory
         if runs is not None and name.is_relative_to(runs):
             name = name.relative_to(runs)
         epochs = f"{status.epoch}/{status.epochs}" if status.epochs else ""
         top1 = "" if status.top1 is None else f"{status.top1:.2f} %"
         remark = status.message or ("" if status.left is None else f"{clock(status.left)} left")
-        lines.append((str(name), status.state, epochs, top1, " ".join(remark.split())))
+        name = "  ".join([str(name), *(f"{key}={value}" for key, value in settings.items())])
+        lines.append((name, status.state, epochs, top1, " ".join(str(remark).split())))
     run, state, epochs, top1, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
         f"{a:{run}}  {b:{state}}  {c:>{epochs}}  {d:>{top1}}  {e}".rstrip()

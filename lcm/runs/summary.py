@@ -2,6 +2,7 @@
 
 import sys
 
+from lcm.errors import plural
 from lcm.reporting.protocol import paper_comparison
 
 
@@ -14,9 +15,9 @@ def print_plan(config, data, complexity, state, directory, saved):
         f"network     {config['model']['name']} + {config['attention']['name']}, {data.num_classes} classes: "
         f"{complexity.params / 1e6:.3f} M parameters, {complexity.gfloat:.3f} GFloat (the paper's count), "
         f"{complexity.macs / 1e9:.3f} G multiply-accumulates",
-        f"data        {config['data']['name']}: {train.images} training and {test.images} test images",
+        f"data        {config['data']['name']}: {plural(train.images, 'training image')}, {plural(test.images, 'test image')}",
         *(f"            {note}" for note in notes),
-        f"schedule    {schedule['name']}: {in_epochs(schedule['epochs'])}, batch {schedule['batch_size']}, learning rate "
+        f"schedule    {schedule['name']}: {plural(schedule['epochs'], 'epoch')}, batch {schedule['batch_size']}, learning rate "
         f"{schedule['learning_rate']:g} divided by {schedule['divide_by']:g} at {schedule['divide_at']}",
         f"device      {device}, {config['precision']}{', compiled' if config['compile'] else ''}",
         f"run         {directory}, seed {config['seed']}",
@@ -25,10 +26,6 @@ def print_plan(config, data, complexity, state, directory, saved):
         lines.append(f"continuing  from epoch {saved['epoch']}, step {saved['index']}")
     print("\n".join(lines))
     sys.stdout.flush()
-
-
-def in_epochs(number):
-    return "1 epoch" if number == 1 else f"{number} epochs"
 
 
 def best_and_last(rows):
@@ -43,7 +40,7 @@ def result_line(state):
     """The result of a finished run (its run.json), with the paper's number beside it where the paper has this row."""
     result, epochs = state["result"], state["epochs"]
     line = (
-        f"test top-1 {result['test_top1']:.2f} %, top-5 {result['test_top5']:.2f} % after the last of {in_epochs(epochs)} "
+        f"test top-1 {result['test_top1']:.2f} %, top-5 {result['test_top5']:.2f} % after the last of {plural(epochs, 'epoch')} "
         f"(best epoch {result['best_epoch']}: {result['best_test_top1']:.2f} %)"
     )
     return "\n".join(filter(None, [line, paper_comparison(state)]))

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from lcm.config.compose import use_sources
-from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError, listed
+from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError, listed, plural
 from lcm.files import unwritable
 from lcm.runs.grid import grid, refuse_problems
 from lcm.runs.lock import owner_of
@@ -187,7 +187,7 @@ def print_launch(runs, batch, launcher):
         )
     else:
         print(
-            f"{len(batch)} runs go to {launcher}; python scripts/status.py shows how far they are",
+            f"handed to {launcher}: {plural(len(batch), 'run')}; python scripts/status.py shows how far they are",
             flush=True,
         )
 
@@ -204,9 +204,13 @@ def print_plan(runs, statuses):
 
 def print_summary(runs, statuses):
     """Every run with its result, and every failure with its message and log."""
-    runs = Path(runs[0].config["runs"])
+    folder = Path(runs[0].config["runs"])
+    shown = [
+        status._replace(message=None, config=run.config)
+        for run, status in zip(runs, statuses, strict=True)
+    ]
     print(
-        f"\n{table([s._replace(message=None) for s in statuses], runs)}\n\n{totals(statuses)}",
+        f"\n{table(shown, folder)}\n\n{totals(statuses)}",
         flush=True,
     )
     for status in statuses:

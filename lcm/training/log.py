@@ -9,18 +9,22 @@ from pathlib import Path
 from lcm.errors import UserError
 from lcm.files import unreadable, unwritable, write_atomically
 
+METRICS = ("accuracy/test_top1", "accuracy/train_top1", "loss/test_loss", "loss/train_loss")
+
 
 class RunLog:
     """Appends epochs to `directory/metrics.jsonl`, after restoring the file to `text`, the record that a checkpoint holds.
 
-    With `tensorboard=True` the same numbers go to `directory/tensorboard`, which is rewritten when a run continues.
+    With `tensorboard=True` the same numbers go to `directory/tensorboard`, which is rewritten when a run
+    continues, and `settings`, {key: value}, to its table of hyperparameters (HParams).
     """
 
-    def __init__(self, directory, text="", tensorboard=True, warn=print):
+    def __init__(self, directory, text="", tensorboard=True, settings=None, warn=print):
         self.file = Path(directory) / "metrics.jsonl"
         self.text = text
         self.rows = [json.loads(line) for line in text.splitlines()]
         self._warn = warn
+        self._settings = settings or {}
         self._restore(warn)
         self._events_folder = Path(directory) / "tensorboard" if tensorboard else None
         self._events, self._shown = None, 0
@@ -83,9 +87,17 @@ class RunLog:
             return
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
 
             shutil.rmtree(self._events_folder, ignore_errors=True)
             self._events = SummaryWriter(str(self._events_folder))
+            plain = {
+                key: json.dumps(value) if isinstance(value, (list, dict)) else value
+                for key, value in self._settings.items()
+            }
+            # not add_hparams, which makes another folder, that TensorBoard would show as another run
+            for summary in hparams(plain, dict.fromkeys(METRICS)):
+                self._events.file_writer.add_summary(summary)
         for row in self.rows[self._shown :]:
             for name, value in row.items():
                 if name not in ("epoch", "step"):

@@ -1,13 +1,16 @@
 """A recorded run trained again: its command line, the comparison, and both together."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hydra_config import composed
+from processes import finish, start, states, wait_until
 
 from lcm.config.identity import identity
 from lcm.errors import UserError
@@ -192,6 +195,20 @@ def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
         strange.returncode == 2
         and "schedule.epochs=1: it would make this another run" in strange.stderr
     )
+
+
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_goes_on_to_the_training_which_saves(tmp_path, number, to_all):
+    """Ctrl-C in a terminal reaches every process of its group; `kill` one process."""
+    (record,) = (ROOT / "results/metrics").glob("digits-resnet20-none-seed0-*.jsonl")
+    command = [record, f"--runs={tmp_path}", "tensorboard=false", "checkpoint.every='1 steps'"]
+    process = start(ROOT / "scripts/repeat.py", *map(str, command), cwd=ROOT)
+    wait_until(lambda: list(tmp_path.glob("*/*/*/*/checkpoint.pt")))
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    code, output = finish(process)
+    assert code == 75 and f"stopped by {number.name}: saved after step" in output
+    assert output.count("stopped by") == 1 and "Traceback" not in output
+    assert states(tmp_path) == {"stopped": 1}
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,34 @@ def test_the_commit_is_that_of_the_start(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("PATH", "")  # no git
     assert commit.__wrapped__() == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("file", "dirty"),
+    [
+        ("lcm/attention/mine.py", True),
+        ("configs/attention/mine.yaml", True),
+        ("hydra_plugins/mine/x.py", True),
+        ("lcm/code.py", True),  # tracked, and changed
+        ("notes.txt", False),
+        ("lcm/__pycache__/code.pyc", False),  # ignored
+    ],
+)
+def test_a_checkout_with_a_file_that_no_commit_has_is_dirty(tmp_path, monkeypatch, file, dirty):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+
+    (tmp_path / "lcm/runs").mkdir(parents=True)
+    (tmp_path / "lcm/code.py").write_text("code = 1\n")
+    (tmp_path / ".gitignore").write_text("__pycache__/\n")
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-m", "Begin")
+    monkeypatch.setattr("lcm.runs.state.__file__", str(tmp_path / "lcm/runs/state.py"))
+    assert commit.__wrapped__()[1] is False
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("other = 1\n")
+    assert commit.__wrapped__()[1] is dirty
 
 
 def test_written_whole_or_not_at_all(tmp_path, monkeypatch):

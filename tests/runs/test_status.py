@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra_config import config
 from invented_runs import invented_run
 from processes import FAKE, ROOT, kill, start, sweep, trained, wait_until
 
@@ -50,6 +51,62 @@ def test_every_state_is_told_from_the_directory(tmp_path):
     )
     assert status_of(refused).state == "failed" and status_of(refused).message == "no data\nget it"
     assert status_of(tmp_path / "nowhere").state == "to do"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "null",
+        "[1, 2]",
+        '"words"',
+        "{}",
+        '{"epoch": 4}',
+        '{"epoch": 4, "seconds": null, "test_top1": 50.0}',
+        '{"epoch": "4", "seconds": 1.0, "test_top1": 50.0}',
+        '{"epoch": 4, "seconds": NaN, "test_top1": 50.0}',
+        '{"epoch": 4, "seconds": 1.0, "test_top1": [50.0]}',
+        "\x00\x00",
+    ],
+)
+def test_an_odd_line_of_a_record_is_passed_over(tmp_path, line):
+    directory = invented_run(tmp_path, state="stopped", epochs=10)
+    lines = (directory / "metrics.jsonl").read_text().splitlines()[:3]
+    (directory / "metrics.jsonl").write_text("\n".join([*lines, line]) + "\n")
+    with owner(directory):
+        status = status_of(directory)
+    assert status.epoch == 3 and status.top1 == json.loads(lines[2])["test_top1"]
+    assert "3/10" in table([status], tmp_path)
+    (directory / "metrics.jsonl").write_text(line + "\n")
+    assert "0/10" in table([status_of(directory)], tmp_path)
+
+
+def test_an_odd_run_json_is_a_line_too(tmp_path):
+    odd = [
+        invented_run(tmp_path, seed=0, state="failed", message=["no", "words"]),
+        invented_run(tmp_path, seed=1, state="stopped", other=float("nan")),
+        invented_run(tmp_path, seed=2, config={"data": ["cifar10"], "model": None, "seed": {}}),
+    ]
+    assert len(table([status_of(directory) for directory in odd]).splitlines()) == 4
+
+
+def test_what_a_sweep_varies_is_shown_with_its_values(tmp_path):
+    statuses = [
+        Status(tmp_path / f"{index}", "to do", config=config(**changes))
+        for index, changes in enumerate(
+            [
+                {"schedule__learning_rate": 0.05},
+                {"schedule__learning_rate": 0.1, "seed": 1},
+                {"schedule": "cifar"},
+                {"attention": "se"},
+                {"attention": "se", "seed": 1, "threads": 2},
+            ]
+        )
+    ]
+    lines = [line.split()[:-2] for line in table(statuses, tmp_path).splitlines()[1:]]
+    assert lines[0] == ["0", "schedule=digits", "schedule.learning_rate=0.05"]
+    assert lines[1] == ["1", "schedule=digits", "schedule.learning_rate=0.1"]
+    assert lines[2] == ["2", "schedule=cifar"]
+    assert lines[3:] == [["3"], ["4"]]
 
 
 def test_a_live_run_shows_its_epoch_and_the_time_left(tmp_path):
@@ -151,7 +208,7 @@ def test_the_script_shows_a_folder_and_a_grid(tmp_path):
     code, output = sweep(STATUS, "here", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert code == 0 and output.splitlines()[-1] == "2 runs: 1 finished, 1 failed"
     assert "the loss of a test is not finite" in output
-    arguments = ["-m", "attention=none,se,gc", "schedule.epochs=3", "runs=here"]
+    arguments = ["attention=none,se,gc", "schedule.epochs=3", "-m", "runs=here"]
     code, output = sweep(STATUS, *arguments, cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert code == 0 and "3 runs: 1 finished, 1 failed, 1 to do" in output
     assert (
