@@ -32,7 +32,7 @@ SHORT = [
 def copy(tmp_path_factory):
     """A copy of the checkout with an attention module of its user's."""
     folder = tmp_path_factory.mktemp("readme") / "lcm"
-    for name in ("configs", "lcm", "scripts", "results"):
+    for name in ("configs", "hydra_plugins", "lcm", "scripts", "results"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", folder)
     text = (
@@ -60,7 +60,7 @@ def run(arguments, folder):
 
 
 def test_there_are_blocks_and_nothing_else_between_fences():
-    assert {kind for kind, _ in BLOCKS} == {"sh", "python", "text"}
+    assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
     assert README.count("```") == 2 * len(BLOCKS)
 
 
