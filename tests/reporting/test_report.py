@@ -155,7 +155,7 @@ def test_columns_of_the_page():
     table = for_the_page(Table("t", "T", header, rows, ["fact"], labels=2))
     assert table.header == ["Model", "top-1", "Para (M)"] and table.labels == 1
     assert table.rows == [["a", "9", "1"], ["b", "8", "3"]]
-    assert table.notes == ["In every row: Data digits, p –, MACs (G) 2.", "fact"]
+    assert table.notes == ["In every row: Data digits, p (nothing yet), MACs (G) 2.", "fact"]
     assert for_the_page(Table("t", "T", header, rows[:1])).rows == [
         ["digits", "a", "9", "–", "1", "2"]
     ]
