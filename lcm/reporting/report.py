@@ -34,7 +34,7 @@ COUNTS = ("Para", "GFloat", "MACs")  # how the headings of columns with counts b
 
 
 class Picture(NamedTuple):
-    """A figure of the report: its file name without suffix, what it shows in words, and the SVG file as bytes."""
+    """A figure: its file name without suffix, what it shows in words, the SVG file as bytes."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ def heading(what, runs, protocol):
 
 
 def curve_pictures(selection, protocol, curves):
-    """Learning curves of each network on each data set. `curves`: {run name: test accuracy of each epoch}."""
+    """Learning curves of each network and data set. curves: {run: test accuracy of each epoch}."""
     for (data, model), runs in selection.groups().items():
         lengths = [len(curves.get(run, ())) for run in runs["run"]]
         if not any(lengths):
@@ -163,7 +163,7 @@ def for_the_page(table):
 
 
 def printed_counts(paper, complexity):
-    """(how many of the paper's counts are ours, rounded as the paper rounds; how many it prints)."""
+    """(how many of the paper's counts ours equal, rounded as it rounds; how many it prints)."""
     keys = ["table", "model", "attention"]
     rows = paper.drop_duplicates(["table", "label"]).merge(complexity, on=keys)
     cells = [*zip(rows.params / 1e6, rows.params_m, strict=True)]

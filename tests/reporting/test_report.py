@@ -1,4 +1,4 @@
-"""The report: one page without any request, the same bytes each time, with every number and every run in it."""
+"""The report: one page without any request, the same bytes each time, findings first."""
 
 import base64
 import json
@@ -261,7 +261,7 @@ def test_curves_have_every_epoch_and_every_run():
 
 
 def test_cost_is_what_a_module_adds():
-    """se of 1,100 parameters beside 1,000: 10 %; modules that differ by nothing have heights of their own."""
+    """Each panel has its cost at its place; networks with equal costs have heights of their own."""
     added = pd.DataFrame(
         [("A", "se", 10.0, 0.0), ("B", "se", 10.0, 0.5), ("A", "simam", 0.0, 0.0)],
         columns=["network", "attention", "params", "macs"],
