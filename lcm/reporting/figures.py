@@ -1,7 +1,7 @@
 """The figures: learning curves, what each module costs, differences with their intervals.
 
-Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` turns it into bytes, the same each time for
-one version of matplotlib.
+Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` turns it into
+bytes, the same each time for one version of matplotlib.
 """
 
 import io
@@ -17,7 +17,8 @@ from lcm.config import compose
 from lcm.reporting.protocol import in_order
 from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, for the paper's modules; then others for further modules.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, for the paper's modules; then
+# others for further modules.
 COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 COLOURS += ("#6a3d9a", "#8c564b", "#bcbd22", "#17becf", "#7b1f3a", "#1b5e20", "#3f51b5", "#a1887f")
 INK, BLACK = "#555555", "#000000"
@@ -74,7 +75,7 @@ def panels(arms):
 
 @matplotlib.rc_context(STYLE)
 def learning_curves(arms, title):
-    """Test accuracy over the epochs: the mean over the seeds; below, the last quarter with each run.
+    """Test accuracy over the epochs, the mean over the seeds; below, the last quarter, each run.
 
     arms: {attention: [test accuracy of each epoch, for each run]}, all of one length.
     """

@@ -25,7 +25,7 @@ from lcm.reporting.protocol import (
     title,
 )
 from lcm.reporting.records import read_records
-from lcm.reporting.render import as_printed, signed
+from lcm.reporting.render import DASH, as_printed, signed
 from lcm.reporting.runs import read_runs
 from lcm.reporting.statistics import VERDICTS, Comparison
 from lcm.reporting.tables import build, counts, read_complexity, read_paper
@@ -34,7 +34,7 @@ COUNTS = ("Para", "GFloat", "MACs")  # how the headings of columns with counts b
 
 
 class Picture(NamedTuple):
-    """A figure of the report: its file name without suffix, what it shows in words, and the SVG file as bytes."""
+    """A figure: its file name without suffix, what it shows in words, the SVG file as bytes."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ def heading(what, runs, protocol):
 
 
 def curve_pictures(selection, protocol, curves):
-    """Learning curves of each network on each data set. `curves`: {run name: test accuracy of each epoch}."""
+    """Learning curves of each network and data set. curves: {run: test accuracy of each epoch}."""
     for (data, model), runs in selection.groups().items():
         lengths = [len(curves.get(run, ())) for run in runs["run"]]
         if not any(lengths):
@@ -136,8 +136,11 @@ def comparison_pictures(table, selection, protocol):
             what = f"{networks}: {'attention minus none' if single else 'differences'}"
             runs = selection.runs[selection.runs["data"] == data]
             figure = figures.forest(rows, heading(what, runs, protocol))
-            name = f"against-none{protocol.suffix}-{data}"
-            yield Picture(name, f"{what}, {protocol.words}", figures.svg(figure))
+            yield Picture(
+                name=f"against-none{protocol.suffix}-{data}",
+                title=f"{what}, {protocol.words}",
+                svg=figures.svg(figure),
+            )
 
 
 def for_the_page(table):
@@ -145,7 +148,11 @@ def for_the_page(table):
     cells = [{row[i] for row in table.rows} for i in range(len(table.header))]
     order = sorted(range(len(cells)), key=lambda i: table.header[i].startswith(COUNTS))
     kept = [i for i in order if len(cells[i]) > 1 or len(table.rows) == 1]
-    equal = [f"{table.header[i]} {table.rows[0][i]}" for i in order if table.rows and i not in kept]
+    equal = [
+        f"{table.header[i]} {table.rows[0][i].replace(DASH, '(nothing yet)')}"
+        for i in order
+        if table.rows and i not in kept
+    ]
     notes = [f"In every row: {', '.join(dict.fromkeys(equal))}."] if equal else []
     return table._replace(
         header=[table.header[i] for i in kept],
@@ -156,7 +163,7 @@ def for_the_page(table):
 
 
 def printed_counts(paper, complexity):
-    """(how many of the paper's counts are ours, rounded as the paper rounds; how many it prints)."""
+    """(how many of the paper's counts ours equal, rounded as it rounds; how many it prints)."""
     keys = ["table", "model", "attention"]
     rows = paper.drop_duplicates(["table", "label"]).merge(complexity, on=keys)
     cells = [*zip(rows.params / 1e6, rows.params_m, strict=True)]

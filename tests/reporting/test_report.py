@@ -1,4 +1,4 @@
-"""The report: one page without any request, the same bytes each time, with every number and every run in it."""
+"""The report: one page without any request, the same bytes each time, findings first."""
 
 import base64
 import json
@@ -155,7 +155,7 @@ def test_columns_of_the_page():
     table = for_the_page(Table("t", "T", header, rows, ["fact"], labels=2))
     assert table.header == ["Model", "top-1", "Para (M)"] and table.labels == 1
     assert table.rows == [["a", "9", "1"], ["b", "8", "3"]]
-    assert table.notes == ["In every row: Data digits, p –, MACs (G) 2.", "fact"]
+    assert table.notes == ["In every row: Data digits, p (nothing yet), MACs (G) 2.", "fact"]
     assert for_the_page(Table("t", "T", header, rows[:1])).rows == [
         ["digits", "a", "9", "–", "1", "2"]
     ]
@@ -261,7 +261,7 @@ def test_curves_have_every_epoch_and_every_run():
 
 
 def test_cost_is_what_a_module_adds():
-    """se of 1,100 parameters beside 1,000: 10 %; modules that differ by nothing have heights of their own."""
+    """Each panel has its cost at its place; networks with equal costs have heights of their own."""
     added = pd.DataFrame(
         [("A", "se", 10.0, 0.0), ("B", "se", 10.0, 0.5), ("A", "simam", 0.0, 0.0)],
         columns=["network", "attention", "params", "macs"],

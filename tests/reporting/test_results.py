@@ -202,7 +202,7 @@ def facts():
     hours = f"{own['seconds'].sum() / 3600:.1f} hours"
     return {
         "README.md": [
-            f"none of its {len(by_runs)} claims about accuracy has enough runs",
+            f"none of the paper's {len(by_runs)} claims on accuracy has enough runs",
             f"The {len(supported)} of its {len(claims)} claims that are supported are about cost",
             f"Its own numbers contradict {against} others",
             f"| {printed} | {equal} | – |",
