@@ -1,14 +1,14 @@
 """A run knows the source of a module of the user's own: a changed one neither continues nor passes as finished."""
 
 import json
-import os
-import subprocess
+import signal
 import sys
 
 import pytest
 from hydra_config import config
-from tiny import ROOT
+from tiny import after_step, command, run
 
+from lcm.config import compose
 from lcm.config.identity import config_hash
 from lcm.reporting.records import find_runs
 from lcm.runs.source import SHIPPED, own_files, source
@@ -29,32 +29,55 @@ class Gate(nn.Module):
 '''
 
 
+NETWORK = """from torch import nn
+
+from own_parts import scale
+
+
+class Net(nn.Sequential):
+    def __init__(self, width, num_classes):
+        layers = [nn.Conv2d(3, width, 3, stride=8), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*layers, nn.Linear(width, num_classes))
+
+    def forward(self, x):
+        return scale(super().forward(x))
+"""
+PARTS = "def scale(x):\n    return x * 2\n"
+CHANGED = PARTS.replace("2", "3")
+
+
 @pytest.fixture
-def train(tmp_path):
-    """`python train.py attention=gate` in the tiny setting, with own_gate.py and own_parts.py of the test."""
-    (tmp_path / "own_gate.py").write_text(MODULE)
-    (tmp_path / "own_parts.py").write_text("def scale(x):\n    return x * 2\n")
-    program = (
-        "import sys, tiny; configs = tiny.use(sys.argv[1]); (configs / 'attention/gate.yaml').write_text("
-        "'name: gate\\n_target_: own_gate.Gate\\nsites: every\\n'); from train import train\n"
-        "from lcm import cli\n"
-        "try: train(tiny.compose('attention=gate', *sys.argv[2:]))\n"
-        "except Exception as error: cli.exit_with_message(error)"
-    )
-    paths = [tmp_path, ROOT, ROOT / "tests/helpers"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-    times = iter(range(9))
+def train(tiny, tmp_path, monkeypatch):
+    """A run with own_gate.py or own_net.py of the test, which import own_parts.py, in a process of its own."""
+    files = {"own_gate.py": MODULE, "own_net.py": NETWORK, "own_parts.py": PARTS}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # edits come within one second
+    choices = tmp_path / "choices"
+    for name, text in {
+        "attention/gate": "name: gate\n_target_: own_gate.Gate\nsites: every\n",
+        "model/net": "name: net\nfamily: net\nimage_size: 32\n_target_: own_net.Net\nwidth: 4\n",
+    }.items():
+        (choices / name).parent.mkdir(parents=True)
+        (choices / f"{name}.yaml").write_text(text)
+    compose.use_configs(compose.CONFIGS, [choices.as_uri()])
+    always = [f"hydra.searchpath=['{choices.as_uri()}']", f"runs={tmp_path}/runs"]
 
-    def run(*overrides):
-        command = [sys.executable, "-c", program, tmp_path / f"use{next(times)}"]
-        command += ["schedule.epochs=1", f"runs={tmp_path}/runs", *overrides]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+    def trained(*words, prepare=None):
+        return run(tmp_path, tiny(*always, "schedule.epochs=1", *words), prepare)
 
-    return run
+    yield trained
+    compose.use_configs(compose.CONFIGS)
+
+
+def changed_parts(tmp_path):
+    (tmp_path / "own_parts.py").write_text(CHANGED)
+    return f"{tmp_path}/own_parts.py has changed"
 
 
 def test_a_changed_module_ends_with_its_file_and_trains_anew_on_demand(train, tmp_path):
-    assert (ended := train()).returncode == 0, ended.stderr
+    assert (ended := train("attention=gate")).code == 0, ended.err
     (directory,) = find_runs(tmp_path / "runs")
     first = json.loads((directory / "run.json").read_text())
     assert list(first["source"]["attention"]) == ["own_gate.py", "own_parts.py"]
@@ -62,20 +85,41 @@ def test_a_changed_module_ends_with_its_file_and_trains_anew_on_demand(train, tm
     assert (directory / "source/own_gate.py").read_text() == MODULE
 
     (tmp_path / "own_gate.py").write_text(MODULE.replace("A gate.", "Words.") + "\n# a comment\n")
-    assert "already finished" in train().stdout
+    assert "already finished" in train("attention=gate").out
 
-    (tmp_path / "own_parts.py").write_text("def scale(x):\n    return x * 3\n")
-    refused = train()
-    assert refused.returncode == 2 and f"{tmp_path}/own_parts.py has changed" in refused.stderr
-    assert "rerun=true" in refused.stderr
+    words = changed_parts(tmp_path)
+    refused = train("attention=gate")
+    assert refused.code == 2 and words in refused.err and "rerun=true" in refused.err
 
-    assert (ended := train("rerun=true")).returncode == 0, ended.stderr
+    assert (ended := train("attention=gate", "rerun=true")).code == 0, ended.err
     aside = directory.with_name(f".{directory.name}.1")
     assert json.loads((aside / "run.json").read_text()) == first
-    assert find_runs(tmp_path / "runs") == [directory]
     again = json.loads((directory / "run.json").read_text())
     assert again["own_source"] != first["own_source"]
     assert again["config_hash"] == first["config_hash"]
+    assert find_runs(tmp_path / "runs") == [directory]
+    shown = command(tmp_path, tmp_path / "runs", script="scripts/status.py")
+    assert shown.out.splitlines()[-1] == "1 run: 1 finished"
+
+
+def test_a_stopped_run_goes_on_with_its_module_alone(train, tmp_path):
+    stop = after_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train("attention=gate", prepare=stop).code == 75
+    words = changed_parts(tmp_path)
+    refused = train("attention=gate")
+    assert refused.code == 2 and words in refused.err
+    (tmp_path / "own_parts.py").write_text(PARTS)
+    ended = train("attention=gate")
+    assert ended.code == 0 and "continuing  from epoch 1, step 2" in ended.out
+
+
+def test_a_network_of_ones_own_is_known_too(train, tmp_path):
+    assert (ended := train("model=net", "attention=none")).code == 0, ended.err
+    (directory,) = find_runs(tmp_path / "runs")
+    assert list(json.loads((directory / "run.json").read_text())["own_source"]) == ["model"]
+    assert (directory / "source/own_net.py").read_text() == NETWORK
+    words = changed_parts(tmp_path)
+    assert words in train("model=net", "attention=none").err
 
 
 def test_the_repositorys_targets_are_those_of_its_yaml_files_and_have_no_own_files():
@@ -85,8 +129,8 @@ def test_the_repositorys_targets_are_those_of_its_yaml_files_and_have_no_own_fil
     assert set(SHIPPED) == targets - {None}
     assert not any(own_files(target) for target in SHIPPED)
     assert list(source(config(attention="se"))["attention"]) == [
+        "lcm/attention/layers.py",
         "lcm/attention/squeeze_excite.py",
-        "lcm/attention/vector.py",
     ]
 
 
