@@ -90,7 +90,9 @@ class Resident:
         return moved
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What epoch `epoch`, counted from 1, shows: order (N,) int64, offsets (N, 2) int64 in 0..2 pad, mirror (N,) bool, on the CPU.
+        """What an epoch, counted from 1, shows, on the CPU.
+
+        Returns order (N,) int64, offsets (N, 2) int64 in 0..2 pad, mirror (N,) bool.
 
         Position i of the epoch shows image order[i]: the window whose top left corner is offsets[i] = (row, column) of
         the padded image, mirrored where mirror[i].

@@ -58,8 +58,8 @@ def save(directory, payload):
 def read(file, config_hash=None):
     """The payload of one checkpoint file.
 
-    Raises DamagedCheckpoint, with the reason, where it is incomplete or another run's; FileNotFoundError; UserError where the system
-    cannot read it, which on a network folder may pass.
+    Raises DamagedCheckpoint, with the reason, where it is incomplete or another run's;
+    FileNotFoundError; UserError where the system cannot read it, which on a network folder may pass.
     """
     try:
         data = Path(file).read_bytes()
