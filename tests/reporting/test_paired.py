@@ -209,3 +209,14 @@ def test_what_was_run_keeps_other_settings_apart(runs):
 def test_without_the_papers_numbers(tmp_path):
     with pytest.raises(UserError, match=r"paper\.csv is missing"):
         build(read_runs("nowhere"), Protocol(), tmp_path)
+
+
+def test_summary(results, runs):
+    text = summary(runs, results)
+    short = "| CIFAR-10 | ResNet-20 | short | bf16 | 85.27 ± 0.22 (6) | +0.50 [+0.39, +0.61] | – |"
+    assert short in text
+    start = "| CIFAR-10 | ResNet-20 | cifar | fp32 | 92.18 ± 0.19 (3) |"
+    assert f"{start} – | – | – | – | +0.52 (2 pairs) | +0.34 [-0.05, +0.57] | 10 |" in text
+    start = "| digits | ResNet-20 | digits | fp32 | 98.13 ± 0.18 (2) |"
+    assert f"{start} – | – | – | +0.38 (2 pairs) | – | – | 8 |" in text
+    assert summary(runs[:0], results) == "Nothing was run yet."

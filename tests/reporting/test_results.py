@@ -139,8 +139,8 @@ def digits_differences(attention):
     return rows[attention] - rows["none"]
 
 
-def facts():
-    """The phrases of the hand-written sentences, with every number computed anew."""
+def numbers():
+    """{name: value} of every number in the hand-written sentences, computed anew."""
     own = RUNS[RUNS["schedule"] == "cifar"]
     records = [read_record(RESULTS / "metrics" / record_name(run))[0] for run in own["run"]]
     interruptions = sum(run.get("interruptions", 0) for run in records)
@@ -194,52 +194,109 @@ def facts():
     seeds = len(digits_differences("lcm2"))
     assert {len(digits_differences(name)) for name in others} == {seeds}
     largest = max(effects, key=lambda name: abs(effects[name]))
+    hours = f"{own['seconds'].sum() / 3600:.1f} hours"
+    return locals()
+
+
+def readme_phrases(
+    equal,
+    printed,
+    base,
+    lcm2,
+    paper_base,
+    gain,
+    baselines,
+    claims,
+    against,
+    by_runs,
+    supported,
+    rival,
+    same,
+    higher,
+    lower,
+    epochs,
+    most,
+    loss,
+    fewest,
+    per_seed,
+    number,
+    chances,
+    effects,
+    seeds,
+    hours,
+    own,
+    **_,
+):
+    """Those of README.md."""
+    return [
+        f"none of the paper's {len(by_runs)} claims on accuracy has enough runs",
+        f"The {len(supported)} of its {len(claims)} claims that are supported are about cost",
+        f"Its own numbers contradict {against} others",
+        f"| {printed} | {equal} | – |",
+        f"| {paper_base:.2f} | {base:.2f} | 1 | one baseline of {baselines} comes out |",
+        f"| {gain:+.2f} | {lcm2 - base:+.2f} | 1 | nothing: a test needs {MINIMUM_PAIRS} pairs |",
+        f"| – | {effects['lcm2']:+.2f} | {seeds} | no gain above {most:.2f} points there |",
+        f"| {-rival:+.2f} | – | 0 | the paper contradicts claim 1 |",
+        f"| {lower - higher:+.2f} | – | 0 | the paper contradicts claim 2 |",
+        f"{epochs['cifar', 300]} runs of the paper's 300 epochs, "
+        f"{epochs['short', 10]} of 10 epochs on CIFAR-10, "
+        f"{epochs['digits', 8]} of 8 epochs on scikit-learn's digits",
+        f"the networks here have {equal} of the paper's {printed} printed counts",
+        f"LCM2 is {lcm2 - base:.2f} points above none in the one pair",
+        f"which took {hours} of a CPU",
+        f"with {seeds} pairs and by a test at 5 % of this one comparison, "
+        f"a gain or a loss by LCM2 of more than {most:.2f} points",
+        f"CBAM is {rival:.2f} points above LCM on ResNet-50, against claim 1",
+        f"on DenseNet-64 ({same:.2f} both) and ResNet-20 ({lower:.2f} against {higher:.2f}), "
+        "CIFAR-10, against claim 2",
+        f"with fewer than {fewest} seeds, {fewest * per_seed} runs, nothing in Table 2",
+        f"(number {number}) would be supported with a chance of 0.5 by {chances['half']} seeds, "
+        f"and of 0.8 by {chances['four_fifths']}",
+    ]
+
+
+def picture_phrases(others, effects, largest, mixed, seeds, **_):
+    """Those below README's picture."""
+    return [
+        f"None of the {len(others)} comparisons is decided",
+        f"the {effects[largest]:.2f} points of `{largest}`",
+        f"among the {sum(mixed.values())} pairs of {seeds * len(others)} that differ in torch",
+    ]
+
+
+def reproduction_phrases(
+    base, lcm2, paper_base, gain, baselines, family, fewest, hours, own, interruptions, **_
+):
+    """Those of REPRODUCTION.md."""
+    return [
+        f"Under the paper's schedule {len(own)} of the paper's "
+        f"{len(set().union(*cells(RESULTS).values()))} different runs",
+        f"They took {hours} in all, with {interruptions} interruptions",
+        f"reached {base:.2f} %, {base - paper_base:.2f} points above the paper's {paper_base:.2f}; "
+        f"the other {baselines - 1} baselines",
+        f"LCM2 reached {lcm2:.2f} %, {lcm2 - base:.2f} points above none (the paper: {gain:.2f})",
+        f"a test needs {MINIMUM_PAIRS}, and with the correction for Table 2's {family} comparisons "
+        f"nothing there can be decided with fewer than {fewest}",
+    ]
+
+
+def top5_phrases():
+    """What the paper's own top-5 says, in REPRODUCTION.md."""
     top5 = [
         f"{net} ({of_paper(model, 'cbam', 'mini_imagenet', 'top5'):.2f} against "
         f"{of_paper(model, 'lcm2', 'mini_imagenet', 'top5'):.2f})"
         for net, model in (("ResNet-50", "resnet50"), ("ResNeXt-50", "resnext50"))
     ]
-    hours = f"{own['seconds'].sum() / 3600:.1f} hours"
+    return [f"in top-5 it is above LCM on {' and '.join(top5)}"]
+
+
+def facts():
+    """The phrases of the hand-written sentences, with every number computed anew."""
+    found = numbers()
     return {
-        "README.md": [
-            f"none of the paper's {len(by_runs)} claims on accuracy has enough runs",
-            f"The {len(supported)} of its {len(claims)} claims that are supported are about cost",
-            f"Its own numbers contradict {against} others",
-            f"| {printed} | {equal} | – |",
-            f"| {paper_base:.2f} | {base:.2f} | 1 | one baseline of {baselines} comes out |",
-            f"| {gain:+.2f} | {lcm2 - base:+.2f} | 1 | nothing: a test needs {MINIMUM_PAIRS} pairs |",
-            f"| – | {effects['lcm2']:+.2f} | {seeds} | no gain above {most:.2f} points there |",
-            f"| {-rival:+.2f} | – | 0 | the paper contradicts claim 1 |",
-            f"| {lower - higher:+.2f} | – | 0 | the paper contradicts claim 2 |",
-            f"{epochs['cifar', 300]} runs of the paper's 300 epochs, "
-            f"{epochs['short', 10]} of 10 epochs on CIFAR-10, "
-            f"{epochs['digits', 8]} of 8 epochs on scikit-learn's digits",
-            f"None of the {len(others)} comparisons is decided",
-            f"the {effects[largest]:.2f} points of `{largest}`",
-            f"among the {sum(mixed.values())} pairs of {seeds * len(others)} that differ in torch",
-            f"the networks here have {equal} of the paper's {printed} printed counts",
-            f"LCM2 is {lcm2 - base:.2f} points above none in the one pair",
-            f"which took {hours} of a CPU",
-            f"with {seeds} pairs and by a test at 5 % of this one comparison, "
-            f"a gain or a loss by LCM2 of more than {most:.2f} points",
-            f"CBAM is {rival:.2f} points above LCM on ResNet-50, against claim 1",
-            f"on DenseNet-64 ({same:.2f} both) and ResNet-20 ({lower:.2f} against {higher:.2f}), "
-            "CIFAR-10, against claim 2",
-            f"with fewer than {fewest} seeds, {fewest * per_seed} runs, nothing in Table 2",
-            f"(number {number}) would be supported with a chance of 0.5 by {chances['half']} seeds, "
-            f"and of 0.8 by {chances['four_fifths']}",
-        ],
-        "REPRODUCTION.md": [
-            f"Under the paper's schedule {len(own)} of the paper's "
-            f"{len(set().union(*cells(RESULTS).values()))} different runs",
-            f"They took {hours} in all, with {interruptions} interruptions",
-            f"reached {base:.2f} %, {base - paper_base:.2f} points above the paper's {paper_base:.2f}; "
-            f"the other {baselines - 1} baselines",
-            f"LCM2 reached {lcm2:.2f} %, {lcm2 - base:.2f} points above none (the paper: {gain:.2f})",
-            f"a test needs {MINIMUM_PAIRS}, and with the correction for Table 2's {family} comparisons "
-            f"nothing there can be decided with fewer than {fewest}",
-        ],
-        "REPRODUCTION.md top-5": [f"in top-5 it is above LCM on {' and '.join(top5)}"],
+        "README.md": readme_phrases(**found) + picture_phrases(**found),
+        "REPRODUCTION.md": reproduction_phrases(**found),
+        "REPRODUCTION.md top-5": top5_phrases(),
     }
 
 

@@ -49,7 +49,7 @@ def test_hydra_composes_what_the_check_expects(group, name):
 NOT_IDENTITY = {
     "device": "cuda:1", "threads": 3, "allocator": False, "capture": False, "runs": "elsewhere", "run_directory": "here",
     "checkpoint__every": "5 minutes", "tensorboard": False, "progress": "bar", "debug": True, "data__root": "/data",
-    "data__workers": 7,
+    "data__workers": 7, "rerun": True,
 }  # fmt: skip
 ROUNDING = {  # part of the identity, and no deviation from the protocol
     "seed": 1, "precision": "bf16", "compile": True, "deterministic": True, "channels_last": False,

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from processes import FAKE, REAL, TINY, finish, record, start, states, sweep, trained, wait_until
@@ -136,7 +135,7 @@ def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(
         monkeypatch.setenv(name, "")
     prepare_environment()
     assert getattr(signal, "SIG" + os.environ["SUBMITIT_PREEMPT_SIGNAL"]) in SIGNALS
-    assert Path(os.environ["PYTHONPATH"]) == CONFIGS.parent
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(CONFIGS.parent), os.getcwd()]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = compose(
             "train", ["hydra/launcher=slurm", "runs=/shared/runs"], return_hydra_config=True
