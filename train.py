@@ -98,8 +98,8 @@ def fit(config, run):
         trained.check("the training loss", epoch)
         tested.clear()
         network.eval()
-        for _ in test_step.epoch(epoch):
-            run.after_test_step(epoch)
+        for done in test_step.epoch(epoch):
+            run.after_test_step(epoch, left=len(test_batches) - done)
         tested.check("the test loss", epoch)
         run.record(epoch, trained.means("train") | tested.means("test") | {"lr": rate})
 

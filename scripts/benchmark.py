@@ -116,7 +116,7 @@ class Turns:
             seconds = time.perf_counter() - self.began
             self.clock.update(images=self.batches.images, step=seconds, epoch=seconds)
 
-    def after_test_step(self, *_):
+    def after_test_step(self, *_, **__):
         pass
 
     record = after_test_step

@@ -162,9 +162,12 @@ class Run:
         if self._stop.requested or self._interval.due((epoch - 1) * len(self._batches) + done):
             self.save(epoch, done)
 
-    def after_test_step(self, epoch):
-        """After a signal save and raise Stopped: the evaluation is done again."""
-        if self._stop.requested:
+    def after_test_step(self, epoch, left):
+        """After a signal save and raise Stopped: the evaluation is done again.
+
+        left: test steps of this evaluation; with none left the epoch is recorded first.
+        """
+        if self._stop.requested and left:
             self.save(epoch, len(self._batches))
 
     def record(self, epoch, metrics):

@@ -79,7 +79,7 @@ class Rows:
         self.training.sums.check("the training loss", epoch)
         self.act(epoch, done)
 
-    def after_test_step(self, epoch):
+    def after_test_step(self, epoch, left):
         pass
 
     def record(self, epoch, row):

@@ -1,5 +1,7 @@
 """TensorBoard's events, read back: the scalars of every epoch, and what the run was trained with."""
 
+import sys
+
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
@@ -40,3 +42,16 @@ def test_the_settings_are_in_the_events_of_the_run_once_also_after_a_continuatio
     (content,) = [content for tag, content, _ in found if tag == metadata.EXPERIMENT_TAG]
     metrics = metadata.parse_experiment_plugin_data(content).metric_infos
     assert "accuracy/test_top1" in [metric.name.tag for metric in metrics]
+
+
+def test_a_tensorboard_that_cannot_be_imported_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    said = []
+    log = RunLog(tmp_path, warn=said.append)
+    for epoch in (1, 2):
+        log.append({"epoch": epoch, "test_top1": 50.0})
+    log.close()
+    assert log.file.read_text().count("\n") == 2
+    (warning,) = said
+    assert warning.startswith("warning: no TensorBoard events (ModuleNotFoundError")
+    assert "tensorboard=false" in warning

@@ -1,5 +1,6 @@
 """A signal at any moment: saved within one step, exit code 75, and the continued run ends with the same bytes."""
 
+import json
 import os
 import signal
 import time
@@ -46,6 +47,29 @@ def test_saved_within_one_step_and_continued_exactly(
     ) == (2, index)
     assert (state_of(first)["state"], state_of(first)["message"]) == ("stopped", message)
     finishes_exactly(then, f"continuing  from epoch 2, step {index}")
+
+
+def test_after_the_last_evaluation_there_is_nothing_left_to_stop(tiny, finishes_exactly, tmp_path):
+    config = tiny(f"runs={tmp_path}", TWO)
+    finishes_exactly(config, prepare=signal_in("test", 6, signal.SIGTERM))
+    assert state_of(config)["interruptions"] == 0
+
+
+def test_after_another_evaluation_the_epoch_is_recorded_first(
+    tiny, ends, finishes_exactly, tmp_path
+):
+    config = tiny(f"runs={tmp_path}", TWO)
+    ends(config, 75, "saved after step 0 of epoch 2", prepare=signal_in("test", 3, signal.SIGTERM))
+    finishes_exactly(config)
+
+
+def test_a_speed_is_that_of_all_its_parts(tiny, ends, tmp_path):
+    """Stopped in the evaluation of epoch 1: its training is over, and was timed."""
+    config = tiny(f"runs={tmp_path}", TWO)
+    ends(config, 75, prepare=signal_in("test", 1, signal.SIGTERM))
+    ends(config, 0)
+    rows = (directory_of(config) / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["images_per_second"] > 0 for row in rows)
 
 
 def test_while_data_are_read_it_ends_at_once(tiny, ends, tmp_path):
