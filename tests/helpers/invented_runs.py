@@ -6,6 +6,8 @@ import random
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 from lcm.reporting.runs import collect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,3 +131,18 @@ def results_of(folder, runs=()):
     if runs:
         collect(folder / "runs", results)
     return results
+
+
+def more(runs, mask, **changes):
+    """`runs` and, with changes, those of the mask again, under other names."""
+    return pd.concat(
+        [runs, runs[mask].assign(run=runs["run"] + str(len(runs)), **changes)], ignore_index=True
+    )
+
+
+def changed(runs, mask, **changes):
+    """`runs` with changes in those of the mask."""
+    runs = runs.copy()
+    for key, value in changes.items():
+        runs.loc[mask, key] = value
+    return runs

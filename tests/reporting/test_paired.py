@@ -3,9 +3,8 @@
 import runpy
 import statistics
 
-import pandas as pd
 import pytest
-from invented_runs import ROOT, invented_run, results_of
+from invented_runs import ROOT, changed, invented_run, more, results_of
 
 from lcm.errors import UserError
 from lcm.reporting.protocol import (
@@ -18,21 +17,6 @@ from lcm.reporting.runs import collect, read_runs
 from lcm.reporting.tables import build, comparison_table, counts
 
 main = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["main"]
-
-
-def more(runs, mask, **changes):
-    """`runs` and, with changes, those of the mask again, under other names."""
-    return pd.concat(
-        [runs, runs[mask].assign(run=runs["run"] + str(len(runs)), **changes)], ignore_index=True
-    )
-
-
-def changed(runs, mask, **changes):
-    """`runs` with changes in those of the mask."""
-    runs = runs.copy()
-    for key, value in changes.items():
-        runs.loc[mask, key] = value
-    return runs
 
 
 def compared(runs):
@@ -70,9 +54,9 @@ def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
     assert "0.031 | 0.406 | inconclusive (6 of 10 pairs) |" in (results / "claims.md").read_text()
     runs = read_runs(results / "runs.csv")
     assert "**" not in summary(runs, results)
-    more = [run | {"seed": 6 + run["seed"]} for run in of_one_arm("none", [92.0] * 6)]
-    more += [run | {"seed": 6 + run["seed"]} for run in of_one_arm("lcm2", [93.0] * 6)]
-    for run in more:
+    later = [run | {"seed": 6 + run["seed"]} for run in of_one_arm("none", [92.0] * 6)]
+    later += [run | {"seed": 6 + run["seed"]} for run in of_one_arm("lcm2", [93.0] * 6)]
+    for run in later:
         invented_run(tmp_path / "runs", **run)
     collect(tmp_path / "runs", results)
     assert "**+1.00 [" in summary(read_runs(results / "runs.csv"), results)

@@ -5,7 +5,7 @@ import runpy
 
 import pandas as pd
 import pytest
-from invented_runs import ROOT, STORED
+from invented_runs import ROOT, STORED, changed, more
 from omegaconf import OmegaConf
 
 from lcm.config import compose
@@ -30,21 +30,6 @@ main = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["main"]
 
 def tables(runs, results, protocol=None):
     return {table.name: table for table in build(runs, protocol or Protocol(), results)}
-
-
-def more(runs, mask, **changes):
-    """`runs` and, with changes, those of the mask again, under other names."""
-    return pd.concat(
-        [runs, runs[mask].assign(run=runs["run"] + str(len(runs)), **changes)], ignore_index=True
-    )
-
-
-def changed(runs, mask, **changes):
-    """`runs` with changes in those of the mask."""
-    runs = runs.copy()
-    for key, value in changes.items():
-        runs.loc[mask, key] = value
-    return runs
 
 
 def test_stored_tables_byte_for_byte(results):
