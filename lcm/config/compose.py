@@ -270,11 +270,12 @@ def flatten(config, prefix=""):
 def known_targets(config):
     """A run.json's config, which may come from anybody, with each `_target_` as its file has it.
 
+    Keys that the file lacks go. A schedule's file need not be there: it has the keys of `cifar`.
     Raises UserError where a group's name is not an option of the places in use.
     """
     trusted = copy.deepcopy(config)
     for group in GROUPS:
-        own = load(group, (config.get(group) or {}).get("name"))
+        own = load(group, "cifar" if group == "schedule" else (config.get(group) or {}).get("name"))
         trusted[group] = {key: value for key, value in config[group].items() if key in own}
         trusted[group] |= {key: own[key] for key in ("_target_", "_convert_") if key in own}
     return trusted

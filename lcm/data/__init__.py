@@ -4,6 +4,8 @@ import importlib
 
 from lcm.errors import UserError
 
+IN_MEMORY = 64  # pixels of an image's side: up to here class folders are held in memory
+
 # A run needs only one of them: each is imported when it is first used.
 _HOME = {
     "Digits": "lcm.data.digits",

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from lcm.data import IN_MEMORY
 from lcm.data.image_cache import decode, for_each
 from lcm.data.in_memory import ResidentSet
 from lcm.errors import UserError, listed
 
-IN_MEMORY = 64  # pixels of an image's side
 TEST = ("test", "val", "validation")  # names of the test images' folder, the first that is there
 IGNORED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # written by file managers
 LAYOUT = (

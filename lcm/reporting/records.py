@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+from lcm.data import IN_MEMORY
 from lcm.errors import plural
 
 RECORDED = (
@@ -154,7 +155,7 @@ def row(run):
     own = _object(run, "own_source")
     facts |= {"own_attention": own.get("attention"), "own_model": own.get("model")}
     facts["data_cache"] = None
-    if "cache" in data:
+    if "cache" in data and (data.get("image_size") or 0) > IN_MEMORY:
         facts["data_cache"] = (
             str(data.get("cache_size") or "full size") if data["cache"] else "files"
         )

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from lcm.errors import plural
+
 
 def learning_rate(schedule, epoch):
     """The rate of an epoch, counted from 1: a function of the schedule and the epoch alone.
@@ -22,6 +24,23 @@ def learning_rate(schedule, epoch):
         return rate * (1 + math.cos(math.pi * share)) / 2
     passed = sum(epoch - 1 >= round(s * schedule["epochs"], 6) for s in schedule["divide_at"])
     return rate / schedule["divide_by"] ** passed
+
+
+def described(schedule):
+    """A schedule as the words of a line: what `learning_rate` and `make_optimizer` do with it."""
+    rate, warm_up = schedule["learning_rate"], schedule["warm_up"]
+    decay = f"divided by {schedule['divide_by']:g} at {schedule['divide_at']}"
+    parts = [
+        plural(schedule["epochs"], "epoch"),
+        f"batch {schedule['batch_size']}",
+        {"sgd": "SGD", "adamw": "AdamW"}[schedule["optimizer"]],
+        f"learning rate {rate:g} {'with cosine decay' if schedule['decay'] == 'cosine' else decay}",
+    ]
+    if warm_up:
+        parts.append(f"warm-up of {plural(warm_up, 'epoch')}")
+    if schedule["label_smoothing"]:
+        parts.append(f"label smoothing {schedule['label_smoothing']:g}")
+    return ", ".join(parts)
 
 
 def make_optimizer(schedule, network):
