@@ -229,38 +229,40 @@ def readme_phrases(
 ):
     """Those of README.md."""
     return [
-        f"none of the paper's {len(by_runs)} claims on accuracy has enough runs",
-        f"The {len(supported)} of its {len(claims)} claims that are supported are about cost",
-        f"Its own numbers contradict {against} others",
+        f"Of the paper's {len(claims)} claims, {len(by_runs)} are about accuracy: none of them has "
+        f"enough runs for a verdict, and the paper's own numbers contradict {against} of them",
+        f"The {len(supported)} claims about cost are supported",
+        f"The other {len(claims) - len(by_runs) - len(supported)} cannot be tested",
         f"| {printed} | {equal} | – |",
-        f"| {paper_base:.2f} | {base:.2f} | 1 | one baseline of {baselines} comes out |",
+        f"| {paper_base:.2f} | {base:.2f} | 1 | close; {baselines - 1} other baselines not run |",
         f"| {gain:+.2f} | {lcm2 - base:+.2f} | 1 | nothing: a test needs {MINIMUM_PAIRS} pairs |",
-        f"| – | {effects['lcm2']:+.2f} | {seeds} | no gain above {most:.2f} points there |",
-        f"| {-rival:+.2f} | – | 0 | the paper contradicts claim 1 |",
-        f"| {lower - higher:+.2f} | – | 0 | the paper contradicts claim 2 |",
-        f"{epochs['cifar', 300]} runs of the paper's 300 epochs, "
-        f"{epochs['short', 10]} of 10 epochs on CIFAR-10, "
-        f"{epochs['digits', 8]} of 8 epochs on scikit-learn's digits",
+        f"| – | {effects['lcm2']:+.2f} | {seeds} | excludes gains above {most:.2f} points |",
+        f"| {-rival:+.2f} | – | 0 | the paper contradicts its claim 1 |",
+        f"| {lower - higher:+.2f} | – | 0 | the paper contradicts its claim 2 |",
+        f"on CIFAR-10, {epochs['cifar', 300]} runs of the paper's 300 epochs and "
+        f"{epochs['short', 10]} runs of 10 epochs; "
+        f"on scikit-learn's digits, {epochs['digits', 8]} runs of 8 epochs",
         f"the networks here have {equal} of the paper's {printed} printed counts",
-        f"LCM2 is {lcm2 - base:.2f} points above none in the one pair",
+        f"LCM2 is {lcm2 - base:.2f} points above no attention in the only pair",
         f"which took {hours} of a CPU",
-        f"with {seeds} pairs and by a test at 5 % of this one comparison, "
-        f"a gain or a loss by LCM2 of more than {most:.2f} points",
-        f"CBAM is {rival:.2f} points above LCM on ResNet-50, against claim 1",
-        f"on DenseNet-64 ({same:.2f} both) and ResNet-20 ({lower:.2f} against {higher:.2f}), "
-        "CIFAR-10, against claim 2",
-        f"with fewer than {fewest} seeds, {fewest * per_seed} runs, nothing in Table 2",
-        f"(number {number}) would be supported with a chance of 0.5 by {chances['half']} seeds, "
-        f"and of 0.8 by {chances['four_fifths']}",
+        f"LCM2 changes accuracy by at most {most:.2f} points in either direction "
+        f"({seeds} pairs, a test of this comparison alone at the 5 % level)",
+        f"superior to the other modules (claim 1), but CBAM is {rival:.2f} points above LCM",
+        f"better than LCM1 (claim 2), but LCM2 is not on DenseNet-64 ({same:.2f} both) "
+        f"and ResNet-20 ({lower:.2f} against {higher:.2f})",
+        f"with fewer than {fewest} seeds, {fewest * per_seed} runs, no comparison of Table 2",
+        f"{chances['half']} seeds would support its claim that LCM improves ResNets "
+        f"(claim {number}) with probability 0.5, and {chances['four_fifths']} with 0.8",
     ]
 
 
 def picture_phrases(others, effects, largest, mixed, seeds, **_):
     """Those below README's picture."""
     return [
-        f"None of the {len(others)} comparisons is decided",
+        f"None of the {len(others)} comparisons is significant: "
+        f"after correction for all of them that takes {pairs_to_reach(len(others))} pairs",
+        f"In {sum(mixed.values())} of the {seeds * len(others)} pairs",
         f"the {effects[largest]:.2f} points of `{largest}`",
-        f"among the {sum(mixed.values())} pairs of {seeds * len(others)} that differ in torch",
     ]
 
 
