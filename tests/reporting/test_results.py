@@ -271,14 +271,14 @@ def reproduction_phrases(
 ):
     """Those of REPRODUCTION.md."""
     return [
-        f"Under the paper's schedule {len(own)} of the paper's "
-        f"{len(set().union(*cells(RESULTS).values()))} different runs",
+        f"takes {len(set().union(*cells(RESULTS).values()))} different runs. "
+        f"Under the paper's schedule {len(own)} of them",
         f"They took {hours} in all, with {interruptions} interruptions",
         f"reached {base:.2f} %, {base - paper_base:.2f} points above the paper's {paper_base:.2f}; "
         f"the other {baselines - 1} baselines",
         f"LCM2 reached {lcm2:.2f} %, {lcm2 - base:.2f} points above none (the paper: {gain:.2f})",
-        f"a test needs {MINIMUM_PAIRS}, and with the correction for Table 2's {family} comparisons "
-        f"nothing there can be decided with fewer than {fewest}",
+        f"a test needs {MINIMUM_PAIRS} pairs, and {fewest} after correction for the {family} "
+        "comparisons of Table 2",
     ]
 
 
