@@ -29,20 +29,19 @@ from lcm.reporting.statistics import Comparison, compare, every, holm, pairs_to_
 COUNTS = {"params": "parameters", "gfloat": "GFloat", "macs": "multiply-accumulates"}
 NOT_JUDGED = "not judged"
 METHOD = (
-    "Accuracies are top-1. An `every` claim has the worst verdict of its comparisons; a comparison "
+    "Accuracies are top-1. A claim has the worst verdict of its comparisons. A comparison "
     "is **supported** (the 95 % interval of the paired difference lies where the claim says and the "
     "corrected p-value is at most 0.05), **contradicted** (the same on the other side), "
     "**inconclusive** (anything else) or **not tested yet** (fewer than 6 pairs of seeds: no exact "
-    "two-sided test can reach 0.05). In brackets: the pairs there are, and those below which nothing "
-    "in the table can be decided. One contradicted comparison contradicts a claim only where its "
-    "p-value, corrected over the claim's own comparisons, is at most 0.05 too. An average is one "
-    "test of its own. Almost the same: two one-sided tests. Intervals: BCa bootstrap, too narrow "
-    "where seeds are few; P: share of pairs with A above B, a tie counts half; p: sign-flip test, "
-    "exact up to 20 pairs, 9,999 random patterns above. Holm's correction is over all comparisons "
-    "that the claims make in one table of the paper, with runs or without; a comparison that two "
-    "tables make has the larger p-value in both. Methods and sources: "
-    "`lcm/reporting/statistics.py`; wrong verdicts, and the chance of a right one: "
-    "`results/power.md`."
+    "two-sided test can reach 0.05). In brackets: the number of pairs, and the fewest with which any "
+    "comparison of the table can be significant. One contradicted comparison contradicts a claim only "
+    "where its p-value, corrected over the claim's own comparisons, is at most 0.05 too. A claim about "
+    "an average is one test. Almost the same: two one-sided tests. Intervals: BCa bootstrap, too "
+    "narrow where seeds are few; P: share of pairs with A above B, a tie counts half; p: sign-flip "
+    "test, exact up to 20 pairs, 9,999 random patterns above. Holm's correction is over all "
+    "comparisons that the claims make in one table of the paper, with runs or without; a comparison "
+    "that is in two tables has the larger p-value in both. Methods and sources: "
+    "`lcm/reporting/statistics.py`; error rates and power of the verdicts: `results/power.md`."
 )
 
 
@@ -299,7 +298,7 @@ def statement_tables(claims, judged):
             row += [rounded(ours.wins, 2), str(ours.n), p_value(ours.p), p_value(part.adjusted_p)]
             rows.append([*row, in_words(part.verdict, ours.n, part.needed)])
         needed = pairs_to_reach(len(rows))
-        note = f"{len(rows)} comparisons: with fewer than {needed} pairs nothing can be decided."
+        note = f"{len(rows)} comparisons: with fewer than {needed} pairs none can be significant."
         notes = [note, *pair_notes([part.pairs for part in family])]
         records = pd.DataFrame({"n": [part.comparison.n for part in family]})
         name, title = f"claims-table{number}", f"Comparisons of Table {number}"

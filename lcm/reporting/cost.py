@@ -14,7 +14,10 @@ H200 = (
     67e12  # float32 operations a second outside of tensor cores: NVIDIA's figure for the H200 SXM
 )
 
-SHARED = "Times images and epochs, a third for an evaluated image. `all` counts a run that two tables share once."
+SHARED = (
+    "Multiplied by images and epochs; an evaluated image counts a third. `all` counts a run that two "
+    "tables share once."
+)
 
 
 def cells(results):
@@ -67,8 +70,9 @@ def card_steps(results):
             f"Measured: a training step in float32 on {devices} (`python scripts/cost.py`)",
         )
     return computed_steps(results), (
-        "Computed, not measured: the least that an H200 can take in float32, six operations for each multiply-accumulate at "
-        f"{H200 / 1e12:.0f} TFLOP/s and no time for memory or launches; small networks take several times as long"
+        "Computed, not measured: a lower bound for an H200 in float32, six operations for each "
+        f"multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s and no time for memory or kernel launches; "
+        "small networks take several times as long"
     )
 
 
@@ -96,7 +100,7 @@ def _table(results, seconds, seeds, days=True):
         [name, str(len(runs)), *(duration(hours(runs, seconds), count, days) for count in seeds)]
         for name, runs in tables.items()
     ]
-    return pipes(["", "runs a seed", *(plural(count, "seed") for count in seeds)], rows)
+    return pipes(["", "runs per seed", *(plural(count, "seed") for count in seeds)], rows)
 
 
 def duration(hours, seeds, days=False):

@@ -49,8 +49,8 @@ METHOD = (
     "(`results/power.md`); not excluded: the largest loss and gain that the test does not reject "
     "at 5 %; P(better): share of seeds on which the first arm is above the other, a tie counts "
     "half; p: two-sided sign-flip test, exact up to 20 pairs, 9,999 random patterns above. A "
-    "diverged run counts as the worst of its arm, loses its pair, and no verdict rests on leaving "
-    "it out. Parameters and MACs are those of the trained network."
+    "diverged run counts as the worst of its arm and loses its pair; no verdict rests on leaving it "
+    "out. Parameters and MACs are those of the trained network."
 )
 
 
@@ -242,7 +242,7 @@ def pair_notes(pairs):
         if len(differ):
             arms = ", ".join(dict.fromkeys(differ["attention_a"]))
             parts.append(f"{len(differ)} in the {words} ({arms})")
-    note = f"{plural(len(pairs), 'pair')}; runs of a pair differ beside the attention: "
+    note = f"{plural(len(pairs), 'pair')}; some differ in more than the attention: "
     return [f"{note}{'; '.join(parts)}."] if parts else []
 
 
@@ -278,7 +278,7 @@ def run_notes(used, failed, duplicates):
             notes.append(f"**The runs on {data} have different lengths**: {words} epochs.")
     if len(failed):
         runs = (f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples())
-        notes.append(f"Failed, without a number: {'; '.join(runs)}.")
+        notes.append(f"Failed, without a result: {'; '.join(runs)}.")
     if len(duplicates):
         runs = "; ".join(f"`{run}`" for run in duplicates["run"])
         notes.append(f"A second run of the same seed, not in the means: {runs}.")

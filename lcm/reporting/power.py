@@ -177,14 +177,14 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
     least = 100 * 1.96 * 0.5 / repetitions**0.5
     any_wrong = [_share(simulate(0, n, FAMILY, families_of_six)[2]) for n in PAIRS]
     parts = [
-        "# Wrong verdicts, and the chance of a right one",
+        "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
         f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from {repetitions} "
         f"repetitions is uncertain by up to {least:.1f} points. A cell has two shares: "
         f"`{SUPPORTED}` / `{CONTRADICTED}`.",
         "## One comparison: is A above B?\n\n"
-        "Wrong are both shares in the row without a difference, the first where A is below B, the "
-        f"second where A is above. With fewer than {MINIMUM_PAIRS} seeds nothing is decided.",
+        "Without a true difference both shares are wrong verdicts. Where A is below B the first is, "
+        f"where A is above B the second. With fewer than {MINIMUM_PAIRS} seeds there is no verdict.",
         pipes(["true difference", *count], shares(1, repetitions)),
         f"## The same with Holm's correction over {FAMILY} comparisons\n\n"
         f"All {FAMILY} with the same true difference ({families_of_six} families). With 6 seeds no "
@@ -193,12 +193,12 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         "Families with at least one wrong verdict of either kind, no true difference:",
         pipes(["", *count], [["share", *any_wrong]]),
         "## Whole claims\n\n"
-        "All arms of a claim have the same seeds. First the fewest seeds, of "
-        f"{', '.join(map(str, SEEDS))}, with which a claim is supported with a chance of 0.5 and "
-        "of 0.8 if the paper's own numbers are the true accuracies (never, where these contradict "
-        f"the claim). Then both shares, supported / contradicted, with {SHOWN[0]} and {SHOWN[1]} seeds "
-        "if the paper's numbers are true, and if no module changes anything: there every "
-        f"`{SUPPORTED}` but that of an `almost the same` is wrong.",
+        "All arms of a claim have the same seeds. First: the fewest seeds, of "
+        f"{', '.join(map(str, SEEDS))}, that support a claim with a chance of 0.5 and of 0.8 if the "
+        "paper's own numbers are the true accuracies (never, where these contradict the claim). Then: "
+        f"both shares, supported / contradicted, with {SHOWN[0]} and {SHOWN[1]} seeds, if the paper's "
+        "numbers are true and if no module changes anything. In the second case every "
+        f"`{SUPPORTED}` is wrong, except of claims that two modules are almost the same.",
     ]
     equal = dict.fromkeys(accuracies, 90)
     shares_of_claims = [
@@ -208,13 +208,13 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
     header += [f"paper true, {n} seeds" for n in SHOWN] + [f"no difference, {n}" for n in SHOWN]
     for table, family in families(claims).items():
         parts.append(
-            f"### Table {table}: {len(family)} comparisons, nothing can be decided with fewer than "
+            f"### Table {table}: {len(family)} comparisons, none can be significant with fewer than "
             f"{pairs_to_reach(len(family))} seeds"
         )
         parts.append(pipes(header, _whole_claims(claims, table, rows, shares_of_claims)))
     parts += [
         "## Coverage of the 95 % BCa interval\n\n"
-        "How often it contains the true difference. It is too narrow for few seeds, which is why no "
+        "How often it contains the true difference. It is too narrow where seeds are few, so no "
         "verdict rests on it alone.",
         pipes(["", *count], [["coverage", *(_share(coverage(n, repetitions)) for n in PAIRS)]]),
     ]

@@ -27,7 +27,7 @@ def summary(runs, results):
     """What was found so far: the difference of every attention from none, wherever there are runs."""
     others = [name for name in in_order([*ATTENTIONS, *runs["attention"]]) if name != "none"]
     header = ["data", "network", "schedule", "precision", "none", *others]
-    header += ["pairs to decide"]
+    header += ["pairs needed"]
     rows = []
     for protocol in protocols(runs):
         records = comparison_table(runs, protocol, results).records
@@ -46,8 +46,8 @@ def summary(runs, results):
     legend = (
         "Test top-1 (%) of the last epoch for `none`, mean ± standard deviation (seeds); for the "
         "others the paired difference from it, mean and 95 % interval over the seeds (too narrow "
-        "where they are few). Bold: decided, after correction for the planned family. `pairs to "
-        "decide`: with fewer nothing in the row can be."
+        "where they are few). Bold: significant after correction for the planned family. `pairs "
+        "needed`: with fewer no difference of the row can be significant."
     )
     return f"{pipes(header, rows, labels=4)}\n\n{legend}"
 

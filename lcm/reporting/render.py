@@ -37,7 +37,7 @@ class Table(NamedTuple):
     @property
     def missing_words(self):
         """The line above the commands that fill the dashes."""
-        return f"Not run yet: {len(self.missing)}, each with its command (`seed='range(10)'` at its end for ten seeds)"
+        return f"Not run yet: {len(self.missing)}. Their commands (append `seed='range(10)'` for ten seeds)"
 
 
 def rounded(number, places):

@@ -36,8 +36,8 @@ TITLES = {
 METHOD = (
     "Ours: test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). The "
     "paper does not say how many runs its numbers stand for, nor whether they are the last or the "
-    "best epoch. GFloat is counted by the paper's counter, MACs are the true multiply-accumulates of "
-    "one image (matrix products included)."
+    "best epoch. GFloat is counted as in the paper, MACs are the true multiply-accumulates of one "
+    "image (matrix products included)."
 )
 FAMILY = {
     "paper": "p (Holm) and verdict are those of `claims.md`, corrected over all comparisons that the "

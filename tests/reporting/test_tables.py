@@ -159,7 +159,7 @@ def compared(runs):
 def test_pairs_need_the_same_seed_and_the_same_files(runs):
     found, text = compared(runs)
     assert found["pairs"] == 3 and found["difference"] == pytest.approx((0.40 - 0.05 + 0.66) / 3)
-    assert "different files" not in text and "differ beside the attention" not in text
+    assert "different files" not in text and "more than the attention" not in text
     other = changed(
         runs, (runs["attention"] == "none") & (runs["seed"] == 1), data_fingerprint="other"
     )
@@ -177,7 +177,7 @@ def test_what_the_runs_of_a_pair_differ_in_is_said(runs):
     words = (
         "1 in the commit (lcm2); 2 in the version of torch (lcm2); 1 in the device (lcm2); 1 in the"
     )
-    assert f"5 pairs; runs of a pair differ beside the attention: {words}" in compared(other)[1]
+    assert f"5 pairs; some differ in more than the attention: {words}" in compared(other)[1]
 
 
 def test_notes_on_the_runs_of_a_table(results, runs):
