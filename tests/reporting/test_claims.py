@@ -122,7 +122,7 @@ def test_every_claim_says_how_it_is_judged(claims):
     for claim in claims:
         line = next(line for line in page.splitlines() if f"“{claim.quote.strip()}”" in line)
         assert claim.judged_as and f"| {claim.judged_as} |" in line
-    for word in ("greatly", "how far is not judged", "top-1"):
+    for word in ("greatly", "by how much is not judged", "top-1"):
         assert any(word in claim.judged_as for claim in claims)
     (superiority,) = [claim for claim in claims if claim.id == "superiority"]
     top5 = {(p.model, p.attention): p.value for p in PAPER[PAPER["metric"] == "top5"].itertuples()}
