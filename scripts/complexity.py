@@ -1,10 +1,11 @@
 """Count parameters and operations: all rows of the paper's Tables 1-5, or one network.
 
-    python scripts/complexity.py                                # 57 rows beside the paper's cells; exit code 1 if one differs
-    python scripts/complexity.py --csv results/complexity.csv   # the same, and a file of exact figures
-    python scripts/complexity.py model=resnet20 attention=lcm2 reduction=8  # one network, module by module
+    python scripts/complexity.py                               # 57 rows beside the paper's
+    python scripts/complexity.py --csv results/complexity.csv  # the same, and a file of exact counts
+    python scripts/complexity.py model=resnet20 attention=lcm2 reduction=8  # one network, by module
 
-GFloat is the paper's count, MAC the true multiply-accumulates with matrix products between tensors (lcm/complexity.py).
+GFloat is the paper's count. MAC is the number of true multiply-accumulates, matrix products between
+tensors included (lcm/complexity.py). Exit code 1: a count differs from the paper's.
 """
 
 import sys

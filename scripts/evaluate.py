@@ -3,8 +3,8 @@
     python scripts/evaluate.py runs/digits/resnet20/lcm2/seed0-*
     python scripts/evaluate.py DIRECTORY --confusion confusion.pdf --predictions predictions.csv
 
-Prints the accuracy by class, and whether the whole is that of run.json. Writes the confusion matrix
-as a picture, in the format of the name's ending (.png, .svg, .pdf), and a CSV of the predictions.
+Prints the accuracy by class, and whether the total is that of run.json. Writes the confusion matrix
+as a picture (the ending of its name decides the format: .png, .svg, .pdf) and the predictions as CSV.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(arguments=None):
     top1, recorded = 100 * right / images, state["result"]["test_top1"]
     says = "as in run.json"
     if abs(top1 - recorded) > 1e-6:
-        says = f"run.json has {recorded:.2f} %: another device or version rounds otherwise"
+        says = f"run.json has {recorded:.2f} %: another device or version rounds differently"
     print(f"\ntop-1 {top1:.2f} % ({right} of {images}); {says}")
 
     (title,) = network_titles([state])
@@ -71,12 +71,10 @@ def parse(arguments):
         help="default: predictions.csv in the run directory",
     )
     parser.add_argument(
-        "--root", metavar="FOLDER", help="folder of the data set; default: that of the training"
+        "--root", metavar="FOLDER", help="folder of the data set (default: the run's)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32", "bf16"], help="default: that of the run"
-    )
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], help="default: the run's")
     return parser.parse_args(arguments)
 
 
