@@ -2,7 +2,7 @@
 
     python scripts/collect.py                         # runs/; records of other runs stay
     python scripts/collect.py other/runs
-    python scripts/collect.py --from results/metrics  # runs.csv from the records alone, byte for byte
+    python scripts/collect.py --from results/metrics  # runs.csv from the records alone
 
 It names damaged runs, leaves them out and collects the others.
 """

@@ -4,7 +4,7 @@
     python scripts/evaluate.py DIRECTORY --confusion confusion.pdf --predictions predictions.csv
 
 Prints the accuracy by class, and whether the total is that of run.json. Writes the confusion matrix
-as a picture (the ending of its name decides the format: .png, .svg, .pdf) and the predictions as CSV.
+as a picture (its name ends in .png, .svg or .pdf) and the predictions as CSV.
 """
 
 import argparse

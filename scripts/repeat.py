@@ -6,8 +6,8 @@
 
 train.py trains the repetition with the record's number of threads, in a folder of its own. If it is
 stopped, the same command continues it. On the same processor and versions the numbers must be the
-same, bit for bit. Elsewhere they differ by rounding, which training amplifies; the script then names
-the differences between the environments. Further arguments go to train.py, for example data.root.
+same, bit for bit. Elsewhere they differ by rounding, which training amplifies; the script then
+names what differs between the environments. Further arguments, such as data.root, go to train.py.
 Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
 """
 
