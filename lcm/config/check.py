@@ -83,7 +83,7 @@ def shares(value):
     """A rule: rising shares of the epochs, each in (0, 1)."""
     share = number(float, above=0, below=1)
     fits = isinstance(value, list) and not any(map(share, value)) and value == sorted(set(value))
-    return None if fits else "a rising list of fractions of the epochs, each between 0 and 1"
+    return None if fits else "a rising list of shares of the epochs between 0 and 1"
 
 
 def betas(value):
@@ -169,8 +169,8 @@ RECIPE = re.compile(
     r"(drop_?)?path|cosine|adamw?|lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
 )
 WHAT_THERE_IS = (
-    "; the schedule has decay, warm_up, label_smoothing, optimizer and weight_decay, the data have "
-    "pad and mirror; write anything else into the training step in train.py"
+    "; there are decay, warm_up, label_smoothing, optimizer and weight_decay of the schedule, "
+    "pad and mirror of the data; anything else is written into the training step in train.py"
 )
 
 
@@ -246,7 +246,7 @@ def check(config):
 def _value_problem(key, value, default):
     """What the value of a known key must be; None where it fits."""
     if key.endswith("._target_") or (key in FACTS and default is not None):
-        fact = f"{default} (fixed by the choice of {key.partition('.')[0]})"
+        fact = f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
         return None if value == default else fact
     if value is None and default is None:
         return None

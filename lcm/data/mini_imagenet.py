@@ -74,8 +74,8 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
         ) from error
     if taken:
         raise UserError(
-            f"{destination} holds files already: delete it to prepare the set anew, or give "
-            "another destination"
+            f"{destination} holds files already: delete it to prepare the set anew, or give another "
+            "destination"
         )
     problems, notes = [], []
     lists = Path(lists).expanduser() if lists is not None else None
@@ -122,8 +122,8 @@ def find_images(source: Path, lists: Path | None, problems: list, notes: list):
     if not source.is_dir():
         raise UserError(
             f"{source} is not a folder. Give the folder with the images; unpack an archive first. "
-            "The few-shot pickles cannot be used: they hold 84x84 pixels without the images' "
-            "names, and reading a pickle runs the code in it."
+            "The few-shot pickles cannot be used: they hold 84x84 pixels without the images' names, "
+            "and reading a pickle runs the code in it."
         )
     parts = [source / part for part in ("train", "val", "test") if (source / part).is_dir()]
     found = [_classes(part) for part in parts or [source]]

@@ -146,7 +146,7 @@ def _compose(model, attention, overrides):
         mapping = pair["model" if key in pair["model"] else "attention"]
         if isinstance(mapping[key], int) and type(value) is not type(mapping[key]):
             raise UserError(
-                f"{key}={value}: must have the type of {mapping['name']}'s value, {mapping[key]}"
+                f"{key}={value}: of the kind of {mapping[key]}, which {mapping['name']} has"
             )
         mapping[key] = value
     resolved = resolve(pair)

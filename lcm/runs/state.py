@@ -25,7 +25,7 @@ def read_state(directory):
         return {}
     except NotADirectoryError:
         raise UserError(
-            f"{directory}: a part of this path is a file; choose another folder for the run"
+            f"{directory} is a file, or is below one: a run needs a folder, choose another"
         ) from None
     except OSError as error:  # also one that passes, of a network folder: nothing is damaged
         raise unreadable(file, error) from error
@@ -74,7 +74,7 @@ def refuse_another_config(directory, state, config):
     lines = [
         f"{directory} holds a run of another config:",
         *lines,
-        "choose another directory, or use that config",
+        "take another directory, or the config that it has",
     ]
     raise UserError("\n".join(lines))
 
