@@ -84,7 +84,7 @@ def unwritable(file, error):
         )
     if isinstance(error, (NotADirectoryError, FileExistsError)):
         return UserError(
-            f"cannot write {file}: a part of this path is a file; choose a folder (runs=, "
+            f"cannot write {file}: it or a part of its path is a file; choose a folder (runs=, "
             "run_directory=, --results)"
         )
     return UserError(
