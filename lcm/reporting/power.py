@@ -109,17 +109,17 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
         adjusted |= dict(zip(family, columns.T, strict=True))
     shares = {}
     for claim in claims:
-        own = claim.statements
-        if claim.holds_if == "every":
+        own = claim["statements"]
+        if claim["holds_if"] == "every":
             signs = np.stack([np.where(adjusted[s] <= ALPHA, side[s], 0) for s in own])
             alone = holm_rows(np.stack([p[s] for s in own], axis=1)).T <= ALPHA
             words = (signs > 0).all(axis=0), ((signs < 0) & alone).any(axis=0)
-        elif claim.holds_if == "on_average":
+        elif claim["holds_if"] == "on_average":
             signs, average_p = sides(np.mean([differences[s] for s in own], axis=0))
             words = (average_p <= ALPHA) & (signs > 0), (average_p <= ALPHA) & (signs < 0)
         else:
             continue
-        shares[claim.id] = words[0].mean(), words[1].mean()
+        shares[claim["id"]] = words[0].mean(), words[1].mean()
     return shares
 
 
@@ -129,12 +129,12 @@ def chances(claims, accuracies, repetitions=200):
     by_seeds = {n: claim_shares(claims, accuracies, n, repetitions) for n in SEEDS}
 
     def fewest(claim, chance):
-        if claim.contradicts_itself:
+        if claim["contradicts_itself"]:
             return "never"
-        enough = [n for n in SEEDS if by_seeds[n][claim.id][0] >= chance]
+        enough = [n for n in SEEDS if by_seeds[n][claim["id"]][0] >= chance]
         return str(enough[0]) if enough else f"over {SEEDS[-1]}"
 
-    rows = [(c.id, fewest(c, 0.5), fewest(c, 0.8)) for c in claims if c.statements]
+    rows = [(c["id"], fewest(c, 0.5), fewest(c, 0.8)) for c in claims if c["statements"]]
     return pd.DataFrame(rows, columns=["claim", "half", "four_fifths"])
 
 
@@ -156,9 +156,13 @@ def _whole_claims(claims, table, rows, shares):
     """The rows of power.md for the claims that rest on a table."""
     seeds = {row.claim: [row.half, row.four_fifths] for row in rows.itertuples()}
     return [
-        [f"{number} {claim.id}", *seeds[claim.id], *(_share(*found[claim.id]) for found in shares)]
+        [
+            f"{number} {claim['id']}",
+            *seeds[claim["id"]],
+            *(_share(*found[claim["id"]]) for found in shares),
+        ]
         for number, claim in enumerate(claims, 1)
-        if any(s.table == table for s in claim.statements)
+        if any(s.table == table for s in claim["statements"])
     ]
 
 

@@ -13,14 +13,16 @@ from markupsafe import Markup, escape
 from lcm.files import write
 from lcm.reporting import claims, figures
 from lcm.reporting.captions import length_and_seeds
-from lcm.reporting.cost import cost_block
+from lcm.reporting.cost import cost_table
 from lcm.reporting.paired import in_words
 from lcm.reporting.protocol import (
+    ARM,
     DATA_TITLE,
     NETWORK_TITLE,
     Protocol,
     protocols,
     read_csv,
+    read_plan,
     select,
     title,
 )
@@ -47,13 +49,13 @@ def heading(what, runs, protocol):
     return f"{what}\n{length_and_seeds(known)}; {protocol.words}"
 
 
-def curve_pictures(selection, protocol, curves):
+def curve_pictures(runs, protocol, curves):
     """Learning curves of each network and data set. curves: {run: test accuracy of each epoch}."""
-    for (data, model), runs in selection.groups().items():
-        lengths = [len(curves.get(run, ())) for run in runs["run"]]
-        if not any(lengths):
-            continue
-        own = runs[[length == max(lengths) for length in lengths]]
+    runs = runs[runs["used"]].assign(
+        length=lambda r: [len(curves.get(run, ())) for run in r["run"]]
+    )
+    for (data, model), found in runs[runs["length"] > 0].groupby(["data", "model"], sort=False):
+        own = found[found["length"] == found["length"].max()]
         arms = {
             attention: [curves[run] for run in arm["run"]]
             for attention, arm in own.groupby("attention", sort=False)
@@ -68,12 +70,12 @@ def cost_pictures(runs, complexity):
     """What each module adds to the parameters and multiply-accumulates of each network."""
     costs = {"params": "parameters added (%)", "macs": "multiply-accumulates added (%)"}
     rows = pd.concat([complexity.assign(data=""), runs[runs["deviations"] == "{}"]])
-    rows = rows.dropna(subset=list(costs)).drop_duplicates(["data", "model", "attention"])
+    rows = rows.dropna(subset=list(costs)).drop_duplicates(ARM)
     none = rows["attention"] == "none"
     both = rows[~none].merge(rows[none], on=["data", "model"], suffixes=("", "_none"))
     for key in costs:
         both[key] = (100 * (both[key] / both[f"{key}_none"] - 1)).astype(float)
-    both["network"] = [NETWORK_TITLE.get(model, model) for model in both["model"]]
+    both["network"] = both["model"].replace(NETWORK_TITLE)
     both = both.drop_duplicates(["network", "attention"])
     if len(both):
         words = "What each module adds to a network: exact counts, no training"
@@ -85,19 +87,18 @@ def claim_pictures(judged, runs):
     """The forest plot of the paper's claims that have pairs of runs under its schedule."""
     rows = [
         (
-            f"Table {c.table}, {title(c.data, c.model)}: {c.a} - {c.b}",
-            part.comparison,
-            c.paper,
-            part.verdict,
+            f"Table {s.table}, {title(s.data, s.model)}: {s.a} - {s.b}",
+            row.comparison,
+            s.paper,
+            row.verdict,
         )
-        for c, part in judged.items()
-        if c.is_gain and part.comparison.n
+        for s, row in judged.items()
+        if s.is_gain and row.comparison.n
     ]
     if rows:
-        figure = figures.forest(
-            rows, heading("Differences that the paper claims", runs, Protocol())
-        )
-        yield Picture("claims", "What the paper claims, and our runs of it", figures.svg(figure))
+        words = heading("Differences that the paper claims", runs[runs["used"]], Protocol())
+        picture = figures.svg(figures.forest(rows, words))
+        yield Picture("claims", "What the paper claims, and our runs of it", picture)
 
 
 def forest_rows(records):
@@ -105,25 +106,20 @@ def forest_rows(records):
     columns, several = list(records), records["against"].dropna().nunique() > 1
     settings = columns[columns.index("model") + 1 : columns.index("attention")]
     for record in records[records["pairs"] > 0].to_dict("records"):
-        ours = Comparison(
-            n=record["pairs"],
-            mean=record["difference"],
-            low=record["low"],
-            high=record["high"],
-            differences=record["differences"],
+        found = (
+            ("mean", "difference"),
+            ("low", "low"),
+            ("high", "high"),
+            ("differences", "differences"),
         )
-        label = " ".join(
-            [
-                f"{NETWORK_TITLE.get(record['model'], record['model'])}:",
-                *(f"{key.rpartition('.')[2]}={record[key]}" for key in settings),
-                record["attention"],
-                *([f"- {record['against']}"] if several else []),
-            ]
-        )
-        yield label, ours, record.get("paper"), record["verdict"]
+        ours = Comparison(record["pairs"], **{key: record[column] for key, column in found})
+        words = [f"{NETWORK_TITLE.get(record['model'], record['model'])}:"]
+        words += [f"{key.rpartition('.')[2]}={record[key]}" for key in settings]
+        words += [record["attention"], f"- {record['against']}" if several else ""]
+        yield " ".join(filter(None, words)), ours, record.get("paper"), record["verdict"]
 
 
-def comparison_pictures(table, selection, protocol):
+def comparison_pictures(table, runs, protocol):
     """Every attention against none on every network, one forest plot for each data set.
 
     Under the paper's schedule only what the paper does not claim: `claim_pictures` has the others.
@@ -134,32 +130,26 @@ def comparison_pictures(table, selection, protocol):
             networks = ", ".join(title(data, model) for model in dict.fromkeys(own["model"]))
             single = own["against"].dropna().nunique() == 1
             what = f"{networks}: {'attention minus none' if single else 'differences'}"
-            runs = selection.runs[selection.runs["data"] == data]
-            figure = figures.forest(rows, heading(what, runs, protocol))
-            yield Picture(
-                name=f"against-none{protocol.suffix}-{data}",
-                title=f"{what}, {protocol.words}",
-                svg=figures.svg(figure),
-            )
+            words = heading(what, runs[runs["used"] & (runs["data"] == data)], protocol)
+            picture = figures.svg(figures.forest(rows, words))
+            name = f"against-none{protocol.suffix}-{data}"
+            yield Picture(name, f"{what}, {protocol.words}", picture)
 
 
 def for_the_page(table):
     """The table with accuracies before counts; a column of equal cells becomes a note."""
-    cells = [{row[i] for row in table.rows} for i in range(len(table.header))]
-    order = sorted(range(len(cells)), key=lambda i: table.header[i].startswith(COUNTS))
-    kept = [i for i in order if len(cells[i]) > 1 or len(table.rows) == 1]
-    equal = [
-        f"{table.header[i]} {table.rows[0][i].replace(DASH, '(nothing yet)')}"
-        for i in order
-        if table.rows and i not in kept
-    ]
-    notes = [f"In every row: {', '.join(dict.fromkeys(equal))}."] if equal else []
-    return table._replace(
-        header=[table.header[i] for i in kept],
-        rows=[[row[i] for i in kept] for row in table.rows],
-        notes=[*notes, *table.notes],
-        labels=sum(i < table.labels for i in kept),
-    )
+    if not table.rows:
+        return table
+    columns = list(zip(table.header, *table.rows, strict=True))
+    kept = [column for column in columns if len(set(column[1:])) > 1 or len(table.rows) == 1]
+    kept.sort(key=lambda column: column[0].startswith(COUNTS))
+    equal = [column for column in columns if column not in kept]
+    equal.sort(key=lambda column: column[0].startswith(COUNTS))
+    words = [f"{name} {cell.replace(DASH, '(nothing yet)')}" for name, cell, *_ in equal]
+    notes = [f"In every row: {', '.join(dict.fromkeys(words))}."] if words else []
+    header, *rows = map(list, zip(*kept, strict=True))
+    labels = len([name for name in table.header[: table.labels] if name in header])
+    return table._replace(header=header, rows=rows, notes=[*notes, *table.notes], labels=labels)
 
 
 def printed_counts(paper, complexity):
@@ -177,18 +167,16 @@ def _inline(text):
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text))
 
 
-def _template():
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "inline": _inline,
-        "base64": lambda data: base64.b64encode(data).decode(),
-        "signed": signed,
-    }
-    return environment.get_template("report.html.jinja")
+PAGE = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+)
+PAGE.filters |= {
+    "inline": _inline,
+    "base64": lambda data: base64.b64encode(data).decode(),
+    "signed": signed,
+}
 
 
 def make_report(results):
@@ -206,36 +194,30 @@ def make_report(results):
     }
     paper_runs = select(runs, Protocol())
     judged = claims.judge_statements(of_the_paper, paper_runs)
-    verdicts = claims.judge(of_the_paper, judged, complexity)
     pictures = {
-        "differences": list(claim_pictures(judged, paper_runs.runs)),
+        "differences": list(claim_pictures(judged, paper_runs)),
         "curves": [],
         "cost": list(cost_pictures(runs, complexity)),
     }
     tables, methods = [], []
     for protocol in protocols(runs):
-        selection = select(runs, protocol)
+        selected = select(runs, protocol, read_plan(results, protocol))
         for table in build(runs, protocol, results):
             tables.append(for_the_page(table))
             methods.append(table.method)
             if "pairs" in table.records:
-                pictures["differences"] += comparison_pictures(table, selection, protocol)
-        pictures["curves"] += curve_pictures(selection, protocol, curves)
+                pictures["differences"] += comparison_pictures(table, selected, protocol)
+        pictures["curves"] += curve_pictures(selected, protocol, curves)
     chances = claims.read_chances(results)
     figure4, speed = results / "figure4.png", results / "benchmark.csv"
-    page = _template().render(
+    page = PAGE.get_template("report.html.jinja").render(
         claims=[
-            (
-                number,
-                result,
-                [judged[s] for s in result.claim.statements],
-                chances.get(result.claim.id),
-            )
-            for number, result in enumerate(verdicts, 1)
+            (number, claim, [judged[s] for s in claim["statements"]], chances.get(claim["id"]))
+            for number, claim in enumerate(claims.judge(of_the_paper, judged, complexity), 1)
         ],
         claims_method=claims.METHOD,
         contests=[for_the_page(table) for table in claims.statement_tables(of_the_paper, judged)],
-        cost=cost_block(results),
+        cost=cost_table(results, on_card=True),
         counts=for_the_page(counts(runs)),
         figure4=figure4.read_bytes() if figure4.exists() else b"",
         finished=(runs["state"] == "finished").sum(),
