@@ -285,7 +285,7 @@ def run_notes(runs):
     for data, found in used.groupby("data"):
         if len(found[PIXELS].drop_duplicates()) > 1:
             columns = " and ".join(f"`{key}`" for key in PIXELS)
-            notes.append(f"**The runs saw different files of {data}**: {columns} in `runs.csv`.")
+            notes.append(f"**The runs on {data} saw different pixels**: {columns} in `runs.csv`.")
     if len(failed):
         names = (f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples())
         notes.append(f"Failed, without a number: {'; '.join(names)}.")

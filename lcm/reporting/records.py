@@ -166,6 +166,23 @@ def read_run(directory):
     return run, epochs
 
 
+def read_runs(folder):
+    """([(run, epochs)] of the finished and failed runs below a folder, what is unfinished, what is
+    damaged and why)."""
+    found, unfinished, damaged = [], [], []
+    for directory in find_runs(folder):
+        try:
+            run, epochs = read_run(directory)
+        except DamagedRecord as error:
+            damaged.append(f"{directory}: {error}")
+            continue
+        if run.get("state") in RECORDED:
+            found.append((run, epochs))
+        else:
+            unfinished.append(f"{directory}: {run.get('state')}")
+    return found, unfinished, damaged
+
+
 def find_runs(folder, files_of_runs=BEGUN):
     """Every directory below `folder` with at least one of the files of a run, sorted."""
     found = []

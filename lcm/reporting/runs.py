@@ -91,35 +91,30 @@ def collect(runs, results):
             f"no folder {runs}: train something first (python train.py), or name the folder that "
             "holds the runs"
         )
-    new, replaced, unfinished, damaged = [], [], [], []
-    for directory in records.find_runs(runs):
-        try:
-            run, epochs = records.read_run(directory)
-        except DamagedRecord as error:
-            damaged.append(f"{directory}: {error}")
-            continue
-        if run["state"] not in records.RECORDED:
-            unfinished.append(f"{directory}: {run['state']}")
-            continue
+    new, replaced = [], []
+    recorded, unfinished, damaged = records.read_runs(runs)
+    for run, epochs in recorded:
         file, text = metrics / records.record_name(run["run"]), records.record(run, epochs)
         if not file.exists():
             new.append(run["run"])
         elif file.read_bytes() != text.encode():
-            before, now = _outcome(file), _outcome(directory)
-            if before.endswith("%") and not now.endswith("%"):
+            before = _recorded(file)
+            if (before["state"], run["state"]) == ("finished", "failed"):
                 continue
-            replaced.append(f"{run['run']}: {before} before, {now} now")
+            replaced.append(f"{run['run']}: {_outcome(before)} before, {_outcome(run)} now")
         write(file, text)
     found = _write_csv(metrics, results)
     return Summary(found.runs, damaged + found.damaged, new, replaced, unfinished)
 
 
-def _outcome(path):
-    """What became of the run of a record or a directory, for a message."""
+def _recorded(file):
     try:
-        run, _ = records.read_run(path) if path.is_dir() else records.read_record(path)
+        return records.read_record(file)[0]
     except DamagedRecord:
-        return "damaged"
+        return {"state": "damaged"}
+
+
+def _outcome(run):
     return f"{run['result']['test_top1']} %" if run["state"] == "finished" else run["state"]
 
 
