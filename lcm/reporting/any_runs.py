@@ -158,7 +158,7 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
         title=f"Every attention against {baseline}: {networks}, {words}",
         warning=warning,
         notes=[note, *table.notes],
-    ), forest(list(forest_rows(table.records)), heading)
+    ), forest(forest_rows(rows, {}), heading)
 
 
 def _protocol(runs):

@@ -139,17 +139,17 @@ def cost_by_module(costs, added, title):
 def forest(rows, title):
     """Mean differences with their 95 % intervals, one per line; below each its pairs, as circles.
 
-    rows: a list of (label, Comparison, the paper's difference or None, verdict or None).
+    rows: {label: (`paired.Row`, the paper's difference or None)}.
     """
     figure = Figure(figsize=(WIDTH, 1.3 + 0.34 * len(rows)), layout="constrained")
     axis = figure.subplots()
     axis.axvline(0, color=INK, linewidth=0.8)
-    every = [d for _, ours, _, _ in rows for d in ours.differences]
+    every = [d for row, _ in rows.values() for d in row.comparison.differences]
     near = (max(every) - min(every)) / 60 if every else 0
-    for i, (_, ours, paper, word) in enumerate(rows):
+    for i, (row, paper) in enumerate(rows.values()):
+        ours, word = row.comparison, row.verdict or INCONCLUSIVE
         if i % 2:
             axis.axhspan(i - 0.5, i + 0.5, color="#f3f4f6", zorder=0)
-        word = word or INCONCLUSIVE
         colour = VERDICT_COLOURS[word]
         if ours.low is not None:
             axis.hlines(i - 0.2, ours.low, ours.high, colors=colour, linewidth=1.4)
@@ -165,7 +165,7 @@ def forest(rows, title):
         if paper is not None:
             diamond = {"marker": "D", "facecolors": "none", "edgecolors": BLACK, "linewidths": 0.8}
             axis.scatter(paper, i - 0.2, s=24, zorder=3, label="the paper", **diamond)
-    axis.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=7.5)
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=7.5)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in test top-1 (points)")
     figure.suptitle(title, fontsize=9)

@@ -152,11 +152,16 @@ def _range(low, high):
     return interval(Comparison(0, low=low, high=high))
 
 
+def printed_difference(row, paper):
+    """The paper's difference (paper: {(data, model, attention): top-1}), None where it has none."""
+    a, b = (paper.get((row.data, row.model, arm)) for arm in (row.a, row.b))
+    return None if a is None or b is None else a - b
+
+
 def _beside_the_paper(row, comparisons, paper):
     """(columns of the CSV file, cells) of a planned row: what all `comparisons` of the plan exclude
-    at once, the paper's difference (paper: {(data, model, attention): top-1}) and one more pair."""
-    printed = [paper.get((row.data, row.model, arm)) for arm in (row.a, row.b)]
-    claimed = None if None in printed else printed[0] - printed[1]
+    at once, the paper's difference and one more pair."""
+    claimed = printed_difference(row, paper)
     at_once = 1 - ALPHA / comparisons
     excluded = not_excluded(row.comparison.differences, at_once)
     predicted = prediction_interval(row.comparison)
@@ -247,6 +252,7 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
         missing=tuple(dict.fromkeys(r["command"] for r in records if r["command"])),
         labels=labels,
         method=METHOD,
+        compared=rows,
         narrow=(*narrow, "95 % interval", "p (Holm)"),
     )
 

@@ -27,6 +27,7 @@ class Table(NamedTuple):
     labels: int = 1
     method: str = ""  # how its numbers are made: the same for many tables, unlike `notes`
     narrow: tuple = ()  # the columns of its LaTeX table, where these are fewer
+    compared: tuple = ()  # the `paired.Row`s behind its rows, for a figure
 
     @property
     def filled(self):

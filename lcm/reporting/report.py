@@ -4,7 +4,6 @@ import base64
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 import pandas as pd
@@ -14,7 +13,7 @@ from lcm.files import write
 from lcm.reporting import claims, figures
 from lcm.reporting.captions import length_and_seeds
 from lcm.reporting.cost import cost_table
-from lcm.reporting.paired import in_words
+from lcm.reporting.paired import in_words, printed_difference
 from lcm.reporting.protocol import (
     ARM,
     DATA_TITLE,
@@ -29,18 +28,10 @@ from lcm.reporting.protocol import (
 from lcm.reporting.records import read_records
 from lcm.reporting.render import DASH, as_printed, signed
 from lcm.reporting.runs import read_runs
-from lcm.reporting.statistics import VERDICTS, Comparison
-from lcm.reporting.tables import build, counts, read_complexity, read_paper
+from lcm.reporting.statistics import VERDICTS
+from lcm.reporting.tables import build, counts, read_complexity, read_paper, top1
 
 COUNTS = ("Para", "GFloat", "MACs")  # how the headings of columns with counts begin
-
-
-class Picture(NamedTuple):
-    """A figure: its file name without suffix, what it shows in words, the SVG file as bytes."""
-
-    name: str
-    title: str
-    svg: bytes
 
 
 def heading(what, runs, protocol):
@@ -51,19 +42,18 @@ def heading(what, runs, protocol):
 
 def curve_pictures(runs, protocol, curves):
     """Learning curves of each network and data set. curves: {run: test accuracy of each epoch}."""
-    runs = runs[runs["used"]].assign(
-        length=lambda r: [len(curves.get(run, ())) for run in r["run"]]
-    )
-    for (data, model), found in runs[runs["length"] > 0].groupby(["data", "model"], sort=False):
+    runs = runs[runs["run"].isin(curves)]
+    runs = runs.assign(length=[len(curves[run]) for run in runs["run"]])
+    for (data, model), found in runs.groupby(["data", "model"], sort=False):
         own = found[found["length"] == found["length"].max()]
         arms = {
             attention: [curves[run] for run in arm["run"]]
             for attention, arm in own.groupby("attention", sort=False)
         }
         name = title(data, model)
-        figure = figures.learning_curves(arms, heading(name, own, protocol))
         words = f"{name}, {protocol.words}: means; dots are single runs, where there are several"
-        yield Picture(f"curves{protocol.suffix}-{data}-{model}", words, figures.svg(figure))
+        figure = figures.learning_curves(arms, heading(name, own, protocol))
+        yield f"curves{protocol.suffix}-{data}-{model}", words, figure
 
 
 def cost_pictures(runs, complexity):
@@ -80,74 +70,62 @@ def cost_pictures(runs, complexity):
     if len(both):
         words = "What each module adds to a network: exact counts, no training"
         figure = figures.cost_by_module(costs, both, words)
-        yield Picture("cost", f"{words}; further left is cheaper", figures.svg(figure))
+        yield "cost", f"{words}; further left is cheaper", figure
 
 
 def claim_pictures(judged, runs):
     """The forest plot of the paper's claims that have pairs of runs under its schedule."""
-    rows = [
-        (
-            f"Table {s.table}, {title(s.data, s.model)}: {s.a} - {s.b}",
-            row.comparison,
-            s.paper,
-            row.verdict,
-        )
+    rows = {
+        f"Table {s.table}, {title(s.data, s.model)}: {s.a} - {s.b}": (row, s.paper)
         for s, row in judged.items()
         if s.is_gain and row.comparison.n
-    ]
+    }
     if rows:
-        words = heading("Differences that the paper claims", runs[runs["used"]], Protocol())
-        picture = figures.svg(figures.forest(rows, words))
-        yield Picture("claims", "What the paper claims, and our runs of it", picture)
+        words = heading("Differences that the paper claims", runs, Protocol())
+        yield "claims", "What the paper claims, and our runs of it", figures.forest(rows, words)
 
 
-def forest_rows(records):
-    """The rows of a forest plot from the records of a table of `paired.rows_table`."""
-    columns, several = list(records), records["against"].dropna().nunique() > 1
-    settings = columns[columns.index("model") + 1 : columns.index("attention")]
-    for record in records[records["pairs"] > 0].to_dict("records"):
-        found = (
-            ("mean", "difference"),
-            ("low", "low"),
-            ("high", "high"),
-            ("differences", "differences"),
-        )
-        ours = Comparison(record["pairs"], **{key: record[column] for key, column in found})
-        words = [f"{NETWORK_TITLE.get(record['model'], record['model'])}:"]
-        words += [f"{key.rpartition('.')[2]}={record[key]}" for key in settings]
-        words += [record["attention"], f"- {record['against']}" if several else ""]
-        yield " ".join(filter(None, words)), ours, record.get("paper"), record["verdict"]
+def forest_rows(rows, paper):
+    """{label: (Row, the paper's difference or None)} of those Rows that have pairs."""
+    rows = [row for row in rows if row.comparison.n]
+    several = len({row.b for row in rows}) > 1
+    found = {}
+    for row in rows:
+        words = [f"{NETWORK_TITLE.get(row.model, row.model)}:"]
+        words += [f"{key.rpartition('.')[2]}={value}" for key, value in row.settings.items()]
+        words += [row.a, *(["-", row.b] if several else [])]
+        found[" ".join(words)] = row, printed_difference(row, paper)
+    return found
 
 
-def comparison_pictures(table, runs, protocol):
+def comparison_pictures(rows, runs, protocol, paper):
     """Every attention against none on every network, one forest plot for each data set.
 
     Under the paper's schedule only what the paper does not claim: `claim_pictures` has the others.
     """
-    claimed = table.records["verdict"].notna() & (protocol == Protocol())
-    for data, own in table.records[~claimed].groupby("data"):
-        if rows := list(forest_rows(own)):
-            networks = ", ".join(title(data, model) for model in dict.fromkeys(own["model"]))
-            single = own["against"].dropna().nunique() == 1
+    shown = [row for row in rows if protocol != Protocol() or not row.needed]
+    for data in dict.fromkeys(row.data for row in shown):
+        own = [row for row in shown if row.data == data]
+        if forest := forest_rows(own, paper):
+            networks = ", ".join(
+                title(data, model) for model in dict.fromkeys(row.model for row in own)
+            )
+            single = len({row.b for row in own if row.b}) == 1
             what = f"{networks}: {'attention minus none' if single else 'differences'}"
-            words = heading(what, runs[runs["used"] & (runs["data"] == data)], protocol)
-            picture = figures.svg(figures.forest(rows, words))
+            words = heading(what, runs[runs["data"] == data], protocol)
             name = f"against-none{protocol.suffix}-{data}"
-            yield Picture(name, f"{what}, {protocol.words}", picture)
+            yield name, f"{what}, {protocol.words}", figures.forest(forest, words)
 
 
 def for_the_page(table):
     """The table with accuracies before counts; a column of equal cells becomes a note."""
-    if not table.rows:
-        return table
-    columns = list(zip(table.header, *table.rows, strict=True))
-    kept = [column for column in columns if len(set(column[1:])) > 1 or len(table.rows) == 1]
-    kept.sort(key=lambda column: column[0].startswith(COUNTS))
-    equal = [column for column in columns if column not in kept]
-    equal.sort(key=lambda column: column[0].startswith(COUNTS))
+    columns = sorted(
+        zip(table.header, *table.rows, strict=True), key=lambda column: column[0].startswith(COUNTS)
+    )
+    equal = [column for column in columns if len(table.rows) > 1 and len(set(column[1:])) == 1]
     words = [f"{name} {cell.replace(DASH, '(nothing yet)')}" for name, cell, *_ in equal]
     notes = [f"In every row: {', '.join(dict.fromkeys(words))}."] if words else []
-    header, *rows = map(list, zip(*kept, strict=True))
+    header, *rows = zip(*(column for column in columns if column not in equal), strict=True)
     labels = len([name for name in table.header[: table.labels] if name in header])
     return table._replace(header=header, rows=rows, notes=[*notes, *table.notes], labels=labels)
 
@@ -180,7 +158,7 @@ PAGE.filters |= {
 
 
 def make_report(results):
-    """(the page as text, its pictures) from a folder of results."""
+    """(the page as text, {name: the SVG file of a picture}) from a folder of results."""
     results = Path(results)
     runs, paper = read_runs(results / "runs.csv"), read_paper(results)
     complexity = read_complexity(results)
@@ -195,19 +173,24 @@ def make_report(results):
     paper_runs = select(runs, Protocol())
     judged = claims.judge_statements(of_the_paper, paper_runs)
     pictures = {
-        "differences": list(claim_pictures(judged, paper_runs)),
+        "differences": [*claim_pictures(judged, paper_runs[paper_runs["used"]])],
         "curves": [],
-        "cost": list(cost_pictures(runs, complexity)),
+        "cost": [*cost_pictures(runs, complexity)],
     }
     tables, methods = [], []
     for protocol in protocols(runs):
-        selected = select(runs, protocol, read_plan(results, protocol))
+        plan = read_plan(results, protocol)
+        used = select(runs, protocol, plan).query("used")
+        printed = top1(paper) if plan else {}
         for table in build(runs, protocol, results):
             tables.append(for_the_page(table))
             methods.append(table.method)
-            if "pairs" in table.records:
-                pictures["differences"] += comparison_pictures(table, selected, protocol)
-        pictures["curves"] += curve_pictures(selected, protocol, curves)
+            pictures["differences"] += comparison_pictures(table.compared, used, protocol, printed)
+        pictures["curves"] += curve_pictures(used, protocol, curves)
+    pictures = {
+        kind: {name: (words, figures.svg(figure)) for name, words, figure in found}
+        for kind, found in pictures.items()
+    }
     chances = claims.read_chances(results)
     figure4, speed = results / "figure4.png", results / "benchmark.csv"
     page = PAGE.get_template("report.html.jinja").render(
@@ -230,13 +213,14 @@ def make_report(results):
         tables=tables,
         verdicts=VERDICTS,
     )
-    return page, [one for found in pictures.values() for one in found]
+    files = {name: svg for found in pictures.values() for name, (_, svg) in found.items()}
+    return page, files
 
 
 def write_report(results):
     """Write report.html and figures/*.svg; returns the number of figures."""
-    page, pictures = make_report(results)
+    page, files = make_report(results)
     write(Path(results) / "report.html", page)
-    for picture in pictures:
-        write(Path(results) / "figures" / f"{picture.name}.svg", picture.svg)
-    return len(pictures)
+    for name, svg in files.items():
+        write(Path(results) / "figures" / f"{name}.svg", svg)
+    return len(files)
