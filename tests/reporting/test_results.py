@@ -26,7 +26,7 @@ from lcm.reporting.protocol import (
 )
 from lcm.reporting.readme import fill_readme, readme_blocks
 from lcm.reporting.records import read_record, record_name
-from lcm.reporting.render import as_printed
+from lcm.reporting.render import as_printed, signed
 from lcm.reporting.report import write_report
 from lcm.reporting.runs import read_runs, rebuild
 from lcm.reporting.statistics import MINIMUM_PAIRS, pairs_to_reach
@@ -150,7 +150,7 @@ def what_was_run():
     counts = RUNS.groupby(["schedule", "data", "epochs"]).size()
     yield f"{networks} on a CPU"
     for (schedule, data, epochs), count in counts.items():
-        yield f"{count} of {epochs} epochs on {DATA_TITLE[data]} (`{schedule}`"
+        yield f"{count} of {epochs} epochs on {DATA_TITLE[data]} (`{schedule}`)"
 
 
 def gains_of_lcm2():
@@ -177,14 +177,14 @@ def rows_of_lcm2():
             meaning = f"nothing: a test needs {MINIMUM_PAIRS} pairs"
         elif planned:
             meaning = f"{row.verdict}; {meaning}"
-        yield f"| LCM2 minus none, {name} | {paper} | {row.difference:+.2f} | {pairs} | {meaning} |"
+        yield f"| LCM2 minus none, {name} | {paper} | {signed(row.difference)} | {pairs} | {meaning} |"
 
 
 def exclusions():
     """What a test at 5 % excludes, wherever there are pairs enough."""
     for name, _, row, planned in gains_of_lcm2():
         if row.pairs >= max(planned, MINIMUM_PAIRS):
-            yield f"{name}, {row.pairs} pairs: LCM2 minus none below {row.loss:+.2f} or above {row.gain:+.2f}"
+            yield f"{name}, {row.pairs} pairs: LCM2 minus none below {signed(row.loss)} or above {signed(row.gain)}"
 
 
 def plans_in_progress():
