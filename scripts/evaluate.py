@@ -12,11 +12,12 @@ from pathlib import Path
 
 import checkout  # noqa: F401  before lcm
 import pandas
+from sklearn.metrics import confusion_matrix
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting.captions import check_figure_file, network_titles, save_figure, trained_on
-from lcm.reporting.confusion import by_class, confusion_matrix, draw
+from lcm.reporting.confusion import by_class, draw
 from lcm.runs.evaluation import evaluate
 from lcm.runs.load import class_names
 
@@ -35,7 +36,7 @@ def main(arguments=None):
     )
     classes = class_names(data)
     highest, predicted = probabilities.max(1)
-    matrix = confusion_matrix(labels.numpy(), predicted.numpy(), len(classes))
+    matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
     print(by_class(matrix, classes))
     right, images = matrix.trace(), matrix.sum()
     top1, recorded = 100 * right / images, state["result"]["test_top1"]

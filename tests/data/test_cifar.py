@@ -148,7 +148,9 @@ def test_a_copy_in_another_order_has_the_official_content_and_is_verified(small,
 def test_a_copy_with_one_other_pixel_is_refused(small, name):
     root, official = small(name), cifar.OFFICIAL[name]
     reordered(root, name, alter=1)
-    with pytest.raises(UserError, match=f"{official.folder} does not have exactly the images") as error:
+    with pytest.raises(
+        UserError, match=f"{official.folder} does not have exactly the images"
+    ) as error:
         load(root, name)
     assert "data.verify=false accepts" in str(error.value)
     assert len(load(root, name, verify=False).train(64, seed=0).resident) == 200
