@@ -268,7 +268,7 @@ def pair_notes(pairs):
         if len(differ):
             arms = ", ".join(dict.fromkeys(differ["attention_a"]))
             parts.append(f"{len(differ)} in the {words} ({arms})")
-    note = f"{plural(len(pairs), 'pair')}; some differ in more than the attention:  "
+    note = f"{plural(len(pairs), 'pair')}; some differ in more than the attention: "
     return [f"{note}{'; '.join(parts)}."] if parts else []
 
 
