@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lcm.reporting.protocol import DATA_TITLE, by_arm
+from lcm.reporting.protocol import DATA_TITLE, arms_of
 from lcm.reporting.render import (
     DASH,
     Table,
@@ -109,13 +109,10 @@ def paired(a, b):
 
 def make_rows(runs, wanted):
     """The Rows of selected runs for each (data, model, a, b) or (data, model, a, b, least, most)."""
-    arms, tried, rows = by_arm(runs[runs["used"]]), by_arm(runs[runs["tried"]]), []
+    used, tried, rows = arms_of(runs[runs["used"]]), arms_of(runs[runs["tried"]]), []
     for data, model, a, b, *statement in wanted:
-        found, other, arm = (
-            of.get((data, model, name), runs[:0])
-            for of, name in ((tried, a), (tried, b), (arms, a))
-        )
-        pairs = paired(found, other)
+        found, arm = tried(data, model, a), used(data, model, a)
+        pairs = paired(found, tried(data, model, b))
         comparison = compare(pairs["difference"], *statement, lost=pairs["lost"])
         rows.append(Row(data, model, a, b, arm, found["seed"].nunique(), pairs, comparison))
     return rows

@@ -19,7 +19,7 @@ from lcm.reporting.protocol import (
     METRIC_TITLE,
     NETWORK_TITLE,
     Protocol,
-    by_arm,
+    arms_of,
     in_order,
     read_csv,
     read_plan,
@@ -89,7 +89,7 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
         header += [f"{title} paper", f"{title} ours", "ours - paper"]
     runs = runs.merge(cells[ARM].drop_duplicates())  # of this table alone
-    arms, tried = by_arm(runs[runs["used"]]), by_arm(runs[runs["tried"]])
+    used, tried = arms_of(runs[runs["used"]]), arms_of(runs[runs["tried"]])
     rows, records = [], []
     for label, line in cells.groupby("label", sort=False):
         first = line.iloc[0]
@@ -97,8 +97,8 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
         row += [rounded(first.gfloat, 3), scaled(first.macs, 9, 3)]
         for cell in line.itertuples():
             name = cell.data, cell.model, cell.attention
-            arm, seeds = (of.get(name, runs[:0]) for of in (arms, tried))
-            found = measured(arm, seeds["seed"].nunique(), cell.metric)
+            seeds = tried(*name)["seed"].nunique()
+            found = measured(used(*name), seeds, cell.metric)
             difference = None if found["mean"] is None else found["mean"] - cell.value
             choices = {key: getattr(cell, key) for key in ("model", "attention", "data")}
             command = protocol.command(plan, experiment=f"table{number}", **choices)
@@ -115,7 +115,7 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
                     "paper": rounded(cell.value, 2),
                     **found,
                     "difference": difference,
-                    "command": "" if len(seeds) else command,
+                    "command": "" if seeds else command,
                 }
             )
             row += [rounded(cell.value, 2), reached(found), signed(difference)]

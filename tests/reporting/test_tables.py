@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from lcm.config import compose
 from lcm.errors import UserError
 from lcm.reporting.protocol import (
+    ARM,
     PAPER_SCHEDULE,
     Protocol,
-    by_arm,
     in_order,
     paper_accuracy,
     paper_comparison,
@@ -34,8 +34,8 @@ def tables(runs, results, protocol=None):
 def arms(runs, protocol):
     """{(data, model, attention): its seeds}"""
     selected = select(runs, protocol)
-    used = by_arm(selected[selected["used"]])
-    return {name: list(arm["seed"]) for name, arm in used.items()}
+    used = selected[selected["used"]].groupby(ARM, sort=False)
+    return {name: list(arm["seed"]) for name, arm in used}
 
 
 def test_stored_tables_byte_for_byte(results):
