@@ -9,6 +9,7 @@ from lcm.reporting.protocol import DATA_TITLE, arms_of
 from lcm.reporting.render import (
     DASH,
     Table,
+    columns,
     elapsed,
     interval,
     p_value,
@@ -237,13 +238,14 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
                 ),
             }
         )
-    header, labels = list(cells[0]), list(cells[0]).index("Para (M)")
+    header, lines = columns(cells)
+    labels = header.index("Para (M)")
     narrow = ("Attention", "against", *settings, "Test top-1 (%)", header[labels + 3])
     return Table(
         name="",
         title="",
         header=header,
-        rows=[list(row.values()) for row in cells],
+        rows=lines,
         notes=run_notes(runs) + pair_notes([row.pairs for row in rows if row.b]),
         records=pd.DataFrame(records, dtype=object),
         missing=tuple(dict.fromkeys(r["command"] for r in records if r["command"])),

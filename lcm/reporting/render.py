@@ -40,6 +40,11 @@ class Table(NamedTuple):
         return f"Not run yet: {len(self.missing)}, each with its command (`seed='range(10)'` at its end for ten seeds)"
 
 
+def columns(rows):
+    """(header, rows) of a table from rows as {column: cell}."""
+    return list(rows[0]), [list(row.values()) for row in rows]
+
+
 def rounded(number, places):
     """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185); a dash for a missing one."""
     if pd.isna(number):

@@ -49,6 +49,10 @@ FAMILY = {
     "none": "No plan was written for this schedule before its runs. p (Holm): over all rows of one "
     "network on one data set, those without runs too.",
 }
+COUNT_COLUMNS = (
+    *("Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours"),
+    "MACs (G) ours",
+)
 COUNTS = {
     "table": "int64",
     "model": "str",
@@ -83,8 +87,7 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
     """Table `number` of the paper beside the runs that a protocol has selected."""
     keys = ["table", "model", "attention"]
     cells = paper[paper["table"] == number].merge(complexity, how="left", on=keys)
-    header = ["Model", "Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours"]
-    header += ["MACs (G) ours"]
+    header = ["Model", *COUNT_COLUMNS]
     for data, metric in dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)):
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
         header += [f"{title} paper", f"{title} ours", "ours - paper"]
@@ -93,8 +96,14 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
     rows, records = [], []
     for label, line in cells.groupby("label", sort=False):
         first = line.iloc[0]
-        row = [label, first.params_m, scaled(first.params, 6, 3), first.gflops]
-        row += [rounded(first.gfloat, 3), scaled(first.macs, 9, 3)]
+        row = [
+            label,
+            first.params_m,
+            scaled(first.params, 6, 3),
+            first.gflops,
+            rounded(first.gfloat, 3),
+            scaled(first.macs, 9, 3),
+        ]
         for cell in line.itertuples():
             name = cell.data, cell.model, cell.attention
             seeds = tried(*name)["seed"].nunique()
@@ -223,16 +232,22 @@ def build(runs, protocol, results):
 
 def counts(runs):
     """What was run: by data, schedule, precision and other settings; networks, devices and time."""
-    header = ["data", "schedule", "precision", "other settings", "networks", "on"]
-    header += ["finished", "failed", "time"]
-    rows = []
     titles = runs["data"].map(lambda data: DATA_TITLE.get(data, data))
-    for names, members in runs.groupby([titles, "schedule", "precision", "deviations"]):
-        finished = (members["state"] == "finished").sum()
-        settings = (f"{key}={value}" for key, value in json.loads(names[3]).items())
-        networks = ", ".join(in_order(members["model"], NETWORK_TITLE))
-        devices = "; ".join(sorted(set(members["device"].replace("", "unknown"))))
-        row = [*names[:3], ", ".join(settings) or DASH, networks, devices]
-        time = elapsed(members["seconds"].sum())
-        rows.append([*row, f"{finished}", f"{len(members) - finished}", time])
-    return Table("counts", "What was run", header, rows, labels=6)
+    rows = []
+    for names, own in runs.groupby([titles, "schedule", "precision", "deviations"]):
+        deviations = (f"{key}={value}" for key, value in json.loads(names[3]).items())
+        finished = (own["state"] == "finished").sum()
+        rows.append(
+            [
+                *names[:3],
+                ", ".join(deviations) or DASH,
+                ", ".join(in_order(own["model"], NETWORK_TITLE)),
+                "; ".join(sorted(set(own["device"].replace("", "unknown")))),
+                str(finished),
+                str(len(own) - finished),
+                elapsed(own["seconds"].sum()),
+            ]
+        )
+    names = ["data", "schedule", "precision", "other settings", "networks", "on"]
+    header = [*names, "finished", "failed", "time"]
+    return Table("counts", "What was run", header, rows, labels=len(names))
