@@ -186,7 +186,8 @@ def _on_average(claim, parts):
     paper = f"{holds}: {signed(mean)} over {len(parts)} comparisons"
     found, ours = average(parts), "no seed has all of them"
     if found.n:
-        ours = f"{signed(found.mean)} {interval(found)}, p {p_value(found.p)}, n {found.n}"
+        ours = f"{signed(found.mean)} {interval(found.low, found.high)}, p {p_value(found.p)}, "
+        ours += f"n {found.n}"
     return verdict(found, found.p), paper, ours
 
 
@@ -252,7 +253,7 @@ def statement_tables(claims, judged):
                     "claims": ", ".join(about),
                     "paper A - B": signed(s.paper),
                     "ours A - B": signed(ours.mean),
-                    "95 % interval": interval(ours),
+                    "95 % interval": interval(ours.low, ours.high),
                     "P(A above B)": rounded(ours.wins, 2),
                     "n": str(ours.n),
                     "p": p_value(ours.p),

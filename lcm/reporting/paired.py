@@ -146,10 +146,6 @@ def measured(arm, tried, metric="top1"):
     }
 
 
-def _range(low, high):
-    return interval(Comparison(0, low=low, high=high))
-
-
 def printed_difference(row, paper):
     """The paper's difference (paper: {(data, model, attention): top-1}), None where it has none."""
     a, b = (paper.get((row.data, row.model, arm)) for arm in (row.a, row.b))
@@ -165,9 +161,9 @@ def _beside_the_paper(row, comparisons, paper):
     predicted = prediction_interval(row.comparison)
     names = ("loss_at_once", "gain_at_once", "paper", "next_low", "next_high")
     return dict(zip(names, (*excluded, claimed, *predicted), strict=True)), {
-        f"not excluded, all {comparisons} at once ({100 * at_once:.0f} %)": _range(*excluded),
+        f"not excluded, all {comparisons} at once ({100 * at_once:.0f} %)": interval(*excluded),
         "paper": signed(claimed),
-        "one more pair (95 %)": _range(*predicted),
+        "one more pair (95 %)": interval(*predicted),
     }
 
 
@@ -227,8 +223,8 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
                 "MACs (G)": scaled(macs, 9, 4),
                 "Test top-1 (%)": reached(found),
                 f"minus {single}" if single else "difference": signed(ours.mean),
-                "95 % interval": interval(ours),
-                "not excluded": _range(loss, gain),
+                "95 % interval": interval(ours.low, ours.high),
+                "not excluded": interval(loss, gain),
                 **more_cells,
                 "P(better)": rounded(ours.wins, 2),
                 "p": p_value(ours.p),
@@ -289,8 +285,10 @@ def run_notes(runs):
             notes.append(f"{count} of them {words}")
     for data, found in used.groupby("data"):
         if len(found[PIXELS].drop_duplicates()) > 1:
-            columns = " and ".join(f"`{key}`" for key in PIXELS)
-            notes.append(f"**The runs on {data} saw different pixels**: {columns} in `runs.csv`.")
+            notes.append(
+                f"**The runs on {data} saw different pixels**: `data_fingerprint` and `data_cache` "
+                "in `runs.csv`."
+            )
     if len(failed):
         names = (f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples())
         notes.append(f"Failed, without a number: {'; '.join(names)}.")

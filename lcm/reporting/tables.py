@@ -49,10 +49,6 @@ FAMILY = {
     "none": "No plan was written for this schedule before its runs. p (Holm): over all rows of one "
     "network on one data set, those without runs too.",
 }
-COUNT_COLUMNS = (
-    *("Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours"),
-    "MACs (G) ours",
-)
 COUNTS = {
     "table": "int64",
     "model": "str",
@@ -87,7 +83,14 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
     """Table `number` of the paper beside the runs that a protocol has selected."""
     keys = ["table", "model", "attention"]
     cells = paper[paper["table"] == number].merge(complexity, how="left", on=keys)
-    header = ["Model", *COUNT_COLUMNS]
+    header = [
+        "Model",
+        "Para (M) paper",
+        "Para (M) ours",
+        "GFloat paper",
+        "GFloat ours",
+        "MACs (G) ours",
+    ]
     for data, metric in dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)):
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
         header += [f"{title} paper", f"{title} ours", "ours - paper"]
@@ -219,11 +222,8 @@ def comparison_table(runs, protocol, results):
 def build(runs, protocol, results):
     """A protocol's tables: the paper's five (of other protocols than the paper's, those with a
     number), and the comparison of every attention with none where there are runs to compare."""
-    plan, paper, complexity = (
-        read_plan(results, protocol),
-        read_paper(results),
-        read_complexity(results),
-    )
+    plan, paper = read_plan(results, protocol), read_paper(results)
+    complexity = read_complexity(results)
     own = select(runs, protocol, plan)
     tables = [paper_table(number, own, protocol, plan, paper, complexity) for number in TITLES]
     tables = [table for table in tables if protocol == Protocol() or table.filled]
