@@ -32,7 +32,6 @@ from lcm.reporting.render import (
 )
 from lcm.reporting.statistics import (
     CONTRADICTED,
-    NOT_TESTED,
     SUPPORTED,
     compare,
     every,
@@ -195,10 +194,7 @@ def _cost(claim, complexity):
     """By the exact counts: what an arm `a` adds to arm `b`, in percent, where it adds most."""
     base = complexity[complexity["attention"] == claim["cost"]["b"]]
     arms = complexity[complexity["attention"].isin(claim["cost"]["a"])]
-    rows, paper = arms.merge(base, on=["table", "model"]), "see Tables 1 to 5"
-    if rows.empty:
-        advice = "not counted: `python scripts/complexity.py --csv results/complexity.csv`"
-        return NOT_TESTED, paper, advice
+    rows = arms.merge(base, on=["table", "model"])
     size = abs if claim["cost"].get("either_way") else float
     most = {
         key: max(100 * (rows[f"{key}_x"] / rows[f"{key}_y"] - 1), key=size)
@@ -207,7 +203,8 @@ def _cost(claim, complexity):
     within = all(size(most[key]) <= limit for key, limit in claim["limits"].items())
     ours = ", ".join(f"{signed(percent)} % {COUNTS[key]}" for key, percent in most.items())
     limits = ", ".join(f"{limit} %" for limit in claim["limits"].values())
-    return SUPPORTED if within else CONTRADICTED, paper, f"at most {ours} (limits {limits})"
+    word = SUPPORTED if within else CONTRADICTED
+    return word, "see Tables 1 to 5", f"at most {ours} (limits {limits})"
 
 
 def _count(words):

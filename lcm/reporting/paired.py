@@ -272,7 +272,7 @@ def run_notes(runs):
     """The notes on the runs behind a table (hours, devices), and on those that were left out."""
     notes, used, failed = [], runs[runs["used"]], runs[runs["state"] == "failed"]
     if len(used):
-        devices = "; ".join(sorted(set(used["device"].replace("", "an unknown device"))))
+        devices = "; ".join(sorted(set(used["device"])))
         notes.append(f"Runs: {len(used)}, {elapsed(used['seconds'].sum())} in all, on {devices}.")
     for words, some in {
         "from a checkout with uncommitted changes.": used["dirty"],

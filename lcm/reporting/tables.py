@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lcm.files import missing
 from lcm.reporting.claims import judge_statements, read_claims
 from lcm.reporting.paired import in_family, make_rows, measured, rows_table, run_notes
 from lcm.reporting.protocol import (
@@ -34,6 +35,12 @@ TITLES = {
     4: "Table 4. Test accuracy (%) on different models on CIFAR-100",
     5: "Table 5. Test accuracy (%) on different models on mini-ImageNet",
 }
+TEN_CLASSES = (
+    "Parameters are those of the network with 10 classes, in the CIFAR-100 columns too, as in the "
+    "paper."
+)
+HEADING = "The paper heads this table's column CIFAR-10; its caption and its text say CIFAR-100."
+NOTES = {1: [TEN_CLASSES], 2: [TEN_CLASSES], 4: [HEADING, TEN_CLASSES]}
 METHOD = (
     "Ours: test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). The "
     "paper does not say how many runs its numbers stand for, nor whether they are the last or the "
@@ -72,10 +79,10 @@ def top1(paper):
 
 
 def read_complexity(results):
-    """complexity.csv; without rows where it has not been made."""
+    """complexity.csv: the counts of the paper's networks. Raises UserError where it is missing."""
     file = Path(results) / "complexity.csv"
     if not file.exists():
-        return pd.DataFrame(columns=list(COUNTS)).astype(COUNTS)
+        raise missing(file)
     return pd.read_csv(file, keep_default_na=False)[list(COUNTS)].astype(COUNTS)
 
 
@@ -137,26 +144,12 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
         title=TITLES[number] if protocol == Protocol() else f"{TITLES[number]}: {protocol.words}",
         header=header,
         rows=rows,
-        notes=_paper_notes(number, complexity) + run_notes(runs),
+        notes=[*NOTES.get(number, ()), *run_notes(runs)],
         records=pd.DataFrame(records, dtype=object),
         missing=tuple(dict.fromkeys(r["command"] for r in records if r["command"])),
         warning=_warning(protocol),
         method=METHOD,
     )
-
-
-def _paper_notes(number, complexity):
-    said = {
-        "The paper heads this table's column CIFAR-10; its caption and its text say CIFAR-100.": (
-            number == 4
-        ),
-        "Parameters are those of the network with 10 classes, in the CIFAR-100 columns too, as in "
-        "the paper.": number in (1, 2, 4),
-        "Our counts are missing: `python scripts/complexity.py --csv results/complexity.csv`.": (
-            complexity.empty
-        ),
-    }
-    return [words for words, true in said.items() if true]
 
 
 def _warning(protocol):
@@ -242,7 +235,7 @@ def counts(runs):
                 *names[:3],
                 ", ".join(deviations) or DASH,
                 ", ".join(in_order(own["model"], NETWORK_TITLE)),
-                "; ".join(sorted(set(own["device"].replace("", "unknown")))),
+                "; ".join(sorted(set(own["device"]))),
                 str(finished),
                 str(len(own) - finished),
                 elapsed(own["seconds"].sum()),
