@@ -22,6 +22,7 @@ from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, select
 from lcm.reporting.render import (
     DASH,
     Table,
+    columns,
     interval,
     markdown_rows,
     p_value,
@@ -31,7 +32,6 @@ from lcm.reporting.render import (
 )
 from lcm.reporting.statistics import (
     CONTRADICTED,
-    NOT_TESTED,
     SUPPORTED,
     compare,
     every,
@@ -180,7 +180,8 @@ def _on_average(claim, parts):
     paper = f"{holds}: {signed(mean)} over {len(parts)} comparisons"
     found, ours = average(parts), "no seed has all of them"
     if found.n:
-        ours = f"{signed(found.mean)} {interval(found)}, p {p_value(found.p)}, n {found.n}"
+        ours = f"{signed(found.mean)} {interval(found.low, found.high)}, p {p_value(found.p)}, "
+        ours += f"n {found.n}"
     return verdict(found, found.p), paper, ours
 
 
@@ -188,10 +189,7 @@ def _cost(claim, complexity):
     """By the exact counts: what an arm `a` adds to arm `b`, in percent, where it adds most."""
     base = complexity[complexity["attention"] == claim["cost"]["b"]]
     arms = complexity[complexity["attention"].isin(claim["cost"]["a"])]
-    rows, paper = arms.merge(base, on=["table", "model"]), "see Tables 1 to 5"
-    if rows.empty:
-        advice = "not counted: `python scripts/complexity.py --csv results/complexity.csv`"
-        return NOT_TESTED, paper, advice
+    rows = arms.merge(base, on=["table", "model"])
     size = abs if claim["cost"].get("either_way") else float
     most = {
         key: max(100 * (rows[f"{key}_x"] / rows[f"{key}_y"] - 1), key=size)
@@ -200,7 +198,8 @@ def _cost(claim, complexity):
     within = all(size(most[key]) <= limit for key, limit in claim["limits"].items())
     ours = ", ".join(f"{signed(percent)} % {COUNTS[key]}" for key, percent in most.items())
     limits = ", ".join(f"{limit} %" for limit in claim["limits"].values())
-    return SUPPORTED if within else CONTRADICTED, paper, f"at most {ours} (limits {limits})"
+    word = SUPPORTED if within else CONTRADICTED
+    return word, "see Tables 1 to 5", f"at most {ours} (limits {limits})"
 
 
 def _count(words):
@@ -209,40 +208,56 @@ def _count(words):
 
 def summary_table(results, chances):
     """One row per judged claim. chances: {claim's id: "20 / 25"}, the seeds of power.csv."""
-    header = ["", "the paper says", "judged as", "where", "the paper's own numbers", "our runs"]
-    header += ["seeds for a chance of 0.5 / 0.8", "verdict"]
     rows = []
     for number, claim in enumerate(results, 1):
-        quote = f"“{claim['quote'].strip()}”"
-        if "note" in claim and claim["verdict"] != NOT_JUDGED:
-            quote += f" **Note:** {claim['note']}"
-        said = [claim[key] for key in ("judged_as", "place", "paper", "ours")]
-        rows.append([str(number), quote, *said, chances.get(claim["id"], DASH), claim["verdict"]])
-    return Table("claims", "", header, rows, labels=len(header))
+        noted = "note" in claim and claim["verdict"] != NOT_JUDGED
+        rows.append(
+            {
+                "": str(number),
+                "the paper says": f"“{claim['quote'].strip()}”"
+                + (f" **Note:** {claim['note']}" if noted else ""),
+                "judged as": claim["judged_as"],
+                "where": claim["place"],
+                "the paper's own numbers": claim["paper"],
+                "our runs": claim["ours"],
+                "seeds for a chance of 0.5 / 0.8": chances.get(claim["id"], DASH),
+                "verdict": claim["verdict"],
+            }
+        )
+    return Table("claims", "", *columns(rows), labels=len(rows[0]))
 
 
 def statement_tables(claims, judged):
     """For each table of the paper, every comparison that the claims make in it."""
-    header = ["Network", "Data", "A", "B", "claims", "paper A - B", "ours A - B", "95 % interval"]
-    header += ["P(A above B)", "n", "p", "p (Holm)", "A above B?"]
     tables = []
-    for number, family in families(claims).items():
+    for table, family in families(claims).items():
         rows = []
         for s in family:
-            part, ours = judged[s], judged[s].comparison
-            within = "" if s.is_gain else f" (between {s.least:+.1f} and {s.most:+.1f})"
+            ours = judged[s].comparison
             about = [str(n) for n, claim in enumerate(claims, 1) if s in claim["statements"]]
-            row = [NETWORK_TITLE[s.model], DATA_TITLE[s.data], s.a]
-            row += [s.b + within, ", ".join(about)]
-            row += [signed(s.paper), signed(ours.mean), interval(ours), rounded(ours.wins, 2)]
-            row += [str(ours.n), p_value(ours.p), p_value(part.adjusted)]
-            rows.append([*row, in_words(part.verdict, ours.n, part.needed)])
-        needed = pairs_to_reach(len(rows))
-        note = f"{len(rows)} comparisons: with fewer than {needed} pairs none can be significant."
-        notes = [note, *pair_notes([judged[s].pairs for s in family])]
+            within = "" if s.is_gain else f" (between {s.least:+.1f} and {s.most:+.1f})"
+            rows.append(
+                {
+                    "Network": NETWORK_TITLE[s.model],
+                    "Data": DATA_TITLE[s.data],
+                    "A": s.a,
+                    "B": s.b + within,
+                    "claims": ", ".join(about),
+                    "paper A - B": signed(s.paper),
+                    "ours A - B": signed(ours.mean),
+                    "95 % interval": interval(ours.low, ours.high),
+                    "P(A above B)": rounded(ours.wins, 2),
+                    "n": str(ours.n),
+                    "p": p_value(ours.p),
+                    "p (Holm)": p_value(judged[s].adjusted),
+                    "A above B?": in_words(judged[s].verdict, ours.n, judged[s].needed),
+                }
+            )
+        few = f"with fewer than {pairs_to_reach(len(rows))} pairs none can be significant."
+        notes = [f"{len(rows)} comparisons: {few}", *pair_notes([judged[s].pairs for s in family])]
         records = pd.DataFrame({"n": [judged[s].comparison.n for s in family]})
-        name, title = f"claims-table{number}", f"Comparisons of Table {number}"
-        tables.append(Table(name, title, header, rows, notes, records, labels=4))
+        name, title = f"claims-table{table}", f"Comparisons of Table {table}"
+        tables.append(Table(name, title, *columns(rows), notes, records, labels=4))
     return tables
 
 

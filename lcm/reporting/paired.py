@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lcm.reporting.protocol import DATA_TITLE, by_arm
+from lcm.reporting.protocol import DATA_TITLE, arms_of
 from lcm.reporting.render import (
     DASH,
     Table,
+    columns,
     elapsed,
     interval,
     p_value,
@@ -108,13 +109,10 @@ def paired(a, b):
 
 def make_rows(runs, wanted):
     """The Rows of selected runs for each (data, model, a, b) or (data, model, a, b, least, most)."""
-    arms, tried, rows = by_arm(runs[runs["used"]]), by_arm(runs[runs["tried"]]), []
+    used, tried, rows = arms_of(runs[runs["used"]]), arms_of(runs[runs["tried"]]), []
     for data, model, a, b, *statement in wanted:
-        found, other, arm = (
-            of.get((data, model, name), runs[:0])
-            for of, name in ((tried, a), (tried, b), (arms, a))
-        )
-        pairs = paired(found, other)
+        found, arm = tried(data, model, a), used(data, model, a)
+        pairs = paired(found, tried(data, model, b))
         comparison = compare(pairs["difference"], *statement, lost=pairs["lost"])
         rows.append(Row(data, model, a, b, arm, found["seed"].nunique(), pairs, comparison))
     return rows
@@ -147,10 +145,6 @@ def measured(arm, tried, metric="top1"):
     }
 
 
-def _range(low, high):
-    return interval(Comparison(0, low=low, high=high))
-
-
 def printed_difference(row, paper):
     """The paper's difference (paper: {(data, model, attention): top-1}), None where it has none."""
     a, b = (paper.get((row.data, row.model, arm)) for arm in (row.a, row.b))
@@ -166,9 +160,9 @@ def _beside_the_paper(row, comparisons, paper):
     predicted = prediction_interval(row.comparison)
     names = ("loss_at_once", "gain_at_once", "paper", "next_low", "next_high")
     return dict(zip(names, (*excluded, claimed, *predicted), strict=True)), {
-        f"not excluded, all {comparisons} at once ({100 * at_once:.0f} %)": _range(*excluded),
+        f"not excluded, all {comparisons} at once ({100 * at_once:.0f} %)": interval(*excluded),
         "paper": signed(claimed),
-        "one more pair (95 %)": _range(*predicted),
+        "one more pair (95 %)": interval(*predicted),
     }
 
 
@@ -228,8 +222,8 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
                 "MACs (G)": scaled(macs, 9, 4),
                 "Test top-1 (%)": reached(found),
                 f"minus {single}" if single else "difference": signed(ours.mean),
-                "95 % interval": interval(ours),
-                "not excluded": _range(loss, gain),
+                "95 % interval": interval(ours.low, ours.high),
+                "not excluded": interval(loss, gain),
                 **more_cells,
                 "P(better)": rounded(ours.wins, 2),
                 "p": p_value(ours.p),
@@ -239,13 +233,14 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
                 ),
             }
         )
-    header, labels = list(cells[0]), list(cells[0]).index("Para (M)")
+    header, lines = columns(cells)
+    labels = header.index("Para (M)")
     narrow = ("Attention", "against", *settings, "Test top-1 (%)", header[labels + 3])
     return Table(
         name="",
         title="",
         header=header,
-        rows=[list(row.values()) for row in cells],
+        rows=lines,
         notes=run_notes(runs) + pair_notes([row.pairs for row in rows if row.b]),
         records=pd.DataFrame(records, dtype=object),
         missing=tuple(dict.fromkeys(r["command"] for r in records if r["command"])),
@@ -276,7 +271,7 @@ def run_notes(runs):
     """The notes on the runs behind a table (hours, devices), and on those that were left out."""
     notes, used, failed = [], runs[runs["used"]], runs[runs["state"] == "failed"]
     if len(used):
-        devices = "; ".join(sorted(set(used["device"].replace("", "an unknown device"))))
+        devices = "; ".join(sorted(set(used["device"])))
         notes.append(f"Runs: {len(used)}, {elapsed(used['seconds'].sum())} in all, on {devices}.")
     for words, some in {
         "from a checkout with uncommitted changes.": used["dirty"],
@@ -289,8 +284,10 @@ def run_notes(runs):
             notes.append(f"{count} of them {words}")
     for data, found in used.groupby("data"):
         if len(found[PIXELS].drop_duplicates()) > 1:
-            columns = " and ".join(f"`{key}`" for key in PIXELS)
-            notes.append(f"**The runs on {data} saw different pixels**: {columns} in `runs.csv`.")
+            notes.append(
+                f"**The runs on {data} saw different pixels**: `data_fingerprint` and `data_cache` "
+                "in `runs.csv`."
+            )
     if len(failed):
         names = (f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples())
         notes.append(f"Failed, without a result: {'; '.join(names)}.")

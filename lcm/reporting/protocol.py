@@ -198,6 +198,7 @@ def one_a_seed(runs):
     return runs.assign(used=finished & first, tried=tried)
 
 
-def by_arm(runs):
-    """{(data, model, attention): DataFrame}, in the order of the runs."""
-    return dict(list(runs.groupby(ARM, sort=False)))
+def arms_of(runs):
+    """A function from data, model and attention to their rows of `runs`."""
+    places = runs.groupby(ARM).indices
+    return lambda *arm: runs.iloc[places.get(arm, [])]

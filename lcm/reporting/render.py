@@ -40,6 +40,11 @@ class Table(NamedTuple):
         return f"Not run yet: {len(self.missing)}, each with its command (append `seed='range(10)'` for ten seeds)"
 
 
+def columns(rows):
+    """(header, rows) of a table from rows as {column: cell}."""
+    return list(rows[0]), [list(row.values()) for row in rows]
+
+
 def rounded(number, places):
     """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185); a dash for a missing one."""
     if pd.isna(number):
@@ -75,11 +80,9 @@ def reached(found):
     return f"{rounded(found['mean'], 2)} ± {rounded(found['deviation'], 2)} ({count})"
 
 
-def interval(comparison):
+def interval(low, high):
     """`[+0.12, +0.61]`, a dash where it is not defined."""
-    return (
-        DASH if comparison.low is None else f"[{signed(comparison.low)}, {signed(comparison.high)}]"
-    )
+    return DASH if low is None else f"[{signed(low)}, {signed(high)}]"
 
 
 def p_value(p):
@@ -134,16 +137,16 @@ def latex(table):
     Of a table with `narrow` columns these alone, and the other names where they differ: it fits
     into a column of a thesis. All of it is in the CSV file.
     """
-    texts = [table.title, table.warning, table.method, *table.notes]
     cells = pd.DataFrame(table.rows, columns=table.header)
     names = table.header[: table.labels]
     if table.narrow:
         names = [name for name in names if name in table.narrow or cells[name].nunique() > 1]
         cells = cells[names + [key for key in table.header[table.labels :] if key in table.narrow]]
-    columns = "l" * len(names) + "r" * (cells.shape[1] - len(names))
-    text = cells.to_latex(index=False, escape=True, column_format=columns).translate(_LATEX)
+    sides = "l" * len(names) + "r" * (cells.shape[1] - len(names))
+    text = cells.to_latex(index=False, escape=True, column_format=sides).translate(_LATEX)
     text = re.sub(r"(?<=[ \[])[+-]\d[\d.]*", r"$\g<0>$", text)
-    return "".join(f"% {' '.join(line.split())}\n" for line in texts if line) + text
+    comments = filter(None, [table.title, table.warning, table.method, *table.notes])
+    return "".join(f"% {' '.join(line.split())}\n" for line in comments) + text
 
 
 def csv_text(table):

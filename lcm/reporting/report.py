@@ -177,14 +177,13 @@ def make_report(results):
         "curves": [],
         "cost": [*cost_pictures(runs, complexity)],
     }
-    tables, methods = [], []
+    tables = []
     for protocol in protocols(runs):
         plan = read_plan(results, protocol)
         used = select(runs, protocol, plan).query("used")
         printed = top1(paper) if plan else {}
         for table in build(runs, protocol, results):
             tables.append(for_the_page(table))
-            methods.append(table.method)
             pictures["differences"] += comparison_pictures(table.compared, used, protocol, printed)
         pictures["curves"] += curve_pictures(used, protocol, curves)
     pictures = {
@@ -205,7 +204,6 @@ def make_report(results):
         figure4=figure4.read_bytes() if figure4.exists() else b"",
         finished=(runs["state"] == "finished").sum(),
         in_words=in_words,
-        methods=list(dict.fromkeys(methods)),
         names=NETWORK_TITLE | DATA_TITLE,
         pictures=pictures,
         printed=printed_counts(paper, complexity),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lcm.files import missing
 from lcm.reporting.claims import judge_statements, read_claims
 from lcm.reporting.paired import in_family, make_rows, measured, rows_table, run_notes
 from lcm.reporting.protocol import (
@@ -19,7 +20,7 @@ from lcm.reporting.protocol import (
     METRIC_TITLE,
     NETWORK_TITLE,
     Protocol,
-    by_arm,
+    arms_of,
     in_order,
     read_csv,
     read_plan,
@@ -34,6 +35,12 @@ TITLES = {
     4: "Table 4. Test accuracy (%) on different models on CIFAR-100",
     5: "Table 5. Test accuracy (%) on different models on mini-ImageNet",
 }
+TEN_CLASSES = (
+    "Parameters are those of the network with 10 classes, in the CIFAR-100 columns too, as in the "
+    "paper."
+)
+HEADING = "The paper heads this table's column CIFAR-10; its caption and its text say CIFAR-100."
+NOTES = {1: [TEN_CLASSES], 2: [TEN_CLASSES], 4: [HEADING, TEN_CLASSES]}
 METHOD = (
     "Ours: test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). The "
     "paper does not say how many runs its numbers stand for, nor whether they are the last or the "
@@ -72,10 +79,10 @@ def top1(paper):
 
 
 def read_complexity(results):
-    """complexity.csv; without rows where it has not been made."""
+    """complexity.csv: the counts of the paper's networks. Raises UserError where it is missing."""
     file = Path(results) / "complexity.csv"
     if not file.exists():
-        return pd.DataFrame(columns=list(COUNTS)).astype(COUNTS)
+        raise missing(file)
     return pd.read_csv(file, keep_default_na=False)[list(COUNTS)].astype(COUNTS)
 
 
@@ -83,22 +90,34 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
     """Table `number` of the paper beside the runs that a protocol has selected."""
     keys = ["table", "model", "attention"]
     cells = paper[paper["table"] == number].merge(complexity, how="left", on=keys)
-    header = ["Model", "Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours"]
-    header += ["MACs (G) ours"]
+    header = [
+        "Model",
+        "Para (M) paper",
+        "Para (M) ours",
+        "GFloat paper",
+        "GFloat ours",
+        "MACs (G) ours",
+    ]
     for data, metric in dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)):
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
         header += [f"{title} paper", f"{title} ours", "ours - paper"]
     runs = runs.merge(cells[ARM].drop_duplicates())  # of this table alone
-    arms, tried = by_arm(runs[runs["used"]]), by_arm(runs[runs["tried"]])
+    used, tried = arms_of(runs[runs["used"]]), arms_of(runs[runs["tried"]])
     rows, records = [], []
     for label, line in cells.groupby("label", sort=False):
         first = line.iloc[0]
-        row = [label, first.params_m, scaled(first.params, 6, 3), first.gflops]
-        row += [rounded(first.gfloat, 3), scaled(first.macs, 9, 3)]
+        row = [
+            label,
+            first.params_m,
+            scaled(first.params, 6, 3),
+            first.gflops,
+            rounded(first.gfloat, 3),
+            scaled(first.macs, 9, 3),
+        ]
         for cell in line.itertuples():
             name = cell.data, cell.model, cell.attention
-            arm, seeds = (of.get(name, runs[:0]) for of in (arms, tried))
-            found = measured(arm, seeds["seed"].nunique(), cell.metric)
+            seeds = tried(*name)["seed"].nunique()
+            found = measured(used(*name), seeds, cell.metric)
             difference = None if found["mean"] is None else found["mean"] - cell.value
             choices = {key: getattr(cell, key) for key in ("model", "attention", "data")}
             command = protocol.command(plan, experiment=f"table{number}", **choices)
@@ -115,7 +134,7 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
                     "paper": rounded(cell.value, 2),
                     **found,
                     "difference": difference,
-                    "command": "" if len(seeds) else command,
+                    "command": "" if seeds else command,
                 }
             )
             row += [rounded(cell.value, 2), reached(found), signed(difference)]
@@ -125,26 +144,12 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
         title=TITLES[number] if protocol == Protocol() else f"{TITLES[number]}: {protocol.words}",
         header=header,
         rows=rows,
-        notes=_paper_notes(number, complexity) + run_notes(runs),
+        notes=[*NOTES.get(number, ()), *run_notes(runs)],
         records=pd.DataFrame(records, dtype=object),
         missing=tuple(dict.fromkeys(r["command"] for r in records if r["command"])),
         warning=_warning(protocol),
         method=METHOD,
     )
-
-
-def _paper_notes(number, complexity):
-    said = {
-        "The paper heads this table's column CIFAR-10; its caption and its text say CIFAR-100.": (
-            number == 4
-        ),
-        "Parameters are those of the network with 10 classes, in the CIFAR-100 columns too, as in "
-        "the paper.": number in (1, 2, 4),
-        "Our counts are missing: `python scripts/complexity.py --csv results/complexity.csv`.": (
-            complexity.empty
-        ),
-    }
-    return [words for words, true in said.items() if true]
 
 
 def _warning(protocol):
@@ -210,11 +215,8 @@ def comparison_table(runs, protocol, results):
 def build(runs, protocol, results):
     """A protocol's tables: the paper's five (of other protocols than the paper's, those with a
     number), and the comparison of every attention with none where there are runs to compare."""
-    plan, paper, complexity = (
-        read_plan(results, protocol),
-        read_paper(results),
-        read_complexity(results),
-    )
+    plan, paper = read_plan(results, protocol), read_paper(results)
+    complexity = read_complexity(results)
     own = select(runs, protocol, plan)
     tables = [paper_table(number, own, protocol, plan, paper, complexity) for number in TITLES]
     tables = [table for table in tables if protocol == Protocol() or table.filled]
@@ -223,16 +225,22 @@ def build(runs, protocol, results):
 
 def counts(runs):
     """What was run: by data, schedule, precision and other settings; networks, devices and time."""
-    header = ["data", "schedule", "precision", "other settings", "networks", "on"]
-    header += ["finished", "failed", "time"]
-    rows = []
     titles = runs["data"].map(lambda data: DATA_TITLE.get(data, data))
-    for names, members in runs.groupby([titles, "schedule", "precision", "deviations"]):
-        finished = (members["state"] == "finished").sum()
-        settings = (f"{key}={value}" for key, value in json.loads(names[3]).items())
-        networks = ", ".join(in_order(members["model"], NETWORK_TITLE))
-        devices = "; ".join(sorted(set(members["device"].replace("", "unknown"))))
-        row = [*names[:3], ", ".join(settings) or DASH, networks, devices]
-        time = elapsed(members["seconds"].sum())
-        rows.append([*row, f"{finished}", f"{len(members) - finished}", time])
-    return Table("counts", "What was run", header, rows, labels=6)
+    rows = []
+    for names, own in runs.groupby([titles, "schedule", "precision", "deviations"]):
+        deviations = (f"{key}={value}" for key, value in json.loads(names[3]).items())
+        finished = (own["state"] == "finished").sum()
+        rows.append(
+            [
+                *names[:3],
+                ", ".join(deviations) or DASH,
+                ", ".join(in_order(own["model"], NETWORK_TITLE)),
+                "; ".join(sorted(set(own["device"]))),
+                str(finished),
+                str(len(own) - finished),
+                elapsed(own["seconds"].sum()),
+            ]
+        )
+    names = ["data", "schedule", "precision", "other settings", "networks", "on"]
+    header = [*names, "finished", "failed", "time"]
+    return Table("counts", "What was run", header, rows, labels=len(names))

@@ -7,7 +7,7 @@ from invented_runs import ROOT, changed, more, results_of
 
 from lcm.reporting.protocol import Protocol
 from lcm.reporting.readme import readme_blocks
-from lcm.reporting.render import markdown
+from lcm.reporting.render import markdown, signed
 from lcm.reporting.report import make_report
 from lcm.reporting.runs import read_runs
 from lcm.reporting.tables import comparison_table
@@ -86,7 +86,9 @@ def test_a_planned_schedule_has_the_plans_families(tmp_path):
     assert (lcm1["loss_at_once"], lcm1["gain_at_once"]) == pytest.approx((min(d), max(d)))
     page, pictures = make_report(results)
     assert "comparison-tenth" in page and "judged when" not in page + text
-    assert "schedule=tenth: that lcm2 minus se is below" in page
+    loss, gain = (signed(found["lcm2", "se"][key]) for key in ("loss", "gain"))
+    words = f"lcm2 minus se is below {loss} or above {gain} points (8 pairs;"
+    assert f"on CIFAR-100, ResNet-20, schedule=tenth: that {words}" in page
     forest = pictures["against-none-tenth-cifar100"].decode()
     assert "ResNet-20: lcm2 - se" in forest and "the paper" in forest
 

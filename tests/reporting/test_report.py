@@ -19,10 +19,10 @@ from lcm.reporting import figures
 from lcm.reporting.captions import length_and_seeds
 from lcm.reporting.protocol import Protocol
 from lcm.reporting.render import Table
-from lcm.reporting.report import cost_pictures, for_the_page, forest_rows, make_report
+from lcm.reporting.report import for_the_page, forest_rows, make_report
 from lcm.reporting.runs import collect, read_runs
 from lcm.reporting.statistics import compare
-from lcm.reporting.tables import comparison_table, read_complexity
+from lcm.reporting.tables import comparison_table
 
 
 @pytest.fixture(scope="module")
@@ -136,19 +136,6 @@ def test_the_findings_come_first(made):
     assert re.search(r"<b>3</b> <span[^>]*>supported<", claims)
 
 
-def test_what_the_runs_exclude(tmp_path):
-    """Eight pairs at +1 to +1.7: their test does not reject means from 1 to 1.7 at 5 %."""
-    gains = [1 + seed / 10 for seed in range(8)]
-    runs = [{"attention": "none", "seed": s, "top1": 90.0} for s in range(8)]
-    runs += [{"attention": "lcm2", "seed": s, "top1": 90 + gain} for s, gain in enumerate(gains)]
-    for run in runs:
-        run["schedule"] = "short"
-    page, _ = make_report(results_of(tmp_path, runs))
-    found = re.search(r"lcm2 minus none is below (\S+) or above (\S+) points \(8 pairs", page)
-    low, high = map(float, found.groups())
-    assert 1 < low < 1.35 < high < 1.7 and low + high == pytest.approx(2.7)
-
-
 def test_columns_of_the_page():
     """Accuracies before counts; what is the same in every row stands below."""
     header = ["Data", "Model", "Para (M)", "MACs (G)", "top-1", "p"]
@@ -241,16 +228,6 @@ def test_no_pair_of_a_forest_hides_another():
         assert (abs(places[:, 1] - row) < 0.5).all()
 
 
-@pytest.mark.parametrize("others, count", [(0, 1), (1, 1), (4, 1), (5, 2), (9, 3)])
-def test_at_most_five_lines_a_panel(others, count):
-    names = [f"m{i}" for i in range(others)]
-    found = figures.panels(["none", *names])
-    assert len(found) == count and max(map(len, found)) <= 5
-    assert all(panel[0] == "none" for panel in found)
-    assert [name for panel in found for name in panel[1:]] == names
-    assert figures.panels(["se", "lcm2"]) == [["se", "lcm2"]]
-
-
 def test_curves_have_every_epoch_and_every_run():
     arms = {"none": [[1.0, 2, 3, 4, 5, 6, 7, 8], [3.0, 4, 5, 6, 7, 8, 9, 10]], "se": [[2.0] * 8]}
     whole, end = figures.learning_curves(arms, "").axes
@@ -274,16 +251,6 @@ def test_cost_is_what_a_module_adds():
         assert axis.get_xlim()[0] < 0
 
 
-def test_cost_of_recorded_counts(tmp_path):
-    """The paper's networks, and modules that only runs have counted."""
-    results = results_of(tmp_path, [{"attention": "none"}, {"attention": "mine"}])
-    runs, complexity = read_runs(results / "runs.csv"), read_complexity(results)
-    ((_, _, figure),) = cost_pictures(runs, complexity)
-    picture = figures.svg(figure).decode()
-    assert all(name in picture for name in ("lcm2", "mine", "ResNet-32"))
-    assert list(cost_pictures(runs[:0], complexity[:0])) == []
-
-
 def test_modules_of_ones_own_have_a_colour_and_a_name_in_every_figure(tmp_path):
     colours = figures.colours(["none", "se", "eca", "mine", "other"])
     assert len(set(colours.values())) == 5 and figures.colours(["eca"]) == {"eca": colours["eca"]}
@@ -302,16 +269,6 @@ def test_without_any_run(tmp_path):
     assert list(pictures) == ["cost"] and "Nothing was run yet." in page
     assert page.count("python train.py experiment=table") == 18 + 12 + 12 + 12 + 18
     Requests().feed(page)
-
-
-def test_notes_of_equal_text_are_facts_about_each_table(tmp_path):
-    """One run on CIFAR-10 and one on CIFAR-100, each from a dirty checkout: both tables say so."""
-    both = [{"data": d, "model": "resnet20", "dirty": True} for d in ("cifar10", "cifar100")]
-    own = [{"schedule": "short", "dirty": True}]
-    page, _ = make_report(results_of(tmp_path, both + own))
-    # 2 of Table 2, 2 comparisons
-    assert page.count("from a checkout with uncommitted changes") == 4
-    assert page.count("The paper does not say how many runs") == 1  # a method, not a fact
 
 
 def test_an_epoch_without_a_number_and_a_run_without_counts_end_nothing(tmp_path):
