@@ -1,11 +1,10 @@
 """Make data/mini-imagenet from a copy of mini-ImageNet, or from ImageNet itself.
 
-    python scripts/prepare_mini_imagenet.py SOURCE data/mini-imagenet
-    python scripts/prepare_mini_imagenet.py SOURCE data/mini-imagenet --lists FOLDER
+python scripts/prepare_mini_imagenet.py IMAGENET/train data/mini-imagenet --lists FOLDER   # class folders or n########.tar files
+python scripts/prepare_mini_imagenet.py CLASS_FOLDERS  data/mini-imagenet                  # 100 folders of 600 images
+python scripts/prepare_mini_imagenet.py SPLIT_COPY     data/mini-imagenet                  # train/ and test/ of 500 and 100
 
-SOURCE holds 100 class folders of 600 images, or train/ and test/ with 500 and 100 images per class,
-or images/*.jpg; with --lists it is ImageNet's train folder, with class folders or n########.tar
-files. docs/data.md has more. All problems of a copy are listed, with exit code 2.
+If the copy has problems, all of them are listed and the exit code is 2.
 """
 
 import argparse

@@ -27,7 +27,7 @@ EXTRAS = {
     "slurm": "hydra_plugins.hydra_submitit_launcher",
 }
 REFUSED = {  # settings of Hydra's that would only move or litter
-    "hydra.job.chdir": "runs keep the working directory of the command",
+    "hydra.job.chdir": "runs are trained where the command is given",
     "hydra.run.dir": "a run's directory follows from its config; run_directory= chooses another",
     "hydra.sweep.dir": "a run's directory follows from its config; runs= chooses another",
     "hydra.sweep.subdir": "a run's directory follows from its config; runs= chooses another",
@@ -45,7 +45,7 @@ def refuse_flags(arguments):
     if arguments.resolve and not arguments.cfg:
         raise UserError("--resolve belongs to --cfg: --cfg job --resolve")
     if arguments.experimental_rerun:
-        raise UserError("--experimental-rerun: leave it out; the same command continues a run")
+        raise UserError("--experimental-rerun: the same command line continues or repeats a run")
 
 
 def override_problems(arguments, multirun=False, config_dir=None):

@@ -101,15 +101,15 @@ class Cifar(ResidentSet):
             train, test, classes, place = _read(root, official, download, places)
         except OSError as error:
             raise UserError(
-                f"{error.filename or root} cannot be read or written ({error.strerror}). Make "
-                "room, change its permissions, or choose another folder: data.root=FOLDER."
+                f"{error.filename or root} cannot be read or written ({error.strerror}). Make room, "
+                "change its permissions, or choose another folder: data.root=FOLDER."
             ) from error
         _check_counts(train, test, classes, place, official)
         if verify and _contents(train, test) != official.contents:
             raise UserError(
-                f"{place} does not have exactly the images and labels of {official.title}: it is "
-                "damaged or altered (JPEG copies always are). Move it away to unpack or download "
-                "the archive; data.verify=false accepts the copy as it is."
+                f"{place} has not exactly the images and labels of {official.title}: it is damaged "
+                "or altered (copies as JPEG always are). Move it away to have the archive unpacked "
+                "or downloaded; data.verify=false accepts the copy as it is."
             )
         if official.sorted:
             train, test = _canonical(*train), _canonical(*test)
@@ -211,8 +211,7 @@ def _batch(record: dict, path: Path, official: _Official):
         type(label) is int and 0 <= label < official.num_classes for label in labels
     ):
         raise UserError(
-            f"{path} does not hold data (N, 3072) and {official.labels_key}, N integers from 0 to "
-            f"{official.num_classes - 1}: "
+            f"{path} does not hold data (N, 3072) and {official.labels_key}, N integers from 0 to {official.num_classes - 1}: "
             f"it is damaged or not of {official.title}. Replace it by the official file."
         )
     images = np.stack(
@@ -236,7 +235,7 @@ def _check_counts(train, test, classes, place: Path, official: _Official) -> Non
 
 
 def _contents(train, test) -> str:
-    """A digest of all images with their labels and splits, in any order: a sum of digests."""
+    """A digest of all images with their labels and splits, whatever their order: a sum of digests."""
     total = 0
     for split, (images, labels) in enumerate((train, test)):
         for image, label in zip(images.reshape(len(images), -1), labels.tolist(), strict=True):

@@ -1,9 +1,8 @@
 """A reader for the pickles of CIFAR that runs no code from them.
 
-A pickle is a program: `pickle.load` runs whatever its author wrote. The files of CIFAR need lists,
-dictionaries, numbers, text and one array of bytes; this reader refuses everything else by name. It
-does not even call numpy's constructors, which do not check the types and buffers that a pickle
-gives them: substitutes collect what an array needs.
+A pickle is a program: `pickle.load` runs whatever its author wrote. The files of CIFAR need lists, dictionaries, numbers, text
+and one array of bytes; this reader refuses everything else by name. Not even numpy's constructors are called, which do not
+check the types and buffers that a pickle gives them: substitutes collect what an array needs.
 """
 
 import io
@@ -16,11 +15,11 @@ from lcm.errors import UserError, one_line
 
 
 class _Refused(pickle.UnpicklingError):
-    """The file asks for something that no CIFAR file has."""
+    """The file asks for something that CIFAR files never hold."""
 
 
 class _Dtype:
-    """In place of numpy.dtype; refuses every type but bytes."""
+    """In place of numpy.dtype: bytes, or refused."""
 
     def __init__(self, code, *_):
         if code not in ("u1", b"u1"):
@@ -31,7 +30,7 @@ class _Dtype:
 
 
 class _Array:
-    """In place of numpy.ndarray and the functions that rebuild one; `values`: the array, uint8."""
+    """In place of numpy.ndarray and of numpy's functions that rebuild one; `values` is the array, uint8."""
 
     def __init__(self, *_):
         self.values = None
@@ -68,7 +67,7 @@ for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
 
 
 class _Reader(pickle._Unpickler):
-    """The unpickler in Python: in the one in C, one flipped bit can allocate gigabytes."""
+    """The unpickler written in Python: in the one written in C, a flipped bit in a memo index can allocate gigabytes."""
 
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
@@ -79,26 +78,25 @@ class _Reader(pickle._Unpickler):
 def read_cifar_pickle(data: bytes, path: Path) -> dict:
     """The record in a pickle of CIFAR, its keys as text. `path` is where `data` came from.
 
-    Raises `UserError` for a file that is damaged, of another kind, or asks for anything that no
-    CIFAR file has.
+    Raises `UserError` for a file that is damaged, of another kind, or asks for anything that CIFAR files never hold.
     """
     try:
         record = _Reader(io.BytesIO(data), encoding="bytes").load()
     except _Refused as error:
         raise UserError(
-            f"{path} asks for {error}, which no CIFAR file has. It was refused and nothing in it "
-            "was run. Do not use this copy: get the official archive."
+            f"{path} asks for {error}, which the files of CIFAR never hold. It was refused and nothing in it was run. "
+            "Do not use this copy: get the official archive."
         ) from error
     except Exception as error:  # a damaged pickle raises almost anything
         raise UserError(
             f"{path} ({len(data):,} bytes) is damaged and cannot be read to its end "
             f"({one_line(error) if data else 'it is empty'}). "
-            f"Delete {path.parent} to unpack or download the archive again."
+            f"Delete {path.parent} to have the archive unpacked or downloaded again."
         ) from error
     if not isinstance(record, dict):
         raise UserError(
-            f"{path} is no CIFAR file: it holds a {type(record).__name__}, not a dictionary. "
-            "Replace it with the official file."
+            f"{path} is not a file of CIFAR: it holds a {type(record).__name__} where a dictionary is expected. "
+            "Replace it by the official file."
         )
     # Python 2 wrote the official files: its text arrives as bytes.
     record = {

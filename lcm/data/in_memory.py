@@ -1,11 +1,10 @@
 """Data sets held in memory as bytes, and their batches, each assembled as a whole.
 
-Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image
-Recognition" (2016), section 4.2: zero-pad by 4 pixels, take a random 32x32 crop, flip it
-horizontally with probability 0.5, then normalise each channel.
+Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image Recognition" (2016), section
+4.2: zero-pad by 4 pixels, take a random 32x32 crop, mirror it with probability 0.5, then normalise each channel.
 
-All random numbers of an epoch depend on (seed, epoch) alone: not on earlier epochs, the number of
-worker processes, the device, or the step at which a run was continued.
+All random numbers of an epoch depend on (seed, epoch) alone: not on earlier epochs, the number of worker processes, the
+device, or the step at which a run was continued.
 """
 
 import atexit
@@ -34,7 +33,7 @@ def keyed_generator(seed, epoch, what) -> torch.Generator:
 
 
 def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """uint8 (B, H, W, C) -> float32 (B, C, H, W) in channels-last memory: images * scale + shift.
+    """uint8 (B, H, W, C) -> float32 (B, C, H, W) in channels-last memory: images * scale + shift, one value at a time.
 
     `scale` and `shift` are (H, W, C), on the device of `images`.
     """
@@ -55,7 +54,7 @@ def normalisation(mean: tuple, std: tuple, shape: tuple, device="cpu") -> tuple[
 
 
 def prepare(raw: tuple[Tensor, Tensor], mean: tuple, std: tuple, device) -> tuple[Tensor, Tensor]:
-    """Images uint8 (B, H, W, C) -> normalised float32 (B, C, H, W), on `device`; labels (B,)."""
+    """Images uint8 (B, H, W, C) -> float32 (B, C, H, W) on `device`, normalised; their labels int64 (B,)."""
     images, labels = (part.to(device, non_blocking=True) for part in raw)
     return normalise(images, *normalisation(mean, std, images.shape[1:], images.device)), labels
 
@@ -67,11 +66,10 @@ class Resident:
     labels      int64 (N,)
     scale, shift  float32 (H, W, C) with images * scale + shift = (images / 255 - mean) / std
     pad         zero pixels on each side before a window of H x W is cut; 0: no crop
-    mirror      flip each image horizontally with probability 0.5
+    mirror      mirror each image with probability 0.5
     seed        of all random numbers; None: the stored order, no augmentation (test sets)
 
-    The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`.
-    Both give the same bytes.
+    The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`: the same bytes.
     """
 
     def __init__(self, images, labels, mean, std, *, pad=0, mirror=False, seed=None):
@@ -92,12 +90,12 @@ class Resident:
         return moved
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The random choices of an epoch, counted from 1, on the CPU.
+        """What an epoch, counted from 1, shows, on the CPU.
 
         Returns order (N,) int64, offsets (N, 2) int64 in 0..2 pad, mirror (N,) bool.
 
-        Position i of the epoch shows image order[i]: the window whose top left corner is
-        offsets[i] = (row, column) of the padded image, flipped where mirror[i].
+        Position i of the epoch shows image order[i]: the window whose top left corner is offsets[i] = (row, column) of
+        the padded image, mirrored where mirror[i].
         """
         n = len(self)
         order, offsets, mirror = (
@@ -118,10 +116,9 @@ class Resident:
         return order, offsets, mirror
 
     def crop(self, images: Tensor, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
-        """Windows of images[index], uint8 (B, H, W, C), by indexing alone, for a CUDA graph.
+        """Windows of images[index], uint8 (B, H, W, C), by indexing alone: nothing waits, so a CUDA graph can hold it.
 
-        images (N, H, W, C); index (B,), offsets (B, 2), mirror (B,): a slice of `plan`. On one
-        device.
+        images (N, H, W, C); index (B,), offsets (B, 2), mirror (B,): a slice of `plan`; all on one device.
         """
         _, height, width, _ = images.shape
         down = torch.arange(height, device=images.device) - self.pad
@@ -138,7 +135,7 @@ class Resident:
         )
 
     def gather(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
-        """As `crop`, many times faster on the CPU: it copies whole windows, not single pixels."""
+        """As `crop`, on the CPU and many times faster there: whole windows are copied, not pixel by pixel."""
         images = self.images.numpy()
         n, (height, width, channels), pad = len(index), images.shape[1:], self.pad
         pixels = images.view(f"V{channels}")[..., 0]  # (N, H, W): a pixel as one element
@@ -160,10 +157,10 @@ class Resident:
 
 
 class Epoch:
-    """The raw batches of one epoch, a sequence: item i is a pure function of (seed, epoch, i).
+    """The raw batches of one epoch, in order: a sequence whose item i is a pure function of (seed, epoch, i).
 
-    plan: tensors with one row for each image of the epoch. Item i is `assemble` of their rows in
-    batch i. An epoch can be pickled; worker processes share its tensors and do not copy them.
+    plan: tensors with one row for each image of the epoch. Item i is `assemble` of their rows in batch i. An epoch can be
+    pickled; worker processes share its tensors, they do not copy them.
     """
 
     def __init__(self, plan: tuple[Tensor, ...], batch_size: int, steps: int, assemble):
@@ -181,14 +178,13 @@ class Epoch:
 
 
 class EpochBatches:
-    """All epochs of `images` images in batches of `batch_size`.
+    """All epochs of `images` images in batches of `batch_size`; a subclass has `epoch(number)`, an `Epoch`.
 
-    A subclass has `epoch(number)`, an `Epoch`. With a seed (training) the images are shuffled each
-    epoch, and a last batch of a single image is left out: batch norm of a 1x1 map needs two values.
-    Without a seed (test) all images come in the stored order.
+    With a seed (training) the images are shuffled each epoch and a last batch of a single image is left out: batch norm of a
+    1x1 map needs two values. Without a seed (test) all images come in the stored order.
 
-    len(batches)    steps per epoch
-    batches.images  images per epoch
+    len(batches)    steps an epoch
+    batches.images  images an epoch
     """
 
     def __init__(self, images: int, batch_size: int, workers: int, seed):
@@ -199,7 +195,7 @@ class EpochBatches:
         return -(-self.images // self.batch_size)
 
     def iterate(self, epoch: int, start: int = 0):
-        """The raw batches of an epoch from step `start`, assembled here or in worker processes."""
+        """The raw batches of epoch `epoch` from step `start`, assembled here or in `workers` processes: the same bytes."""
         return iterate(self.epoch(epoch), start, self.workers)
 
 
@@ -215,19 +211,19 @@ class Batches(EpochBatches):
         return Epoch(self.resident.plan(epoch), self.batch_size, len(self), self.resident.assemble)
 
     def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
-        """A raw batch -> normalised images float32 (B, C, H, W), channels last; labels (B,)."""
+        """A raw batch -> images float32 (B, C, H, W), normalised, in channels-last memory, and labels int64 (B,)."""
         return prepare(raw, self.resident.mean, self.resident.std, device)
 
 
 class ResidentSet:
-    """A data set in memory: what `Digits` and `Cifar` share. Arguments: the keys of its config."""
+    """A data set in memory: what `Digits` and `Cifar` share. `name`, `num_classes`, ... are the keys of its config."""
 
     def __init__(self, name, num_classes, image_size, workers, pad, mirror):
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
         self.workers, self.pad, self.mirror = workers, pad, mirror
 
     def hold(self, train, test, classes, mean, std):
-        """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)); mean, std: per channel."""
+        """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)); mean, std: a channel, of training pixels in [0, 1]."""
         self._train, self._test, self.classes = train, test, classes
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         digest = hashlib.sha256()

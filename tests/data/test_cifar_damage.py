@@ -54,7 +54,7 @@ DAMAGE = {  # what is done to data_batch_2, and the message
     "empty": (lambda p: p.write_bytes(b""), r"data_batch_2 \(0 bytes\) is damaged.*it is empty.*Delete"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-5000]), "is damaged and cannot be read to its end"),
     "a web page": (lambda p: p.write_bytes(b"<html>404 not found</html>"), "is damaged and cannot be read"),
-    "a list": (lambda p: p.write_bytes(pickle.dumps([1, 2])), "holds a list, not a dictionary"),
+    "a list": (lambda p: p.write_bytes(pickle.dumps([1, 2])), "holds a list where a dictionary is expected"),
     "no labels": (rewrite(labels=None), CONTENT),
     "keys of cifar100": (rewrite(labels=None, fine_labels=[0] * 40), CONTENT),
     "wrong shape": (rewrite(data=ZEROS[:, :-1]), CONTENT),
@@ -85,7 +85,7 @@ def test_a_flipped_bit_is_found_by_the_content_alone(small):
     folder = small("cifar10") / "cifar-10-batches-py"
     flip(folder / "data_batch_2")
     with pytest.raises(
-        UserError, match=f"{folder} does not have exactly the images .*damaged or altered"
+        UserError, match=f"{folder} has not exactly the images .*damaged or altered"
     ):
         load(folder.parent, "cifar10")
     assert not holds(load(folder.parent, "cifar10", verify=False), "cifar10")
@@ -133,9 +133,9 @@ FOLDER_DAMAGE = {
     "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(), r"199 \+ 100 images in 10 classes"),
     "a text for an image": (lambda r: next((r / "train" / "class03").iterdir()).write_text("?"), "1 images cannot be read"),
     "a large image": (
-        lambda r: Image.new("RGB", (64, 48)).save(next((r / "test" / "class00").iterdir())), "not have exactly the images"
+        lambda r: Image.new("RGB", (64, 48)).save(next((r / "test" / "class00").iterdir())), "not exactly the images"
     ),
-    "swapped labels": (swap_labels, "not have exactly the images and labels"),
+    "swapped labels": (swap_labels, "not exactly the images and labels"),
 }  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def test_malicious_pickles_are_refused_by_name_and_not_run(small, tmp_path, name
     (folder / "test_batch").write_bytes(attack)
     with pytest.raises(
         UserError,
-        match=rf"test_batch asks for {named}, which no CIFAR file has.*nothing",
+        match=rf"test_batch asks for {named}, which the files of CIFAR never hold.*nothing",
     ):
         load(folder.parent, "cifar10", verify=False)
     assert not marker.exists()

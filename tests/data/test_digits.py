@@ -76,7 +76,7 @@ def test_damaged_digits_are_one_message(tmp_path, content):
 
 def test_digits_of_another_table_are_refused(tmp_path):
     (tmp_path / "digits.csv.gz").write_bytes(gzip.compress(b"1,2,3\n" * 1797))
-    with pytest.raises(UserError, match="does not hold 1,797 digits"):
+    with pytest.raises(UserError, match="does not hold the 1,797 digits"):
         Digits(root=tmp_path)
 
 
