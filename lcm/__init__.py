@@ -1,7 +1,8 @@
-"""LC modules and their rivals under one protocol: an independent reproduction of a retracted paper.
+"""LC modules and other channel attention under one protocol: a retracted paper, reproduced.
 
-Z. Lu et al., "Channel-Wise Correlation Calibrates Attention Module for Convolutional Neural Networks", Journal of Sensors
-2022, 2000170, https://doi.org/10.1155/2022/2000170; retracted December 2023.
+Z. Lu et al., "Channel-Wise Correlation Calibrates Attention Module for Convolutional Neural
+Networks", Journal of Sensors 2022, 2000170, https://doi.org/10.1155/2022/2000170; retracted in
+December 2023.
 """
 
 import importlib

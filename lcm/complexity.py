@@ -2,10 +2,10 @@
 
 The paper counts as the `thop` package did in 2019, by one rule for each kind of module:
 multiply-accumulates of convolutions, multiplications and additions of linear layers and norms, and
-nothing outside modules. Matrix products between tensors are not counted, so that the count of a
+nothing outside modules. It leaves out matrix products between tensors, so that the count of a
 Non-local block is too small. The true count has the multiply-accumulates of all convolutions and
-matrix products, in modules or not, and nothing else; what it does not know is named in
-`Complexity.uncounted`.
+matrix products, in modules or not, and nothing else. `Complexity.uncounted` names the operations
+that it does not know.
 """
 
 import math
@@ -139,10 +139,10 @@ class _MatrixProducts(TorchDispatchMode):
     """Reports the multiply-accumulates of each convolution and matrix product that PyTorch runs.
 
     Args:
-        network: whose parameters these are.
-        add: is told the multiply-accumulates of one operation.
-        name: is told each operation that has parameters, or a name like a matrix product's, and is
-            not counted.
+        network: the network that runs.
+        add: called with the multiply-accumulates of one operation.
+        name: called with each operation that is not counted although it reads parameters or is
+            named like a matrix product.
     """
 
     def __init__(self, network, add, name):

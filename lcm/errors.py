@@ -1,4 +1,4 @@
-"""Every exception that ends a program early, with its exit code, and the hint at the nearest name."""
+"""The exceptions that end a program early, each with its exit code, and how messages are worded."""
 
 import difflib
 import functools
@@ -25,13 +25,13 @@ def one_line(error):
 
 
 class OwnedElsewhere(Exception):
-    """Another live process trains this run, or what is left of this sweep."""
+    """Another live process trains this run, or the rest of this sweep."""
 
     exit_code = 3
 
 
 class NotFinite(Exception):
-    """The training loss is not a finite number; the weights are those before the step that gave it."""
+    """The training loss became infinite or NaN; the weights are those before that step."""
 
     exit_code = 1
 
@@ -45,7 +45,7 @@ class SweepFailed(Exception):
 class Stopped(BaseException):
     """The signal `signal` (a name: "SIGTERM") asked the run to stop; `what` says what was saved.
 
-    Like KeyboardInterrupt no Exception: a sweep ends with it, and no `except Exception` on the way takes it for an error.
+    No Exception, as KeyboardInterrupt: no `except Exception` may take it for an error.
     """
 
     exit_code = 75
@@ -62,7 +62,7 @@ def in_words(error):
     """An exception as the message that a user reads."""
     if isinstance(error, EXPECTED):
         return str(error)
-    # torch's advice for a module that takes its input for contiguous: .reshape()
+    # torch itself only advises .reshape()
     hint = " Or take channels_last=false." if "view size is not compatible" in str(error) else ""
     return f"{type(error).__name__}: {error}{hint}"
 
@@ -84,9 +84,10 @@ def listed(title, problems):
 
 
 def exit_on_user_error(main):
-    """Decorate a script's main: a `UserError` becomes one message on stderr and exit code 2, without a traceback.
+    """Decorate a script's main: a UserError becomes one message on stderr and exit code 2.
 
-    Where the reader of the output has gone (`| head`), the script ends silently with exit code 141, as SIGPIPE would end it.
+    Where the reader of the output has gone (`| head`), the script ends silently with exit code 141,
+    as SIGPIPE would end it.
     """
 
     @functools.wraps(main)

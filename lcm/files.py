@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, and what to tell a user where that fails."""
+"""Atomic writes, locks, and the messages for files that cannot be read or written."""
 
 import contextlib
 import errno
@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 
 
 def write_atomically(file, data, keep=None):
-    """Write bytes so that a reader, or a restart after a kill, sees the old file or the new one, never a part.
+    """Write bytes so that a reader, even after a kill, sees the old file or the new one, whole.
 
-    For one writer at a time, as in a directory that has an owner: the temporary name is always the same, so that kills leave
-    no litter. With `keep`, another name in the same directory, the old file is renamed to it just before; a kill between the
-    two renames leaves the old file under that name alone.
-    Raises UserError where the disk is full or the folder cannot be written; the old files are intact then.
+    For one writer at a time: the temporary name is always the same, so that kills leave no litter.
+    With `keep`, another name in the same directory, the old file first gets that name; a kill
+    between the two renames leaves the old file under that name alone. Raises UserError where the
+    disk is full or the folder cannot be written; the old files are then intact.
     """
     file = Path(file)
     temporary = file.with_name(f".{file.name}.tmp")
@@ -40,13 +40,13 @@ def missing(file):
     """The UserError for a file of the repository's results/ that is not there."""
     name = Path(file).name
     return UserError(
-        f"{file} is missing: it belongs to the repository; `git checkout results/{name}` in "
-        f"{ROOT} brings results/{name} back"
+        f"{file} is missing: it belongs to the repository; restore it with "
+        f"`git checkout results/{name}` in {ROOT}"
     )
 
 
 def sync_directory(directory):
-    """Make renames in a directory survive a power cut; on file systems that cannot, this does nothing."""
+    """Make renames in a directory survive a power cut, on file systems that can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -57,9 +57,10 @@ def sync_directory(directory):
 
 @contextlib.contextmanager
 def file_lock(path, waiting_message):
-    """Hold an exclusive lock on the file `path`, made where missing; the system drops the lock when its holder dies.
+    """Hold an exclusive lock on the file `path`; the system drops it when its holder dies.
 
-    `waiting_message` goes to stderr where another process holds it. File systems that have no locks are used without.
+    The file is made where it is missing. `waiting_message` goes to stderr where another process
+    holds the lock. File systems without locks are used without.
     """
     import fcntl
 
@@ -78,26 +79,30 @@ def unwritable(file, error):
     """The UserError for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
-            f"no space left while writing {file}: what was saved before is intact; make room and run the same command again"
+            f"no space left while writing {file}: what was saved before is intact; make room and "
+            "run the same command again"
         )
     if isinstance(error, (NotADirectoryError, FileExistsError)):
         return UserError(
-            f"cannot write {file}: it is a file, or is below one; choose a folder (runs=, run_directory=, --results)"
+            f"cannot write {file}: it or a part of its path is a file; choose a folder (runs=, "
+            "run_directory=, --results)"
         )
     return UserError(
-        f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or choose another folder"
+        f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or "
+        "choose another folder"
     )
 
 
 def unreadable(file, error):
     """The UserError for a file that is there and cannot be read."""
     return UserError(
-        f"cannot read {file} ({error.strerror}): check the owner and permissions of the folder and the file"
+        f"cannot read {file} ({error.strerror}): check the owner and permissions of the folder and "
+        "the file"
     )
 
 
 def write(file, content):
-    """Write text (UTF-8, \\n line ends) or bytes of a result atomically; a file that has them already is not touched."""
+    """Write text (UTF-8, \\n line ends) or bytes atomically; an equal file stays."""
     file = Path(file)
     content = content.encode() if isinstance(content, str) else content
     try:

@@ -1,4 +1,4 @@
-"""This project's training beside a plain PyTorch loop: in turns, in one run, on this machine.
+"""Time this project's training and a plain PyTorch loop in turns, on this machine.
 
     python scripts/benchmark.py                            # a quarter of an hour on two cores
     python scripts/benchmark.py --out results/benchmark.csv --attentions se,lcm1,lcm2
@@ -44,7 +44,7 @@ VARIANTS = {
     "bf16": ["precision=bf16"],
     "bf16 compiled": ["precision=bf16", "compile=true"],
 }
-OWN = ("model", "attention", "precision", "compile", "data")  # what no word may say
+OWN = ("model", "attention", "precision", "compile", "data")  # no argument may set them
 SECONDS = 5  # of a turn
 QUICK = ["model.layers=8", "schedule.batch_size=16"]
 KEY = ["machine", "what", "network", "attention", "variant"]  # a row replaces the one of its key
@@ -64,7 +64,7 @@ class Invented(ResidentSet):
 
 
 def composed(network, words=(), steps=20):
-    """train.py's config with invented images for `steps` steps an epoch. UserError: it is bad."""
+    """train.py's config, with random images for `steps` steps per epoch. Raises UserError."""
     size = load("model", network)["image_size"]
     data = "cifar10" if size == 32 else "mini_imagenet"
     overrides = [f"model={network}", f"data={data}", "schedule=cifar", *words]
@@ -128,7 +128,7 @@ def project(pipe, config):
 
 
 class Transformed(Dataset):
-    """The same images as tensors (3, H, W), each cropped, mirrored and normalised by itself."""
+    """The same images as tensors (3, H, W), each cropped, flipped and normalised by itself."""
 
     def __init__(self, resident):
         self.images = resident.images.permute(0, 3, 1, 2).contiguous()
@@ -147,7 +147,7 @@ class Transformed(Dataset):
 
 
 def plain(pipe, config):
-    """The other side, as torchvision's references and most public code have it.
+    """The plain side, as in torchvision's reference training and most public code.
 
     Eager float32 in NCHW, torch's SGD, a DataLoader in the same process, metrics read in every
     step. Its step begins when the batch is on the device.
@@ -185,10 +185,10 @@ class Side:
     Args:
         network, attention: names of files in configs/.
         variant: of VARIANTS, or "plain".
-        words: further words of train.py.
+        words: further arguments of train.py.
         steps: of an epoch.
 
-    Raises what the process raises: UserError where the machine cannot do what the words ask for.
+    Raises what the process raises, such as UserError for what the machine cannot do.
     """
 
     def __init__(self, network, variant, attention="none", words=(), steps=20):
@@ -218,7 +218,7 @@ class Side:
         self.turn()
 
     def turn(self, seconds=0):
-        """{"step": images a second, "epoch": the same} over some seconds, one epoch at least."""
+        """{"step": images per second, "epoch": the same} over some seconds, at least one epoch."""
         self.pipe.send(seconds)
         return self._answer()
 
@@ -241,7 +241,7 @@ def work(loop, pipe, config):
 
 
 def rounds(sides, count, seconds):
-    """The reports of all sides, a list for each round."""
+    """The reports of all sides, one list per round."""
     with contextlib.ExitStack() as stack:
         for side in sides:
             stack.enter_context(side).get_ready()
@@ -267,7 +267,7 @@ def rows(sides, reports, what):
 
 
 def read(file):
-    """The rows that a file has already, as text. Raises UserError where it is something else."""
+    """The rows of an existing file, as text. Raises UserError if it is no such table."""
     if not file.exists():
         return pd.DataFrame(columns=COLUMNS)
     with contextlib.suppress(OSError, ValueError):
@@ -300,19 +300,21 @@ def groups(options):
 
 
 def parse(arguments):
-    """The command line as options. Raises UserError for what it cannot mean."""
+    """The command line as options. Raises UserError for invalid ones."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
-    add("words", nargs="*", metavar="key=value", help="further words of train.py, for all sides")
+    add(
+        "words", nargs="*", metavar="key=value", help="further arguments of train.py, for all sides"
+    )
     names = {"type": lambda text: text.split(","), "default": []}
     add("--networks", **names, help="default: resnet20,densenet40")
     add("--variants", **names, help=f"of {','.join(VARIANTS)} (default: what the machine has)")
-    add("--attentions", **names, help="whose step is measured as well, beside none")
-    add("--steps", type=int, default=20, help="of an epoch (default: %(default)s)")
+    add("--attentions", **names, help="modules whose step is measured too, relative to none")
+    add("--steps", type=int, default=20, help="steps of an epoch (default: %(default)s)")
     add("--rounds", type=int, default=5, help="default: %(default)s")
     add("--quick", action="store_true", help="ResNet-8, fp32, one round of one epoch")
-    add("--out", type=Path, metavar="FILE", help="where rows are added or replaced (default: none)")
+    add("--out", type=Path, metavar="FILE", help="add or replace rows in this file (default: none)")
     options = parser.parse_intermixed_args(arguments)
     if options.quick:
         options.words += QUICK
@@ -325,7 +327,7 @@ def parse(arguments):
     for word in options.words:
         key = word.partition("=")[0]
         if key in OWN or key.startswith("data."):
-            raise UserError(f"{word}: the benchmark chooses this itself, see --help")
+            raise UserError(f"{word}: the benchmark sets this itself, see --help")
     return options
 
 
@@ -333,7 +335,9 @@ def parse(arguments):
 def main(arguments=None):
     options = parse(arguments)
     table = read(options.out) if options.out else pd.DataFrame(columns=COLUMNS)
-    for whats, sides in list(groups(options)):  # each word is checked before the first side starts
+    for whats, sides in list(
+        groups(options)
+    ):  # all arguments are checked before the first side starts
         reports = rounds(sides, options.rounds, 0 if options.quick else SECONDS)
         new = pd.DataFrame([row for what in whats for row in rows(sides, reports, what)])
         table = pd.concat([table, new]).drop_duplicates(KEY, keep="last")

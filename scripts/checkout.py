@@ -1,4 +1,4 @@
-"""Imported by every script: `lcm` is that of the script's own checkout, as in train.py, not an installed one."""
+"""Every script imports this first: `lcm` is then that of its own checkout, as in train.py."""
 
 import sys
 from pathlib import Path

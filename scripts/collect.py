@@ -1,10 +1,10 @@
-"""Read the finished runs into results/: runs.csv (one row per run) and metrics/ (one compact record per run).
+"""Collect the finished runs in results/: runs.csv (one row per run) and metrics/ (their records).
 
-    python scripts/collect.py                         # runs/ into results/; existing records of other runs stay
+    python scripts/collect.py                         # runs/; records of other runs stay
     python scripts/collect.py other/runs
-    python scripts/collect.py --from results/metrics  # runs.csv from the records alone, byte for byte
+    python scripts/collect.py --from results/metrics  # runs.csv from the records alone
 
-Damaged runs are named and left out; the others are collected.
+It names damaged runs, leaves them out and collects the others.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""Compare runs that differ in attention and seed alone, whatever their protocol: table, verdicts, forest plot.
+"""Compare runs that differ in attention and seed alone: table, verdicts, forest plot.
 
-    python scripts/compare.py runs                                     # every run below runs/
-    python scripts/compare.py runs data=digits schedule.epochs=30      # those with these settings
-    python scripts/compare.py results/metrics data=digits --against se # recorded runs, compared with se
-    python scripts/compare.py runs --by schedule.learning_rate         # a table part for each value
-    python scripts/compare.py runs --by attention.reduction            # an arm for each value
-    python scripts/compare.py runs --out comparisons/mine              # also mine.md, .csv, .tex and .svg
+    python scripts/compare.py runs                                      # every run below runs/
+    python scripts/compare.py runs data=digits schedule.epochs=30       # those with these settings
+    python scripts/compare.py results/metrics data=digits --against se  # records, compared with se
+    python scripts/compare.py runs --by schedule.learning_rate          # rows for each value
+    python scripts/compare.py runs --by attention.reduction             # an arm for each value
+    python scripts/compare.py runs --out comparisons/mine               # mine.md, .csv, .tex, .svg
 
-Runs of one seed are pairs. Verdicts are corrected for all comparisons of the command. Where runs
-cannot be compared, a message says in which settings they differ (exit code 2). mine.tex has fewer
-columns than mine.md: it fits into a column of a thesis.
+Two runs of one seed are a pair. Verdicts are corrected for all comparisons of the command. Where
+runs cannot be compared, a message names the settings in which they differ (exit code 2). mine.tex
+has fewer columns than mine.md, so that it fits into a text column.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(arguments=None):
         action="append",
         default=[],
         metavar="KEY",
-        help="rows for each value of this key (several times: of each)",
+        help="rows for each value of this key; can be repeated",
     )
     parser.add_argument(
         "--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex and .svg"

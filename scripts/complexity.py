@@ -1,10 +1,11 @@
 """Count parameters and operations: all rows of the paper's Tables 1-5, or one network.
 
-    python scripts/complexity.py                                # 57 rows beside the paper's cells; exit code 1 if one differs
-    python scripts/complexity.py --csv results/complexity.csv   # the same, and a file of exact figures
-    python scripts/complexity.py model=resnet20 attention=lcm2 reduction=8  # one network, module by module
+    python scripts/complexity.py                               # 57 rows beside the paper's
+    python scripts/complexity.py --csv results/complexity.csv  # and a file of exact counts
+    python scripts/complexity.py model=resnet20 attention=lcm2 reduction=8  # one network, by module
 
-GFloat is the paper's count, MAC the true multiply-accumulates with matrix products between tensors (lcm/complexity.py).
+GFloat is the paper's count. MAC is the number of true multiply-accumulates, matrix products between
+tensors included (lcm/complexity.py). Exit code 1: a count differs from the paper's.
 """
 
 import sys
@@ -60,7 +61,8 @@ def print_tables(file):
         for pair in dict.fromkeys(zip(rows.model, rows.attention, strict=True))
     }
     print(
-        f"table {'label':28} {'params':>10} {'M':>7} {'paper':>7} {'GFloat':>8} {'':>6} {'paper':>6} {'GMAC':>8}"
+        f"table {'label':28} {'params':>10} {'M':>7} {'paper':>7} {'GFloat':>8} {'':>6} "
+        f"{'paper':>6} {'GMAC':>8}"
     )
     equal, records = 0, []
     for *keys, cell_m, cell_g in rows.itertuples(index=False, name=None):
@@ -68,7 +70,10 @@ def print_tables(file):
         params, gfloat = as_printed(ours.params / 1e6, cell_m), as_printed(ours.gfloat, cell_g)
         same = (params == cell_m) + (gfloat == cell_g)
         equal += same
-        line = f"{keys[0]:5} {keys[1]:28} {ours.params:10,} {params:>7} {cell_m:>7} {ours.gfloat:8.6f} {gfloat:>6} {cell_g:>6}"
+        line = (
+            f"{keys[0]:5} {keys[1]:28} {ours.params:10,} {params:>7} {cell_m:>7} "
+            f"{ours.gfloat:8.6f} {gfloat:>6} {cell_g:>6}"
+        )
         print(f"{line} {ours.macs / 1e9:8.6f}" + "  differs" * (same < 2))
         records.append([*keys, ours.params, ours.gfloat, ours.macs])
     print(f"{equal} of {2 * len(rows)} cells equal to the paper's")
@@ -88,12 +93,10 @@ def print_network(keys):
     width = max(len(row.name) for row in complexity.rows)
     print(f"{'module':{width}} {'kind':16} {'params':>12} {'GFloat':>10} {'GMAC':>10}")
     for row in complexity.rows:
-        print(
-            f"{row.name:{width}} {row.kind:16} {row.params:12,} {row.gfloat:10.6f} {row.macs / 1e9:10.6f}"
-        )
-    print(
-        f"{'total':{width}} {'':16} {complexity.params:12,} {complexity.gfloat:10.6f} {complexity.macs / 1e9:10.6f}"
-    )
+        counts = f"{row.params:12,} {row.gfloat:10.6f} {row.macs / 1e9:10.6f}"
+        print(f"{row.name:{width}} {row.kind:16} {counts}")
+    total = f"{complexity.params:12,} {complexity.gfloat:10.6f} {complexity.macs / 1e9:10.6f}"
+    print(f"{'total':{width}} {'':16} {total}")
     if complexity.uncounted:
         print("not counted:", ", ".join(complexity.uncounted))
     return 0

@@ -1,9 +1,10 @@
-"""Measure a training step of every network of the paper's tables; writes results/cost.csv (minutes).
+"""Time a training step of every network of the paper's tables: results/cost.csv (minutes).
 
     python scripts/cost.py
-    python scripts/tables.py --all --readme docs/sweeps.md  # the table of what each table costs
+    python scripts/tables.py --all --readme docs/sweeps.md  # what each table costs
 
-Two steps each, after one that is not counted; where images are large, with few of them: the time of an image hardly depends on it.
+Two steps are timed, after an epoch that warms up. Batches of large images are small: the time per
+image hardly depends on the batch size.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from lcm.files import write
 from lcm.reporting.cost import cells
 from lcm.training.device import choose_device
 
-STEPS = 2  # of an epoch: one epoch is not counted, one is
+STEPS = 2  # of an epoch: the first epoch warms up, the second is timed
 BATCHES = {
     "resnet20": 64,
     "resnet32": 64,
@@ -28,7 +29,7 @@ BATCHES = {
 
 
 def measured(model, attention, device):
-    """(seconds an image, batch size, device in words)."""
+    """(seconds per image, batch size, device in words)."""
     batch = BATCHES.get(model, 8) if device == "cpu" else 64
     words = [f"device={device}", f"schedule.batch_size={batch}"]
     with Side(model, "fp32", attention, words, STEPS) as side:
@@ -58,7 +59,7 @@ def main(arguments=None):
     for index, (model, attention) in enumerate(sorted(pairs), 1):
         seconds, batch, machine = measured(model, attention, device)
         print(
-            f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms an image",
+            f"[{index}/{len(pairs)}] {model} {attention}: {1000 * seconds:.2f} ms per image",
             flush=True,
         )
         rows.append([model, attention, f"{seconds:.4g}", batch, machine])

@@ -3,8 +3,8 @@
     python scripts/evaluate.py runs/digits/resnet20/lcm2/seed0-*
     python scripts/evaluate.py DIRECTORY --confusion confusion.pdf --predictions predictions.csv
 
-Prints the accuracy by class, and whether the whole is that of run.json. Writes the confusion matrix
-as a picture, in the format of the name's ending (.png, .svg, .pdf), and a CSV of the predictions.
+Prints the accuracy by class, and whether the total is that of run.json. Writes the confusion matrix
+as a picture (its name ends in .png, .svg or .pdf) and the predictions as CSV.
 """
 
 import argparse
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import checkout  # noqa: F401  before lcm
 import pandas
+from sklearn.metrics import confusion_matrix
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting.captions import check_figure_file, network_titles, save_figure, trained_on
-from lcm.reporting.confusion import by_class, confusion_matrix, draw
+from lcm.reporting.confusion import by_class, draw
 from lcm.runs.evaluation import evaluate
 from lcm.runs.load import class_names
 
@@ -35,13 +36,13 @@ def main(arguments=None):
     )
     classes = class_names(data)
     highest, predicted = probabilities.max(1)
-    matrix = confusion_matrix(labels.numpy(), predicted.numpy(), len(classes))
+    matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
     print(by_class(matrix, classes))
     right, images = matrix.trace(), matrix.sum()
     top1, recorded = 100 * right / images, state["result"]["test_top1"]
     says = "as in run.json"
     if abs(top1 - recorded) > 1e-6:
-        says = f"run.json has {recorded:.2f} %: another device or version rounds otherwise"
+        says = f"run.json has {recorded:.2f} %: another device or version rounds differently"
     print(f"\ntop-1 {top1:.2f} % ({right} of {images}); {says}")
 
     (title,) = network_titles([state])
@@ -71,12 +72,10 @@ def parse(arguments):
         help="default: predictions.csv in the run directory",
     )
     parser.add_argument(
-        "--root", metavar="FOLDER", help="folder of the data set; default: that of the training"
+        "--root", metavar="FOLDER", help="folder of the data set (default: the run's)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32", "bf16"], help="default: that of the run"
-    )
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], help="default: the run's")
     return parser.parse_args(arguments)
 
 

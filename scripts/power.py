@@ -1,8 +1,8 @@
-"""Measure by simulation how often verdicts are wrong and what they can see (a minute or two).
+"""Simulate how often verdicts are wrong, and how many seeds each claim needs (a minute or two).
 
-Writes results/power.md, and results/power.csv: the seeds that give each claim a chance.
+    python scripts/power.py
 
-python scripts/power.py
+Writes results/power.md and results/power.csv.
 """
 
 import argparse

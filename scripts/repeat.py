@@ -4,10 +4,11 @@
     python scripts/repeat.py runs/cifar10/resnet20/se/seed0-XXXXXXXX data.root=FOLDER
     python scripts/repeat.py RUN --show                        # only train.py's command line
 
-The repetition is trained by train.py with the threads of the record, in a folder of its own; stopped, the same command
-continues it. On the same processor with the same versions the numbers must be the same, bit for bit; elsewhere they differ by
-rounding, which training amplifies, and the differences between the environments are named. Further arguments go to train.py,
-the folder of its data for example. Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
+train.py trains the repetition with the record's number of threads, in a folder of its own. If it is
+stopped, the same command continues it. On the same processor and versions the numbers must be the
+same, bit for bit. Elsewhere they differ by rounding, which training amplifies; the script then
+names what differs between the environments. Further arguments, such as data.root, go to train.py.
+Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
 """
 
 import argparse
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def read(path):
-    """(run, epochs) of a record or a run directory. Raises UserError unless it is one of a finished run."""
+    """(run, epochs) of a finished run, from its record or directory. Raises UserError."""
     path = Path(path)
     if not path.exists():
         raise UserError(
@@ -50,9 +51,10 @@ def read(path):
 
 
 def train(overrides):
-    """Run train.py to its end; signals that come here go to it. Returns its exit code.
+    """Run train.py to its end, passing signals on to it. Returns its exit code.
 
-    Its session is its own, so that Ctrl-C does not reach it twice: a second one would not save.
+    It runs in a session of its own, so that Ctrl-C does not reach it twice: a second one does not
+    save.
     """
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
     child = subprocess.Popen(command, start_new_session=True)
@@ -60,7 +62,7 @@ def train(overrides):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: child.send_signal(number))
     code = child.wait()
-    return code if code >= 0 else 128 - code  # killed by a signal: as a shell says it
+    return code if code >= 0 else 128 - code  # killed by a signal: as a shell reports it
 
 
 @exit_on_user_error
@@ -75,7 +77,7 @@ def main(command_line=None):
         "further", nargs="*", metavar="key=value", help="further arguments of train.py"
     )
     parser.add_argument(
-        "--runs", default="repeats", help="where the repetition is trained (default: repeats)"
+        "--runs", default="repeats", help="folder of the repetition (default: repeats)"
     )
     parser.add_argument(
         "--show", action="store_true", help="print the command line and train nothing"
@@ -91,9 +93,10 @@ def main(command_line=None):
     again, epochs_again = read(Path(options.runs) / run["run"])
     tolerance = tolerances(run)
     apart = differences(epochs, epochs_again, tolerance)
-    same = f"the same numbers, bit for bit: {plural(len(epochs['epoch']), 'epoch')} of {', '.join(compared(epochs))}"
+    count = plural(len(epochs["epoch"]), "epoch")
+    same = f"the same numbers, bit for bit: {count} of {', '.join(compared(epochs))}"
     for column, allowed in tolerance.items():
-        same += f" ({column}, which a faster evaluation computed then, to {allowed:g} of its value)"
+        same += f" ({column}, which the record has from folded batch norms, to {allowed:g} of it)"
     print("\n".join([*(apart or [same]), *other_environment(run, again)]))
     sys.exit(1 if apart else 0)
 

@@ -1,14 +1,14 @@
-"""Score-CAM: where the evidence of trained networks lies, on the same images.
+"""Score-CAM: heatmaps of trained networks on the same images.
 
     python scripts/score_cam.py runs/digits/resnet20/*/seed0-*                     # test images
     python scripts/score_cam.py RUN RUN --index 3 14 159 --out figure.pdf          # these ones
-    python scripts/score_cam.py RUN --image a.jpg b.png --class cat --out cam.svg  # one's own
+    python scripts/score_cam.py RUN --image a.jpg b.png --class cat --out cam.svg  # your own
 
-For each image the figure has the input and, for each run's network, the heatmap above, the overlay
-below, and P, the softmax probability of the class that is explained: the true class of a test
-image, the predicted one of a picture of one's own, or that of --class. Pictures of one's own are
-cut to their central square and brought to the size of the training images. Beside the first picture
-lies a .json of the same name: which runs and images, P, the predicted class.
+For each image the figure has the input and, for each network, the heatmap above, the overlay below,
+and P, the softmax probability of the heatmap's class. That is the true class of a test image, the
+predicted class of your own picture, or that of --class. Your pictures are cropped to their central
+square and resized to the training images' size. A .json beside the first figure, of the same name,
+has the runs, the images, P and the predicted classes.
 """
 
 import argparse
@@ -94,19 +94,21 @@ def parse(arguments):
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, or their checkpoint.pt"
     )
-    evenly = "numbers in the test set, from 0; default: four, evenly spread: nobody has picked them"
+    evenly = "numbers in the test set, from 0 (default: four, evenly spread, not picked)"
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--index", nargs="+", type=int, metavar="I", help=evenly)
     which.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="pictures of your own")
-    parser.add_argument("--class", dest="explained", metavar="NAME", help="explain this class")
     parser.add_argument(
-        "--root", metavar="FOLDER", help="folder of the data set; default: that of the training"
+        "--class", dest="explained", metavar="NAME", help="the class of the heatmaps"
+    )
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="folder of the data set (default: the runs')"
     )
     parser.add_argument(
         "--layer", help="dotted name; default: the last map before the global pooling"
     )
     parser.add_argument(
-        "--chunk", type=int, default=64, help="masked images in one forward pass; default: 64"
+        "--chunk", type=int, default=64, help="masked images per forward pass; default: 64"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
     parser.add_argument(

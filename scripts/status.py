@@ -1,8 +1,8 @@
-"""Where runs stand: finished, live (epoch, accuracy, time left), stopped, failed (why), to do.
+"""Show the state of runs: finished, live (epoch, accuracy, time left), stopped, failed, to do.
 
-python scripts/status.py                                    # every run below runs/
+python scripts/status.py                                       # every run below runs/
 python scripts/status.py other/runs
-python scripts/status.py experiment=table2 seed=range(10)   # a grid, with what is still to do: train.py's own arguments
+python scripts/status.py experiment=table2 seed='range(10)'    # a grid, as train.py takes it
 python scripts/status.py -m model=resnet20 attention=none,lcm2
 """
 

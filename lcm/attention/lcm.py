@@ -40,7 +40,7 @@ class _LCM(nn.Module):
 class LCM1(_LCM):
     """LC module 1, Eqs. (1)-(6): U' = U + W2 ReLU(BN(W1 (softmax(l) g))).
 
-    The layer feature g is in the channel features.
+    The layer feature g scales the channel features.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.
@@ -61,7 +61,7 @@ class LCM1(_LCM):
 class LCM2(_LCM):
     """LC module 2, Eqs. (1), (2), (7)-(9): U' = U sigmoid(W2 ReLU(BN(W1 l)) + g).
 
-    The layer feature g is in the weights.
+    The layer feature g shifts the channel weights.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.

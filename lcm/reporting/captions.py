@@ -27,13 +27,12 @@ def network_titles(states):
     """A title for each run.json, "ResNet-20 + SE"; with the seed where two would be the same."""
     found = []
     for state in states:
-        network = NETWORK_TITLE.get(state["model"], state["model"]).split(" ")[0]
         attention = ATTENTION_TITLE.get(state["attention"], state["attention"])
-        found.append(network if state["attention"] == "none" else f"{network} + {attention}")
-    if len(set(found)) < len(found):
-        pairs = zip(found, states, strict=True)
-        found = [f"{title}, seed {state['seed']}" for title, state in pairs]
-    return found
+        network = NETWORK_TITLE.get(state["model"], state["model"]).split(" ")[0]
+        found.append(network if attention == "none" else f"{network} + {attention}")
+    if len(set(found)) == len(found):
+        return found
+    return [f"{title}, seed {state['seed']}" for title, state in zip(found, states, strict=True)]
 
 
 def length_and_seeds(states):

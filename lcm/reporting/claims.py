@@ -1,4 +1,10 @@
-"""The paper's comparative statements, judged by paired runs: results/claims.yaml -> claims.md."""
+"""The paper's comparative statements, judged by paired runs: results/claims.yaml -> claims.md.
+
+A claim is a dict: an entry of claims.yaml, which explains its keys, with `statements`, those of them
+that the paper's own numbers do not bear out (`against_it`), and whether these contradict the claim
+(`contradicts_itself`). Judged it has three more: `verdict`, and in words what the paper's own
+numbers (`paper`) and the runs (`ours`) say.
+"""
 
 import itertools
 import math
@@ -11,12 +17,12 @@ import pandas as pd
 import yaml
 
 from lcm.files import missing
-from lcm.reporting import statistics
-from lcm.reporting.paired import compare_pairs, in_words, pair_notes, paired
+from lcm.reporting.paired import in_family, in_words, make_rows, pair_notes
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, select
 from lcm.reporting.render import (
     DASH,
     Table,
+    columns,
     interval,
     markdown_rows,
     p_value,
@@ -24,40 +30,42 @@ from lcm.reporting.render import (
     rounded,
     signed,
 )
-from lcm.reporting.statistics import Comparison, compare, every, holm, pairs_to_reach, verdict
+from lcm.reporting.statistics import (
+    CONTRADICTED,
+    SUPPORTED,
+    compare,
+    every,
+    pairs_to_reach,
+    verdict,
+)
 
 COUNTS = {"params": "parameters", "gfloat": "GFloat", "macs": "multiply-accumulates"}
 NOT_JUDGED = "not judged"
 METHOD = (
-    "Accuracies are top-1. An `every` claim has the worst verdict of its comparisons; a comparison "
-    "is **supported** (the 95 % interval of the paired difference lies where the claim says and the "
+    "Accuracies are top-1. A claim has the worst verdict of its comparisons. A comparison is **supported** (the 95 % interval of the paired difference lies where the claim says and the "
     "corrected p-value is at most 0.05), **contradicted** (the same on the other side), "
     "**inconclusive** (anything else) or **not tested yet** (fewer than 6 pairs of seeds: no exact "
-    "two-sided test can reach 0.05). In brackets: the pairs there are, and those below which nothing "
-    "in the table can be decided. One contradicted comparison contradicts a claim only where its "
-    "p-value, corrected over the claim's own comparisons, is at most 0.05 too. An average is one "
-    "test of its own. Almost the same: two one-sided tests. Intervals: BCa bootstrap, too narrow "
+    "two-sided test can reach 0.05). In brackets: the number of pairs, and the fewest with which any comparison of the table can be significant. One contradicted comparison contradicts a claim only where its "
+    "p-value, corrected over the claim's own comparisons, is at most 0.05 too. A claim about an average is one test. Almost the same: two one-sided tests. Intervals: BCa bootstrap, too narrow "
     "where seeds are few; P: share of pairs with A above B, a tie counts half; p: sign-flip test, "
     "exact up to 20 pairs, 9,999 random patterns above. Holm's correction is over all comparisons "
-    "that the claims make in one table of the paper, with runs or without; a comparison that two "
-    "tables make has the larger p-value in both. Methods and sources: "
-    "`lcm/reporting/statistics.py`; wrong verdicts, and the chance of a right one: "
-    "`results/power.md`."
+    "that the claims make in one table of the paper, with runs or without; a comparison that is in two tables has the larger p-value in both. Methods and sources: "
+    "`lcm/reporting/statistics.py`; error rates and power of the verdicts: `results/power.md`."
 )
 
 
 class Statement(NamedTuple):
-    """One comparison of the paper in top-1: arm `a` minus arm `b` is `paper` points in its table,
-    and is said to lie between `least` and `most`."""
+    """One comparison of the paper in top-1: arm `a` minus arm `b` is said to lie between `least` and
+    `most`, and is `paper` points in its table."""
 
-    table: int
-    model: str
     data: str
+    model: str
     a: str
     b: str
+    least: float
+    most: float
+    table: int
     paper: float
-    least: float = 0.0
-    most: float = math.inf
 
     @property
     def is_gain(self):
@@ -65,86 +73,37 @@ class Statement(NamedTuple):
         return (self.least, self.most) == (0, math.inf)
 
     @property
-    def pair(self):
-        """The same for statements of two tables about one comparison."""
-        return self._replace(table=0, paper=0)
-
-
-class Claim(NamedTuple):
-    """A sentence of the paper with the statements it rests on; claims.yaml explains the fields."""
-
-    id: str
-    place: str
-    quote: str
-    judged_as: str
-    holds_if: str
-    statements: tuple = ()
-    note: str = ""
-    cost: dict | None = None
-    limits: dict | None = None
-
-    @property
-    def against_it(self):
-        """The statements that the paper's own numbers do not bear out."""
-        return [s for s in self.statements if not s.least < s.paper < s.most]
-
-    @property
-    def contradicts_itself(self):
-        return self.holds_if == "every" and bool(self.against_it)
-
-
-class Judged(NamedTuple):
-    """What the runs say about a statement. needed: pairs below which its family decides nothing."""
-
-    statement: Statement
-    pairs: pd.DataFrame
-    comparison: Comparison
-    adjusted_p: float | None
-    needed: int
-
-    @property
-    def verdict(self):
-        return verdict(self.comparison, self.adjusted_p)
-
-
-class JudgedClaim(NamedTuple):
-    """A claim with its verdict, and in words what the paper's own numbers and what the runs say."""
-
-    claim: Claim
-    verdict: str
-    paper: str
-    ours: str
-
-
-def _listed(value):
-    return value if isinstance(value, list) else [value]
+    def question(self):
+        """What the runs are asked: the same for statements of two tables about one comparison."""
+        return self[:6]
 
 
 def read_claims(file, paper):
-    """claims.yaml as a list of Claim, with the differences of the paper's numbers (`read_paper`).
+    """The claims of claims.yaml, with the differences of the paper's numbers (`read_paper`).
 
     Raises UserError where it is missing.
     """
     try:
-        entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        claims = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise missing(file) from None
     names = ["table", "model", "data", "attention"]
     printed = paper[paper["metric"] == "top1"].set_index(names)["value"].to_dict()
-    own = {}
-    for entry in entries:
-        within = dict(zip(("least", "most"), entry.get("within", ()), strict=False))
-        own[entry["id"]] = [
-            Statement(*place, a, b, round(printed[(*place, a)] - printed[(*place, b)], 2), **within)
-            for product in entry.get("comparisons", [])
-            for *place, a, b in itertools.product(*map(_listed, product.values()))
-        ]
-    claims = []
-    for entry in entries:
-        found = [s for other in entry.get("comparisons_of", []) for s in own[other]]
-        statements = sorted(dict.fromkeys(found + own[entry["id"]]), key=lambda s: s.table)
-        facts = {key: value for key, value in entry.items() if key in Claim._fields}
-        claims.append(Claim(**facts, statements=tuple(statements)))
+    own = {claim["id"]: [] for claim in claims}
+    for claim in claims:
+        bounds = claim.get("within", (0.0, math.inf))
+        for product in claim.get("comparisons", ()):
+            lists = (found if isinstance(found, list) else [found] for found in product.values())
+            for table, model, data, a, b in itertools.product(*lists):
+                found = printed[table, model, data, a] - printed[table, model, data, b]
+                statement = Statement(data, model, a, b, *bounds, table, round(found, 2))
+                own[claim["id"]].append(statement)
+    for claim in claims:
+        found = [s for id in (*claim.get("comparisons_of", ()), claim["id"]) for s in own[id]]
+        statements = sorted(dict.fromkeys(found), key=lambda s: s.table)
+        against = [s for s in statements if not s.least < s.paper < s.most]
+        claim |= {"statements": statements, "against_it": against}
+        claim["contradicts_itself"] = claim["holds_if"] == "every" and bool(against)
     return claims
 
 
@@ -152,45 +111,37 @@ def families(claims):
     """{table: [its statements]}: what Holm's correction is over, in the order of the pages."""
     networks = list(NETWORK_TITLE)
     statements = sorted(
-        {statement for claim in claims for statement in claim.statements},
+        {statement for claim in claims for statement in claim["statements"]},
         key=lambda s: (s.table, networks.index(s.model), s.data, s.b != "none", s.b, s.a, -s.least),
     )
     return {table: list(own) for table, own in itertools.groupby(statements, lambda s: s.table)}
 
 
-def judge_statements(claims, selection):
-    """{statement: Judged} for every statement of the claims, judged by the runs of a Selection.
+def judge_statements(claims, runs):
+    """{statement: its Row} for every statement of the claims, judged by selected runs.
 
     Holm's correction is over all statements about one of the paper's tables, those without runs
     too. A comparison that stands in two tables has the larger p-value of both, in both.
     """
-    tried, empty, judged, strictest = selection.tried(), selection.runs[:0], {}, {}
-    for family in families(claims).values():
-        compared = {}
-        for s in family:
-            pairs = paired(*(tried.get((s.data, s.model, arm), empty) for arm in (s.a, s.b)))
-            compared[s] = pairs, compare_pairs(pairs, least=s.least, most=s.most)
-        adjusted = holm([comparison.p for _, comparison in compared.values()])
-        needed = pairs_to_reach(len(family))
-        for (s, found), p in zip(compared.items(), adjusted, strict=True):
-            judged[s] = Judged(s, *found, p, needed)
-            before = strictest.get(s.pair, judged[s])
-            strictest[s.pair] = before._replace(
-                adjusted_p=None if p is None else max(p, before.adjusted_p),
-                needed=max(needed, before.needed),
+    strictest = {}
+    found = families(claims)
+    for family in found.values():
+        rows = in_family(make_rows(runs, [s.question for s in family]))
+        for s, row in zip(family, rows, strict=True):
+            before = strictest.get(s.question, row)
+            strictest[s.question] = row._replace(
+                adjusted=None if row.adjusted is None else max(row.adjusted, before.adjusted),
+                needed=max(row.needed, before.needed),
             )
-    for s, part in judged.items():
-        both = strictest[s.pair]
-        judged[s] = part._replace(adjusted_p=both.adjusted_p, needed=both.needed)
-    return judged
+    return {s: strictest[s.question] for family in found.values() for s in family}
 
 
 def judge(claims, judged, complexity):
-    """Every claim judged, in order: a list of JudgedClaim. judged: see `judge_statements`."""
+    """Every claim judged, in order; `judged`: see `judge_statements`."""
     results = []
     for claim in claims:
-        parts = [judged[statement] for statement in claim.statements]
-        match claim.holds_if:
+        parts = [judged[statement] for statement in claim["statements"]]
+        match claim["holds_if"]:
             case "every":
                 result = _every(claim, parts)
             case "on_average":
@@ -198,8 +149,8 @@ def judge(claims, judged, complexity):
             case "cost":
                 result = _cost(claim, complexity)
             case _:  # not_judged
-                result = NOT_JUDGED, DASH, claim.note
-        results.append(JudgedClaim(claim, *result))
+                result = NOT_JUDGED, DASH, claim["note"]
+        results.append(claim | dict(zip(("verdict", "paper", "ours"), result, strict=True)))
     return results
 
 
@@ -207,118 +158,107 @@ def _every(claim, parts):
     against = "; ".join(
         f"Table {s.table}, {NETWORK_TITLE[s.model]}, {DATA_TITLE[s.data]}: "
         f"{s.a} against {s.b} {signed(s.paper)}"
-        for s in claim.against_it
+        for s in claim["against_it"]
     )
     paper = f"CONTRADICT it ({against})" if against else f"hold in {len(parts)} of {len(parts)}"
-    word = every((part.comparison, part.adjusted_p) for part in parts)
-    ours = f"{plural(len(parts), 'comparison')}: {_count(part.verdict for part in parts)}"
-    return word, paper, ours
+    word = every((part.comparison, part.adjusted) for part in parts)
+    return word, paper, f"{plural(len(parts), 'comparison')}: {_count(p.verdict for p in parts)}"
 
 
 def average(parts):
-    """The Comparison of the mean over some Judged, seed by seed: only seeds that each of them has."""
-    differences = [
-        dict(zip(part.pairs["seed"], part.pairs["difference"], strict=True)) for part in parts
-    ]
-    lost = [dict(zip(part.pairs["seed"], part.pairs["lost"], strict=True)) for part in parts]
-    seeds = sorted(set.intersection(*map(set, differences)))
+    """The Comparison of the mean over some Rows, seed by seed: only seeds that each of them has."""
+    pairs = [part.pairs.set_index("seed")[["difference", "lost"]] for part in parts]
+    pairs = pd.concat(pairs, axis=1, join="inner").sort_index()
     # one diverged run is enough for its seed to count against the side that lost it
-    signs = [max(-1, min(1, sum(found[seed] for found in lost))) for seed in seeds]
-    return compare([fmean(found[seed] for found in differences) for seed in seeds], lost=signs)
+    lost = pairs["lost"].sum(axis=1).clip(-1, 1)
+    return compare(pairs["difference"].mean(axis=1), lost=lost)
 
 
 def _on_average(claim, parts):
-    mean = fmean(s.paper for s in claim.statements)
+    mean = fmean(s.paper for s in claim["statements"])
     holds = "hold" if mean > 0 else "CONTRADICT it"
     paper = f"{holds}: {signed(mean)} over {len(parts)} comparisons"
-    comparison, ours = average(parts), "no seed has all of them"
-    if comparison.n:
-        ours = f"{signed(comparison.mean)} {interval(comparison)}, p {p_value(comparison.p)}, "
-        ours += f"n {comparison.n}"
-    return verdict(comparison, comparison.p), paper, ours
+    found, ours = average(parts), "no seed has all of them"
+    if found.n:
+        ours = f"{signed(found.mean)} {interval(found.low, found.high)}, p {p_value(found.p)}, "
+        ours += f"n {found.n}"
+    return verdict(found, found.p), paper, ours
 
 
 def _cost(claim, complexity):
     """By the exact counts: what an arm `a` adds to arm `b`, in percent, where it adds most."""
-    base = complexity[complexity["attention"] == claim.cost["b"]]
-    arms = complexity[complexity["attention"].isin(claim.cost["a"])]
-    rows, paper = arms.merge(base, on=["table", "model"]), "see Tables 1 to 5"
-    if rows.empty:
-        advice = "not counted: `python scripts/complexity.py --csv results/complexity.csv`"
-        return statistics.NOT_TESTED, paper, advice
-    most = {}
-    for key in claim.limits:
-        added = 100 * (rows[f"{key}_x"].astype(float) / rows[f"{key}_y"].astype(float) - 1)
-        most[key] = added[added.abs().idxmax() if claim.cost.get("either_way") else added.idxmax()]
-    within = all(
-        (abs(most[key]) if claim.cost.get("either_way") else most[key]) <= limit
-        for key, limit in claim.limits.items()
-    )
-    word = statistics.SUPPORTED if within else statistics.CONTRADICTED
+    base = complexity[complexity["attention"] == claim["cost"]["b"]]
+    arms = complexity[complexity["attention"].isin(claim["cost"]["a"])]
+    rows = arms.merge(base, on=["table", "model"])
+    size = abs if claim["cost"].get("either_way") else float
+    most = {
+        key: max(100 * (rows[f"{key}_x"] / rows[f"{key}_y"] - 1), key=size)
+        for key in claim["limits"]
+    }
+    within = all(size(most[key]) <= limit for key, limit in claim["limits"].items())
     ours = ", ".join(f"{signed(percent)} % {COUNTS[key]}" for key, percent in most.items())
-    limits = ", ".join(f"{limit} %" for limit in claim.limits.values())
-    return word, paper, f"at most {ours} (limits {limits})"
+    limits = ", ".join(f"{limit} %" for limit in claim["limits"].values())
+    word = SUPPORTED if within else CONTRADICTED
+    return word, "see Tables 1 to 5", f"at most {ours} (limits {limits})"
 
 
 def _count(words):
     return ", ".join(f"{count} {word}" for word, count in Counter(words).items())
 
 
-def summary_table(results, protocol, chances=None):
-    """One row per claim. chances: {claim's id: "20 / 25"}, the seeds of `results/power.csv`."""
-    header = ["", "the paper says", "judged as", "where", "the paper's own numbers", "our runs"]
-    header += ["seeds for a chance of 0.5 / 0.8", "verdict"]
+def summary_table(results, chances):
+    """One row per judged claim. chances: {claim's id: "20 / 25"}, the seeds of power.csv."""
     rows = []
-    for index, (claim, word, paper, ours) in enumerate(results, 1):
-        note = f" **Note:** {claim.note}" if claim.note and word != NOT_JUDGED else ""
-        chance = (chances or {}).get(claim.id, DASH)
-        quote = f"“{claim.quote.strip()}”{note}"
-        rows.append([str(index), quote, claim.judged_as, claim.place, paper, ours, chance, word])
-    return Table("claims", f"Claims: {protocol.words}", header, rows, labels=len(header))
-
-
-def _said(statement):
-    """What a statement says beyond "better": ", within -0.1 and +0.5"."""
-    if statement.is_gain:
-        return ""
-    return f" (between {signed(statement.least, 1)} and {signed(statement.most, 1)})"
+    for number, claim in enumerate(results, 1):
+        noted = "note" in claim and claim["verdict"] != NOT_JUDGED
+        rows.append(
+            {
+                "": str(number),
+                "the paper says": f"“{claim['quote'].strip()}”"
+                + (f" **Note:** {claim['note']}" if noted else ""),
+                "judged as": claim["judged_as"],
+                "where": claim["place"],
+                "the paper's own numbers": claim["paper"],
+                "our runs": claim["ours"],
+                "seeds for a chance of 0.5 / 0.8": chances.get(claim["id"], DASH),
+                "verdict": claim["verdict"],
+            }
+        )
+    return Table("claims", "", *columns(rows), labels=len(rows[0]))
 
 
 def statement_tables(claims, judged):
     """For each table of the paper, every comparison that the claims make in it."""
-    header = ["Network", "Data", "A", "B", "claims", "paper A - B", "ours A - B", "95 % interval"]
-    header += ["P(A above B)", "n", "p", "p (Holm)", "A above B?"]
     tables = []
-    for number, statements in families(claims).items():
-        family, rows = [judged[statement] for statement in statements], []
-        for part in family:
-            s, ours = part.statement, part.comparison
-            about = [str(n) for n, claim in enumerate(claims, 1) if s in claim.statements]
-            row = [NETWORK_TITLE[s.model], DATA_TITLE[s.data], s.a, s.b + _said(s)]
-            row += [", ".join(about), signed(s.paper), signed(ours.mean), interval(ours)]
-            row += [rounded(ours.wins, 2), str(ours.n), p_value(ours.p), p_value(part.adjusted_p)]
-            rows.append([*row, in_words(part.verdict, ours.n, part.needed)])
-        needed = pairs_to_reach(len(rows))
-        note = f"{len(rows)} comparisons: with fewer than {needed} pairs nothing can be decided."
-        notes = [note, *pair_notes([part.pairs for part in family])]
-        records = pd.DataFrame({"n": [part.comparison.n for part in family]})
-        name, title = f"claims-table{number}", f"Comparisons of Table {number}"
-        tables.append(Table(name, title, header, rows, notes, records, labels=4))
+    for table, family in families(claims).items():
+        rows = []
+        for s in family:
+            ours = judged[s].comparison
+            about = [str(n) for n, claim in enumerate(claims, 1) if s in claim["statements"]]
+            within = "" if s.is_gain else f" (between {s.least:+.1f} and {s.most:+.1f})"
+            rows.append(
+                {
+                    "Network": NETWORK_TITLE[s.model],
+                    "Data": DATA_TITLE[s.data],
+                    "A": s.a,
+                    "B": s.b + within,
+                    "claims": ", ".join(about),
+                    "paper A - B": signed(s.paper),
+                    "ours A - B": signed(ours.mean),
+                    "95 % interval": interval(ours.low, ours.high),
+                    "P(A above B)": rounded(ours.wins, 2),
+                    "n": str(ours.n),
+                    "p": p_value(ours.p),
+                    "p (Holm)": p_value(judged[s].adjusted),
+                    "A above B?": in_words(judged[s].verdict, ours.n, judged[s].needed),
+                }
+            )
+        few = f"with fewer than {pairs_to_reach(len(rows))} pairs none can be significant."
+        notes = [f"{len(rows)} comparisons: {few}", *pair_notes([judged[s].pairs for s in family])]
+        records = pd.DataFrame({"n": [judged[s].comparison.n for s in family]})
+        name, title = f"claims-table{table}", f"Comparisons of Table {table}"
+        tables.append(Table(name, title, *columns(rows), notes, records, labels=4))
     return tables
-
-
-def claims_in_short(results):
-    """How many claims there are, which of them the paper's own numbers contradict, our verdicts."""
-    contradicted = [
-        str(index)
-        for index, result in enumerate(results, 1)
-        if result.paper.startswith("CONTRADICT")
-    ]
-    return (
-        f"{len(results)} comparative claims of the paper. Its own numbers contradict "
-        f"{len(contradicted)} of them (number {' and '.join(contradicted) or '-'}). Our verdicts: "
-        f"{_count(result.verdict for result in results)}."
-    )
 
 
 def read_chances(results):
@@ -327,20 +267,27 @@ def read_chances(results):
     if not file.exists():
         return {}
     rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-    return {row.claim: f"{row.half} / {row.four_fifths}" for row in rows.itertuples()}
+    return dict(zip(rows["claim"], rows["half"] + " / " + rows["four_fifths"], strict=True))
 
 
-def claims_page(claims, runs, protocol, complexity, chances=None):
+def claims_page(claims, runs, protocol, complexity, chances):
     """results/claims.md as text."""
     judged = judge_statements(claims, select(runs, protocol))
     results = judge(claims, judged, complexity)
+    contradicted = [
+        str(number)
+        for number, claim in enumerate(results, 1)
+        if claim["paper"].startswith("CONTRADICT")
+    ]
     parts = [
         f"# What the paper claims, and what the runs say ({protocol.words})",
         "Made by `python scripts/tables.py` from `results/claims.yaml`, `results/paper.csv`, "
         "`results/power.csv` and `results/runs.csv`. The paper is retracted; it reports one number "
         "for each network and no deviation.",
-        claims_in_short(results),
-        markdown_rows(summary_table(results, protocol, chances)),
+        f"{len(results)} comparative claims of the paper. Its own numbers contradict "
+        f"{len(contradicted)} of them (number {' and '.join(contradicted)}). Our verdicts: "
+        f"{_count(claim['verdict'] for claim in results)}.",
+        markdown_rows(summary_table(results, chances)),
         METHOD,
     ]
     for table in statement_tables(claims, judged):

@@ -3,27 +3,23 @@
 import textwrap
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
-
-
-def confusion_matrix(labels, predicted, classes):
-    """Images of class i that are taken for class j, int (classes, classes)."""
-    matrix = np.zeros((classes, classes), int)
-    np.add.at(matrix, (labels, predicted), 1)
-    return matrix
 
 
 def by_class(matrix, classes):
     """A line for each class: its images, how many are right, in percent, its commonest mistake."""
-    width = max(map(len, ["class", *classes]))
-    lines = [f"{'class':{width}}  images  right      %  most often taken for"]
-    for i, name in enumerate(classes):
-        images, right = matrix[i].sum(), matrix[i, i]
-        wrong = np.where(np.arange(len(classes)) == i, 0, matrix[i])
-        share = f"{100 * right / images:6.2f}" if images else f"{'-':>6}"
-        mistake = f"  {classes[wrong.argmax()]} ({wrong.max()})" if wrong.any() else ""
-        lines.append(f"{name:{width}}  {images:6}  {right:5} {share}{mistake}")
-    return "\n".join(lines)
+    images, right = matrix.sum(1), matrix.diagonal()
+    wrong = matrix - np.diag(right)
+    mistakes = [f"{classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
+    columns = {
+        "class": classes,
+        "images": images,
+        "right": right,
+        "%": pd.Series(100 * right).div(images).where(images > 0),
+        "most often taken for": mistakes,
+    }
+    return pd.DataFrame(columns).to_string(index=False, na_rep="-", float_format="%.2f")
 
 
 def draw(matrix, classes, heading):

@@ -19,9 +19,11 @@ from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUP
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, for the paper's modules; then
 # others for further modules.
-COLOURS = ("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-COLOURS += ("#6a3d9a", "#8c564b", "#bcbd22", "#17becf", "#7b1f3a", "#1b5e20", "#3f51b5", "#a1887f")
-INK, BLACK = "#555555", "#000000"
+COLOURS = (
+    *("#555555", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"),
+    *("#6a3d9a", "#8c564b", "#bcbd22", "#17becf", "#7b1f3a", "#1b5e20", "#3f51b5", "#a1887f"),
+)
+INK = "#555555"
 VERDICT_COLOURS = {
     SUPPORTED: "#1a7f37",
     CONTRADICTED: "#cf222e",
@@ -51,11 +53,8 @@ def svg(figure):
         figure.get_layout_engine().execute(figure)  # at the dots per inch of the figure, not of SVG
         figure.set_layout_engine(None)
         out = io.BytesIO()
-        figure.savefig(
-            out,
-            format="svg",
-            metadata={"Date": None, "Description": "drawn by scripts/report.py of lcm"},
-        )
+        facts = {"Date": None, "Description": "drawn by scripts/report.py of lcm"}
+        figure.savefig(out, format="svg", metadata=facts)
         return out.getvalue()
 
 
@@ -68,9 +67,9 @@ def colours(attentions):
 
 def panels(arms):
     """The arms of each panel: `none` in all of them, and at most four others."""
-    others = [attention for attention in arms if attention != "none"]
+    none, others = ([arm for arm in arms if (arm == "none") == first] for first in (True, False))
     parts = np.array_split(others, max(1, math.ceil(len(others) / 4)))
-    return [[*(["none"] if "none" in arms else []), *part.tolist()] for part in parts]
+    return [[*none, *part.tolist()] for part in parts]
 
 
 @matplotlib.rc_context(STYLE)
@@ -86,10 +85,9 @@ def learning_curves(arms, title):
     for group, whole, end in zip(groups, axes[::2], axes[1::2], strict=True):
         for index, attention in enumerate(group):
             curves = np.array(arms[attention])  # (seeds, epochs)
-            epochs = np.arange(1, curves.shape[1] + 1)
+            epochs, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
             last = slice(-max(2, len(epochs) // 4), None)
             style = {"color": palette[attention], "linewidth": 1.3}
-            mean = curves.mean(axis=0)
             whole.plot(epochs, mean, label=f"{attention} ({len(curves)})", **style)
             end.plot(epochs[last], mean[last], **style)
             # dots of the arms beside each other, where an epoch is wide enough
@@ -139,36 +137,33 @@ def cost_by_module(costs, added, title):
 def forest(rows, title):
     """Mean differences with their 95 % intervals, one per line; below each its pairs, as circles.
 
-    rows: a list of (label, Comparison, the paper's difference or None, verdict or None).
+    rows: {label: (`paired.Row` with pairs, the paper's difference or None)}.
     """
     figure = Figure(figsize=(WIDTH, 1.3 + 0.34 * len(rows)), layout="constrained")
+    figure.suptitle(title, fontsize=9)
     axis = figure.subplots()
     axis.axvline(0, color=INK, linewidth=0.8)
-    every = [d for _, ours, _, _ in rows for d in ours.differences]
-    near = (max(every) - min(every)) / 60 if every else 0
-    for i, (_, ours, paper, word) in enumerate(rows):
+    near = np.ptp([d for row, _ in rows.values() for d in row.comparison.differences] or [0]) / 60
+    for i, (row, paper) in enumerate(rows.values()):
+        ours, word = row.comparison, row.verdict or INCONCLUSIVE
+        colour, found = VERDICT_COLOURS[word], ours.differences
         if i % 2:
             axis.axhspan(i - 0.5, i + 0.5, color="#f3f4f6", zorder=0)
-        word = word or INCONCLUSIVE
-        colour = VERDICT_COLOURS[word]
         if ours.low is not None:
             axis.hlines(i - 0.2, ours.low, ours.high, colors=colour, linewidth=1.4)
-        if ours.n:
-            # circles in one place stand above each other: 0, -1, 1, -2, 2 steps from the line
-            found = ours.differences
-            before = [sum(abs(d - e) <= near for e in found[:k]) for k, d in enumerate(found)]
-            heights = [i + 0.15 + 0.12 * ((k + 1) // 2) * (-1) ** k for k in before]
-            pairs = {"facecolors": "none", "edgecolors": colour, "linewidths": 0.7}
-            axis.scatter(found, heights, s=9, zorder=2, label="a pair of runs", **pairs)
-            mean = {"color": colour, "label": f"mean: {word}", "linewidths": 0}
-            axis.scatter(ours.mean, i - 0.2, s=18, zorder=3, **mean)
+        # circles in one place stand above each other: 0, -1, 1, -2, 2 steps from the line
+        before = [sum(abs(d - e) <= near for e in found[:k]) for k, d in enumerate(found)]
+        heights = [i + 0.15 + 0.12 * ((k + 1) // 2) * (-1) ** k for k in before]
+        hollow = {"facecolors": "none", "linewidths": 0.7, "edgecolors": colour}
+        axis.scatter(found, heights, s=9, zorder=2, label="a pair of runs", **hollow)
+        mean = {"color": colour, "label": f"mean: {word}", "linewidths": 0}
+        axis.scatter(ours.mean, i - 0.2, s=18, zorder=3, **mean)
         if paper is not None:
-            diamond = {"marker": "D", "facecolors": "none", "edgecolors": BLACK, "linewidths": 0.8}
-            axis.scatter(paper, i - 0.2, s=24, zorder=3, label="the paper", **diamond)
-    axis.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=7.5)
+            hollow |= {"linewidths": 0.8, "edgecolors": "#000000", "label": "the paper"}
+            axis.scatter(paper, i - 0.2, s=24, zorder=3, marker="D", **hollow)
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=7.5)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in test top-1 (points)")
-    figure.suptitle(title, fontsize=9)
     axis.grid(axis="x", alpha=0.25, linewidth=0.5)
     handles, labels = axis.get_legend_handles_labels()
     legend = dict(zip(labels, handles, strict=True))  # each label once

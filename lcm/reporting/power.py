@@ -32,9 +32,8 @@ PATTERNS = 4096  # sign flips: all up to 13 pairs, random ones above
 def sign_patterns(pairs):
     """Sign flips as a matrix (patterns, pairs); a pattern and its negative count once."""
     if 2 ** (pairs - 1) <= PATTERNS:
-        bits = np.arange(2 ** (pairs - 1))[:, None] >> np.arange(pairs) & 1
-        return (1 - 2 * bits).astype(np.float32)
-    signs = np.random.default_rng(pairs).choice((-1, 1), (PATTERNS, pairs)).astype(np.float32)
+        return 1 - 2 * (np.arange(2 ** (pairs - 1))[:, None] >> np.arange(pairs) & 1)
+    signs = np.random.default_rng(pairs).choice((-1, 1), (PATTERNS, pairs))
     signs[0] = 1  # the observed one
     return signs
 
@@ -42,13 +41,13 @@ def sign_patterns(pairs):
 def flip_p(differences):
     """`statistics.sign_flip_p` of many samples at once: (..., pairs) -> (...)."""
     d = np.asarray(differences, dtype=np.float32)
-    flat = d.reshape(-1, d.shape[-1])
-    p, patterns = np.empty(len(flat)), sign_patterns(d.shape[-1])
+    flat, patterns = d.reshape(-1, d.shape[-1]), sign_patterns(d.shape[-1]).astype(np.float32)
     observed = np.abs(flat.sum(axis=1)) - 1e-5 * np.abs(flat).sum(axis=1)
+    p = []
     for start in range(0, len(flat), 4096):  # 64 MB of sums at a time
         part = slice(start, start + 4096)
-        p[part] = (np.abs(flat[part] @ patterns.T) >= observed[part, None]).mean(axis=1)
-    return p.reshape(d.shape[:-1])
+        p.append((np.abs(flat[part] @ patterns.T) >= observed[part, None]).mean(axis=1))
+    return np.concatenate(p).reshape(d.shape[:-1])
 
 
 def holm_rows(p_values):
@@ -94,14 +93,13 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
 
     accuracies: {(data, model, attention): the true one}.
     """
-    tables = families(claims)
     rng = np.random.default_rng(seeds)
     runs = {
         arm: rng.normal(mean, DEVIATION, (repetitions, seeds)).round(2)
         for arm, mean in accuracies.items()
     }
     side, p, adjusted, differences = {}, {}, {}, {}
-    for family in tables.values():
+    for family in families(claims).values():
         for s in family:
             differences[s] = runs[s.data, s.model, s.a] - runs[s.data, s.model, s.b]
             side[s], p[s] = sides(differences[s], s.least, s.most)
@@ -109,17 +107,17 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
         adjusted |= dict(zip(family, columns.T, strict=True))
     shares = {}
     for claim in claims:
-        own = claim.statements
-        if claim.holds_if == "every":
+        own = claim["statements"]
+        if claim["holds_if"] == "every":
             signs = np.stack([np.where(adjusted[s] <= ALPHA, side[s], 0) for s in own])
             alone = holm_rows(np.stack([p[s] for s in own], axis=1)).T <= ALPHA
             words = (signs > 0).all(axis=0), ((signs < 0) & alone).any(axis=0)
-        elif claim.holds_if == "on_average":
+        elif claim["holds_if"] == "on_average":
             signs, average_p = sides(np.mean([differences[s] for s in own], axis=0))
             words = (average_p <= ALPHA) & (signs > 0), (average_p <= ALPHA) & (signs < 0)
         else:
             continue
-        shares[claim.id] = words[0].mean(), words[1].mean()
+        shares[claim["id"]] = words[0].mean(), words[1].mean()
     return shares
 
 
@@ -129,37 +127,24 @@ def chances(claims, accuracies, repetitions=200):
     by_seeds = {n: claim_shares(claims, accuracies, n, repetitions) for n in SEEDS}
 
     def fewest(claim, chance):
-        if claim.contradicts_itself:
+        if claim["contradicts_itself"]:
             return "never"
-        enough = [n for n in SEEDS if by_seeds[n][claim.id][0] >= chance]
+        enough = [n for n in SEEDS if by_seeds[n][claim["id"]][0] >= chance]
         return str(enough[0]) if enough else f"over {SEEDS[-1]}"
 
-    rows = [(c.id, fewest(c, 0.5), fewest(c, 0.8)) for c in claims if c.statements]
+    rows = [(c["id"], fewest(c, 0.5), fewest(c, 0.8)) for c in claims if c["statements"]]
     return pd.DataFrame(rows, columns=["claim", "half", "four_fifths"])
 
 
 def coverage(pairs, repetitions=1000, seed=0):
     """The share of 95 % BCa intervals that contain the true mean difference."""
     rng = np.random.default_rng([seed, pairs])
-    inside = 0
-    for differences in simulated_differences(0.5, (repetitions, pairs), rng):
-        low, high = bca_interval(differences)
-        inside += low - 1e-9 <= 0.5 <= high + 1e-9
-    return inside / repetitions
+    intervals = map(bca_interval, simulated_differences(0.5, (repetitions, pairs), rng))
+    return np.mean([low - 1e-9 <= 0.5 <= high + 1e-9 for low, high in intervals])
 
 
 def _share(*values):
     return " / ".join(f"{100 * value:.1f}" for value in values) + " %"
-
-
-def _whole_claims(claims, table, rows, shares):
-    """The rows of power.md for the claims that rest on a table."""
-    seeds = {row.claim: [row.half, row.four_fifths] for row in rows.itertuples()}
-    return [
-        [f"{number} {claim.id}", *seeds[claim.id], *(_share(*found[claim.id]) for found in shares)]
-        for number, claim in enumerate(claims, 1)
-        if any(s.table == table for s in claim.statements)
-    ]
 
 
 def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
@@ -167,55 +152,62 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
     count = [f"{n} seeds" for n in PAIRS]
     families_of_six = repetitions // FAMILY
 
-    def shares(comparisons, repetitions):
+    def one_size(comparisons, repetitions):
         return [
             [f"{d:+g} points" if d else "none"]
             + [_share(*simulate(d, n, comparisons, repetitions)[:2]) for n in PAIRS]
             for d in DIFFERENCES
         ]
 
-    least = 100 * 1.96 * 0.5 / repetitions**0.5
     any_wrong = [_share(simulate(0, n, FAMILY, families_of_six)[2]) for n in PAIRS]
     parts = [
-        "# Wrong verdicts, and the chance of a right one",
+        "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
         f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from {repetitions} "
-        f"repetitions is uncertain by up to {least:.1f} points. A cell has two shares: "
-        f"`{SUPPORTED}` / `{CONTRADICTED}`.",
+        f"repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points. A cell "
+        f"has two shares: `{SUPPORTED}` / `{CONTRADICTED}`.",
         "## One comparison: is A above B?\n\n"
-        "Wrong are both shares in the row without a difference, the first where A is below B, the "
-        f"second where A is above. With fewer than {MINIMUM_PAIRS} seeds nothing is decided.",
-        pipes(["true difference", *count], shares(1, repetitions)),
+        "Without a true difference both shares are wrong verdicts. Where A is below B the first is, "
+        f"where A is above B the second. With fewer than {MINIMUM_PAIRS} seeds there is no verdict.",
+        pipes(["true difference", *count], one_size(1, repetitions)),
         f"## The same with Holm's correction over {FAMILY} comparisons\n\n"
         f"All {FAMILY} with the same true difference ({families_of_six} families). With 6 seeds no "
         "corrected p-value can reach 0.05.",
-        pipes(["true difference", *count], shares(FAMILY, families_of_six)),
+        pipes(["true difference", *count], one_size(FAMILY, families_of_six)),
         "Families with at least one wrong verdict of either kind, no true difference:",
         pipes(["", *count], [["share", *any_wrong]]),
         "## Whole claims\n\n"
-        "All arms of a claim have the same seeds. First the fewest seeds, of "
-        f"{', '.join(map(str, SEEDS))}, with which a claim is supported with a chance of 0.5 and "
-        "of 0.8 if the paper's own numbers are the true accuracies (never, where these contradict "
-        f"the claim). Then both shares, supported / contradicted, with {SHOWN[0]} and {SHOWN[1]} seeds "
-        "if the paper's numbers are true, and if no module changes anything: there every "
-        f"`{SUPPORTED}` but that of an `almost the same` is wrong.",
+        "All arms of a claim have the same seeds. First: the fewest seeds, of "
+        f"{', '.join(map(str, SEEDS))}, that support a claim with a chance of 0.5 and of 0.8 if the "
+        "paper's own numbers are the true accuracies (never, where these contradict the claim). Then: "
+        f"both shares, supported / contradicted, with {SHOWN[0]} and {SHOWN[1]} seeds, if the paper's "
+        "numbers are true and if no module changes anything. In the second case every "
+        f"`{SUPPORTED}` is wrong, except of claims that two modules are almost the same.",
     ]
-    equal = dict.fromkeys(accuracies, 90)
-    shares_of_claims = [
-        claim_shares(claims, true, n, of_claims) for true in (accuracies, equal) for n in SHOWN
-    ]
-    header = ["claim", "seeds for 0.5", "seeds for 0.8"]
-    header += [f"paper true, {n} seeds" for n in SHOWN] + [f"no difference, {n}" for n in SHOWN]
+    found = {
+        words.format(n): claim_shares(claims, true, n, of_claims)
+        for words, true in {
+            "paper true, {} seeds": accuracies,
+            "no difference, {}": dict.fromkeys(accuracies, 90),
+        }.items()
+        for n in SHOWN
+    }
+    fewest = rows.set_index("claim")
     for table, family in families(claims).items():
         parts.append(
-            f"### Table {table}: {len(family)} comparisons, nothing can be decided with fewer than "
+            f"### Table {table}: {len(family)} comparisons, none can be significant with fewer than "
             f"{pairs_to_reach(len(family))} seeds"
         )
-        parts.append(pipes(header, _whole_claims(claims, table, rows, shares_of_claims)))
+        lines = [
+            [f"{number} {claim['id']}", *fewest.loc[claim["id"]]]
+            + [_share(*shares[claim["id"]]) for shares in found.values()]
+            for number, claim in enumerate(claims, 1)
+            if {table} & {s.table for s in claim["statements"]}
+        ]
+        parts.append(pipes(["claim", "seeds for 0.5", "seeds for 0.8", *found], lines))
     parts += [
         "## Coverage of the 95 % BCa interval\n\n"
-        "How often it contains the true difference. It is too narrow for few seeds, which is why no "
-        "verdict rests on it alone.",
+        "How often it contains the true difference. It is too narrow where seeds are few, so no verdict rests on it alone.",
         pipes(["", *count], [["coverage", *(_share(coverage(n, repetitions)) for n in PAIRS)]]),
     ]
     return "\n\n".join(parts) + "\n"

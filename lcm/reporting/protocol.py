@@ -4,12 +4,12 @@ Without pandas: train.py asks here for the paper's number.
 """
 
 import csv
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
-from lcm.config import compose
 from lcm.files import missing
 
 PAPER_SCHEDULE = {
@@ -60,11 +60,6 @@ def in_order(names, known=ATTENTIONS):
 def title(data, model):
     """ "ResNet-20 on CIFAR-10" """
     return f"{NETWORK_TITLE.get(model, model)} on {DATA_TITLE.get(data, data)}"
-
-
-def paper_epochs(data):
-    """The epochs of the paper's schedule on a data set."""
-    return compose.load("schedule", PAPER_SCHEDULE[data])["epochs"]
 
 
 def read_csv(file):
@@ -122,11 +117,15 @@ class Protocol(NamedTuple):
         schedule = f"schedule={self.schedule}" if self.schedule else "the paper's schedule"
         return f"{schedule}, precision={self.precision}"
 
-    def command(self, *overrides):
-        """The command line that trains a run of this protocol."""
-        schedule = [f"schedule={self.schedule}"] if self.schedule else []
-        precision = [] if self.precision == "fp32" else [f"precision={self.precision}"]
-        return " ".join(["python train.py", *overrides, *schedule, *precision])
+    def command(self, plan=None, **choices):
+        """The command line that trains a run of this protocol, as its plan says where it has one."""
+        settings = {**choices, "schedule": self.schedule, "precision": self.precision}
+        for key, value in plan["settings"].items() if plan else ():
+            settings[key] = json.dumps(value).strip('"')
+        if self.precision == "fp32":
+            del settings["precision"]  # the default
+        words = [f"{key}={value}" for key, value in settings.items() if value]
+        return " ".join(["python train.py", *words])
 
     def schedule_of(self, data):
         """The schedule's name on a data set; None where the paper has no such data set."""
@@ -154,67 +153,20 @@ def protocols(runs):
     ]
 
 
-class Plan(NamedTuple):
-    """What was planned for a schedule before its first run: results/plans/NAME.yaml.
-
-    families: of (a, b) pairs of arms, each corrected alone, for each data set. settings: columns of
-    runs.csv and their values.
-    """
-
-    name: str
-    model: str
-    data: list
-    seeds: list
-    settings: dict
-    families: list
-
-
 def read_plan(results, protocol):
-    """The Plan of a protocol's schedule; None where there is none."""
-    for file in sorted(Path(results, "plans").glob("*.yaml")):
-        facts = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if facts["schedule"] == protocol.schedule:
-            families = [[(pair["a"], pair["b"]) for pair in found] for found in facts["families"]]
-            own = {key: facts[key] for key in ("model", "data", "seeds", "settings")}
-            return Plan(file.stem, families=families, **own)
-    return None
-
-
-class Selection(NamedTuple):
-    """DataFrames: the finished runs of a protocol, one per seed, in the order of the tables; the
-    failed ones; further runs of the same seeds."""
-
-    runs: object
-    failed: object
-    duplicates: object
-
-    def arms(self):
-        """{(data, model, attention): DataFrame}, by data set, then in the paper's order."""
-        return dict(list(self.runs.groupby(ARM, sort=False)))
-
-    def tried(self):
-        """{(data, model, attention): DataFrame} of all runs that a pair may take: several of a seed
-        perhaps, and those whose loss "stopped being a finite number". Another failure says nothing
-        about the arm."""
-        import pandas as pd  # train.py and status.py read this file without it
-
-        diverged = self.failed[self.failed["message"].str.contains("finite")]
-        parts = [part for part in (self.runs, self.duplicates, diverged) if len(part)]
-        return dict(list(pd.concat(parts).groupby(ARM, sort=False))) if parts else {}
-
-    def groups(self):
-        """{(data, model): DataFrame}, in the same order."""
-        return dict(list(self.runs.groupby(["data", "model"], sort=False)))
+    """What was planned for a schedule before its first run (results/plans/NAME.yaml); or None."""
+    file = Path(results, "plans", f"{protocol.suffix.removeprefix('-')}.yaml")
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def select(runs, protocol, plan=None):
-    """The runs that a protocol takes; of two runs of one seed (compiled or not, say) the plain one,
-    then the earlier one. Of what was planned, those of the plan alone."""
+    """The runs that a protocol takes, as `one_a_seed` gives them; of what was planned, those of the
+    plan alone."""
     runs = runs[protocol.takes(runs)]
     if plan:
-        planned = (runs["model"] == plan.model) & runs["data"].isin(plan.data)
-        as_planned = runs["seed"].isin(plan.seeds)
-        for key, value in plan.settings.items():
+        planned = (runs["model"] == plan["model"]) & runs["data"].isin(plan["data"])
+        as_planned = runs["seed"].isin(plan["seeds"])
+        for key, value in plan["settings"].items():
             as_planned &= (runs[key] == value).fillna(False)
         runs = runs[~planned | as_planned]
     return one_a_seed(runs)
@@ -227,19 +179,26 @@ def _versions_apart(names, digests):
 
 
 def one_a_seed(runs):
-    """The Selection among runs of one protocol; versions of a module of one's own are arms of their own."""
-    for name in ("model", "attention"):
+    """Runs of one protocol in the order of the tables, with two columns more.
+
+    used: the finished ones, one a seed; of two (compiled or not, say) the plain one, then the
+    earlier one. tried: those that a pair may take, that is all finished ones, and those whose loss
+    "stopped being a finite number"; another failure says nothing about the arm. Versions of a
+    module of one's own are arms of their own.
+    """
+    for name, known in (("model", NETWORK_TITLE), ("attention", ATTENTIONS)):
         runs = runs.assign(**{name: _versions_apart(runs[name], runs[f"own_{name}"])})
-    plain_first = ["compile", "start", "run"]
-    runs = runs.assign(compile=runs["compile"].fillna(False)).sort_values(plain_first)
-    failed = runs["state"] == "failed"
-    duplicate = runs[~failed].duplicated([*ARM, "seed"])
-    finished = runs[~failed][~duplicate]
-    models = in_order(finished["model"], NETWORK_TITLE)
-    attentions = in_order(finished["attention"])
-    order = finished.assign(
-        model=finished["model"].map(models.index),
-        attention=finished["attention"].map(attentions.index),
-    )
-    order = order.sort_values([*ARM, "seed"]).index
-    return Selection(finished.loc[order], runs[failed], runs[~failed][duplicate])
+        runs[f"{name}_place"] = runs[name].map(in_order(runs[name], known).index)
+    runs["compile"] = runs["compile"].fillna(False)
+    order = ["data", "model_place", "attention_place", "seed", "compile", "start", "run"]
+    runs = runs.sort_values(order).drop(columns=["model_place", "attention_place"])
+    finished = runs["state"] == "finished"
+    first = ~runs.assign(finished=finished).duplicated([*ARM, "seed", "finished"])
+    tried = finished | runs["message"].str.contains("finite")
+    return runs.assign(used=finished & first, tried=tried)
+
+
+def arms_of(runs):
+    """A function from data, model and attention to their rows of `runs`."""
+    places = runs.groupby(ARM).indices
+    return lambda *arm: runs.iloc[places.get(arm, [])]

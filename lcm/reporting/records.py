@@ -8,6 +8,7 @@ A run is read as (run, epochs): its run.json as a dict, and {column: [its value 
 """
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -15,13 +16,12 @@ from pathlib import Path
 from lcm.data import IN_MEMORY
 from lcm.errors import plural
 
-RECORDED = (
-    "finished",
-    "failed",
-)  # the states that enter results; running and stopped runs will change
-# The columns of runs.csv with their pandas dtypes. Accuracies in percent, of the last epoch unless named `best`, which is chosen
-# on the test set and never used as a result; `seconds` of training and evaluation. `data_verified`: the images were compared with
-# the official ones; empty where a data set has no such key. Device, versions and commit are "A, then B" where a run was continued
+# the states that enter results; running and stopped runs will change
+RECORDED = ("finished", "failed")
+# The columns of runs.csv with their pandas dtypes. Accuracies in percent, of the last epoch unless
+# named `best`, which is chosen on the test set and never used as a result; `seconds` of training and
+# evaluation. `data_verified`: the images were compared with the official ones; empty where a data
+# set has no such key. Device, versions and commit are "A, then B" where a run was continued
 # elsewhere; `dirty`: in any of its parts.
 COLUMNS = {
     **dict.fromkeys(("run", "state", "data", "model", "attention"), "str"),
@@ -41,47 +41,22 @@ COLUMNS = {
     "data_verified": "boolean",
     **dict.fromkeys(("start", "end", "message"), "str"),
 }
-# Columns only where a run has them. data_cache: what mini-ImageNet's training regions are cut from: "256" (pixels of the cached
-# images' short side), "full size" or "files". own_attention, own_model: the digest of a module's source where it is the user's
-# own; empty where it is the repository's, and where the record does not say.
+# Columns only where a run has them. data_cache: what mini-ImageNet's training regions are cut from:
+# "256" (pixels of the cached images' short side), "full size" or "files". own_attention, own_model:
+# the digest of a module's source where it is the user's own; empty where it is the repository's, and
+# where the record does not say.
 OPTIONAL = dict.fromkeys(("data_cache", "own_attention", "own_model"), "str")
-REQUIRED = (
-    "run",
-    "state",
-    "data",
-    "model",
-    "attention",
-    "seed",
-    "schedule",
-    "precision",
-    "epochs",
-    "config_hash",
-)
-LAST_EPOCH = ("train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
-RESULT = (*LAST_EPOCH, "best_test_top1", "best_epoch")
 NAMES = ("data", "model", "attention", "schedule", "precision")  # they enter file names
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-BEGUN = (
-    "run.json",
-    "metrics.jsonl",
-    "checkpoint.pt",
-)  # a run that has begun has at least one of them
+REQUIRED = (*NAMES, "run", "state", "seed", "epochs", "config_hash")
+LAST_EPOCH = ("train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
+RESULT = (*LAST_EPOCH, "best_test_top1", "best_epoch")
+# a run that has begun has at least one of them
+BEGUN = ("run.json", "metrics.jsonl", "checkpoint.pt")
 
 
 class DamagedRecord(Exception):
     """A run, or its record, that cannot be trusted; the text says why."""
-
-
-def _parse(text, kind, what):
-    try:
-        value = json.loads(
-            text, parse_constant=lambda name: None
-        )  # NaN and Infinity are not JSON: read as null
-    except (ValueError, RecursionError) as error:
-        raise DamagedRecord(f"{what} is not JSON ({error})") from None
-    if not isinstance(value, kind):
-        raise DamagedRecord(f"{what} is no JSON {'object' if kind is dict else 'array'}")
-    return value
 
 
 def _text(file):
@@ -93,144 +68,120 @@ def _text(file):
         raise DamagedRecord(f"{file.name} cannot be read ({error})") from None
 
 
-def _object(parent, key):
-    """The JSON object `key` of run.json; {} where it is missing or null."""
-    value = {} if parent.get(key) is None else parent[key]
+def _json(text, what):
+    """The JSON object of a text. NaN and Infinity are not JSON: read as null."""
+    try:
+        value = json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecord(f"{what} is not JSON ({error})") from None
     if not isinstance(value, dict):
-        raise DamagedRecord(f"run.json: {key} must be a JSON object")
+        raise DamagedRecord(f"{what} is no JSON object")
     return value
 
 
-def _is_number(value):
-    return type(value) in (int, float) and -1e300 < value < 1e300
+# pandas dtype: whether a value of run.json, which may come from anybody, has it
+FITS = {
+    "str": lambda value: isinstance(value, str) and value.isprintable(),
+    "boolean": lambda value: type(value) is bool,
+    "Int64": lambda value: type(value) is int and 0 <= value < 2**63,
+    "float64": lambda value: type(value) in (int, float) and math.isfinite(value),
+}
 
 
-def _fits(value, dtype):
-    if dtype == "str":
-        return isinstance(value, str) and value.isprintable()
-    if dtype == "float64":
-        return _is_number(value)
-    return type(value) is bool if dtype == "boolean" else type(value) is int and 0 <= value < 2**63
-
-
-def _parts(run):
-    """The environments that a run was trained in: its own, and those in which it was continued."""
-    continued = run.get("continued") or []
-    if not isinstance(continued, list) or not all(isinstance(part, dict) for part in continued):
-        raise DamagedRecord("run.json: continued must be a JSON array of objects")
-    return [run, *continued]
-
-
-def _in_turn(values):
-    """One value, or "A, then B" where they differ; a value that is no text stays alone, for `check` to find."""
-    values = [value for value in values if value is not None]
-    other = [value for value in values if not isinstance(value, str)]
-    return other[0] if other else ", then ".join(dict.fromkeys(values)) or None
+def _in_turn(parts, key):
+    """What the parts of a run say: one value, or "A, then B" where it was continued elsewhere."""
+    return ", then ".join(dict.fromkeys(part[key] for part in parts if part.get(key))) or None
 
 
 def row(run):
-    """A run.json as a row of runs.csv: {column: value}, None for what it does not say. Raises DamagedRecord."""
-    result, data, parts = (
-        _object(run, "result"),
-        _object(_object(run, "config"), "data"),
-        _parts(run),
-    )
-    facts = {key: run.get(key) for key in COLUMNS} | {key: result.get(key) for key in RESULT}
-    facts |= {key: _in_turn([part.get(key) for part in parts]) for key in ("device", "commit")}
-    facts |= {
-        key: _in_turn([_object(part, "versions").get(key) for part in parts])
-        for key in ("python", "torch", "lcm")
-    }
-    facts["dirty"] = next((part["dirty"] for part in parts if part.get("dirty")), run.get("dirty"))
-    facts["deviations"] = json.dumps(
-        _object(run, "deviations"), sort_keys=True, separators=(",", ":")
-    )
-    facts["data_verified"] = data.get("verify")
-    if isinstance(
-        facts["message"], str
-    ):  # an exception's text can be anything; the record keeps it as it is
-        facts["message"] = "".join(
-            character if character.isprintable() else " " for character in facts["message"]
-        )
-    own = _object(run, "own_source")
-    facts |= {"own_attention": own.get("attention"), "own_model": own.get("model")}
-    facts["data_cache"] = None
+    """A run.json as a row of runs.csv: {column: value}, None for what it does not say."""
+    result, data, own = run.get("result") or {}, run["config"]["data"], run.get("own_source") or {}
+    parts = [run, *(run.get("continued") or [])]
+    versions = [part.get("versions") or {} for part in parts]
+    pixels = None
     if "cache" in data and (data.get("image_size") or 0) > IN_MEMORY:
-        facts["data_cache"] = (
-            str(data.get("cache_size") or "full size") if data["cache"] else "files"
-        )
-    return facts
+        pixels = str(data.get("cache_size") or "full size") if data["cache"] else "files"
+    return {
+        **{key: run.get(key) for key in COLUMNS},
+        **{key: result.get(key) for key in RESULT},
+        **{key: _in_turn(parts, key) for key in ("device", "commit")},
+        **{key: _in_turn(versions, key) for key in ("python", "torch", "lcm")},
+        "dirty": any(part.get("dirty") for part in parts),
+        "deviations": json.dumps(run["deviations"], sort_keys=True, separators=(",", ":")),
+        "data_verified": data.get("verify"),
+        # an exception's text can be anything; the record keeps it as it is
+        "message": "".join(c if c.isprintable() else " " for c in run.get("message") or ""),
+        "data_cache": pixels,
+        "own_attention": own.get("attention"),
+        "own_model": own.get("model"),
+    }
 
 
 def check(run, epochs):
-    """Raise DamagedRecord unless a finished or failed run and its epochs are complete and agree with each other."""
-    facts, finished = row(run), run.get("state") == "finished"
+    """Raise DamagedRecord unless a finished or failed run and its epochs are complete and agree."""
+    try:
+        facts = row(run)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DamagedRecord(f"run.json has not the form that train.py writes: {error}") from None
+    finished = facts["state"] == "finished"
     for key, dtype in (COLUMNS | OPTIONAL).items():
         needed = key in REQUIRED or (finished and key in RESULT)
-        if needed if facts[key] is None else not _fits(facts[key], dtype):
-            name = f"result.{key}" if key in RESULT else key
-            raise DamagedRecord(
-                f"run.json: {name} is {json.dumps(facts[key])[:80]}, not {dtype.lower().rstrip('64')}"
-            )
-    for key in NAMES:
-        if not NAME.fullmatch(facts[key]):
-            raise DamagedRecord(
-                f"run.json: {key} is {json.dumps(facts[key])[:80]}, which is not a name"
-            )
-    if facts["state"] not in RECORDED or not re.fullmatch("[0-9a-f]{64}", facts["config_hash"]):
-        raise DamagedRecord("run.json: state or config_hash is not what train.py writes")
-    name = f"{facts['data']}/{facts['model']}/{facts['attention']}/seed{facts['seed']}-{facts['config_hash'][:8]}"
-    if facts["run"] != name:
-        raise DamagedRecord(
-            f"run.json: the run is called {facts['run']}, but its own facts say {name}"
-        )
-    if type(run.get("interruptions", 0)) is not int:
-        raise DamagedRecord("run.json: interruptions must be a whole number")
-    for number, epoch in enumerate(epochs.get("epoch", []), 1):
-        if epoch != number:
-            raise DamagedRecord(f"metrics.jsonl: line {number} is epoch {json.dumps(epoch)[:80]}")
-    if not all(
-        value is None or _is_number(value) for values in epochs.values() for value in values
-    ):
+        fits = not needed if facts[key] is None else FITS[dtype](facts[key])
+        if not fits or (key in NAMES and not NAME.fullmatch(facts[key])):
+            said = json.dumps(facts[key])[:80]
+            kind = "a name" if key in NAMES else dtype.lower().rstrip("64")
+            raise DamagedRecord(f"run.json: {key} is {said}, not {kind}")
+    name = "{data}/{model}/{attention}/seed{seed}-{config_hash:.8}".format_map(facts)
+    known = facts["state"] in RECORDED and re.fullmatch("[0-9a-f]{64}", facts["config_hash"])
+    if not known or facts["run"] != name:
+        said = f"{facts['run']}, {facts['state']}"
+        raise DamagedRecord(f"run.json: the run is called {said}; its own facts say {name}")
+    values = [value for column in epochs.values() for value in column]
+    if not all(value is None or FITS["float64"](value) for value in values):
         raise DamagedRecord("metrics.jsonl: a value is not a number")
     if finished:
-        _check_result(run, facts, epochs)
-
-
-def _check_result(run, facts, epochs):
-    """Raise DamagedRecord unless a finished run has all its epochs, and the last of them is its result."""
-    for key in ("test_top1", "test_top5", "train_top1", "best_test_top1"):
-        if not 0 <= facts[key] <= 100:
-            raise DamagedRecord(f"run.json: result.{key} is {facts[key]}, not a percentage")
-    count = len(epochs.get("epoch", []))
-    if count != facts["epochs"] or run["result"].get("epoch") != count or not count:
-        raise DamagedRecord(
-            f"metrics.jsonl: {plural(count, 'epoch')} of {facts['epochs']}, though the run is finished"
-        )
-    for key in LAST_EPOCH:
-        last = epochs.get(key, [None])[-1]
-        if last != facts[key]:
+        count = len(epochs.get("epoch", ()))
+        if not count or epochs["epoch"] != [*range(1, facts["epochs"] + 1)]:
             raise DamagedRecord(
-                f"run.json says {key} {facts[key]}, the last line of metrics.jsonl {last}"
+                f"metrics.jsonl has {plural(count, 'epoch')} of {facts['epochs']}, or not in order"
+            )
+        last = {key: epochs[key][-1] for key in LAST_EPOCH if key in epochs}
+        if last != {key: facts[key] for key in LAST_EPOCH}:
+            raise DamagedRecord(
+                f"the result of run.json is not the last line of metrics.jsonl: {last}"
             )
 
 
 def read_run(directory):
-    """(run, epochs) of a run directory; no epochs where the run has not ended. Raises DamagedRecord."""
+    """(run, epochs) of a run directory; no epochs where the run has not ended. DamagedRecord."""
     directory = Path(directory)
-    run, lines = _parse(_text(directory / "run.json"), dict, "run.json"), []
-    if run.get("state") in ("running", "stopped"):
+    run, lines = _json(_text(directory / "run.json"), "run.json"), []
+    if run.get("state") not in RECORDED:
         return run, {}  # the last line of metrics.jsonl may be half written
-    if (directory / "metrics.jsonl").exists() or run.get("state") == "finished":
+    if run["state"] == "finished" or (directory / "metrics.jsonl").exists():
         lines = _text(directory / "metrics.jsonl").splitlines()
-    rows = [
-        _parse(line, dict, f"metrics.jsonl: line {number}") for number, line in enumerate(lines, 1)
-    ]
-    epochs = {
-        column: [values.get(column) for values in rows] for column in (rows[0] if rows else ())
-    }
+    rows = [_json(line, f"metrics.jsonl: line {number}") for number, line in enumerate(lines, 1)]
+    columns = rows[0] if rows else ()
+    epochs = {column: [values.get(column) for values in rows] for column in columns}
     check(run, epochs)
     return run, epochs
+
+
+def read_runs(folder):
+    """([(run, epochs)] of the finished and failed runs below a folder, what is unfinished, what is
+    damaged and why)."""
+    found, unfinished, damaged = [], [], []
+    for directory in find_runs(folder):
+        try:
+            run, epochs = read_run(directory)
+        except DamagedRecord as error:
+            damaged.append(f"{directory}: {error}")
+            continue
+        if run.get("state") in RECORDED:
+            found.append((run, epochs))
+        else:
+            unfinished.append(f"{directory}: {run.get('state')}")
+    return found, unfinished, damaged
 
 
 def find_runs(folder, files_of_runs=BEGUN):
@@ -246,18 +197,15 @@ def find_runs(folder, files_of_runs=BEGUN):
 
 def record(run, epochs):
     """The text of a run's record; see the top of this file."""
-    config = {
-        key: value
-        for key, value in (run.get("config") or {}).items()
-        if key not in ("runs", "run_directory")
-    }
-    if isinstance(config.get("data"), dict):
-        folders = ("root", "places", "cache_dir")
-        config["data"] = {key: value for key, value in config["data"].items() if key not in folders}
+    machine = ("runs", "run_directory", "root", "places", "cache_dir")
+    config = {key: value for key, value in run["config"].items() if key not in machine}
+    config["data"] = {key: value for key, value in config["data"].items() if key not in machine}
     run = {key: value for key, value in run.items() if key != "host"} | {"config": config}
-    head = json.dumps({"run": run, "columns": list(epochs)}, sort_keys=True, separators=(",", ":"))
+    head = {"run": run, "columns": list(epochs)}
     rows = zip(*epochs.values(), strict=True)
-    return "\n".join([head, *(json.dumps(values, separators=(",", ":")) for values in rows)]) + "\n"
+    lines = [json.dumps(head, sort_keys=True, separators=(",", ":"))]
+    lines += [json.dumps(values, separators=(",", ":")) for values in rows]
+    return "\n".join(lines) + "\n"
 
 
 def record_name(run):
@@ -268,22 +216,14 @@ def record_name(run):
 def read_record(file):
     """(run, epochs) of a record, as `read_run` gives them. Raises DamagedRecord."""
     file = Path(file)
-    first, *lines = _text(file).splitlines() or [""]
-    head = _parse(first, dict, "line 1")
-    run, columns = head.get("run"), head.get("columns")
-    if (
-        not isinstance(run, dict)
-        or not isinstance(columns, list)
-        or not all(isinstance(key, str) for key in columns)
-    ):
-        raise DamagedRecord("line 1 has not the form {run, columns}")
-    rows = [_parse(line, list, f"epoch {number}") for number, line in enumerate(lines, 1)]
-    for number, values in enumerate(rows, 1):
-        if len(values) != len(columns):
-            raise DamagedRecord(
-                f"epoch {number} has {plural(len(values), 'value')}, not {len(columns)}"
-            )
-    epochs = {column: [values[index] for values in rows] for index, column in enumerate(columns)}
+    lines = _text(file).splitlines()
+    try:
+        head, *rows = map(json.loads, lines)
+        run, columns = head["run"], head["columns"]
+        values = zip(*rows, strict=True) if rows else [[]] * len(columns)
+        epochs = {key: list(found) for key, found in zip(columns, values, strict=True)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedRecord(f"has not the form that collect.py writes: {error}") from None
     check(run, epochs)
     if file.name != record_name(run["run"]):
         raise DamagedRecord(f"is the record of {run['run']}")

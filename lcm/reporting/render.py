@@ -1,7 +1,6 @@
 """A table as Markdown, LaTeX and CSV (HTML: report.html.jinja), and numbers as they are printed."""
 
 import re
-import statistics
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +27,7 @@ class Table(NamedTuple):
     labels: int = 1
     method: str = ""  # how its numbers are made: the same for many tables, unlike `notes`
     narrow: tuple = ()  # the columns of its LaTeX table, where these are fewer
+    compared: tuple = ()  # the `paired.Row`s behind its rows, for a figure
 
     @property
     def filled(self):
@@ -37,7 +37,12 @@ class Table(NamedTuple):
     @property
     def missing_words(self):
         """The line above the commands that fill the dashes."""
-        return f"Not run yet: {len(self.missing)}, each with its command (`seed='range(10)'` at its end for ten seeds)"
+        return f"Not run yet: {len(self.missing)}, each with its command (append `seed='range(10)'` for ten seeds)"
+
+
+def columns(rows):
+    """(header, rows) of a table from rows as {column: cell}."""
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
 def rounded(number, places):
@@ -65,35 +70,19 @@ def signed(number, places=2):
     return f"+{text}" if float(text) else text.lstrip("-")
 
 
-def mean_and_deviation(values):
-    """(mean, sample standard deviation) of numbers; None for what they do not define."""
-    values = list(values)
-    return statistics.fmean(values) if values else None, statistics.stdev(values) if len(
-        values
-    ) > 1 else None
-
-
-def accuracy(values, tried=0):
-    """`92.31 ± 0.12 (6)`: mean, standard deviation (a dash for one seed), number of seeds.
-
-    `(8 of 10)` where of `tried` seeds some diverged; a dash for none.
-    """
-    return reached(*mean_and_deviation(values), len(values), tried)
-
-
-def reached(mean, deviation, n, tried):
-    """`accuracy` from its parts."""
+def reached(found):
+    """`92.31 ± 0.12 (6)`: mean, standard deviation (a dash for one seed), number of seeds, of what
+    `paired.measured` returns. `(8 of 10)` where some diverged; a dash for none."""
+    n, tried = found["n"], found["n"] + found["diverged"]
     count = f"{n} of {tried}" if tried > n else str(n)
     if not n:
         return f"{DASH} ({count})" if tried else DASH
-    return f"{rounded(mean, 2)} ± {rounded(deviation, 2)} ({count})"
+    return f"{rounded(found['mean'], 2)} ± {rounded(found['deviation'], 2)} ({count})"
 
 
-def interval(comparison):
+def interval(low, high):
     """`[+0.12, +0.61]`, a dash where it is not defined."""
-    return (
-        DASH if comparison.low is None else f"[{signed(comparison.low)}, {signed(comparison.high)}]"
-    )
+    return DASH if low is None else f"[{signed(low)}, {signed(high)}]"
 
 
 def p_value(p):
@@ -148,16 +137,16 @@ def latex(table):
     Of a table with `narrow` columns these alone, and the other names where they differ: it fits
     into a column of a thesis. All of it is in the CSV file.
     """
-    texts = [table.title, table.warning, table.method, *table.notes]
     cells = pd.DataFrame(table.rows, columns=table.header)
     names = table.header[: table.labels]
     if table.narrow:
         names = [name for name in names if name in table.narrow or cells[name].nunique() > 1]
         cells = cells[names + [key for key in table.header[table.labels :] if key in table.narrow]]
-    columns = "l" * len(names) + "r" * (cells.shape[1] - len(names))
-    text = cells.to_latex(index=False, escape=True, column_format=columns).translate(_LATEX)
+    sides = "l" * len(names) + "r" * (cells.shape[1] - len(names))
+    text = cells.to_latex(index=False, escape=True, column_format=sides).translate(_LATEX)
     text = re.sub(r"(?<=[ \[])[+-]\d[\d.]*", r"$\g<0>$", text)
-    return "".join(f"% {' '.join(line.split())}\n" for line in texts if line) + text
+    comments = filter(None, [table.title, table.warning, table.method, *table.notes])
+    return "".join(f"% {' '.join(line.split())}\n" for line in comments) + text
 
 
 def csv_text(table):

@@ -107,12 +107,11 @@ def _side(d, least, most):
 def statement_p(d, least=0.0, most=math.inf):
     """The p-value for or against a mean difference between `least` and `most`.
 
-    Inside, the larger p-value of the two bounds; outside, that of the bound that was crossed.
+    The larger p-value of the two bounds: inside, both have to be rejected; outside, it is that of
+    the bound that was crossed.
     """
-    side = _side(d, least, most)
-    at_least = sign_flip_p(d - least) if side < 1 else 0.0
-    at_most = sign_flip_p(d - most) if side > -1 and most < math.inf else 0.0
-    return max(at_least, at_most)
+    at_most = sign_flip_p(d - most) if most < math.inf else 0.0
+    return max(sign_flip_p(d - least), at_most)
 
 
 @functools.cache

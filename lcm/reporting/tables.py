@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lcm.files import missing
 from lcm.reporting.claims import judge_statements, read_claims
 from lcm.reporting.paired import in_family, make_rows, measured, rows_table, run_notes
 from lcm.reporting.protocol import (
@@ -19,12 +20,13 @@ from lcm.reporting.protocol import (
     METRIC_TITLE,
     NETWORK_TITLE,
     Protocol,
+    arms_of,
     in_order,
     read_csv,
     read_plan,
     select,
 )
-from lcm.reporting.render import DASH, Table, accuracy, elapsed, rounded, scaled, signed
+from lcm.reporting.render import DASH, Table, elapsed, reached, rounded, scaled, signed
 
 TITLES = {
     1: "Table 1. Test accuracy (%) on CIFAR-10/CIFAR-100 by DenseNet",
@@ -33,10 +35,16 @@ TITLES = {
     4: "Table 4. Test accuracy (%) on different models on CIFAR-100",
     5: "Table 5. Test accuracy (%) on different models on mini-ImageNet",
 }
+TEN_CLASSES = (
+    "Parameters are those of the network with 10 classes, in the CIFAR-100 columns too, as in the "
+    "paper."
+)
+HEADING = "The paper heads this table's column CIFAR-10; its caption and its text say CIFAR-100."
+NOTES = {1: [TEN_CLASSES], 2: [TEN_CLASSES], 4: [HEADING, TEN_CLASSES]}
 METHOD = (
     "Ours: test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). The "
     "paper does not say how many runs its numbers stand for, nor whether they are the last or the "
-    "best epoch. GFloat is counted by the paper's counter, MACs are the true multiply-accumulates of "
+    "best epoch. GFloat is counted as in the paper, MACs are the true multiply-accumulates of "
     "one image (matrix products included)."
 )
 FAMILY = {
@@ -71,81 +79,77 @@ def top1(paper):
 
 
 def read_complexity(results):
-    """complexity.csv; without rows where it has not been made."""
+    """complexity.csv: the counts of the paper's networks. Raises UserError where it is missing."""
     file = Path(results) / "complexity.csv"
-    rows = (
-        pd.read_csv(file, keep_default_na=False)
-        if file.exists()
-        else pd.DataFrame(columns=list(COUNTS))
-    )
-    return rows[list(COUNTS)].astype(COUNTS)
+    if not file.exists():
+        raise missing(file)
+    return pd.read_csv(file, keep_default_na=False)[list(COUNTS)].astype(COUNTS)
 
 
-def paper_table(number, selection, protocol, paper, complexity):
+def paper_table(number, runs, protocol, plan, paper, complexity):
     """Table `number` of the paper beside the runs that a protocol has selected."""
     keys = ["table", "model", "attention"]
     cells = paper[paper["table"] == number].merge(complexity, how="left", on=keys)
-    columns = list(dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)))
-    header = ["Model", "Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours"]
-    header += ["MACs (G) ours"]
-    for data, metric in columns:
+    header = [
+        "Model",
+        "Para (M) paper",
+        "Para (M) ours",
+        "GFloat paper",
+        "GFloat ours",
+        "MACs (G) ours",
+    ]
+    for data, metric in dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)):
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
         header += [f"{title} paper", f"{title} ours", "ours - paper"]
-    own = cells[ARM].drop_duplicates()
-    selection = selection._make(part.merge(own) for part in selection)  # of this table alone
-    arms, tried, empty = selection.arms(), selection.tried(), selection.runs[:0]
+    runs = runs.merge(cells[ARM].drop_duplicates())  # of this table alone
+    used, tried = arms_of(runs[runs["used"]]), arms_of(runs[runs["tried"]])
     rows, records = [], []
     for label, line in cells.groupby("label", sort=False):
         first = line.iloc[0]
-        row = [label, first.params_m, scaled(first.params, 6, 3), first.gflops]
-        row += [rounded(first.gfloat, 3), scaled(first.macs, 9, 3)]
+        row = [
+            label,
+            first.params_m,
+            scaled(first.params, 6, 3),
+            first.gflops,
+            rounded(first.gfloat, 3),
+            scaled(first.macs, 9, 3),
+        ]
         for cell in line.itertuples():
             name = cell.data, cell.model, cell.attention
-            arm, seeds = arms.get(name, empty), tried.get(name, empty)["seed"].nunique()
-            found = measured(arm, seeds, cell.metric)
+            seeds = tried(*name)["seed"].nunique()
+            found = measured(used(*name), seeds, cell.metric)
             difference = None if found["mean"] is None else found["mean"] - cell.value
-            overrides = [f"{key}={getattr(cell, key)}" for key in ("model", "attention", "data")]
-            command = "" if seeds else protocol.command(f"experiment=table{number}", *overrides)
-            names = ("table", "label", "model", "attention", "data", "metric")
-            record = {key: getattr(cell, key) for key in names}
-            record |= {"schedule": protocol.schedule_of(cell.data), "precision": protocol.precision}
-            record |= {"params_m_paper": cell.params_m, "params": cell.params}
-            record |= {"gfloat_paper": cell.gflops, "gfloat": cell.gfloat, "macs": cell.macs}
-            record |= {"paper": rounded(cell.value, 2)} | found
-            records.append(record | {"difference": difference, "command": command})
-            ours = accuracy(arm[f"test_{cell.metric}"], seeds)
-            row += [rounded(cell.value, 2), ours, signed(difference)]
+            choices = {key: getattr(cell, key) for key in ("model", "attention", "data")}
+            command = protocol.command(plan, experiment=f"table{number}", **choices)
+            records.append(
+                {
+                    **{"table": number, "label": label, **choices, "metric": cell.metric},
+                    "schedule": protocol.schedule_of(cell.data),
+                    "precision": protocol.precision,
+                    "params_m_paper": cell.params_m,
+                    "params": cell.params,
+                    "gfloat_paper": cell.gflops,
+                    "gfloat": cell.gfloat,
+                    "macs": cell.macs,
+                    "paper": rounded(cell.value, 2),
+                    **found,
+                    "difference": difference,
+                    "command": "" if seeds else command,
+                }
+            )
+            row += [rounded(cell.value, 2), reached(found), signed(difference)]
         rows.append(row)
-    title = TITLES[number] if protocol == Protocol() else f"{TITLES[number]}: {protocol.words}"
-    missing = tuple(dict.fromkeys(record["command"] for record in records if record["command"]))
     return Table(
-        f"table{number}{protocol.suffix}",
-        title,
-        header,
-        rows,
-        _paper_notes(number, complexity) + run_notes(*selection),
-        pd.DataFrame(records, dtype=object),
-        missing,
-        _warning(protocol),
+        name=f"table{number}{protocol.suffix}",
+        title=TITLES[number] if protocol == Protocol() else f"{TITLES[number]}: {protocol.words}",
+        header=header,
+        rows=rows,
+        notes=[*NOTES.get(number, ()), *run_notes(runs)],
+        records=pd.DataFrame(records, dtype=object),
+        missing=tuple(dict.fromkeys(r["command"] for r in records if r["command"])),
+        warning=_warning(protocol),
         method=METHOD,
     )
-
-
-def _paper_notes(number, complexity):
-    notes = []
-    if number == 4:
-        notes.append(
-            "The paper heads this table's column CIFAR-10; its caption and its text say CIFAR-100."
-        )
-    if number in (1, 2, 4):
-        notes.append(
-            "Parameters are those of the network with 10 classes, in the CIFAR-100 columns too, as in the paper."
-        )
-    if complexity.empty:
-        notes.append(
-            "Our counts are missing: `python scripts/complexity.py --csv results/complexity.csv`."
-        )
-    return notes
 
 
 def _warning(protocol):
@@ -155,7 +159,10 @@ def _warning(protocol):
             "They are no reproduction of the paper's numbers beside them."
         )
     if protocol.precision != "fp32":
-        return f"The columns `ours` hold runs with precision={protocol.precision}; the paper's are taken for fp32."
+        return (
+            f"The columns `ours` hold runs with precision={protocol.precision}; the paper's are "
+            "taken for fp32."
+        )
     return ""
 
 
@@ -166,43 +173,41 @@ def comparison_table(runs, protocol, results):
     schedule, by the plan of a schedule that has one. Else it is every attention of the paper (on a
     network of one's own, which has no sizes for them, those that were trained) and one's own.
     """
-    plan = read_plan(results, protocol)
-    selection, rows, note = select(runs, protocol, plan), [], FAMILY["none"]
-    if plan:
-        note = FAMILY["plan"].format(name=plan.name, seeds=len(plan.seeds))
-    claims = []
-    if protocol.schedule is None:
-        claims, note = (
-            read_claims(Path(results) / "claims.yaml", read_paper(results)),
-            FAMILY["paper"],
-        )
-    judged = judge_statements(claims, selection)
-    claimed = {(s.data, s.model, s.a, s.b): part for s, part in judged.items() if s.is_gain}
-    for (data, model), found in selection.groups().items():
-        complete = protocol.schedule and not plan and model in NETWORK_TITLE
+    plan, paper = read_plan(results, protocol), read_paper(results)
+    runs, rows, claimed, progress = select(runs, protocol, plan), [], {}, []
+    kind = "plan" if plan else "none" if protocol.schedule else "paper"
+    if kind == "paper":
+        judged = judge_statements(read_claims(Path(results) / "claims.yaml", paper), runs)
+        claimed = {statement[:4]: row for statement, row in judged.items() if statement.is_gain}
+    for (data, model), found in runs[runs["used"]].groupby(["data", "model"], sort=False):
+        complete = kind == "none" and model in NETWORK_TITLE
         arms = in_order([*found["attention"], "none", *(ATTENTIONS if complete else ())])
-        planned = plan.families if plan and model == plan.model and data in plan.data else []
-        named = {a for family in planned for a, b in family if b == "none"}
-        others = [arm for arm in arms if arm not in {"none", *named}]
-        rows += make_rows(selection, [(data, model, "none", None)])
-        for family in planned:
-            wanted = [(data, model, a, b) for a, b in family]
-            rows += in_family(make_rows(selection, wanted), len(plan.seeds))
-        others = make_rows(selection, [(data, model, arm, "none") for arm in others])
-        if protocol.schedule is None:
-            for row in others:
-                part = claimed.get((data, model, row.a, row.b))
-                p_and_needed = (part.adjusted_p, part.needed) if part else (None, None)
-                rows.append(row._replace(adjusted=p_and_needed[0], needed=p_and_needed[1]))
-        else:
-            rows += others if plan else in_family(others)
-    printed = top1(read_paper(results))
-    table = rows_table(rows, selection, protocol, plan, printed)
+        planned = []
+        if plan and model == plan["model"] and data in plan["data"]:
+            for family in plan["families"]:
+                wanted = [(data, model, pair["a"], pair["b"]) for pair in family]
+                planned += in_family(make_rows(runs, wanted), len(plan["seeds"]))
+            pairs = [row.comparison.n for row in planned]
+            progress.append((data, min(pairs), max(pairs)))
+        named = {"none", *(row.a for row in planned if row.b == "none")}
+        others = make_rows(runs, [(data, model, arm, "none") for arm in arms if arm not in named])
+        if kind == "none":
+            others = in_family(others)
+        rows += make_rows(runs, [(data, model, "none", None)]) + planned
+        rows += [claimed.get((row.data, row.model, row.a, row.b), row) for row in others]
+    table = rows_table(rows, runs, protocol, plan, top1(paper))
     warning = f"Not the paper's schedule: runs with {protocol.words}." if protocol.schedule else ""
+    seeds = len(plan["seeds"]) if plan else 0
+    for data, fewest, most in progress:
+        if fewest < seeds:
+            count = most if fewest == most else f"{fewest} to {most}"
+            warning += (
+                f" {DATA_TITLE[data]}: {count} of {seeds} pairs; judged when all {seeds} are there."
+            )
     return table._replace(
         name=f"comparison{protocol.suffix}",
         title=f"Every attention against none: {protocol.words}",
-        notes=[note, *table.notes],
+        notes=[FAMILY[kind].format(name=protocol.schedule, seeds=seeds), *table.notes],
         warning=warning,
     )
 
@@ -210,26 +215,32 @@ def comparison_table(runs, protocol, results):
 def build(runs, protocol, results):
     """A protocol's tables: the paper's five (of other protocols than the paper's, those with a
     number), and the comparison of every attention with none where there are runs to compare."""
-    selection, paper = select(runs, protocol), read_paper(results)
+    plan, paper = read_plan(results, protocol), read_paper(results)
     complexity = read_complexity(results)
-    tables = [paper_table(number, selection, protocol, paper, complexity) for number in TITLES]
+    own = select(runs, protocol, plan)
+    tables = [paper_table(number, own, protocol, plan, paper, complexity) for number in TITLES]
     tables = [table for table in tables if protocol == Protocol() or table.filled]
-    compared = [comparison_table(runs, protocol, results)] if len(selection.runs) else []
-    return tables + compared
+    return tables + ([comparison_table(runs, protocol, results)] if own["used"].any() else [])
 
 
 def counts(runs):
     """What was run: by data, schedule, precision and other settings; networks, devices and time."""
-    header = ["data", "schedule", "precision", "other settings", "networks", "on"]
-    header += ["finished", "failed", "time"]
-    rows = []
     titles = runs["data"].map(lambda data: DATA_TITLE.get(data, data))
-    for names, members in runs.groupby([titles, "schedule", "precision", "deviations"]):
-        finished = (members["state"] == "finished").sum()
-        settings = (f"{key}={value}" for key, value in json.loads(names[3]).items())
-        networks = ", ".join(in_order(members["model"], NETWORK_TITLE))
-        devices = "; ".join(sorted(set(members["device"].replace("", "unknown"))))
-        row = [*names[:3], ", ".join(settings) or DASH, networks, devices]
-        time = elapsed(members["seconds"].sum())
-        rows.append([*row, f"{finished}", f"{len(members) - finished}", time])
-    return Table("counts", "What was run", header, rows, labels=6)
+    rows = []
+    for names, own in runs.groupby([titles, "schedule", "precision", "deviations"]):
+        deviations = (f"{key}={value}" for key, value in json.loads(names[3]).items())
+        finished = (own["state"] == "finished").sum()
+        rows.append(
+            [
+                *names[:3],
+                ", ".join(deviations) or DASH,
+                ", ".join(in_order(own["model"], NETWORK_TITLE)),
+                "; ".join(sorted(set(own["device"]))),
+                str(finished),
+                str(len(own) - finished),
+                elapsed(own["seconds"].sum()),
+            ]
+        )
+    names = ["data", "schedule", "precision", "other settings", "networks", "on"]
+    header = [*names, "finished", "failed", "time"]
+    return Table("counts", "What was run", header, rows, labels=len(names))

@@ -7,7 +7,7 @@ import cost
 import pandas as pd
 import pytest
 
-from lcm.reporting.cost import cells, computed_steps, cost_block, cost_cpu_block, hours, images
+from lcm.reporting.cost import cells, cost_table, hours, images, steps
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 CELLS = {1: 18, 2: 12, 3: 12, 4: 12, 5: 18}
@@ -33,55 +33,40 @@ def test_time_is_steps_times_images_times_epochs(tmp_path):
     assert hours({("cifar10", "resnet32", "none")}, seconds) is None
 
 
-def test_the_least_time_of_a_gpu_is_its_arithmetic():
-    seconds = computed_steps(RESULTS)
+def test_the_least_time_of_a_gpu_is_its_arithmetic(tmp_path):
+    shutil.copy(RESULTS / "complexity.csv", tmp_path)
+    seconds, how = steps(tmp_path, on_card=True)
     assert seconds["resnet20", "none"] == pytest.approx(6 * 40_551_040 / 67e12, rel=1e-12)
     assert set(seconds) == {run[1:] for runs in cells(RESULTS).values() for run in runs}
+    assert how.startswith("Computed, not measured")
 
 
-def rows_of(block):
-    return {
-        line.split(" | ")[0][2:]: line.strip("| ").split(" | ")[1:]
-        for line in block.splitlines()[2:8]
-    }
+def test_the_tables_say_what_is_measured_and_what_is_computed(tmp_path):
+    for file in ("paper.csv", "complexity.csv"):
+        shutil.copy(RESULTS / file, tmp_path)
+    arms = [(f"resnet{depth}", arm) for depth in (20, 32) for arm in ("none", "lcm1", "lcm2")]
 
-
-def test_the_blocks_say_what_is_measured_and_what_is_computed(tmp_path):
-    shutil.copy(RESULTS / "paper.csv", tmp_path)
-    assert cost_block(tmp_path).startswith("Not computed yet")
-    assert cost_cpu_block(tmp_path).startswith("Not measured yet")
-    shutil.copy(RESULTS / "complexity.csv", tmp_path)
-    pairs = [
-        (f"resnet{depth}", attention)
-        for depth in (20, 32)
-        for attention in ("none", "lcm1", "lcm2")
-    ]
+    def made(on_card):
+        table = cost_table(tmp_path, on_card)
+        return {row[0]: row[1:] for row in table.rows}, table.notes[0]
 
     def measure(device, seconds):
-        lines = [f"{model},{attention},{seconds},64,{device}" for model, attention in pairs]
-        (tmp_path / "cost.csv").write_text(
-            "\n".join(["model,attention,seconds_per_image,batch,device", *lines]) + "\n"
-        )
+        rows = [(*arm, seconds, 64, device) for arm in arms]
+        columns = ["model", "attention", "seconds_per_image", "batch", "device"]
+        pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "cost.csv", index=False)
 
+    rows, note = made(on_card=False)
+    assert rows["Table 2"] == ["12", "–", "–", "–"] and note.startswith("Not measured yet")
     measure("cpu (X)", 0.001)
-    rows, block = rows_of(cost_cpu_block(tmp_path)), cost_block(tmp_path)
-    assert rows["Table 2"] == [
-        "12",
-        "53 h",
-        "13 days",
-        "22 days",
-    ]  # 12 x 16 million images, a millisecond each: 53.3 h
+    rows, note = made(on_card=False)
+    # 12 x 16 million images, a millisecond each: 53.3 h
+    assert rows["Table 2"] == ["12", "53 h", "13 days", "22 days"] and "on cpu (X)" in note
     assert rows["Table 1"][1:] == ["–", "–", "–"] and rows["all"] == ["68", "–", "–", "–"]
-    assert "on cpu (X)" in cost_cpu_block(tmp_path)
-    assert "Computed, not measured" in block and rows_of(block)["Table 2"] == [
-        "12",
-        "0.26 h",
-        "2.6 h",
-    ]
+    assert made(on_card=True)[0]["Table 2"] == ["12", "0.26 h", "2.6 h"]
     measure("NVIDIA H200", 0.0001)
-    assert rows_of(cost_block(tmp_path))["Table 2"] == ["12", "5.3 h", "53 h"]
-    assert "Measured: a training step in float32 on NVIDIA H200" in cost_block(tmp_path)
-    assert cost_cpu_block(tmp_path).startswith("Not measured yet")
+    rows, note = made(on_card=True)
+    assert rows["Table 2"] == ["12", "5.3 h", "53 h"] and "float32 on NVIDIA H200" in note
+    assert made(on_card=False)[1].startswith("Not measured yet")
 
 
 def test_the_command_measures_a_step(tmp_path, monkeypatch):

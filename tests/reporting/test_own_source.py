@@ -7,7 +7,7 @@ from invented_runs import invented_run
 from lcm.errors import UserError
 from lcm.reporting.any_runs import compare_runs, read_folders
 from lcm.reporting.paired import paired
-from lcm.reporting.protocol import Protocol, select
+from lcm.reporting.protocol import ARM, Protocol, select
 from lcm.reporting.records import COLUMNS
 from lcm.reporting.runs import collect, read_runs
 
@@ -38,7 +38,7 @@ def test_versions_of_an_attention_are_arms_of_their_own(tmp_path):
     assert list(records["difference"][1:]) == [1.0, 3.0]
 
     collect(tmp_path / "runs", tmp_path)
-    arms = select(read_runs(tmp_path / "runs.csv"), Protocol()).arms()
+    arms = dict(list(select(read_runs(tmp_path / "runs.csv"), Protocol()).groupby(ARM, sort=False)))
     assert [(arm, len(runs)) for (*_, arm), runs in arms.items()] == [
         ("none", 4),
         ("mine source=aaaaaaaa", 2),
@@ -60,10 +60,9 @@ def test_versions_of_a_network_are_no_pair(tmp_path):
     runs = read_runs(results / "runs.csv")
     arms = (runs[runs["attention"] == arm] for arm in ("se", "none"))
     assert list(paired(*arms)["seed"]) == [0]
-    selection = select(runs, Protocol("digits"))
-    pairs = [len(arm) for arm in selection.arms().values()]
-    assert pairs == [2, 1, 1]
-    assert {model for _, model, _ in selection.arms()} == {
+    arms = dict(list(select(runs, Protocol("digits")).groupby(ARM, sort=False)))
+    assert [len(arm) for arm in arms.values()] == [2, 1, 1]
+    assert {model for _, model, _ in arms} == {
         "plain source=aaaaaaaa",
         "plain source=bbbbbbbb",
     }

@@ -56,8 +56,8 @@ def paper(request):
 def test_whole_claims_have_the_chances_of_a_plain_simulation(paper):
     """Claim 7 with 20 seeds, by `compare`, `holm` and `every` alone, run by run."""
     claims, accuracies = paper
-    (claim,) = [claim for claim in claims if claim.id == "resnet-better"]
-    family = {s for claim in claims for s in claim.statements if s.table == 2}
+    (claim,) = [claim for claim in claims if claim["id"] == "resnet-better"]
+    family = {s for claim in claims for s in claim["statements"] if s.table == 2}
     generator, supported = np.random.default_rng(0), 0
     for _ in range(20):
         runs = {arm: generator.normal(mean, 0.25, 12) for arm, mean in accuracies.items()}
@@ -66,7 +66,7 @@ def test_whole_claims_have_the_chances_of_a_plain_simulation(paper):
             for s in family
         }
         adjusted = dict(zip(found, holm([c.p for c in found.values()]), strict=True))
-        supported += every([(found[s], adjusted[s]) for s in claim.statements]) == SUPPORTED
+        supported += every([(found[s], adjusted[s]) for s in claim["statements"]]) == SUPPORTED
     share, _ = claim_shares(claims, accuracies, 12, 400)["resnet-better"]
     assert share == pytest.approx(supported / 20, abs=3 * (0.2 * 0.8 / 20) ** 0.5)
     big = {arm: mean + 3 * (arm[2] == "lcm2") for arm, mean in accuracies.items()}

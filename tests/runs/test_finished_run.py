@@ -14,12 +14,13 @@ import pytest
 import score_cam
 import torch
 from PIL import Image
+from sklearn.metrics import confusion_matrix
 from tiny import ROOT, run
 
 import lcm
 from lcm.data.digits import Digits
 from lcm.errors import UserError
-from lcm.reporting.confusion import by_class, confusion_matrix, draw
+from lcm.reporting.confusion import by_class, draw
 from lcm.training import checkpoint
 
 DOCUMENT = (ROOT / "docs" / "finished_run.md").read_text(encoding="utf-8")
@@ -177,7 +178,7 @@ def test_a_network_may_predict_a_class_that_the_folder_lacks(
 
 def test_the_confusion_matrix_counts_and_names_mistakes():
     labels, predicted = np.array([0, 0, 0, 1, 1, 0]), np.array([0, 1, 1, 1, 1, 2])
-    matrix = confusion_matrix(labels, predicted, 3)
+    matrix = confusion_matrix(labels, predicted, labels=range(3))
     assert matrix.tolist() == [[1, 2, 1], [0, 2, 0], [0, 0, 0]]
     lines = [line.split() for line in by_class(matrix, ["cat", "dog", "cow"]).splitlines()[1:]]
     assert lines == [["cat", "4", "1", "25.00", "dog", "(2)"], ["dog", "2", "2", "100.00"],
