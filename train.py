@@ -107,7 +107,7 @@ def fit(config, run):
 def training_step(logits_of, optimizer, trained, schedule):
     """One step of SGD on the mean cross-entropy of a batch: step(images, labels)."""
     optimizer.found_inf = trained.bad  # after a loss that is not finite no step changes a weight
-    smoothing = schedule.get("label_smoothing", 0.0)
+    smoothing = schedule["label_smoothing"]
 
     def step(images, labels):
         optimizer.zero_grad()

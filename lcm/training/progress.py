@@ -48,8 +48,8 @@ class Progress:
         self._mark = now
         if not self._estimated and (self._stepping > 10 or self._steps > len(self.batches) // 2):
             self._estimated = True
-            words = "for training, and evaluation on top"
-            self.say(f"estimated time: {clock(self._left(epoch, done))} {words}")
+            left = clock(self._left(epoch, done))
+            self.say(f"estimated time: {left} for training, and evaluation on top")
         if self.bar_wanted:
             self._show_bar(epoch, done, sums)
         elif now - self._said > EVERY:
@@ -58,20 +58,16 @@ class Progress:
     def _left(self, epoch, done):
         """Seconds until the end of the run, after `done` steps of an epoch."""
         steps = (self.epochs - epoch + 1) * len(self.batches) - done
-        return steps * self._stepping / self._steps + self._left_of_evaluation(epoch)
-
-    def _left_of_evaluation(self, epoch):
-        """Seconds of the evaluations after `epoch`; 0 where none was timed yet."""
-        return (self.epochs - epoch) * self._evaluating / max(self._evaluations, 1)
+        evaluation = self._evaluating / max(self._evaluations, 1)  # 0 where none was timed yet
+        return steps * self._stepping / self._steps + (self.epochs - epoch) * evaluation
 
     def _show_bar(self, epoch, done, sums):
         images = min(done * self.batches.batch_size, self.batches.images)
         if self.bar is None:
             from tqdm import tqdm
 
-            title = f"epoch {epoch}/{self.epochs}"
             shape = {"total": self.batches.images, "initial": images, "unit": "image"}
-            self.bar = tqdm(desc=title, leave=False, **shape)
+            self.bar = tqdm(desc=f"epoch {epoch}/{self.epochs}", leave=False, **shape)
         if sums is not None:
             means = sums.means("train")
             words = f"loss {means['train_loss']:.4f}, top-1 {means['train_top1']:.2f} %"
@@ -80,11 +76,9 @@ class Progress:
 
     def epoch(self, row):
         """Call after an epoch and its evaluation, with its row of metrics: prints one line."""
-        self.clear()
-        now = time.monotonic()
         if self._mark is not None:
             self._evaluations += 1
-            self._evaluating += now - self._mark
+            self._evaluating += time.monotonic() - self._mark
         left = self._left(row["epoch"], len(self.batches)) if self._steps else 0
         speed = f"  {row['images_per_second']:.0f} images/s" if row["images_per_second"] else ""
         self.say(
@@ -95,9 +89,8 @@ class Progress:
         )
 
     def say(self, line):
-        """Print a line, above the bar."""
-        if self.bar is not None:
-            self.bar.clear()
+        """Print a line in place of the bar, which the next step shows again."""
+        self.clear()
         print(line, flush=True)
         self._said = time.monotonic()
 
