@@ -21,7 +21,7 @@ from lcm.training.compilation import compiled
 from lcm.training.device import describe_device, set_up
 from lcm.training.graphs import batches_on, with_graph
 from lcm.training.schedule import learning_rate, make_optimizer
-from lcm.training.state import Sums, TrainingState, in_float32
+from lcm.training.state import Sums, TrainingState
 
 
 def train(config):
@@ -71,7 +71,8 @@ def fit(config, run):
 
     def logits_of(images, through=forward):  # (B, 3, H, W) -> (B, classes) float32
         with autocast:
-            return in_float32(through(images.contiguous(memory_format=layout)))
+            logits = through(images.contiguous(memory_format=layout))
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     # ------------------------------------------------------------------------------------- epochs
     # Sums stay on the device and are read once an epoch: the CPU never waits for a GPU inside one.
@@ -80,7 +81,7 @@ def fit(config, run):
     state = TrainingState(network, optimizer, trained)  # what a step changes, a checkpoint holds
     train_step = training_step(logits_of, optimizer, trained, schedule)
     test_step = evaluation_step(lambda images: logits_of(images, network), tested)
-    # On a GPU both become CUDA graphs. All that they change is named: a capture must change nothing.
+    # A GPU that holds the images gets CUDA graphs. All that they change is named: capturing changes nothing.
     capture = config["capture"]
     train_step = with_graph(
         train_step, train_batches, state.tensors(), capture, network.train, (seed, "train")

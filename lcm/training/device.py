@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import gc
-import math
 import os
 import platform
 from pathlib import Path
@@ -129,20 +128,14 @@ def set_threads(threads):
     sums are formed; it therefore does not depend on the load of the machine.
     """
     if threads == "auto":
-        threads = min(available_processors(), omp_limit())
+        threads = available_processors()
+        limit = (
+            os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        )  # of the outer level
+        if limit.isdigit():  # anything else is ignored, as OpenMP does
+            threads = min(threads, max(1, int(limit)))
     torch.set_num_threads(threads)
     return threads
-
-
-def omp_limit():
-    """OMP_NUM_THREADS; of a list ("4,1") the first number, that of the outermost level."""
-    text = os.environ.get("OMP_NUM_THREADS", "").strip()
-    if not text:
-        return math.inf
-    first = text.partition(",")[0].strip()
-    if not first.isdigit():
-        raise UserError(f"OMP_NUM_THREADS={text}: no number of threads; unset it, or set threads=")
-    return max(1, int(first))
 
 
 def keep_pages():

@@ -1,8 +1,7 @@
 """The batches of an epoch on a device, and a step that is repeated over them, as a CUDA graph where possible.
 
-`HostBatches` are assembled by the CPU. `ResidentBatches` keep the data set and the epoch's plan on the
-device and crop, mirror and normalise inside the step. On a CPU nothing is captured; the rest is the
-same code.
+`HostBatches` are assembled by the CPU. `ResidentBatches` keep the data set and the epoch's plan on a
+GPU and crop, mirror and normalise inside the step, which can therefore be captured whole.
 """
 
 import hashlib
@@ -52,26 +51,6 @@ class HostBatches:
     def take(self, size=None):
         """The next batch: images (B, 3, H, W) float32, labels (B,) int64."""
         return self.batches.prepare(next(self._iterator), self.device)
-
-    def load(self, size):
-        """What has to happen before each replay of a graph, outside of it."""
-
-
-class BufferedBatches(HostBatches):
-    """Host batches copied into two buffers: a graph reads the same addresses at each replay."""
-
-    def __init__(self, batches, device):
-        super().__init__(batches, device)
-        self.buffers = [part.clone() for part in batches.prepare(batches.epoch(1)[0], device)]
-
-    def load(self, size):
-        """Copy the next batch into the buffers."""
-        for buffer, part in zip(self.buffers, super().take(), strict=True):
-            buffer[:size].copy_(part)
-
-    def take(self, size):
-        """The batch that was loaded last."""
-        return tuple(buffer[:size] for buffer in self.buffers)
 
 
 class ResidentBatches(HostBatches):
@@ -125,7 +104,7 @@ class Repeated:
         step: called with the images and labels of a batch.
         batches: as `batches_on` returns them.
         key: what the random numbers inside a step depend on, beside the step's place.
-        graphs: batch size -> torch.cuda.CUDAGraph of the step; None runs it operation by operation.
+        graphs: batch size -> torch.cuda.CUDAGraph of the step; none: it runs operation by operation.
     """
 
     def __init__(self, step, batches, key, graphs=None):
@@ -147,7 +126,6 @@ class Repeated:
             # Outside of a graph: dropout and the like give the same bits after any continuation.
             seed_generators(device, *self.key, epoch, index)
             if self.graphs:
-                self.batches.load(size)
                 self.graphs[size].replay()
             else:
                 self.step(*self.batches.take(size))
@@ -159,9 +137,10 @@ class Repeated:
 
 
 def with_graph(step, batches, tensors, capture, mode, key, warn=print):
-    """The step repeated over its batches: captured on a GPU where `capture` is true.
+    """The step repeated over its batches: captured where `capture` is true and they are resident.
 
-    Before an epoch begins. Changes none of `tensors`, also where it fails.
+    Before an epoch begins. Changes none of `tensors`, also where it fails. Host batches are those of
+    large images, whose steps keep a GPU busy without a graph.
 
     Args:
         step: called with the images and labels of a batch.
@@ -174,29 +153,24 @@ def with_graph(step, batches, tensors, capture, mode, key, warn=print):
     Raises:
         What the step itself raises: out of memory, an error of torch.compile.
     """
-    device = batches.device
-    if not capture or device.type != "cuda":
+    if not capture or not isinstance(batches, ResidentBatches):
         return Repeated(step, batches, key)
-    buffered = batches
-    if type(batches) is HostBatches:
-        buffered = BufferedBatches(batches.batches, device)
     kept = [tensor.clone() for tensor in tensors]
-    before = torch.cuda.current_stream(device)
+    before = torch.cuda.current_stream(batches.device)
     mode()
     # A capture runs on a side stream, after a few steps there that choose kernels and allocate. All that
     # these steps change is put back, whatever happens.
     try:
-        graphs = captured(step, buffered, warm_up(step, buffered), warn)
+        graphs = captured(step, batches, warm_up(step, batches), warn)
     finally:
         torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(batches.device)
         with torch.no_grad():
             for tensor, value in zip(tensors, kept, strict=True):
                 tensor.copy_(value)
-    if graphs:
-        return Repeated(step, buffered, key, graphs)
-    torch.cuda.empty_cache()
-    return Repeated(step, batches, key)
+    if not graphs:
+        torch.cuda.empty_cache()
+    return Repeated(step, batches, key, graphs)
 
 
 def warm_up(step, batches):

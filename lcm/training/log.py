@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 from lcm.errors import UserError
-from lcm.files import unreadable, unwritable, write_atomically
+from lcm.files import unreadable, write_atomically
 
 TAGS = {  # of the columns that TensorBoard shows
     "train_loss": "loss/train_loss",
@@ -29,12 +28,12 @@ class RunLog:
     run continues, and `settings`, {key: value}, to its table of hyperparameters (HParams).
     """
 
-    def __init__(self, directory, text="", tensorboard=True, settings=None, warn=print):
+    def __init__(self, directory, text="", tensorboard=True, settings=(), warn=print):
         self.file = Path(directory) / "metrics.jsonl"
         self.text = text
         self.rows = [json.loads(line) for line in text.splitlines()]
         self._warn = warn
-        self._settings = settings or {}
+        self._settings = dict(settings)
         self._restore()
         self._folder = Path(directory) / "tensorboard" if tensorboard else None
         self._events = None
@@ -59,19 +58,9 @@ class RunLog:
 
     def append(self, row):
         """Add one epoch's row; it is on the disk when this returns."""
-        line = json.dumps(row, allow_nan=False) + "\n"
-        try:
-            with open(self.file, "r+b") as stream:
-                stream.truncate(
-                    len(self.text)
-                )  # a full disk may have left a part of a line after it
-                stream.seek(len(self.text))
-                stream.write(line.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise unwritable(self.file, error) from error
-        self.text += line
+        text = self.text + json.dumps(row, allow_nan=False) + "\n"
+        write_atomically(self.file, text.encode())
+        self.text = text
         self.rows.append(row)
         try:
             self._show()

@@ -18,8 +18,8 @@ def clock(seconds):
 class Progress:
     """Shows steps and epochs of a run, and what is left of it.
 
-    Steps and evaluations are timed apart, in this process alone and without its first step, which
-    warms up: an estimate holds for a run that is continued at any place.
+    What is left is estimated from the time since step 1 of the first epoch that this process trains
+    from its beginning: a process's first step warms up, and a part of an epoch has a whole evaluation.
 
     Args:
         style: "bar", "lines", or "auto" (a bar where stderr is a terminal).
@@ -32,21 +32,20 @@ class Progress:
         self.epochs = epochs
         self.batches = batches
         self.bar = None
-        self._mark = self._said = None  # the last step's time, and the last line's
-        self._steps = self._evaluations = 0  # those that were timed
-        self._stepping = self._evaluating = 0.0  # their seconds
+        self._began = self._said = None  # the time from which steps are timed, and the last line's
+        self._timed = 0  # steps
         self._estimated = False
 
     def step(self, epoch, done, sums=None):
         """Call after step `done` of an epoch; `sums`: the Sums of training, unless it would wait."""
         now = time.monotonic()
-        if self._mark is None:
-            self._said = now
-        elif done > 1:  # the first step of an epoch follows an evaluation
-            self._steps += 1
-            self._stepping += now - self._mark
-        self._mark = now
-        if not self._estimated and (self._stepping > 10 or self._steps > len(self.batches) // 2):
+        self._said = self._said or now
+        if self._began is not None:
+            self._timed += 1
+        elif done == 1:
+            self._began = now
+        enough = self._timed and (now - self._began > 10 or done > len(self.batches) // 2)
+        if enough and not self._estimated:
             self._estimated = True
             left = clock(self._left(epoch, done))
             self.say(f"estimated time: {left} for training, and evaluation on top")
@@ -58,8 +57,7 @@ class Progress:
     def _left(self, epoch, done):
         """Seconds until the end of the run, after `done` steps of an epoch."""
         steps = (self.epochs - epoch + 1) * len(self.batches) - done
-        evaluation = self._evaluating / max(self._evaluations, 1)  # 0 where none was timed yet
-        return steps * self._stepping / self._steps + (self.epochs - epoch) * evaluation
+        return steps * (time.monotonic() - self._began) / self._timed
 
     def _show_bar(self, epoch, done, sums):
         images = min(done * self.batches.batch_size, self.batches.images)
@@ -76,10 +74,7 @@ class Progress:
 
     def epoch(self, row):
         """Call after an epoch and its evaluation, with its row of metrics: prints one line."""
-        if self._mark is not None:
-            self._evaluations += 1
-            self._evaluating += time.monotonic() - self._mark
-        left = self._left(row["epoch"], len(self.batches)) if self._steps else 0
+        left = self._left(row["epoch"], len(self.batches)) if self._timed else 0
         speed = f"  {row['images_per_second']:.0f} images/s" if row["images_per_second"] else ""
         self.say(
             f"epoch {row['epoch']:>3}/{self.epochs}  lr {row['lr']:.4g}  "
