@@ -233,31 +233,28 @@ def test_a_capture_that_fails_leaves_an_eager_step(cuda, number):
     assert an_epoch(made, bound, 1) == an_epoch(eager, eager.bind(False), 1)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_out_of_memory_is_no_missing_graph(cuda, number):
-    """In any of its wordings (test_memory.py)."""
-    cuda.fail[number] = RuntimeError("CUDA error: out of memory")
-    made = a_step()
-    same = watch(made)
-    with pytest.raises(RuntimeError, match="memory"):
-        made.bind(True)
-    assert same() and cuda.current == "default"
-
-
-def test_an_error_of_the_step_itself_is_no_missing_graph(cuda):
-    """For example of torch.compile: raised as it is, once, before anything is captured."""
+@pytest.mark.parametrize(
+    "number, words",
+    [(0, "backend='inductor' raised"), (1, "CUDA error: out of memory"), (2, "out of memory")],
+)
+def test_other_errors_are_no_missing_graph(cuda, number, words):
+    """Of the step itself, torch.compile's for example: before a capture; out of memory in one."""
     made = a_step()
     same = watch(made)
     calls = []
 
-    def fails(images):
+    def forward(images):
         calls.append(len(images))
-        raise RuntimeError("backend='inductor' raised: no C++ compiler")
+        if number == 0:
+            raise RuntimeError(words)
+        return made.network(images)
 
-    made.forward = fails
-    with pytest.raises(RuntimeError, match="no C"):
+    made.forward = forward
+    cuda.fail[number] = RuntimeError(words)
+    with pytest.raises(RuntimeError, match=words):
         made.bind(True)
-    assert calls == [16] and cuda.captures == 0 and same()
+    assert same() and cuda.current == "default" and cuda.captures == number
+    assert calls == [16] if number == 0 else [16, 6] * 3 + [16, 6][:number]
 
 
 @pytest.mark.parametrize("kind, captures", [(ResidentBatches, 2), (HostBatches, 0)])
