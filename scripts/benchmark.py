@@ -199,7 +199,7 @@ class Side:
     def turn(self, seconds=0):
         """{"step": images a second, "epoch": the same} over some seconds, one epoch at least.
 
-        Raises what its process raises: UserError where the machine cannot do what the words ask for.
+        Raises what its process raises: UserError where the machine cannot do what words ask for.
         """
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             try:

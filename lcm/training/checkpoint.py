@@ -45,7 +45,7 @@ class DamagedCheckpoint(Exception):
 def save(directory, payload):
     """Write `payload` (tensors and plain values) as the newest checkpoint and keep the one before.
 
-    Raises UserError where the disk is full or cannot be written; both old checkpoints are then intact.
+    Raises UserError where the disk is full or cannot be written; both old checkpoints are intact.
     """
     buffer = io.BytesIO()
     torch.save(payload, buffer)
@@ -58,8 +58,8 @@ def save(directory, payload):
 def read(file, config_hash=None):
     """The payload of one checkpoint file.
 
-    Raises DamagedCheckpoint, with the reason, where it is incomplete or another run's; UserError where
-    the system cannot read it, which on a network folder may pass.
+    Raises DamagedCheckpoint, with the reason, where it is incomplete or another run's; UserError
+    where the system cannot read it, which on a network folder may pass.
     """
     try:
         data = Path(file).read_bytes()
@@ -86,8 +86,8 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
     """The payload of a run's newest usable checkpoint; None where the run has no checkpoint yet.
 
     A damaged one is reported through `warn` and the one before is taken. `set_aside`, for the run's
-    owner, renames the damaged one, so that the next `save` does not keep it instead of the good one.
-    Raises UserError where there are checkpoints but none is usable; nothing is deleted.
+    owner, renames the damaged one, so that the next `save` does not keep it instead of the good
+    one. Raises UserError where there are checkpoints but none is usable; nothing is deleted.
     """
     directory = Path(directory)
     problems = []

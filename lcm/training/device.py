@@ -26,7 +26,7 @@ def set_up(threads, device, precision, deterministic, allocator):
 
 
 def choose_device(name):
-    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. Raises UserError where that GPU is not there."""
+    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. UserError where that GPU is not there."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -91,19 +91,22 @@ def set_precision(precision, device):
 
 
 def set_deterministic(deterministic, device):
-    """On a GPU: deterministic kernels alone, or those that cuDNN finds fastest. On a CPU all kernels are deterministic."""
+    """On a GPU: deterministic kernels alone, or those that cuDNN finds fastest.
+
+    On a CPU all kernels are deterministic.
+    """
     # cuBLAS reads it once in a process, of which a later run may be deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
         torch.backends.cudnn.benchmark = not deterministic
-        # torch would fill each new tensor with NaN: no result depends on one, and it costs a kernel each
+        # torch would fill each new tensor with NaN, a kernel each, although no result depends on it
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def release_memory():
-    """Free the memory of a finished run: reference cycles and the GPU allocator's cache. For the next run of this process."""
+    """Free what a finished run held, for the next one of this process: cycles, the GPU's cache."""
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where no GPU was used
 
@@ -123,9 +126,9 @@ def available_processors():
 def set_threads(threads):
     """Set torch's CPU threads and return their number.
 
-    `auto`: all processors that this process may use, at most OMP_NUM_THREADS where the environment has
-    it (the parallel launcher gives each of its processes a share). The number decides in which order
-    sums are formed; it therefore does not depend on the load of the machine.
+    `auto`: all processors that this process may use, at most OMP_NUM_THREADS where the environment
+    has it (the parallel launcher gives each of its processes a share). The number decides in which
+    order sums are formed; it therefore does not depend on the load of the machine.
     """
     if threads == "auto":
         threads = available_processors()

@@ -1,7 +1,7 @@
-"""The batches of an epoch on a device, and a step that is repeated over them, as a CUDA graph where possible.
+"""The batches of an epoch on a device, and a step that is repeated over them, as a CUDA graph.
 
-`HostBatches` are assembled by the CPU. `ResidentBatches` keep the data set and the epoch's plan on a
-GPU and crop, mirror and normalise inside the step, which can therefore be captured whole.
+`HostBatches` are assembled by the CPU. `ResidentBatches` keep the data set and the epoch's plan on
+a GPU and crop, mirror and normalise inside the step, which can therefore be captured whole.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ class HostBatches:
 class ResidentBatches(HostBatches):
     """The whole set as bytes on the device; a batch is a slice of the epoch's plan.
 
-    The place in the plan is a tensor on the device, which a captured step moves on; `start` sets it.
+    The place in the plan is a tensor on the device, set by `start`, which a captured step moves on.
     """
 
     def __init__(self, batches, device):
@@ -72,7 +72,7 @@ class ResidentBatches(HostBatches):
         self.cursor.fill_(step * self.batch_size)
 
     def take(self, size):
-        """The next `size` images: (B, 3, H, W) float32 in channels-last memory, and their labels."""
+        """The next `size` images, (B, 3, H, W) float32 in channels-last memory; their labels."""
         positions = self.cursor + self.range[:size]
         index, offsets, mirror = (drawn[positions] for drawn in self.plan)
         self.cursor += size
@@ -104,7 +104,7 @@ class Repeated:
         step: called with the images and labels of a batch.
         batches: as `batches_on` returns them.
         key: what the random numbers inside a step depend on, beside the step's place.
-        graphs: batch size -> torch.cuda.CUDAGraph of the step; none: it runs operation by operation.
+        graphs: batch size -> torch.cuda.CUDAGraph of the step; none: operation by operation.
     """
 
     def __init__(self, step, batches, key, graphs=None):
@@ -114,9 +114,9 @@ class Repeated:
         self.graphs = graphs
 
     def epoch(self, epoch, start=0):
-        """Run the steps of an epoch, counted from 1; yields after each how many of them are done."""
+        """Run the steps of an epoch, counted from 1; yields after each how many are done."""
         device = self.batches.device
-        # At most IN_FLIGHT steps ahead, the CPU notices a signal in time and measures the GPU's work.
+        # At most IN_FLIGHT steps ahead, the CPU notices a signal and measures the GPU's work.
         # blocking: it waits without spinning
         on_gpu = device.type == "cuda"
         events = [torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT if on_gpu else 0)]
@@ -139,8 +139,8 @@ class Repeated:
 def with_graph(step, batches, tensors, capture, mode, key, warn=print):
     """The step repeated over its batches: captured where `capture` is true and they are resident.
 
-    Before an epoch begins. Changes none of `tensors`, also where it fails. Host batches are those of
-    large images, whose steps keep a GPU busy without a graph.
+    Before an epoch begins. Changes none of `tensors`, also where it fails. Host batches are those
+    of large images, whose steps keep a GPU busy without a graph.
 
     Args:
         step: called with the images and labels of a batch.
@@ -158,8 +158,8 @@ def with_graph(step, batches, tensors, capture, mode, key, warn=print):
     kept = [tensor.clone() for tensor in tensors]
     before = torch.cuda.current_stream(batches.device)
     mode()
-    # A capture runs on a side stream, after a few steps there that choose kernels and allocate. All that
-    # these steps change is put back, whatever happens.
+    # A capture runs on a side stream, after a few steps there that choose kernels and allocate. All
+    # that these steps change is put back, whatever happens.
     try:
         graphs = captured(step, batches, warm_up(step, batches), warn)
     finally:
@@ -186,7 +186,7 @@ def warm_up(step, batches):
 
 
 def captured(step, batches, stream, warn):
-    """{batch size: a graph of the step}; where it cannot be captured, {} and a line that says why."""
+    """{batch size: a graph of the step}; where it cannot be captured, {} and a line with why."""
     pool = torch.cuda.graph_pool_handle()
     graphs = {}
     try:

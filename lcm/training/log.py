@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, one JSON object an epoch. TensorBoard's events are made from it."""
+"""The record of a run: metrics.jsonl, one JSON object an epoch; from it, TensorBoard's events."""
 
 import contextlib
 import json
@@ -22,10 +22,10 @@ METRICS = [TAGS[name] for name in ("test_top1", "train_top1", "test_loss", "trai
 
 
 class RunLog:
-    """Appends epochs to `directory/metrics.jsonl`, after restoring it to `text`, a checkpoint's record.
+    """Adds epochs to `directory/metrics.jsonl`, first restored to `text`, a checkpoint's record.
 
-    With `tensorboard=True` the same numbers go to `directory/tensorboard`, which is rewritten when a
-    run continues, and `settings`, {key: value}, to its table of hyperparameters (HParams).
+    With `tensorboard` the same numbers go to `directory/tensorboard`, which is rewritten when a run
+    continues, and `settings`, {key: value}, to its table of hyperparameters (HParams).
     """
 
     def __init__(self, directory, text="", tensorboard=True, settings=(), warn=print):
@@ -47,8 +47,8 @@ class RunLog:
             raise unreadable(self.file, error) from error
         if not self.text and (epochs := present.count(b"\n")) > 1:
             raise UserError(
-                f"{self.file} has {epochs} epochs, but there is no checkpoint to continue from: put "
-                f"checkpoint.pt back, or move {self.file.parent} away to start this run anew"
+                f"{self.file} has {epochs} epochs, but there is no checkpoint to continue from: "
+                f"put checkpoint.pt back, or move {self.file.parent} away to start this run anew"
             )
         if not present.startswith(self.text.encode()):
             self._warn(
@@ -66,8 +66,8 @@ class RunLog:
             self._show()
         except Exception as error:  # a full disk, a tensorboard that cannot be imported
             self._warn(
-                f"warning: no TensorBoard events ({type(error).__name__}: {error}); metrics.jsonl has "
-                "every number. tensorboard=false switches them off"
+                f"warning: no TensorBoard events ({type(error).__name__}: {error}); metrics.jsonl "
+                "has every number. tensorboard=false switches them off"
             )
             self._folder = None
 

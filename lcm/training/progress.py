@@ -19,7 +19,8 @@ class Progress:
     """Shows steps and epochs of a run, and what is left of it.
 
     What is left is estimated from the time since step 1 of the first epoch that this process trains
-    from its beginning: a process's first step warms up, and a part of an epoch has a whole evaluation.
+    from its beginning: a process's first step warms up, and after a part of an epoch comes a whole
+    evaluation.
 
     Args:
         style: "bar", "lines", or "auto" (a bar where stderr is a terminal).
@@ -37,7 +38,7 @@ class Progress:
         self._estimated = False
 
     def step(self, epoch, done, sums=None):
-        """Call after step `done` of an epoch; `sums`: the Sums of training, unless it would wait."""
+        """Call after step `done` of an epoch; `sums`: those of training, unless reading waits."""
         now = time.monotonic()
         self._said = self._said or now
         if self._began is not None:

@@ -8,7 +8,7 @@ from lcm.errors import plural
 
 
 def described(schedule):
-    """A schedule in words, for the plan that a run prints: SGD, no warm-up, no smoothing unless said."""
+    """A schedule in words, for the plan that a run prints; what it does not have is left out."""
     decay = "falling as a cosine"
     if schedule["decay"] == "steps":
         decay = f"divided by {schedule['divide_by']:g} at {schedule['divide_at']}"
@@ -42,8 +42,8 @@ def learning_rate(schedule, epoch):
 def make_optimizer(schedule, network):
     """The optimiser of a schedule on the network's parameters, fused.
 
-    sgd: section 4.1.2 of the paper. adamw: I. Loshchilov, F. Hutter, ICLR 2019. The rate is a tensor on
-    the device, where a CUDA graph reads it; it is set before each epoch.
+    sgd: section 4.1.2 of the paper. adamw: I. Loshchilov, F. Hutter, ICLR 2019. The rate is a
+    tensor on the device, where a CUDA graph reads it; it is set before each epoch.
     """
     device = next(network.parameters()).device
     shared = {"lr": 0.0, "weight_decay": schedule["weight_decay"], "fused": True}

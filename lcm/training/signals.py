@@ -12,10 +12,10 @@ from lcm.errors import SIGNALS, Stopped
 class StopRequest:
     """The signals' handler.
 
-    While a network trains (`patient`), the first signal is stored in `requested`, which the loop reads
-    after each step. Later signals change nothing: SIGUSR1 before a time limit remains the reason. Only a
-    second SIGINT raises Stopped at once. At any other time, during a download for example, there is
-    nothing to save and the first signal raises Stopped at once.
+    While a network trains (`patient`), the first signal is stored in `requested`, which the loop
+    reads after each step. Later signals change nothing: SIGUSR1 before a time limit remains the
+    reason. Only a second SIGINT raises Stopped at once. At any other time, during a download for
+    example, there is nothing to save and the first signal raises Stopped at once.
     """
 
     def __init__(self):
@@ -63,7 +63,7 @@ class StopRequest:
             self.is_listening = False
 
     def patient(self):
-        """A block in which a signal sets `requested` and raises nothing: the block saves when it can."""
+        """A block in which a signal only sets `requested`: the block saves when it can."""
         return self._with_patience(True)
 
     def impatient(self):
