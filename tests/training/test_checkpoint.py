@@ -132,11 +132,20 @@ def test_500_damages_recognised_and_the_one_before_used(directory):
     assert sorted(os.listdir(directory)) == [PREVIOUS, NAME]
 
 
+class Malice:
+    """Unpickled by a reader that runs what it reads, it fails the test: no `except Exception` has that."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code of a checkpoint ran",)
+
+
 FOREIGN = {  # content -> how it is named
     b"": "cut short, or no checkpoint",
     b"not a checkpoint": "cut short, or no checkpoint",
     saved_by_torch(payload(7), sealed=False): "cut short, or no checkpoint",
     with_checksum(b"not a torch file"): "not readable as weights",
+    saved_by_torch(payload(7) | {"extra": Malice()}): "not readable as weights",
+    with_checksum(pickle.dumps(Malice(), protocol=2)): "not readable as weights",
     saved_by_torch(payload(7) | {"config_hash": "beef"}): "another run's",
     saved_by_torch([1, 2, 3]): "another run's",
 }
@@ -150,30 +159,9 @@ def test_what_is_no_checkpoint_of_this_run_is_named(directory, content, reason):
     assert reason in warnings[0]
 
 
-class Malice:
-    """Unpickled by a reader that runs what it reads, it leaves a file."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
-def test_a_malicious_pickle_is_refused_and_not_run(directory, tmp_path_factory, form):
-    trace = tmp_path_factory.mktemp("trace") / "ran"
-    body = saved_by_torch(
-        payload(2) | {"extra": Malice(trace)}, _use_new_zipfile_serialization=form == "zip"
-    )
-    if form == "bare pickle":
-        body = with_checksum(pickle.dumps(Malice(trace), protocol=2))
-    (directory / NAME).write_bytes(body)
-    with pytest.raises(DamagedCheckpoint, match="not readable as weights"):
-        read(directory / NAME)
-    assert not trace.exists()
-    pickle.loads(pickle.dumps(Malice(trace)))  # the pickle is what it is said to be
-    assert trace.exists()
+def test_malice_is_what_it_is_said_to_be():
+    with pytest.raises(pytest.fail.Exception):
+        pickle.loads(pickle.dumps(Malice()))
 
 
 def test_nothing_in_this_repository_unpickles():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from plain import CPU, distance, fit, in_dtype, invented_batches, small_network
 
 from lcm.config.compose import load
-from lcm.training.schedule import described, learning_rate
+from lcm.training.schedule import described, learning_rate, make_optimizer
 
 # Section 4.1.2: 300 epochs, divided by 10 at 50 % and 75 %; 100 epochs, at epochs 30 and 60.
 PAPER = {
@@ -45,6 +45,16 @@ def test_a_warm_up_rises_linearly_and_a_cosine_falls_from_the_rate_towards_zero(
     stepped = schedule | {"warm_up": 4}
     rates = [learning_rate(stepped, epoch) for epoch in range(1, 11)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04, 0.04, 0.04, 0.004, 0.004])
+
+
+@pytest.mark.parametrize(
+    "momentum, asked, nesterov", [(0.9, True, True), (0.9, False, False), (0.0, True, False)]
+)
+def test_there_is_no_nesterov_without_momentum(momentum, asked, nesterov):
+    """torch would refuse it."""
+    schedule = load("schedule", "cifar") | {"momentum": momentum, "nesterov": asked}
+    (group,) = make_optimizer(schedule, torch.nn.Linear(2, 2)).param_groups
+    assert (group["momentum"], group["nesterov"]) == (momentum, nesterov)
 
 
 def test_a_schedule_in_words():
