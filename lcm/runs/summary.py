@@ -18,7 +18,8 @@ def print_plan(config, data, complexity, state, directory, saved):
         f"{complexity.macs / 1e9:.3f} G multiply-accumulates",
         f"data        {config['data']['name']}: {plural(train.images, 'training image')}, {plural(test.images, 'test image')}",
         *(f"            {note}" for note in notes),
-        f"schedule    {schedule['name']}: {described(schedule)}",
+        f"schedule    {schedule['name']}: {plural(schedule['epochs'], 'epoch')}, "
+        f"batch {schedule['batch_size']}, {described(schedule)}",
         f"device      {device}, {config['precision']}{', compiled' if config['compile'] else ''}",
         f"run         {directory}, seed {config['seed']}",
     ]

@@ -3,14 +3,12 @@
 import pytest
 from invented_runs import invented_run
 
-from lcm.config.compose import load
 from lcm.errors import UserError
 from lcm.reporting.records import DamagedRecord, read_run
 from lcm.reporting.runs import collect
 from lcm.runs.grid import GridRun, refuse_problems
 from lcm.runs.status import Status, totals
 from lcm.runs.summary import best_and_last, result_line
-from lcm.training.schedule import described
 
 RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_epoch": 280}
 PAPERS = {"data": "cifar10", "model": "resnet20", "attention": "none", "schedule": "cifar"}
@@ -78,19 +76,3 @@ def test_one_of_a_thing_is_singular(tmp_path):
         first, *_ = (directory / "metrics.jsonl").read_text().splitlines()
         (directory / "metrics.jsonl").write_text(first + "\n")
         read_run(directory)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, "2 epochs, batch 64, SGD, learning rate 0.1 divided by 10 at [0.5, 0.75]"),
-        ({"decay": "cosine"}, "2 epochs, batch 64, SGD, learning rate 0.1 with cosine decay"),
-        (
-            {"optimizer": "adamw", "warm_up": 1, "label_smoothing": 0.1},
-            "2 epochs, batch 64, AdamW, learning rate 0.1 divided by 10 at [0.5, 0.75], "
-            "warm-up of 1 epoch, label smoothing 0.1",
-        ),
-    ],
-)
-def test_a_schedule_is_described_as_it_is_trained(changes, words):
-    assert described(load("schedule", "cifar") | {"epochs": 2} | changes) == words
