@@ -56,10 +56,7 @@ def exit_with_message(error, debug=False):
 
     Unknown ones, and all of them with `debug`, get their traceback too.
     """
-    if STOP.at_once and not isinstance(
-        error, Stopped
-    ):  # from code that a signal's exception interrupted
-        error = Stopped(STOP.requested, "nothing was in progress that is not saved")
+    error = STOP.behind(error)
     if debug or not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     if isinstance(error, Stopped):

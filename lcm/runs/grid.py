@@ -2,7 +2,9 @@
 starts.
 """
 
+import functools
 import itertools
+import json
 import re
 from typing import NamedTuple
 
@@ -58,11 +60,18 @@ def problems(config):
     shipped = targets <= {None, *SHIPPED}
     if shipped and all(config[group] == expected[group] for group in SIZES):
         return []
-    from lcm.models.build import site_problems
-
     data = config["data"]
     classes = data["num_classes"] or 2  # counted only when the images are read
-    return site_problems(config["model"], config["attention"], classes, data["image_size"])
+    return _site_problems(
+        json.dumps([config["model"], config["attention"], classes, data["image_size"]])
+    )
+
+
+@functools.cache  # of what it depends on: a grid asks for every seed, and every run once more
+def _site_problems(arguments):
+    from lcm.models.build import site_problems
+
+    return site_problems(*json.loads(arguments))
 
 
 def grid(loader, master, arguments):
@@ -87,12 +96,16 @@ def grid(loader, master, arguments):
     rows = [list(row) for row in itertools.product(*values.values())]
     for group in filter(swept.get, GROUPS):
         load_all(group)  # in one composition, before the check of each run asks for its own
+
+    @functools.cache  # Hydra takes about a tenth of a second for a config
+    def composed(*row):
+        config = loader.load_sweep_config(master, list(row))
+        return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
     runs = {}
-    composed = {}
     for row in rows:
         name = " ".join(text for text in row if swept[text.partition("=")[0]])
-        config, found = compose(loader, master, row, composed)
-        run = GridRun(name, row, config, found or problems(config))
+        run = GridRun(name, row, *_checked(row, composed))
         runs.setdefault(name if run.problems else run.directory, run)
     if len(rows) > 1 and any(run.config and run.config["run_directory"] for run in runs.values()):
         raise UserError(
@@ -114,31 +127,22 @@ def _values(key, override):
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def compose(loader, master, overrides, composed):
-    """(the resolved config as nested dicts, []), or (None, what keeps Hydra from composing it).
+def _checked(row, composed):
+    """(the resolved config of a row of overrides, its problems); None where it does not compose.
 
-    Hydra takes about a tenth of a second for a config; `composed` keeps them, and why they fail;
-    runs that differ in the seed alone share one.
+    composed: from overrides to a config. Runs that differ in the seed alone share one.
     """
-    seeds = [text for text in overrides if text.lstrip("+").startswith("seed=")]
-    seed = SEED.fullmatch(seeds[-1]) if seeds else None  # the last one counts
-    others = tuple(text for text in overrides if not seed or text not in seeds)
-    if isinstance(composed.get(others), Exception):
-        return None, [composition_problem(composed[others])]
+    seed = next((match for text in row if (match := SEED.fullmatch(text))), None)
     try:
-        if others not in composed:
-            config = loader.load_sweep_config(master, list(others))
-            composed[others] = OmegaConf.masked_copy(
-                config, [key for key in config if key != "hydra"]
-            )
+        config = composed(*(text for text in row if not seed or text != seed[0]))
         if seed:
-            composed[others].seed = int(seed[1])
-        return resolved(composed[others]), []
+            config.seed = int(seed[1])
+        config = resolved(config)
     except COMPOSITION_ERRORS as error:
-        composed.setdefault(others, error)
         return None, [composition_problem(error)]
     except UserError as error:
         return None, [str(error)]
+    return config, problems(config)
 
 
 def resolved(config):
