@@ -95,10 +95,6 @@ def main(task):
     sys.stderr = SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
-    if compose.CONFIGS is None:
-        sys.exit(
-            "error: there is no configs folder beside the package: run train.py from a checkout"
-        )
     try:
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
