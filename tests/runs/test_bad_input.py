@@ -170,16 +170,6 @@ def test_an_error_of_the_program_is_a_failure_with_its_traceback(tiny, tmp_path)
     assert json.loads(file.read_text())["state"] == "failed"
 
 
-def test_before_the_config_is_composed_too(imported, tmp_path):
-    def bug():
-        from lcm import cli
-
-        cli.override_problems = lambda *args: 1 / 0
-
-    ended = command(tmp_path, "seed=1", prepare=bug)
-    assert ended.code == 1 and "Traceback" in ended.err and "ZeroDivisionError" in ended.err
-
-
 def test_a_bug_in_a_data_set_shows_its_own_traceback(tiny, tmp_path):
     def bug():
         import tiny

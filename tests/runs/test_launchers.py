@@ -65,24 +65,6 @@ def test_in_parallel_a_worker_that_is_killed_takes_no_run_with_it(tmp_path):
     assert states(tmp_path) == {"finished": 6}
 
 
-def threads_of_a_worker():
-    return os.environ.get("OMP_NUM_THREADS")
-
-
-def test_the_processors_are_shared_out(monkeypatch):
-    """joblib bounds the threads of each worker; `threads: auto` keeps to the bound."""
-    from joblib import Parallel, cpu_count, delayed
-
-    from lcm.training.device import set_threads
-
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    bound = str(max(1, cpu_count() // 2))
-    assert Parallel(n_jobs=2)(delayed(threads_of_a_worker)() for _ in range(2)) == [bound, bound]
-    monkeypatch.setenv("OMP_NUM_THREADS", bound)
-    monkeypatch.setattr("lcm.training.device.available_processors", lambda: 64)
-    assert set_threads("auto") == int(bound)
-
-
 def test_each_worker_takes_the_next_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     devices = [job.share_gpus("auto", worker) for worker in range(5)]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from processes import FAKE, REAL, ROOT, states, sweep
 
 from lcm.config import compose
-from lcm.config.check import _size_problem, check, typed
+from lcm.config.check import check, typed
 from lcm.config.command_line import override_problems
 from lcm.config.identity import ADDED, config_hash, deviations
 from lcm.data import build_data
@@ -236,7 +236,7 @@ def test_a_network_without_a_data_set_of_its_size(own):
     found = composed(own, "model=plain", "attention=none")
     found["model"]["image_size"] = found["data"]["image_size"] = 64
     found["data"]["image_size"] = 48
-    assert "no file in configs/ fits either of them" in _size_problem(found["model"], found["data"])
+    assert check(found)[0].endswith("no file in configs/ fits either of them")
 
 
 # Inside a program of somebody else's

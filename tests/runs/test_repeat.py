@@ -188,13 +188,6 @@ def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     )  # trained already: compared alone
     assert other.returncode == 1
     assert "test_loss: differs from epoch 1 on, by 1e-09 at most" in other.stdout
-    strange = command(
-        "scripts/repeat.py", str(run), "schedule.epochs=1", f"--runs={tmp_path}/again"
-    )
-    assert (
-        strange.returncode == 2
-        and "schedule.epochs=1: it would make this another run" in strange.stderr
-    )
 
 
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
@@ -209,17 +202,3 @@ def test_a_signal_goes_on_to_the_training_which_saves(tmp_path, number, to_all):
     assert code == 75 and f"stopped by {number.name}: saved after step" in output
     assert output.count("stopped by") == 1 and "Traceback" not in output
     assert states(tmp_path) == {"stopped": 1}
-
-
-def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
-    import repeat
-
-    (tmp_path / "seed0").mkdir()
-    (tmp_path / "seed0" / "run.json").write_text('{"state": "stopped"}')
-    for place, words in (
-        (tmp_path / "none", "no such file or folder"),
-        (tmp_path / "seed0", "the run is stopped"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            repeat.main([str(place)])
-        assert ended.value.code == 2 and words in capsys.readouterr().err
