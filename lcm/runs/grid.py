@@ -2,6 +2,7 @@
 starts.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -105,13 +106,19 @@ def grid(loader, master, arguments):
     runs = {}
     for row in rows:
         name = " ".join(text for text in row if swept[text.partition("=")[0]])
-        run = GridRun(name, row, *_checked(row, composed))
-        runs.setdefault(name if run.problems else run.directory, run)
-    if len(rows) > 1 and any(run.config and run.config["run_directory"] for run in runs.values()):
-        raise UserError(
-            f"run_directory names one directory for {len(rows)} runs: leave it out, "
-            "or set runs=ANOTHER_FOLDER"
-        )
+        config, found = _checked(row, composed)
+        run = GridRun(name, row, config, found)
+        if len(rows) > 1 and config and config["run_directory"]:
+            raise UserError(
+                f"run_directory names one directory for {len(rows)} runs: leave it out, "
+                "or set runs=ANOTHER_FOLDER"
+            )
+        same = runs.setdefault(name if run.problems else run.directory, run)
+        if same.name != name:
+            raise UserError(
+                f"{same.name} and {name} are the same run: what differs between them is no part of "
+                "it; give one value"
+            )
     return list(runs.values())
 
 
@@ -119,12 +126,16 @@ def _values(key, override):
     """Every KEY=VALUE that an override stands for, as text."""
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
-    if not override.is_discrete_sweep():
+    found = []
+    if override.is_discrete_sweep():
+        with contextlib.suppress(ValueError):  # range(0, 5, 0)
+            found = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not found:
         raise UserError(
             f"the grid cannot be expanded: {override.input_line}: no list of values; "
             "write them out, or range(...)"
         )
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return found
 
 
 def _checked(row, composed):
