@@ -145,6 +145,7 @@ RULES = {
     "data.workers": number(int, low=0, high=1024),
     "data.pad": number(int, low=0, high=16),
     "data.cache_size": either(None, number(int, low=1)),
+    "model.image_size": number(int, low=1),
     "model.layers": number(int, low=1, high=10**4),
     "model.growth_rate": number(int, low=1),
     "model.memory": one_of("fast", "linear"),
@@ -154,6 +155,14 @@ RULES = {
 
 # of a choice, not choices
 FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classes")
+
+# What the file of an option has: without a target nothing would be built, and nothing said.
+NEEDED = {
+    "data": ("_target_", "image_size", "num_classes"),
+    "model": ("_target_", "family", "image_size"),
+    "attention": ("_target_",),
+    "schedule": [key.partition(".")[2] for key in RULES if key.startswith("schedule.")],
+}
 
 # Words of other recipes, which somebody may look for here.
 RECIPE = re.compile(
@@ -226,12 +235,14 @@ def check(config):
         elif problem := _value_problem(key, value, expected[key]):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]
-    schedule = {key for key in RULES if key.startswith("schedule.")}
-    if lacking := sorted(schedule - expected.keys()):
-        problems.append(
-            f"schedule={names['schedule']} has no {', '.join(lacking)}; "
-            "`defaults: [cifar]` in its file brings the paper's"
-        )
+    for group, needed in NEEDED.items():
+        lacking = [key for key in needed if f"{group}.{key}" not in expected]
+        if lacking and config[group] != {"name": "none"}:  # no attention
+            advice = "`defaults: [cifar]` brings the paper's"
+            advice = advice if group == "schedule" else "docs/extending.md has an example"
+            problems.append(
+                f"the file of {group}={names[group]} has no {', '.join(lacking)}; {advice}"
+            )
     return problems or _combination_problems(config)
 
 

@@ -4,6 +4,7 @@ problem, and advise `+typo=1`.
 
 import importlib.util
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
@@ -67,6 +68,7 @@ def override_problems(arguments, multirun=False, config_dir=None):
     values = {override.key_or_group: override.value() for _, override in overrides}
     further = [Path(config_dir).absolute().as_uri()] if config_dir else []
     compose.use_configs(compose.CONFIGS, further + list(values.get("hydra.searchpath") or []))
+    problems += _shadowed()
     names = {group: values[group] for group in GROUPS if values.get(group) in choices(group)}
     try:
         usual = flatten(compose_names(names))
@@ -78,6 +80,17 @@ def override_problems(arguments, multirun=False, config_dir=None):
         for text, override in overrides
         for problem in _problems_of(text, override, multirun, usual)
     ]
+
+
+def _shadowed():
+    """Files of one's own that nothing would ever read: configs/ has their names, and comes first."""
+    for place in compose.FURTHER:
+        folder = Path(unquote(urlsplit(place).path))
+        for file in sorted(folder.glob("*/**/*.yaml")):
+            if (name := file.relative_to(folder)).parts[0] != "hydra" and (
+                compose.CONFIGS / name
+            ).exists():
+                yield f"{file}: configs/{name} comes first; give it another name"
 
 
 def _problems_of(text, override, multirun, usual):

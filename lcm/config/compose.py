@@ -240,8 +240,9 @@ def composition_problem(error):
         options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
         return f"{lines[0]}; choose from {', '.join(options)}"
     advice = ("To append", "Config search path")
-    reasons = [line.strip().rstrip(".") for line in lines if not line.startswith(advice)]
-    return ": ".join(dict.fromkeys(list(filter(None, reasons))[:2]))
+    reasons = [line.strip(" .") for line in lines if line and not line.startswith(advice)]
+    places = [line for line in reasons if line.startswith('in "')]  # of what is wrong in a file
+    return ": ".join(dict.fromkeys(reasons[:2] + places))
 
 
 def flatten(config, prefix=""):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from lcm.config.check import check, typed
@@ -23,7 +24,7 @@ from lcm.config.compose import (
     plain,
     resolve,
 )
-from lcm.errors import UserError, plural
+from lcm.errors import UserError, one_line, plural
 from lcm.runs.directory import run_directory
 
 SIZES = ("model", "attention")  # the groups that decide whether an attention module fits a site
@@ -61,6 +62,11 @@ def problems(config):
     shipped = targets <= {None, *SHIPPED}
     if shipped and all(config[group] == expected[group] for group in SIZES):
         return []
+    for target in targets - {None, *SHIPPED}:
+        try:
+            get_object(target)
+        except Exception as error:  # whatever a module of the user's own raises
+            return [f"_target_ {target} cannot be imported: {one_line(error)}"]
     data = config["data"]
     classes = data["num_classes"] or 2  # counted only when the images are read
     return _site_problems(

@@ -16,7 +16,7 @@ from pathlib import Path
 from hydra.utils import get_object
 
 from lcm.config.compose import SHIPPED
-from lcm.errors import UserError, one_line
+from lcm.errors import UserError
 from lcm.files import unwritable, write
 from lcm.runs.directory import run_directory
 from lcm.runs.lock import owner
@@ -120,12 +120,9 @@ def _targets(config):
 def files_of(target):
     """{name: file} of the file that defines a target and of the local files that it imports.
 
-    A name is the module's as a path: "lcm/attention/cbam.py". Raises UserError for a wrong target.
+    A name is the module's as a path: "lcm/attention/cbam.py".
     """
-    try:
-        get_object(target)
-    except Exception as error:  # whatever a module of the user's own raises
-        raise UserError(f"_target_ {target} cannot be imported: {one_line(error)}") from error
+    get_object(target)  # imported, so that `_home` can follow its name
     module, _, name = target.rpartition(".")
     return _closure([_home(module, name)])
 

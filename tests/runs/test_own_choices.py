@@ -227,9 +227,7 @@ def test_a_data_set_that_is_not_there_is_bad_input():
 def test_a_schedule_that_lacks_a_key_is_told_where_to_have_it_from(own):
     found = composed(own, "schedule=bare")
     (problem,) = check(found)
-    assert (
-        "schedule=bare has no schedule.batch_size, " in problem and "`defaults: [cifar]`" in problem
-    )
+    assert "schedule=bare has no batch_size, " in problem and "`defaults: [cifar]`" in problem
 
 
 def test_a_network_without_a_data_set_of_its_size(own):

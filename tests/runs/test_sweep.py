@@ -70,7 +70,7 @@ def test_the_command_line_narrows_and_widens_an_experiment():
 
 
 def test_a_run_that_the_grid_names_twice_is_in_it_once():
-    assert len(jobs_of(["seed=0,1,0", "device=auto,cpu"])) == 2
+    assert len(jobs_of(["seed=0,1,0", "attention=se,se"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,14 @@ def test_runs_that_differ_in_the_seed_alone_are_composed_once(seeds, composition
     for job in jobs:
         alone = composed(*job.overrides)
         assert job.config == alone and type(job.config["seed"]) is type(alone["seed"])
+
+
+def test_a_module_is_tried_once_for_all_seeds(monkeypatch):
+    calls = []
+    monkeypatch.setattr("lcm.models.build.site_problems", lambda *of: calls.append(of) or [])
+    words = ["attention=se", "attention.reduction=3,5", "seed=range(4)"]
+    assert len(jobs_of(words)) == 8 and len(calls) == 2
+    assert len({str(call) for call in calls}) == 2
 
 
 # One sweep
