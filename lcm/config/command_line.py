@@ -84,13 +84,11 @@ def override_problems(arguments, multirun=False, config_dir=None):
 
 def _shadowed():
     """Files of one's own that nothing would ever read: configs/ has their names, and comes first."""
-    for place in compose.FURTHER:
-        folder = Path(unquote(urlsplit(place).path))
-        for file in sorted(folder.glob("*/**/*.yaml")):
-            if (name := file.relative_to(folder)).parts[0] != "hydra" and (
-                compose.CONFIGS / name
-            ).exists():
-                yield f"{file}: configs/{name} comes first; give it another name"
+    for folder in (urlsplit(place).path for place in compose.FURTHER if place.startswith("file:")):
+        for file in sorted(Path(unquote(folder)).glob("*/**/*.yaml")):
+            first = compose.CONFIGS / file.relative_to(unquote(folder))
+            if first.exists() and not first.samefile(file):
+                yield f"{file}: {first} has this name too, and comes first; take another name"
 
 
 def _problems_of(text, override, multirun, usual):
