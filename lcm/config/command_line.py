@@ -4,7 +4,6 @@ problem, and advise `+typo=1`.
 
 import importlib.util
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
@@ -66,7 +65,7 @@ def override_problems(arguments, multirun=False, config_dir=None):
                 "a value with special characters takes two pairs of quotes: key=\"'value'\""
             )
     values = {override.key_or_group: override.value() for _, override in overrides}
-    further = [Path(config_dir).absolute().as_uri()] if config_dir else []
+    further = [f"file://{Path(config_dir).absolute()}"] if config_dir else []
     compose.use_configs(compose.CONFIGS, further + list(values.get("hydra.searchpath") or []))
     problems += _shadowed()
     names = {group: values[group] for group in GROUPS if values.get(group) in choices(group)}
@@ -84,9 +83,10 @@ def override_problems(arguments, multirun=False, config_dir=None):
 
 def _shadowed():
     """Files of one's own that nothing would ever read: configs/ has their names, and comes first."""
-    for folder in (urlsplit(place).path for place in compose.FURTHER if place.startswith("file:")):
-        for file in sorted(Path(unquote(folder)).glob("*/**/*.yaml")):
-            first = compose.CONFIGS / file.relative_to(unquote(folder))
+    for place in compose.FURTHER:
+        folder = Path(place.removeprefix("file://"))
+        for file in sorted(folder.glob("*/**/*.yaml")):
+            first = compose.CONFIGS / file.relative_to(folder)
             if first.exists() and not first.samefile(file):
                 yield f"{file}: {first} has this name too, and comes first; take another name"
 

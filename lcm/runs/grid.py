@@ -66,7 +66,8 @@ def problems(config):
         try:
             get_object(target)
         except Exception as error:  # whatever a module of the user's own raises
-            return [f"_target_ {target} cannot be imported: {one_line(error)}"]
+            reason = one_line(error.__cause__ or error)
+            return [f"_target_ {target} cannot be imported: {reason}"]
     data = config["data"]
     classes = data["num_classes"] or 2  # counted only when the images are read
     return _site_problems(

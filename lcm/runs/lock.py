@@ -1,8 +1,8 @@
 """Who trains a run: the lock on its directory, which the kernel releases when its owner ends, however
 it ends.
 
-POSIX record locks: they work on shared folders and are not inherited by loader workers. Closing any
-descriptor of the lock file releases them, so that an owner opens it only once.
+POSIX record locks: they work on shared folders and are not inherited by loader workers. A process
+that closes any descriptor of a locked file loses its lock: nobody asks about a directory of its own.
 """
 
 import contextlib
@@ -17,14 +17,6 @@ from lcm.files import unwritable
 from lcm.runs.directory import now
 
 FILE = "owner.lock"
-_held = (
-    set()
-)  # (process, device, inode) of what is owned here; a fork inherits the set, but no lock
-
-
-def _key(directory):
-    found = os.stat(directory)
-    return os.getpid(), found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager
@@ -34,12 +26,8 @@ def owner(directory):
     Raises OwnedElsewhere, naming host, process and since when, where another live process owns it.
     """
     directory = Path(directory)
-    me = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        key = _key(directory)
-        if key in _held:
-            raise OwnedElsewhere(f"{directory} is being trained by this very {me}")
         stream = open(directory / FILE, "a+b", buffering=0)  # noqa: SIM115  held as long as the lock
     except OSError as error:
         raise unwritable(directory, error) from error
@@ -54,16 +42,13 @@ def owner(directory):
             raise OwnedElsewhere(
                 f"{directory} is being trained by {who}: wait for it, or stop it there first"
             )
+        me = f"process {os.getpid()} on {socket.gethostname()} since {now()}\n"
         try:
             stream.truncate(0)
-            stream.write(f"{me} since {now()}\n".encode())
+            stream.write(me.encode())
         except OSError as error:
             raise unwritable(directory / FILE, error) from error
-        _held.add(key)
-        try:
-            yield
-        finally:
-            _held.discard(key)
+        yield
 
 
 def _lock(stream, kind):
@@ -81,12 +66,9 @@ def _lock(stream, kind):
 
 
 def is_owned(directory):
-    """Whether a live process owns the run's directory: another one, or this one."""
-    directory = Path(directory)
+    """Whether another live process owns the run's directory."""
     try:
-        if _key(directory) in _held:
-            return True
-        with open(directory / FILE, "rb") as stream:
+        with open(Path(directory) / FILE, "rb") as stream:
             return not _lock(stream, fcntl.LOCK_SH)
     except OSError:
         return False
