@@ -179,16 +179,6 @@ def test_a_name_that_no_file_has(section):
     assert "no such model" in problem and "choose from" in problem
 
 
-def test_widths_bound_the_reduction():
-    """A DenseNet's sites are as wide as its growth rate, a ResNet's as the stage."""
-    assert problems(config("densenet40", attention__reduction=12)) == []
-    assert (
-        "larger than the 12 channels" in problems(config("densenet40", attention__reduction=13))[0]
-    )
-    assert problems(config("densenet40", model__growth_rate=24, attention__reduction=24)) == []
-    assert problems(config(attention__reduction=64, attention__sites={"stages": [3]})) == []
-
-
 def test_the_hashes_of_the_recorded_runs_stay():
     records = sorted((ROOT / "results" / "metrics").glob("*.jsonl"))
     assert records

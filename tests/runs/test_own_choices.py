@@ -5,10 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
 from hydra_config import composed, config
-from omegaconf import OmegaConf
 from processes import FAKE, REAL, ROOT, states, sweep
 
 from lcm.config import compose
@@ -135,16 +132,6 @@ def test_a_choice_may_lie_in_a_folder_and_call_itself_otherwise(own):
     assert problem.endswith("nearest: own/se4")
 
 
-def test_a_run_from_elsewhere_decides_nothing_that_is_imported(own):
-    found = composed(own, "attention=mine")
-    evil = {"_target_": "os.system", "name": "mine", "eps": {"_target_": "os.system"}}
-    trusted = compose.known_targets(found | {"attention": found["attention"] | evil})
-    assert trusted["attention"]["_target_"] == "my_module.Mine"
-    compose.use_configs(compose.CONFIGS)
-    with pytest.raises(UserError, match="no such attention"):
-        compose.known_targets(found)
-
-
 def test_a_backbone_may_bring_its_sizes_for_the_papers_attentions(own):
     se, lcm2 = (composed(own, "model=plain", f"attention={name}") for name in ("se", "lcm2"))
     assert se["attention"]["reduction"] == 2
@@ -187,25 +174,12 @@ def test_a_file_cannot_move_a_sweep_elsewhere_either(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"own"}
 
 
-def test_hydra_finds_the_sweeper_by_itself():
-    found = {f"{each.__module__}.{each.__name__}" for each in Plugins.instance().discover(Sweeper)}
-    assert OmegaConf.load(compose.CONFIGS / "train.yaml").hydra.sweeper._target_ in found
-
-
-def completions(line, cwd):
-    """What Hydra offers a shell at the end of a line."""
-    environment = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_CWORD": "1"}
-    code, output = sweep(REAL, "-sc", "query=bash", cwd=cwd, **environment)
-    assert code == 0, output
-    return output.split()
-
-
 def test_the_shell_completes_choices(tmp_path):
-    code, output = sweep(REAL, "-sc", "install=bash", cwd=tmp_path)
-    assert code == 0 and "hydra_bash_completion" in output, output
-    found = completions("python train.py attention=", tmp_path)
-    assert found == [f"attention={name}" for name in compose.choices("attention")]
-    assert completions("python train.py schedule.epo", tmp_path) == ["schedule.epochs="]
+    line = "python train.py attention="
+    environment = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_CWORD": "1"}
+    code, output = sweep(REAL, "-sc", "query=bash", cwd=tmp_path, **environment)
+    assert code == 0, output
+    assert output.split() == [f"attention={name}" for name in compose.choices("attention")]
 
 
 def test_a_module_that_wants_its_input_contiguous_is_told_both_ways():

@@ -9,7 +9,7 @@ import sys
 import pytest
 from hydra_config import config
 from invented_runs import invented_run
-from processes import FAKE, ROOT, kill, start, sweep, trained, wait_until
+from processes import FAKE, ROOT, sweep
 
 from lcm.runs.status import Status, status_of, table, time_left, totals
 
@@ -109,19 +109,6 @@ def test_what_a_sweep_varies_is_shown_with_its_values(tmp_path):
     assert lines[1] == ["1", "schedule=digits", "schedule.learning_rate=0.1"]
     assert lines[2] == ["2", "schedule=cifar"]
     assert lines[3:] == [["3"], ["4"]]
-
-
-def test_a_live_run_shows_its_epoch_and_the_time_left(tmp_path):
-    process = start(FAKE, "schedule.epochs=50", "runs=runs", cwd=tmp_path, FAKE_SECONDS=0.5)
-    try:
-        wait_until(lambda: any(len(epochs) > 4 for epochs in trained(tmp_path).values()))
-        (directory,) = trained(tmp_path)
-        status = status_of(directory)
-        assert status.state == "live" and 3 <= status.epoch < 50 and status.epochs == 50
-        assert 10 < status.left <= 0.5 * 50  # the fake run claims half a second an epoch
-    finally:
-        kill(process)
-    assert status_of(directory).state == "stopped"
 
 
 def test_the_time_left_of_a_run_that_was_continued_counts_from_its_continuation(tmp_path, live):
