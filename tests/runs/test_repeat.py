@@ -117,7 +117,7 @@ def test_only_the_test_loss_of_a_version_that_folded_batch_norms_has_a_tolerance
     config, train_loss, test_loss, apart
 ):
     now = {"train_loss": [train_loss], "test_loss": [test_loss]}
-    found = differences(dict.fromkeys(now, [1.0]), now, tolerances({"config": config}))
+    found = differences({key: [1.0] for key in now}, now, tolerances({"config": config}))
     assert [line.partition(":")[0] for line in found] == apart
 
 
