@@ -2,7 +2,7 @@
 together.
 
 Hydra composes YAML and lets `+typo=1` through. Here all problems are found at once, before anything
-is loaded or built; whether a reduction fits the sites of a network is checked by
+is loaded or built; whether a depth or a reduction fits a network is checked by
 `lcm.runs.grid.problems`, which can ask the network.
 """
 
@@ -266,12 +266,6 @@ def _combination_problems(config):
     model, data, schedule = config["model"], config["data"], config["schedule"]
     if model["image_size"] != data["image_size"]:
         problems.append(_size_problem(model, data))
-    for family, step, extra, smallest in (("cifar_resnet", 6, 2, 8), ("cifar_densenet", 3, 4, 7)):
-        layers = model.get("layers")
-        if model["family"] == family and (layers < smallest or (layers - extra) % step):
-            below = max(smallest, (layers - extra) // step * step + extra)
-            near = f"{below} or {below + step}" if layers > below else f"{below}"
-            problems.append(f"model.layers={layers}: must be {step}n + {extra}; nearest: {near}")
     if schedule["warm_up"] >= schedule["epochs"]:
         problems.append(
             f"schedule.warm_up={schedule['warm_up']}: must be smaller than "

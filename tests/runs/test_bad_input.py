@@ -75,6 +75,16 @@ def little_memory(folder):
     resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
 
 
+def own(name, text):
+    """A YAML file of one's own in {folder}/own."""
+
+    def write(folder):
+        (folder / "own" / name).parent.mkdir(parents=True)
+        (folder / "own" / name).write_text(text)
+
+    return write
+
+
 ARRANGED = {  # called in the command's process, with its folder
     None: lambda folder: None,
     "without the extra": no_launcher,
@@ -87,6 +97,11 @@ ARRANGED = {  # called in the command's process, with its folder
         b"x" * 99
     ),
     "malicious pickles": malicious_cifar,
+    "its file has no target": own("attention/mine.yaml", "name: mine\nsites: every\n"),
+    "its target is nowhere": own("attention/mine.yaml", "name: mine\n_target_: no_such.Mine\n"),
+    "a tab in its file": own("attention/mine.yaml", "\tname: mine\n"),
+    "a file of one's own": own("attention/se.yaml", "name: se\n_target_: no_such.Mine\n"),
+    "its file lacks keys": own("data/mine.yaml", "name: mine\n_target_: lcm.data.Digits\n"),
     "a file": lambda folder: (folder / "file").touch(),
     "where a run of seed 0 is stored": finished_run,
     "run.json damaged": lambda folder: finished_run(folder, run_json=b'{"state": "fini'),

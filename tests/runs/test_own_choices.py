@@ -148,13 +148,13 @@ def test_a_backbone_may_bring_its_sizes_for_the_papers_attentions(own):
         composed(own, "model=plain", "attention=gc")
 
 
-@pytest.mark.parametrize("place", ["--config-dir=own", "hydra.searchpath=[file://{own}]"])
+@pytest.mark.parametrize("place", ["--config-dir=my own", "hydra.searchpath=['file://{own}']"])
 def test_a_sweep_over_choices_of_ones_own_is_one_command(place, tmp_path):
     for name, text in FILES.items():
-        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "own" / name).write_text(text)
+        (tmp_path / "my own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my own" / name).write_text(text)
     (tmp_path / "my_module.py").write_text(MINE)
-    words = ["-m", place.format(own=tmp_path / "own"), "model=plain", "schedule=brief"]
+    words = ["-m", place.format(own=tmp_path / "my own"), "model=plain", "schedule=brief"]
     code, output = sweep(FAKE, *words, "attention=none,se,lcm2,mine,own/se4", cwd=tmp_path)
     assert code == 0, output
     assert states(tmp_path) == {"finished": 5}
