@@ -4,7 +4,19 @@ import os
 import signal
 
 import pytest
-from processes import FAKE, REAL, TINY, finish, record, start, states, sweep, trained, wait_until
+from processes import (
+    FAKE,
+    REAL,
+    TINY,
+    finish,
+    record,
+    start,
+    states,
+    succeed,
+    sweep,
+    trained,
+    wait_until,
+)
 
 from lcm.runs import worker as job
 
@@ -19,8 +31,7 @@ GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=r
 def undisturbed(tmp_path_factory):
     """The records of two tiny real runs, trained one after another in one process."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, output = sweep(REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", cwd=folder)
-    assert code == 0, output
+    succeed(REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", cwd=folder)
     return record(folder / "runs")
 
 
@@ -28,10 +39,9 @@ def undisturbed(tmp_path_factory):
 
 
 def test_in_parallel_the_same_bytes_as_one_after_another(tmp_path, undisturbed):
-    code, output = sweep(
+    output = succeed(
         REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", *PARALLEL, cwd=tmp_path
     )
-    assert code == 0, output
     assert record(tmp_path / "runs") == undisturbed
     assert "epoch   1/1" not in output  # what a run prints is in its log
     assert all("epoch   1/1" in log.read_text() for log in (tmp_path / "runs").rglob("log.txt"))
@@ -48,8 +58,7 @@ def test_in_parallel_a_signal_saves_every_run_in_progress(tmp_path, group):
     assert code == 75, output
     assert "stopped by" in output and "Traceback" not in output
     assert states(tmp_path)["stopped"] == 2 and states(tmp_path)["running"] == 0
-    code, output = sweep(FAKE, *GRID, cwd=tmp_path)
-    assert code == 0, output
+    succeed(FAKE, *GRID, cwd=tmp_path)
     assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in trained(tmp_path).values())
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from hydra_config import composed, config
-from processes import FAKE, REAL, ROOT, states, sweep
+from processes import FAKE, REAL, ROOT, states, succeed, sweep
 
 from lcm.config import compose
 from lcm.config.check import check, typed
@@ -155,8 +155,7 @@ def test_a_sweep_over_choices_of_ones_own_is_one_command(place, tmp_path):
         (tmp_path / "my own" / name).write_text(text)
     (tmp_path / "my_module.py").write_text(MINE)
     words = ["-m", place.format(own=tmp_path / "my own"), "model=plain", "schedule=brief"]
-    code, output = sweep(FAKE, *words, "attention=none,se,lcm2,mine,own/se4", cwd=tmp_path)
-    assert code == 0, output
+    succeed(FAKE, *words, "attention=none,se,lcm2,mine,own/se4", cwd=tmp_path)
     assert states(tmp_path) == {"finished": 5}
     code, output = sweep(FAKE, *words, "attention=none,gc,broken", cwd=tmp_path)
     assert code == 2 and "gc has no sizes" in output and "Traceback" not in output
@@ -177,8 +176,7 @@ def test_a_file_cannot_move_a_sweep_elsewhere_either(tmp_path):
 def test_the_shell_completes_choices(tmp_path):
     line = "python train.py attention="
     environment = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_CWORD": "1"}
-    code, output = sweep(REAL, "-sc", "query=bash", cwd=tmp_path, **environment)
-    assert code == 0, output
+    output = succeed(REAL, "-sc", "query=bash", cwd=tmp_path, **environment)
     assert output.split() == [f"attention={name}" for name in compose.choices("attention")]
 
 

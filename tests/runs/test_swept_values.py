@@ -6,7 +6,7 @@ import re
 import compare
 import status
 from events import hparams
-from processes import REAL, TINY, sweep
+from processes import REAL, TINY, succeed
 
 RATES, REDUCTIONS = ("0.05", "0.1"), ("4", "8")
 ALL = set(itertools.product(REDUCTIONS, RATES))
@@ -25,8 +25,7 @@ def test_the_values_of_a_sweep_are_shown_everywhere(tmp_path, monkeypatch, capsy
         f"attention.reduction={','.join(REDUCTIONS)}",
     ]
     words = ["-m", "attention=se", *grid, *TINY, "tensorboard=true", "runs=runs"]
-    code, output = sweep(REAL, *words, cwd=tmp_path)
-    assert code == 0, output
+    output = succeed(REAL, *words, cwd=tmp_path)
     monkeypatch.chdir(tmp_path)
     status.main(["runs"])
     for text in (output, capsys.readouterr().out):
