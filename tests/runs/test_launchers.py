@@ -4,9 +4,11 @@ import os
 import signal
 
 import pytest
+from omegaconf import OmegaConf
 from processes import (
     FAKE,
     REAL,
+    ROOT,
     TINY,
     finish,
     record,
@@ -18,7 +20,9 @@ from processes import (
     wait_until,
 )
 
+from lcm.errors import SIGNALS
 from lcm.runs import worker as job
+from lcm.runs.sweep import prepare_environment
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `parallel`")
 submitit = pytest.importorskip("submitit", reason="needs the extra `slurm`")
@@ -112,29 +116,15 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_ends_with_the_same_
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
-def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(
-    tmp_path, monkeypatch
-):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from lcm.config.compose import CONFIGS
-    from lcm.errors import SIGNALS
-    from lcm.runs.sweep import prepare_environment
-
+def test_jobs_on_slurm_get_a_signal_that_is_handled_and_are_requeued(monkeypatch):
     for name in ("SUBMITIT_PREEMPT_SIGNAL", "PYTHONPATH"):
         monkeypatch.setenv(name, "")
     prepare_environment()
     assert getattr(signal, "SIG" + os.environ["SUBMITIT_PREEMPT_SIGNAL"]) in SIGNALS
-    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(CONFIGS.parent), os.getcwd()]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = compose(
-            "train", ["hydra/launcher=slurm", "runs=/shared/runs"], return_hydra_config=True
-        )
-    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-    assert launcher["submitit_folder"] == "/shared/runs/.submitit/%j"
-    assert launcher["additional_parameters"] == {"requeue": True}
-    assert launcher["max_num_timeout"] > 100 and launcher["signal_delay_s"] >= 60
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(ROOT), os.getcwd()]
+    launcher = OmegaConf.load(ROOT / "configs/hydra/launcher/slurm.yaml")
+    assert launcher.additional_parameters == {"requeue": True}
+    assert launcher.max_num_timeout > 100 and launcher.signal_delay_s >= 60
 
 
 def test_without_slurm_the_slurm_launcher_says_so_once(tmp_path):
