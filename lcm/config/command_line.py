@@ -44,8 +44,6 @@ def refuse_flags(arguments):
         raise UserError(f"{' and '.join(given)} cannot be given together: leave one out")
     if arguments.resolve and not arguments.cfg:
         raise UserError("--resolve belongs to --cfg: --cfg job --resolve")
-    if arguments.experimental_rerun:
-        raise UserError("--experimental-rerun: the same command line continues or repeats a run")
 
 
 def override_problems(arguments, multirun=False, config_dir=None):
