@@ -21,6 +21,7 @@ def copy(tmp_path_factory):
     without = shutil.ignore_patterns("__pycache__")
     for name in ("lcm", "scripts", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=without)
+    shutil.copy(ROOT / "train.py", folder)
     (folder / "lcm/__init__.py").write_text('raise SystemExit("this is the copy")\n')
     return folder
 
