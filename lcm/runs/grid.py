@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import re
+from collections import defaultdict
 from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +25,7 @@ from lcm.config.compose import (
     plain,
     resolve,
 )
-from lcm.errors import UserError, one_line, plural
+from lcm.errors import UserError, listed, one_line, plural
 from lcm.runs.directory import run_directory
 
 SIZES = ("model", "attention")  # the groups that decide whether an attention module fits a site
@@ -32,16 +33,13 @@ SEED = re.compile(r"seed=(0|[1-9]\d*)")
 
 
 class GridRun(NamedTuple):
-    """One point of a grid: its name ("attention=se seed=1"), Hydra's overrides for it, its config
-    and what is wrong with it.
-
-    `config`: resolved, as nested dicts; None where it does not compose.
+    """One point of a grid: its name ("attention=se seed=1"), Hydra's overrides for it, its resolved
+    config as nested dicts.
     """
 
     name: str
     overrides: list
-    config: dict | None
-    problems: list
+    config: dict
 
     @property
     def directory(self):
@@ -87,11 +85,11 @@ def grid(loader, master, arguments):
     once.
 
     `arguments`: the command line's overrides; the grid of an experiment is in
-    `master.hydra.sweeper.params`.
+    `master.hydra.sweeper.params`. Raises UserError with every problem of every run, each once, with
+    the runs that have it.
     """
-    texts = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()] + list(
-        arguments
-    )
+    params = master.hydra.sweeper.params or {}
+    texts = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     try:
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     except HydraException as error:
@@ -101,7 +99,7 @@ def grid(loader, master, arguments):
         key = override.get_key_element()
         swept[key] = override.is_sweep_override()
         values[key] = _values(key, override)
-    rows = [list(row) for row in itertools.product(*values.values())]
+    rows = list(dict.fromkeys(itertools.product(*values.values())))
     for group in filter(swept.get, GROUPS):
         load_all(group)  # in one composition, before the check of each run asks for its own
 
@@ -110,23 +108,37 @@ def grid(loader, master, arguments):
         config = loader.load_sweep_config(master, list(row))
         return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
-    runs = {}
+    runs, found = {}, defaultdict(list)
     for row in rows:
         name = " ".join(text for text in row if swept[text.partition("=")[0]])
-        config, found = _checked(row, composed)
-        run = GridRun(name, row, config, found)
-        if len(rows) > 1 and config and config["run_directory"]:
-            raise UserError(
-                f"run_directory names one directory for {len(rows)} runs: leave it out, "
-                "or set runs=ANOTHER_FOLDER"
-            )
-        same = runs.setdefault(name if run.problems else run.directory, run)
-        if same.name != name:
-            raise UserError(
-                f"{same.name} and {name} are the same run: what differs between them is no part of "
-                "it; give one value"
-            )
+        config, wrong = _checked(row, composed)
+        for problem in wrong:
+            found[problem].append(name)
+        if not wrong:
+            run = GridRun(name, list(row), config)
+            _refuse_twins(runs.setdefault(run.directory, run), run)
+    if found:
+        lines = [
+            f"{problem}\n    in {len(names)} of {plural(len(rows), 'run')}: {names[0]}"
+            + (" ..." if names[1:] else "")
+            for problem, names in found.items()
+        ]
+        raise listed("the grid has problems, nothing was started:", lines)
     return list(runs.values())
+
+
+def _refuse_twins(one, other):
+    """Raise UserError for two points of a grid in one directory."""
+    if one is not other and one.config["run_directory"]:
+        raise UserError(
+            "run_directory names one directory for several runs: leave it out, or set "
+            "runs=ANOTHER_FOLDER"
+        )
+    if one is not other:
+        raise UserError(
+            f"{one.name} and {other.name} are the same run: what differs between them is no part of "
+            "it; give one value"
+        )
 
 
 def _values(key, override):
@@ -168,18 +180,3 @@ def resolved(config):
     does not resolve.
     """
     return typed(resolve(config))
-
-
-def refuse_problems(runs):
-    """Raise UserError with every problem of every run, each once, with the runs that have it."""
-    found = {}
-    for run in runs:
-        for problem in run.problems:
-            found.setdefault(problem, []).append(run)
-    if found:
-        lines = [
-            f"  {problem}\n    in {len(having)} of {plural(len(runs), 'run')}: {having[0].name}"
-            + (" ..." if having[1:] else "")
-            for problem, having in found.items()
-        ]
-        raise UserError("\n".join(["the grid has problems, nothing was started:", *lines]))

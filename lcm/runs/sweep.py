@@ -17,7 +17,7 @@ from pathlib import Path
 from lcm.config.compose import use_sources
 from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError, plural
 from lcm.files import unwritable
-from lcm.runs.grid import grid, refuse_problems
+from lcm.runs.grid import grid
 from lcm.runs.lock import owner_of
 from lcm.runs.source import refuse_changed_source, set_aside
 from lcm.runs.state import read_state
@@ -39,7 +39,6 @@ def sweep(loader, master, arguments, launcher, max_batch_size=None):
             "hydra.job.chdir: runs are trained where the command is given; leave it out"
         )
     runs = grid(loader, master, arguments)
-    refuse_problems(runs)
     set_aside([run.config for run in runs])
     for run in runs:
         refuse_changed_source(run.config, read_state(run.directory))
