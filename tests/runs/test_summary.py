@@ -2,7 +2,8 @@
 
 import pytest
 
-from lcm.runs.summary import best_and_last, result_line
+from lcm.config.compose import load
+from lcm.runs.summary import best_and_last, in_words, result_line
 
 RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_epoch": 280}
 PAPERS = {"data": "cifar10", "model": "resnet20", "attention": "none", "schedule": "cifar"}
@@ -33,6 +34,20 @@ def test_a_deviation_from_the_papers_protocol_is_named(changes, difference):
     assert paper.startswith("the (retracted) paper prints top-1 9") and paper.endswith(
         f" % for this row{words}"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "0.1 divided by 10 at [0.5, 0.75]"),
+        (
+            {"decay": "cosine", "warm_up": 1, "optimizer": "adamw", "label_smoothing": 0.1},
+            "0.1 falling along a cosine, 1 epoch of warm-up, optimizer adamw, label smoothing 0.1",
+        ),
+    ],
+)
+def test_the_plan_says_the_schedule_that_is_trained(changes, words):
+    assert in_words(load("schedule", "digits") | changes) == words
 
 
 def test_without_a_row_in_the_paper_there_is_one_line():
