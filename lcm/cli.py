@@ -56,10 +56,7 @@ def exit_with_message(error, debug=False):
 
     Unknown ones, and all of them with `debug`, get their traceback too.
     """
-    if STOP.at_once and not isinstance(
-        error, Stopped
-    ):  # from code that a signal's exception interrupted
-        error = Stopped(STOP.requested, "nothing was in progress that is not saved")
+    error = STOP.behind(error)
     if debug or not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     if isinstance(error, Stopped):
@@ -98,10 +95,6 @@ def main(task):
     sys.stderr = SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
-    if compose.CONFIGS is None:
-        sys.exit(
-            "error: there is no configs folder beside the package: run train.py from a checkout"
-        )
     try:
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on

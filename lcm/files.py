@@ -95,6 +95,8 @@ def unwritable(file, error):
 
 def unreadable(file, error):
     """The UserError for a file that is there and cannot be read."""
+    if isinstance(error, NotADirectoryError):
+        return unwritable(file, error)
     return UserError(
         f"cannot read {file} ({error.strerror}): check the owner and permissions of the folder and "
         "the file"

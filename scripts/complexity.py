@@ -16,6 +16,7 @@ import checkout  # noqa: F401  before lcm
 import pandas as pd
 
 from lcm.complexity import count
+from lcm.config.check import RULES
 from lcm.config.compose import load, read
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
@@ -88,7 +89,11 @@ def print_network(keys):
     """Print what each module of one network costs; returns 0."""
     if "model" not in keys:
         raise UserError("which network? Add model=..., such as model=resnet20")
-    image_size = keys.pop("image_size", None) or load("model", keys["model"])["image_size"]
+    for key, value in keys.items():
+        rules = [RULES[name] for name in (f"model.{key}", f"attention.{key}") if name in RULES]
+        if wrong := [rule.expected for rule in rules if not rule.fits(value)]:
+            raise UserError(f"{key}={value}: must be {wrong[0]}")
+    image_size = keys.pop("image_size", load("model", keys["model"])["image_size"])
     complexity = count(build_network(**keys), image_size)
     width = max(len(row.name) for row in complexity.rows)
     print(f"{'module':{width}} {'kind':16} {'params':>12} {'GFloat':>10} {'GMAC':>10}")

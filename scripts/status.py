@@ -25,7 +25,7 @@ def jobs_of(arguments):
     from hydra.types import RunMode
 
     from lcm.config.command_line import override_problems
-    from lcm.runs.grid import grid, refuse_problems
+    from lcm.runs.grid import grid
 
     if found := override_problems(arguments, multirun=True):
         raise listed("the arguments have problems:", found)
@@ -35,9 +35,7 @@ def jobs_of(arguments):
             master = loader.load_configuration("train", arguments, RunMode.MULTIRUN)
         except HydraException as error:
             raise UserError(str(error).splitlines()[0]) from error
-        jobs = grid(loader, master, arguments)
-    refuse_problems(jobs)
-    return jobs
+        return grid(loader, master, arguments)
 
 
 @exit_on_user_error

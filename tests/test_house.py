@@ -1,6 +1,7 @@
 """The house: imports go only downwards, no circles, and nothing is too long to read."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,16 +44,8 @@ def test_every_dependency_is_used_by_the_package():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module = {"hydra-core": "hydra", "pillow": "PIL", "scikit-learn": "sklearn"}
-    imported = set()
-    for file in PROGRAM:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                imported |= {
-                    node.module.partition(".")[0],
-                    node.module.replace("torch.utils.tensorboard", "tensorboard"),
-                }
-    for line in project["dependencies"]:
-        name = line.partition(">")[0].partition("=")[0].partition("<")[0].strip()
-        assert module.get(name, name) in imported, name
+    text = "\n".join(file.read_text(encoding="utf-8") for file in PROGRAM)
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
+    imported |= {"tensorboard"} if "from torch.utils.tensorboard" in text else set()
+    names = [re.match(r"[\w-]+", line)[0] for line in project["dependencies"]]
+    assert {module.get(name, name) for name in names} <= imported

@@ -2,7 +2,7 @@
 together.
 
 Hydra composes YAML and lets `+typo=1` through. Here all problems are found at once, before anything
-is loaded or built; whether a reduction fits the sites of a network is checked by
+is loaded or built; whether a depth or a reduction fits a network is checked by
 `lcm.runs.grid.problems`, which can ask the network.
 """
 
@@ -11,6 +11,8 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 from lcm.config.compose import (
     GROUPS,
@@ -25,88 +27,70 @@ from lcm.config.compose import (
 from lcm.errors import UserError, nearest
 
 
+class Rule(NamedTuple):
+    """What a value may be. kind: the type that it is read as, where it is a number."""
+
+    fits: Callable
+    expected: str
+    kind: type | None = None
+
+
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
-    """A rule: an int or float (never a bool) in a range; returns what is expected, or None where
-    the value fits.
-    """
+    """An int or float (never a bool) in a range."""
     bounds = [(">=", low), ("<=", high), (">", above), ("<", below)]
     bounds = " and ".join(f"{sign} {bound}" for sign, bound in bounds if abs(bound) < math.inf)
-    expected = f"{'a whole number' if kind is int else 'a number'} {bounds}".strip()
 
-    def rule(value):
-        fits = (
+    def fits(value):
+        return (
             type(value) in (int, kind)
             and (kind is int or abs(value) <= sys.float_info.max)
             and low <= value <= high
             and above < value < below
         )
-        return None if fits else expected
 
-    rule.kind = kind
-    return rule
+    return Rule(fits, f"{'a whole number' if kind is int else 'a number'} {bounds}".strip(), kind)
 
 
 def one_of(*choices):
-    """A rule: one of the named values."""
+    """One of the named values; `1` is not `true`."""
     words = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
-
-    def rule(value):
-        if any(type(value) is type(choice) and value == choice for choice in choices):
-            return None
-        return (
-            " or ".join(words)
-            if len(words) < 3
-            else f"one of {', '.join(words)}{nearest(value, words)}"
-        )
-
-    return rule
+    typed = [(type(choice), choice) for choice in choices]
+    return Rule(lambda value: (type(value), value) in typed, " or ".join(words))
 
 
 def matching(pattern, expected):
-    """A rule: a string that matches."""
-    return lambda value: (
-        None if isinstance(value, str) and re.fullmatch(pattern, value) else expected
+    """A string that matches."""
+    return Rule(lambda value: isinstance(value, str) and re.fullmatch(pattern, value), expected)
+
+
+def either(choice, numbers):
+    """A value of its own, or a number."""
+    other = one_of(choice)
+    return Rule(
+        lambda value: other.fits(value) or numbers.fits(value),
+        f"{other.expected} or {numbers.expected}",
+        numbers.kind,
     )
 
 
-def either(*rules):
-    """A rule: any of several rules holds."""
-
-    def rule(value):
-        expected = [fits(value) for fits in rules]
-        return None if None in expected else " or ".join(expected)
-
-    rule.kind = next((fits.kind for fits in rules if hasattr(fits, "kind")), None)
-    return rule
+def list_of(numbers, fits, expected):
+    """A list of numbers that fits as a whole."""
+    return Rule(
+        lambda value: isinstance(value, list) and all(map(numbers.fits, value)) and fits(value),
+        expected,
+        numbers.kind,
+    )
 
 
-def shares(value):
-    """A rule: rising shares of the epochs, each in (0, 1)."""
-    share = number(float, above=0, below=1)
-    fits = isinstance(value, list) and not any(map(share, value)) and value == sorted(set(value))
-    return None if fits else "a rising list of shares of the epochs between 0 and 1"
-
-
-def betas(value):
-    """A rule: AdamW's two decay rates."""
-    rate = number(float, low=0, below=1)
-    fits = isinstance(value, list) and len(value) == 2 and not any(map(rate, value))
-    return None if fits else "two numbers >= 0 and < 1, such as [0.9, 0.999]"
-
-
-shares.kind = betas.kind = float
-
-
-def site_choice(value):
-    """A rule: which sites are filled."""
+def is_site_choice(value):
+    """Whether a value says which sites are filled."""
     match value:
         case "every":
-            return None
+            return True
         case {"stages": [_, *_] as stages} | {"last_of_stage": int() as stages} if len(value) == 1:
             stages = stages if isinstance(stages, list) else [stages]
-            if all(number(int, low=1)(stage) is None for stage in stages):
-                return None
-    return "every, {stages: [2, 3]} or {last_of_stage: 2}"
+            return all(map(number(int, low=1).fits, stages))
+    return False
 
 
 path = matching(r"(?s).*\S.*", "a path")
@@ -121,7 +105,7 @@ RULES = {
     "channels_last": switch,
     "capture": switch,
     "allocator": switch,
-    "threads": either(one_of("auto"), number(int, low=1, high=1024)),
+    "threads": either("auto", number(int, low=1, high=1024)),
     "runs": path,
     "run_directory": path,
     "rerun": switch,
@@ -131,18 +115,26 @@ RULES = {
     "tensorboard": switch,
     "progress": one_of("auto", "bar", "lines"),
     "debug": switch,
-    "schedule.epochs": number(int, low=1),
+    "schedule.epochs": number(int, low=1, high=10**6),
     "schedule.batch_size": number(int, low=2),
     "schedule.learning_rate": number(float, above=0),
     "schedule.decay": one_of("steps", "cosine"),
-    "schedule.divide_at": shares,
+    "schedule.divide_at": list_of(
+        number(float, above=0, below=1),
+        lambda shares: shares == sorted(set(shares)),
+        "a rising list of shares of the epochs between 0 and 1",
+    ),
     "schedule.divide_by": number(float, low=1),
     "schedule.warm_up": number(int, low=0),
     "schedule.label_smoothing": number(float, low=0, below=1),
     "schedule.optimizer": one_of("sgd", "adamw"),
     "schedule.momentum": number(float, low=0, below=1),
     "schedule.nesterov": switch,
-    "schedule.betas": betas,
+    "schedule.betas": list_of(
+        number(float, low=0, below=1),
+        lambda rates: len(rates) == 2,
+        "two numbers >= 0 and < 1, such as [0.9, 0.999]",
+    ),
     "schedule.eps": number(float, above=0),
     "schedule.weight_decay": number(float, low=0),
     "schedule.test_batch_size": number(int, low=1),
@@ -151,18 +143,27 @@ RULES = {
     "data.label": matching(r"\w[\w.-]*", "a word of letters, digits, _, . and -"),
     "data.test_share": number(float, above=0, below=1),
     "data.limit": number(int, low=1),
-    "data.workers": number(int, low=0),
+    "data.workers": number(int, low=0, high=1024),
     "data.pad": number(int, low=0, high=16),
-    "data.cache_size": either(one_of(None), number(int, low=1)),
-    "model.layers": number(int, low=1),
+    "data.cache_size": either(None, number(int, low=1)),
+    "model.image_size": number(int, low=1),
+    "model.layers": number(int, low=1, high=10**4),
     "model.growth_rate": number(int, low=1),
     "model.memory": one_of("fast", "linear"),
     "attention.reduction": number(int, low=1),
-    "attention.sites": site_choice,
+    "attention.sites": Rule(is_site_choice, "every, {stages: [2, 3]} or {last_of_stage: 2}"),
 }
 
 # of a choice, not choices
 FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classes")
+
+# What the file of an option has: without a target nothing would be built, and nothing said.
+NEEDED = {
+    "data": ("_target_", "image_size", "num_classes"),
+    "model": ("_target_", "family", "image_size"),
+    "attention": ("_target_",),
+    "schedule": [key.partition(".")[2] for key in RULES if key.startswith("schedule.")],
+}
 
 # Words of other recipes, which somebody may look for here.
 RECIPE = re.compile(
@@ -203,7 +204,7 @@ def typed(config):
         default = defaults.get(key)
         kinds = {type(item) for item in (default if isinstance(default, list) else [default])}
         declared = next((kind for kind in (float, int, bool) if kind in kinds), None)
-        kind = getattr(RULES.get(key), "kind", declared)
+        kind = getattr(RULES.get(key), "kind", None) or declared
         if kind and isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value):
             value = read(value)
         exact = kind is float and type(value) is int and abs(value) <= sys.float_info.max
@@ -238,11 +239,14 @@ def check(config):
         elif problem := _value_problem(key, value, expected[key]):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]
-    if lacking := sorted(declared - expected.keys()):
-        problems.append(
-            f"schedule={names['schedule']} has no {', '.join(lacking)}; "
-            "`defaults: [cifar]` in its file brings the paper's"
-        )
+    for group, needed in NEEDED.items():
+        lacking = [key for key in needed if f"{group}.{key}" not in expected]
+        if lacking and config[group] != {"name": "none"}:  # no attention
+            advice = "`defaults: [cifar]` brings the paper's"
+            advice = advice if group == "schedule" else "docs/extending.md has an example"
+            problems.append(
+                f"the file of {group}={names[group]} has no {', '.join(lacking)}; {advice}"
+            )
     return problems or _combination_problems(config)
 
 
@@ -254,7 +258,7 @@ def _value_problem(key, value, default):
     if value is None and default is None:
         return None
     if key in RULES:
-        return RULES[key](value)
+        return None if RULES[key].fits(value) else RULES[key].expected
     if default is None or type(value) is type(default):
         return None
     return "a list" if isinstance(default, list) else f"of the same type as {default!r}"
@@ -266,12 +270,6 @@ def _combination_problems(config):
     model, data, schedule = config["model"], config["data"], config["schedule"]
     if model["image_size"] != data["image_size"]:
         problems.append(_size_problem(model, data))
-    for family, step, extra, smallest in (("cifar_resnet", 6, 2, 8), ("cifar_densenet", 3, 4, 7)):
-        layers = model.get("layers")
-        if model["family"] == family and (layers < smallest or (layers - extra) % step):
-            below = max(smallest, (layers - extra) // step * step + extra)
-            near = f"{below} or {below + step}" if layers > below else f"{below}"
-            problems.append(f"model.layers={layers}: must be {step}n + {extra}; nearest: {near}")
     if schedule["warm_up"] >= schedule["epochs"]:
         problems.append(
             f"schedule.warm_up={schedule['warm_up']}: must be smaller than "

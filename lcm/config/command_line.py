@@ -44,8 +44,6 @@ def refuse_flags(arguments):
         raise UserError(f"{' and '.join(given)} cannot be given together: leave one out")
     if arguments.resolve and not arguments.cfg:
         raise UserError("--resolve belongs to --cfg: --cfg job --resolve")
-    if arguments.experimental_rerun:
-        raise UserError("--experimental-rerun: the same command line continues or repeats a run")
 
 
 def override_problems(arguments, multirun=False, config_dir=None):
@@ -65,8 +63,9 @@ def override_problems(arguments, multirun=False, config_dir=None):
                 "a value with special characters takes two pairs of quotes: key=\"'value'\""
             )
     values = {override.key_or_group: override.value() for _, override in overrides}
-    further = [Path(config_dir).absolute().as_uri()] if config_dir else []
+    further = [f"file://{Path(config_dir).absolute()}"] if config_dir else []
     compose.use_configs(compose.CONFIGS, further + list(values.get("hydra.searchpath") or []))
+    problems += _shadowed()
     names = {group: values[group] for group in GROUPS if values.get(group) in choices(group)}
     try:
         usual = flatten(compose_names(names))
@@ -78,6 +77,16 @@ def override_problems(arguments, multirun=False, config_dir=None):
         for text, override in overrides
         for problem in _problems_of(text, override, multirun, usual)
     ]
+
+
+def _shadowed():
+    """Files of one's own that nothing would ever read: configs/ has their names, and comes first."""
+    for place in compose.FURTHER:
+        folder = Path(place.removeprefix("file://"))
+        for file in sorted(folder.glob("*/**/*.yaml")):
+            first = compose.CONFIGS / file.relative_to(folder)
+            if first.exists() and not first.samefile(file):
+                yield f"{file}: {first} has this name too, and comes first; take another name"
 
 
 def _problems_of(text, override, multirun, usual):

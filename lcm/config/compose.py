@@ -24,10 +24,8 @@ from lcm.errors import UserError, nearest
 GROUPS = ("data", "model", "attention", "schedule")
 PACKAGE = Path(__file__).resolve().parents[1]
 # configs/ is beside the package in a checkout, inside it in an installed wheel
-CONFIGS = next(
-    (folder for folder in (PACKAGE.parent / "configs", PACKAGE / "configs") if folder.is_dir()),
-    None,
-)
+IN_CHECKOUT = PACKAGE.parent / "configs"
+CONFIGS = IN_CHECKOUT if IN_CHECKOUT.is_dir() else PACKAGE / "configs"
 FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
 
 # The repository's own modules and networks, whose tests hold their bits. Every other target is a
@@ -139,10 +137,10 @@ def no_such_option(group, name):
 
 def option(group, name):
     """The file of this name, else one that calls itself so (its key `name`); None without."""
-    if name in choices(group) or not isinstance(name, str):
-        return name if name in choices(group) else None
-    named = [choice for choice, keys in load_all(group).items() if keys.get("name") == name]
-    return named[0] if named else None
+    if name in choices(group):
+        return name
+    options = load_all(group).items() if isinstance(name, str) else ()
+    return next((choice for choice, keys in options if keys.get("name") == name), None)
 
 
 def load(group, name):
@@ -235,24 +233,16 @@ def read(text):
 
 def composition_problem(error):
     """Why Hydra could not compose a config, as one line."""
-    lines = [
-        line.strip()
-        for e in (error, error.__cause__)
-        if e is not None
-        for line in str(e).splitlines()
-    ]
-    missing = [line for line in lines if line.endswith("is not in struct")]
-    if missing and lines[0].startswith("Could not override"):
+    if "is not in struct" in str(error.__cause__):
         return f"{error.__cause__.full_key}: this combination has no such key"
+    lines = f"{error}\n{error.__cause__ or ''}".splitlines()
     if "Available options in" in str(error):  # hydra/launcher=nope
         options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
         return f"{lines[0]}; choose from {', '.join(options)}"
-    reasons = [
-        line.rstrip(".")
-        for line in lines
-        if line and not line.startswith(("To append", "Config search path"))
-    ]
-    return ": ".join(dict.fromkeys(reasons[:2]))
+    advice = ("To append", "Config search path")
+    reasons = [line.strip(" .") for line in lines if line and not line.startswith(advice)]
+    places = [line for line in reasons if line.startswith('in "')]  # of what is wrong in a file
+    return ": ".join(dict.fromkeys(reasons[:2] + places))
 
 
 def flatten(config, prefix=""):

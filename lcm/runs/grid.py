@@ -2,12 +2,17 @@
 starts.
 """
 
+import contextlib
+import functools
 import itertools
+import json
 import re
+from collections import defaultdict
 from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from lcm.config.check import check, typed
@@ -20,7 +25,7 @@ from lcm.config.compose import (
     plain,
     resolve,
 )
-from lcm.errors import UserError, plural
+from lcm.errors import UserError, listed, one_line, plural
 from lcm.runs.directory import run_directory
 
 SIZES = ("model", "attention")  # the groups that decide whether an attention module fits a site
@@ -28,16 +33,13 @@ SEED = re.compile(r"seed=(0|[1-9]\d*)")
 
 
 class GridRun(NamedTuple):
-    """One point of a grid: its name ("attention=se seed=1"), Hydra's overrides for it, its config
-    and what is wrong with it.
-
-    `config`: resolved, as nested dicts; None where it does not compose.
+    """One point of a grid: its name ("attention=se seed=1"), Hydra's overrides for it, its resolved
+    config as nested dicts.
     """
 
     name: str
     overrides: list
-    config: dict | None
-    problems: list
+    config: dict
 
     @property
     def directory(self):
@@ -58,11 +60,24 @@ def problems(config):
     shipped = targets <= {None, *SHIPPED}
     if shipped and all(config[group] == expected[group] for group in SIZES):
         return []
-    from lcm.models.build import site_problems
-
+    for target in targets - {None, *SHIPPED}:
+        try:
+            get_object(target)
+        except Exception as error:  # whatever a module of the user's own raises
+            reason = one_line(error.__cause__ or error)
+            return [f"_target_ {target} cannot be imported: {reason}"]
     data = config["data"]
     classes = data["num_classes"] or 2  # counted only when the images are read
-    return site_problems(config["model"], config["attention"], classes, data["image_size"])
+    return _site_problems(
+        json.dumps([config["model"], config["attention"], classes, data["image_size"]])
+    )
+
+
+@functools.cache  # of what it depends on: a grid asks for every seed, and every run once more
+def _site_problems(arguments):
+    from lcm.models.build import site_problems
+
+    return site_problems(*json.loads(arguments))
 
 
 def grid(loader, master, arguments):
@@ -70,11 +85,11 @@ def grid(loader, master, arguments):
     once.
 
     `arguments`: the command line's overrides; the grid of an experiment is in
-    `master.hydra.sweeper.params`.
+    `master.hydra.sweeper.params`. Raises UserError with every problem of every run, each once, with
+    the runs that have it.
     """
-    texts = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()] + list(
-        arguments
-    )
+    params = master.hydra.sweeper.params or {}
+    texts = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     try:
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     except HydraException as error:
@@ -84,61 +99,80 @@ def grid(loader, master, arguments):
         key = override.get_key_element()
         swept[key] = override.is_sweep_override()
         values[key] = _values(key, override)
-    rows = [list(row) for row in itertools.product(*values.values())]
+    rows = list(dict.fromkeys(itertools.product(*values.values())))
     for group in filter(swept.get, GROUPS):
         load_all(group)  # in one composition, before the check of each run asks for its own
-    runs = {}
-    composed = {}
+
+    @functools.cache  # Hydra takes about a tenth of a second for a config
+    def composed(*row):
+        config = loader.load_sweep_config(master, list(row))
+        return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+    runs, found = {}, defaultdict(list)
     for row in rows:
         name = " ".join(text for text in row if swept[text.partition("=")[0]])
-        config, found = compose(loader, master, row, composed)
-        run = GridRun(name, row, config, found or problems(config))
-        runs.setdefault(name if run.problems else run.directory, run)
-    if len(rows) > 1 and any(run.config and run.config["run_directory"] for run in runs.values()):
-        raise UserError(
-            f"run_directory names one directory for {len(rows)} runs: leave it out, "
-            "or set runs=ANOTHER_FOLDER"
-        )
+        config, wrong = _checked(row, composed)
+        for problem in wrong:
+            found[problem].append(name)
+        if not wrong:
+            run = GridRun(name, list(row), config)
+            _refuse_twins(runs.setdefault(run.directory, run), run)
+    if found:
+        lines = [
+            f"{problem}\n    in {len(names)} of {plural(len(rows), 'run')}: {names[0]}"
+            + (" ..." if names[1:] else "")
+            for problem, names in found.items()
+        ]
+        raise listed("the grid has problems, nothing was started:", lines)
     return list(runs.values())
+
+
+def _refuse_twins(one, other):
+    """Raise UserError for two points of a grid in one directory."""
+    if one is not other and one.config["run_directory"]:
+        raise UserError(
+            "run_directory names one directory for several runs: leave it out, or set "
+            "runs=ANOTHER_FOLDER"
+        )
+    if one is not other:
+        raise UserError(
+            f"{one.name} and {other.name} are the same run: what differs between them is no part of "
+            "it; give one value"
+        )
 
 
 def _values(key, override):
     """Every KEY=VALUE that an override stands for, as text."""
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
-    if not override.is_discrete_sweep():
+    found = []
+    if override.is_discrete_sweep():
+        with contextlib.suppress(ValueError):  # range(0, 5, 0)
+            found = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not found:
         raise UserError(
             f"the grid cannot be expanded: {override.input_line}: no list of values; "
             "write them out, or range(...)"
         )
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return found
 
 
-def compose(loader, master, overrides, composed):
-    """(the resolved config as nested dicts, []), or (None, what keeps Hydra from composing it).
+def _checked(row, composed):
+    """(the resolved config of a row of overrides, its problems); None where it does not compose.
 
-    Hydra takes about a tenth of a second for a config; `composed` keeps them, and why they fail;
-    runs that differ in the seed alone share one.
+    composed: from overrides to a config. Runs that differ in the seed alone share one.
     """
-    seeds = [text for text in overrides if text.lstrip("+").startswith("seed=")]
-    seed = SEED.fullmatch(seeds[-1]) if seeds else None  # the last one counts
-    others = tuple(text for text in overrides if not seed or text not in seeds)
-    if isinstance(composed.get(others), Exception):
-        return None, [composition_problem(composed[others])]
+    seed = next((match for text in row if (match := SEED.fullmatch(text))), None)
     try:
-        if others not in composed:
-            config = loader.load_sweep_config(master, list(others))
-            composed[others] = OmegaConf.masked_copy(
-                config, [key for key in config if key != "hydra"]
-            )
+        config = composed(*(text for text in row if not seed or text != seed[0]))
         if seed:
-            composed[others].seed = int(seed[1])
-        return resolved(composed[others]), []
+            config.seed = int(seed[1])
+        config = resolved(config)
     except COMPOSITION_ERRORS as error:
-        composed.setdefault(others, error)
         return None, [composition_problem(error)]
     except UserError as error:
         return None, [str(error)]
+    return config, problems(config)
 
 
 def resolved(config):
@@ -146,18 +180,3 @@ def resolved(config):
     does not resolve.
     """
     return typed(resolve(config))
-
-
-def refuse_problems(runs):
-    """Raise UserError with every problem of every run, each once, with the runs that have it."""
-    found = {}
-    for run in runs:
-        for problem in run.problems:
-            found.setdefault(problem, []).append(run)
-    if found:
-        lines = [
-            f"  {problem}\n    in {len(having)} of {plural(len(runs), 'run')}: {having[0].name}"
-            + (" ..." if having[1:] else "")
-            for problem, having in found.items()
-        ]
-        raise UserError("\n".join(["the grid has problems, nothing was started:", *lines]))

@@ -1,4 +1,9 @@
-"""Who trains a run: the lock on its directory, which the kernel releases when its owner ends, however it ends."""
+"""Who trains a run: the lock on its directory, which the kernel releases when its owner ends, however
+it ends.
+
+POSIX record locks: they work on shared folders and are not inherited by loader workers. A process
+that closes any descriptor of a locked file loses its lock: nobody asks about a directory of its own.
+"""
 
 import contextlib
 import fcntl
@@ -11,89 +16,69 @@ from lcm.errors import OwnedElsewhere, UserError
 from lcm.files import unwritable
 from lcm.runs.directory import now
 
-_held = set()  # (process, device, inode) of the directories that are owned here; a fork inherits the set, but no lock
-
-
-def _key(directory):
-    found = os.stat(directory)
-    return os.getpid(), found.st_dev, found.st_ino
+FILE = "owner.lock"
 
 
 @contextlib.contextmanager
 def owner(directory):
     """Own a run's directory while the block runs.
 
-    POSIX record locks: they work on shared folders and are not inherited by loader workers. Closing any descriptor of the lock
-    file would release them, so that this process opens it only once.
     Raises OwnedElsewhere, naming host, process and since when, where another live process owns it.
     """
     directory = Path(directory)
-    lock = directory / "owner.lock"
-    me = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        key = _key(directory)
-        if key in _held:
-            raise OwnedElsewhere(f"{directory} is being trained by this very {me}")
-        stream = open(lock, "a+b", buffering=0)  # noqa: SIM115  held open as long as the lock
+        stream = open(directory / FILE, "a+b", buffering=0)  # noqa: SIM115  held as long as the lock
     except OSError as error:
         raise unwritable(directory, error) from error
     with stream:
-        _wait_for(stream, directory)
+        # Again and again: the owner may not have written its name yet, or somebody is just asking.
+        for _ in range(4):
+            if locked := _lock(stream, fcntl.LOCK_EX):
+                break
+            time.sleep(0.1)
+        if not locked:
+            who = owner_of(directory) or "another process"
+            raise OwnedElsewhere(
+                f"{directory} is being trained by {who}: wait for it, or stop it there first"
+            )
+        me = f"process {os.getpid()} on {socket.gethostname()} since {now()}\n"
         try:
             stream.truncate(0)
-            stream.write(f"{me} since {now()}\n".encode())
+            stream.write(me.encode())
         except OSError as error:
-            raise unwritable(lock, error) from error
-        _held.add(key)
-        try:
-            yield
-        finally:
-            _held.discard(key)
-
-
-def _wait_for(stream, directory):
-    """Lock the open file. Several attempts: its owner may not have written its name yet, and `is_owned` locks it for a moment."""
-    for _ in range(4):
-        if _lock(stream, fcntl.LOCK_EX):
-            return
-        time.sleep(0.1)
-    stream.seek(0)
-    who = stream.read().decode(errors="replace").strip() or "another process"
-    raise OwnedElsewhere(
-        f"{directory} is being trained by {who}: wait for it, or stop it there first"
-    )
+            raise unwritable(directory / FILE, error) from error
+        yield
 
 
 def _lock(stream, kind):
-    """Whether the lock was free, and is held now. Raises UserError where the file system keeps no locks."""
+    """Whether the lock was free, and is held now. UserError where the file system keeps no locks."""
     try:
         fcntl.lockf(stream, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
         raise UserError(
-            f"{stream.name} cannot be locked ({error.strerror}): two processes could train the same run; set runs= to a folder on "
-            "a file system with locks"
+            f"{stream.name} cannot be locked ({error.strerror}): two processes could train the same "
+            "run; set runs= to a folder on a file system with locks"
         ) from error
     return True
 
 
 def is_owned(directory):
-    """Whether a live process owns the run's directory: another one, or this one."""
-    directory = Path(directory)
+    """Whether another live process owns the run's directory."""
     try:
-        if _key(directory) in _held:
-            return True
-        with open(directory / "owner.lock", "rb") as stream:
+        with open(Path(directory) / FILE, "rb") as stream:
             return not _lock(stream, fcntl.LOCK_SH)
     except OSError:
         return False
 
 
 def owner_of(directory):
-    """What the lock file says about the owner: "process 17 on HOST since ..."; "" where it cannot be read."""
+    """What the lock file says of the owner: "process 17 on HOST since ..."; "" where it cannot be
+    read.
+    """
     try:
-        return (Path(directory) / "owner.lock").read_text(errors="replace").strip()
+        return (Path(directory) / FILE).read_text(errors="replace").strip()
     except OSError:
         return ""

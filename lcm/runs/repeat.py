@@ -36,14 +36,13 @@ def arguments(run, further=()):
             raise UserError(
                 f"{text}: it would make this another run; only {', '.join(FREE)} can be chosen"
             )
-    config, names = run.get("config") or {}, []
-    for group in GROUPS:
-        name = (config.get(group) or {}).get("name")
-        if name not in choices(group):
-            raise UserError(
-                f"{run['run']}: this checkout has no {group}={name}; take the one that has trained it"
-            )
-        names.append(f"{group}={name}")
+    config = run.get("config") or {}
+    names = {group: (config.get(group) or {}).get("name") for group in GROUPS}
+    choice = [f"{group}={name}" for group, name in names.items()]
+    if lacking := [f"{g}={name}" for g, name in names.items() if name not in choices(g)]:
+        raise UserError(
+            f"{run['run']}: this checkout has no {lacking[0]}; take the one that has trained it"
+        )
     recorded, standard = identity(config), flatten(plain(config))
     unknown = recorded.keys() ^ identity(plain(config)).keys()
     if unknown := sorted(unknown | {key for key in REMOVED if recorded[key] != REMOVED[key]}):
@@ -58,7 +57,7 @@ def arguments(run, further=()):
     ]
     device = ["device=cpu"] if str(run.get("device")).startswith("cpu") else []
     threads = [f"threads={run['threads']}"] if run.get("threads") else []
-    return [*names, *changed, *device, *threads, *further]
+    return [*choice, *changed, *device, *threads, *further]
 
 
 FOLDED = {"test_loss": 1e-5}  # relative: what folding batch norms changed by rounding, in float32

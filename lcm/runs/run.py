@@ -8,7 +8,7 @@ from lcm.config.identity import config_hash, identity
 from lcm.errors import Stopped, UserError, in_words
 from lcm.runs.directory import now, run_directory
 from lcm.runs.lock import owner
-from lcm.runs.source import keep_own, set_aside, source, source_problem
+from lcm.runs.source import keep_own, refuse_changed_source, set_aside, source
 from lcm.runs.state import begun, environment, read_state, refuse_another_config, write_state
 from lcm.runs.summary import best_and_last, print_plan, result_line
 from lcm.training import checkpoint
@@ -27,20 +27,17 @@ class Run:
     """
 
     def __init__(self, config):
-        set_aside(config)
+        set_aside([config])
         self.config = config
         self.directory = run_directory(config)
         self.saved = None  # the checkpoint that it continues from
-        self._read()
+        self._take(read_state(self.directory))
 
-    def _read(self):
-        self.state = read_state(self.directory)
-        self._refuse_changes()
-
-    def _refuse_changes(self):
-        refuse_another_config(self.directory, self.state, self.config)
-        if changed := source_problem(self.config, self.state):
-            raise UserError(changed)
+    def _take(self, state):
+        """Go on from a run.json, unless it is another config's or a module has changed since."""
+        refuse_another_config(self.directory, state, self.config)
+        refuse_changed_source(self.config, state)
+        self.state = state
 
     @property
     def finished(self):
@@ -54,7 +51,7 @@ class Run:
         Raises OwnedElsewhere where another process trains the run.
         """
         with owner(self.directory), STOP.listening() as self._stop:
-            self._read()  # again: another process may have been here just now
+            self._take(read_state(self.directory))  # again: another process may have been here
             self._begun = False
             if not self.finished:
                 self._find_checkpoint()
@@ -62,9 +59,12 @@ class Run:
                 yield
             except BaseException as error:
                 error = explained(error, self.config["device"])
-                self._end("stopped" if isinstance(error, (Stopped, UserError)) else "failed", error)
+                outcome = "stopped" if isinstance(error, (Stopped, UserError)) else "failed"
+                # the first problem is the one to show: a full disk, say
+                with contextlib.suppress(UserError):
+                    self._write(state=outcome, message=in_words(error))
                 raise error from error.__cause__
-            self._end("finished")
+            self._write(state="finished", message=None, end=now())
 
     def _find_checkpoint(self):
         digest = config_hash(self.config)
@@ -73,20 +73,11 @@ class Run:
             print(
                 f"warning: {self.directory} has lost its run.json; written anew from the checkpoint"
             )
-            self.state = json.loads(self.saved["run"])
-            self._refuse_changes()
+            self._take(json.loads(self.saved["run"]))
 
-    def _end(self, outcome, error=None):
-        if not self._begun:
-            return
-        if outcome == "finished":
-            self.state |= {"state": outcome, "message": None, "end": now()}
-            write_state(self.directory, self.state)
-            return
-        self.state |= {"state": outcome, "message": in_words(error)}
-        with contextlib.suppress(
-            UserError
-        ):  # the first problem is the one to show: a full disk, say
+    def _write(self, **changes):
+        if self._begun:
+            self.state |= changes
             write_state(self.directory, self.state)
 
     @property

@@ -16,7 +16,7 @@ from pathlib import Path
 from hydra.utils import get_object
 
 from lcm.config.compose import SHIPPED
-from lcm.errors import UserError, one_line
+from lcm.errors import UserError
 from lcm.files import unwritable, write
 from lcm.runs.directory import run_directory
 from lcm.runs.lock import owner
@@ -41,65 +41,64 @@ def keep_own(config, directory):
     files}, {} where attention and network are the repository's."""
     digests = {}
     for group, target in _targets(config).items():
-        if files := own_files(target):
-            text = repr(sorted(_digests(files).items()))
-            digests[group] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        files = own_files(target)
         for name, file in files.items():
             write(Path(directory) / "source" / name, file.read_bytes())
+        if files:
+            text = repr(sorted(_digests(files).items()))
+            digests[group] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return digests
 
 
-def source_problem(config, state=None):
-    """Why the run of a config cannot go on: its own module has changed. None where it can.
+def refuse_changed_source(config, state):
+    """Raise UserError where a module of the user's own is not what the run of `state` trained with.
 
-    state: its run.json, read where it is not given. A record without sources is unknown, and goes on;
-    so does a run that has no checkpoint yet, and one that is trained anew (`rerun`).
+    state: the run.json. A record without sources is unknown, and goes on; so does a run that has
+    no checkpoint yet.
     """
     directory = run_directory(config)
-    own = {group: own_files(target) for group, target in _targets(config).items()}
-    if config["rerun"] or not any(own.values()):
-        return None
-    try:
-        state = read_state(directory) if state is None else state
-    except UserError:
-        return None  # that file is damaged: the run itself says so
     saved = any((directory / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
     if state.get("state") != "finished" and not saved:
-        return None
-    for group, files in own.items():
-        then = _recorded(state).get(group)
-        now = _digests(files)
-        if then is None or now.items() <= then.items():
-            continue
-        changed = next(name for name in now if now[name] != then.get(name))
-        return (
-            f"{files[changed]} has changed since {directory} was begun (comments do not count): undo the "
-            f"change ({directory / 'source'} has the file as it was), or train anew with rerun=true"
-        )
-    return None
-
-
-def set_aside(config):
-    """With rerun=true: rename the run's directory to `.NAME.1` (2, ...), which no table reads.
-
-    An unfinished run of the very same source goes on: it is the new one, which was stopped.
-    Raises UserError where the directory holds another config's run, OwnedElsewhere where it is trained.
-    """
-    directory = run_directory(config).resolve()
-    if not config["rerun"] or not directory.is_dir():
         return
-    with owner(directory):
-        state = read_state(directory)
+    for group, target in _targets(config).items():
+        files = own_files(target)
+        then = _recorded(state).get(group)
+        if then is None:
+            continue
+        if changed := [
+            name for name, digest in _digests(files).items() if digest != then.get(name)
+        ]:
+            raise UserError(
+                f"{files[changed[0]]} has changed since {directory} was begun (comments do not "
+                f"count): undo the change ({directory / 'source'} has the file as it was), or train "
+                "anew with rerun=true"
+            )
+
+
+def set_aside(configs):
+    """With rerun=true: rename the run directories that a command trains anew to `.NAME.1` (2, ...),
+    which no table reads.
+
+    These are the runs of another source; where all runs of the command are finished, all of them.
+    Otherwise the command was stopped, and what it has trained stays.
+    Raises UserError where a directory holds another config's run, OwnedElsewhere where it is trained.
+    """
+    configs = [config for config in configs if config["rerun"]]
+    states = [read_state(run_directory(config)) for config in configs]
+    finished = all(state.get("state") == "finished" for state in states)
+    for config, state in zip(configs, states, strict=True):
+        directory = run_directory(config).resolve()
         refuse_another_config(directory, state, config)
-        if not state or (state["state"] != "finished" and _recorded(state) == source(config)):
-            return
+        if not state or not (finished or _recorded(state) != source(config)):
+            continue
         names = (directory.with_name(f".{directory.name}.{n}") for n in itertools.count(1))
         aside = next(name for name in names if not name.exists())
-        try:
-            directory.rename(aside)
-        except OSError as error:
-            raise unwritable(aside, error) from error
-    print(f"trained anew; the earlier run is kept as {aside}")
+        with owner(directory):
+            try:
+                directory.rename(aside)
+            except OSError as error:
+                raise unwritable(aside, error) from error
+        print(f"trained anew; the earlier run is kept as {aside}")
 
 
 def _recorded(state):
@@ -121,12 +120,9 @@ def _targets(config):
 def files_of(target):
     """{name: file} of the file that defines a target and of the local files that it imports.
 
-    A name is the module's as a path: "lcm/attention/cbam.py". Raises UserError for a wrong target.
+    A name is the module's as a path: "lcm/attention/cbam.py".
     """
-    try:
-        get_object(target)
-    except Exception as error:  # whatever a module of the user's own raises
-        raise UserError(f"_target_ {target} cannot be imported: {one_line(error)}") from error
+    get_object(target)  # imported, so that `_home` can follow its name
     module, _, name = target.rpartition(".")
     return _closure([_home(module, name)])
 
@@ -168,10 +164,9 @@ def _local(module):
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
-    places = [] if spec is None else [spec.origin] if spec.has_location else None
-    places = list(spec.submodule_search_locations or []) if places is None else places
-    installed = any(INSTALLED & set(Path(place).parts) for place in places)
-    return None if installed or not places else spec
+    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+    parts = [Path(place).parts for place in places if place]
+    return spec if parts and not any(INSTALLED.intersection(found) for found in parts) else None
 
 
 def _imports(tree, package):

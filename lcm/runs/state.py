@@ -9,11 +9,22 @@ from pathlib import Path
 
 import lcm
 from lcm.config.identity import config_hash, deviations, identity
-from lcm.errors import UserError
+from lcm.errors import UserError, listed
 from lcm.files import unreadable, write_atomically
 from lcm.runs.directory import data_name, now, run_name
 
 PROGRAM = ("lcm", "configs", "hydra_plugins", "train.py")  # what a run's numbers come from
+
+
+# What every run.json has, and the result of a finished one: what is read without asking again.
+KINDS = {
+    "state": str,
+    "config": dict,
+    "config_hash": str,
+    "data_fingerprint": str,
+    "epochs": int,
+}
+RESULT = ("test_top1", "test_top5", "best_test_top1", "best_epoch")
 
 
 def read_state(directory):
@@ -21,42 +32,22 @@ def read_state(directory):
     file = Path(directory) / "run.json"
     try:
         state = json.loads(file.read_text())
+        wrong = [key for key, kind in KINDS.items() if not isinstance(state.get(key), kind)]
+        if not wrong and state["state"] == "finished":
+            result = state.get("result") or {}
+            wrong = [key for key in RESULT if not isinstance(result.get(key), (int, float))]
+        if wrong:
+            raise ValueError(f"no {wrong[0]} in it")
     except FileNotFoundError:
         return {}
-    except NotADirectoryError:
-        raise UserError(
-            f"{directory} is a file, or is below one: a run needs a folder, choose another"
-        ) from None
     except OSError as error:  # also one that passes, of a network folder: nothing is damaged
         raise unreadable(file, error) from error
-    except ValueError as error:
-        raise damaged(file, error) from error
-    kinds = {
-        "state": str,
-        "config": dict,
-        "config_hash": str,
-        "data_fingerprint": str,
-        "epochs": int,
-    }
-    wrong = [
-        key
-        for key, kind in kinds.items()
-        if not isinstance(state, dict) or not isinstance(state.get(key), kind)
-    ]
-    if not wrong and state["state"] == "finished":
-        result = state.get("result") if isinstance(state.get("result"), dict) else {}
-        shown = ("test_top1", "test_top5", "best_test_top1", "best_epoch")
-        wrong = [f"result.{key}" for key in shown if not isinstance(result.get(key), (int, float))]
-    if wrong:
-        raise damaged(file, f"no {wrong[0]} in it")
+    except (ValueError, AttributeError) as error:  # no JSON, or no object where one is meant
+        raise UserError(
+            f"{file} is damaged ({error}): delete this one file; the same command restores it from "
+            "the checkpoint and continues"
+        ) from error
     return state
-
-
-def damaged(file, reason):
-    """The UserError for a run.json that is damaged."""
-    return UserError(
-        f"{file} is damaged ({reason}): delete this one file; the same command restores it from the checkpoint and continues"
-    )
 
 
 def write_state(directory, state):
@@ -70,13 +61,9 @@ def refuse_another_config(directory, state, config):
         return
     old, new = identity(state["config"]), identity(config)
     other = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    lines = [f"  {key}: {old.get(key, '-')} there, {new.get(key, '-')} here" for key in other]
-    lines = [
-        f"{directory} holds a run of another config:",
-        *lines,
-        "take another directory, or the config that it has",
-    ]
-    raise UserError("\n".join(lines))
+    lines = [f"{key}: {old.get(key, '-')} there, {new.get(key, '-')} here" for key in other]
+    lines.append("take another directory, or the config that it has")
+    raise listed(f"{directory} holds a run of another config:", lines)
 
 
 @functools.cache  # of the code that runs, not of what is committed while a sweep goes on
@@ -92,22 +79,20 @@ def commit():
     changed = ["status", "--porcelain", "--untracked-files=all", "--", *PROGRAM]
     try:
         head, status = (
-            subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+            subprocess.check_output(
+                ["git", "-C", str(root), *words], text=True, timeout=10, stderr=subprocess.DEVNULL
             )
-            for arguments in (["rev-parse", "HEAD"], changed)
+            for words in (["rev-parse", "HEAD"], changed)
         )
     except (OSError, subprocess.SubprocessError):
         return None, False
-    return (
-        (head.stdout.strip(), bool(status.stdout.strip()))
-        if head.returncode == 0
-        else (None, False)
-    )
+    return head.strip(), bool(status.strip())
 
 
 def new_state(config, **facts):
-    """run.json of a run that starts; `facts` are what only the caller knows (params, gfloat, ..., and `environment`)."""
+    """run.json of a run that starts; `facts` are what only the caller knows (params, gfloat, ...,
+    and `environment`).
+    """
     return {
         "state": "running",
         "message": None,
@@ -133,7 +118,9 @@ def new_state(config, **facts):
 
 
 def environment(device):
-    """What a run's numbers depend on besides its config: {"versions", "device", "commit", "dirty"}; `device` in words."""
+    """What a run's numbers depend on besides its config: {"versions", "device", "commit", "dirty"};
+    `device` in words.
+    """
     import torch
 
     versions = {
@@ -148,7 +135,9 @@ def environment(device):
 
 
 def continued(state, here):
-    """`state` of a run that continues now: one interruption more; a new environment is appended to `continued`, with the time."""
+    """`state` of a run that continues now: one interruption more; a new environment is appended to
+    `continued`, with the time.
+    """
     parts = state.get("continued", [])
     before = {key: (parts[-1] if parts else state).get(key) for key in here}
     parts = parts if before == here else [*parts, {"start": now(), **here}]

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -16,11 +15,10 @@ from lcm.runs.lock import is_owned
 from lcm.runs.state import read_state
 from lcm.training.progress import clock
 
-LOG_PART, LOG_ERROR = (
-    "\n== ",
-    "\nerror: ",
-)  # how log.txt marks the beginning of each part of a run, and what ended it
-SHOWN = ("epoch", "seconds", "test_top1")  # of a row of metrics.jsonl
+# How log.txt marks the beginning of each part of a run, and what ended it.
+LOG_PART = "\n== "
+LOG_ERROR = "\nerror: "
+SHOWN = {"epoch": int, "seconds": float, "test_top1": float}  # of a row of metrics.jsonl
 PATH = ("data.name", "data.label", "model.name", "attention.name")  # in a run's directory
 STATES = ("finished", "live", "stopped", "failed", "to do")
 
@@ -28,10 +26,9 @@ STATES = ("finished", "live", "stopped", "failed", "to do")
 class Status(NamedTuple):
     """How far a run is. None where something is not known.
 
+    state: finished; live (a process trains it now); stopped (begun, and no process trains it: the
+    same command continues it); failed; to do (never started).
     top1: in percent, of its last epoch. left: in seconds. pace: in seconds an epoch. config: resolved.
-
-    state: finished; live (a process trains it now); stopped (begun, and no process trains it: the same command
-    continues it); failed; to do (never started).
     """
 
     directory: Path
@@ -48,6 +45,7 @@ class Status(NamedTuple):
 def status_of(directory):
     """The Status of one run directory, which need not exist."""
     directory = Path(directory)
+    owned = is_owned(directory)  # asked first: what ends after this has written its end
     try:
         state = read_state(directory)
     except UserError as damage:
@@ -56,30 +54,26 @@ def status_of(directory):
     epoch, epochs = row.get("epoch", 0), state.get("epochs")
     pace = row["seconds"] / epoch if epoch else None
     how_far = (epoch, epochs, row.get("test_top1"))
-    config = state.get("config")
-    status = Status(directory, state.get("state"), *how_far, pace=pace, config=config)
+    status = Status(
+        directory, state.get("state", "to do"), *how_far, pace=pace, config=state.get("config")
+    )
     if status.state == "finished":
         return status
-    if is_owned(directory):
-        left = None
-        if epoch and epochs:
-            files = (
-                directory / "metrics.jsonl",
-                directory / "run.json",
-            )  # run.json is written when a run is continued
-            in_progress = time.time() - max(file.stat().st_mtime for file in files)
-            left = max(0.0, pace * (epochs - epoch) - in_progress)
+    if owned:
+        left = _left(directory, pace * (epochs - epoch)) if epoch and epochs else None
         return status._replace(state="live", left=left)
-    if read_state(directory).get("state") != state.get("state"):
-        return status_of(directory)  # it ended between the two readings
-    if not state:
-        message = last_error(directory)
-        return status._replace(state="failed" if message else "to do", message=message)
-    if status.state == "failed":
-        return status._replace(message=state.get("message"))
-    return status._replace(
-        state="stopped", message=state.get("message") or "killed, or its machine went down"
-    )
+    message = state.get("message")
+    if not state and (message := last_error(directory)):
+        return status._replace(state="failed", message=message)
+    if status.state == "running":
+        return status._replace(state="stopped", message="killed, or its machine went down")
+    return status._replace(message=message)
+
+
+def _left(directory, seconds):
+    """What is left of `seconds` since a run's last epoch, or since it was continued."""
+    files = (directory / "metrics.jsonl", directory / "run.json")
+    return max(0.0, seconds - (time.time() - max(file.stat().st_mtime for file in files)))
 
 
 def last_row(directory):
@@ -91,15 +85,10 @@ def last_row(directory):
     except OSError:
         return {}
     for line in reversed(lines[:-1]):  # behind the last newline: part of a line, or nothing
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and all(_is_number(row.get(key)) for key in SHOWN):
-                return row
+            return {key: kind(row[key]) for key, kind in SHOWN.items()}
     return {}
-
-
-def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def last_error(directory):

@@ -1,7 +1,5 @@
 """What a run prints: the plan before it starts, its result beside the paper's."""
 
-import sys
-
 from lcm.errors import plural
 from lcm.reporting.protocol import paper_comparison
 from lcm.training.schedule import described
@@ -13,10 +11,12 @@ def print_plan(config, data, complexity, state, directory, saved):
     train, test = data.train(schedule["batch_size"], 0), data.test(schedule["test_batch_size"])
     device = (state.get("continued") or [state])[-1]["device"]
     lines = [
-        f"network     {config['model']['name']} + {config['attention']['name']}, {data.num_classes} classes: "
-        f"{complexity.params / 1e6:.3f} M parameters, {complexity.gfloat:.3f} GFloat (the paper's count), "
+        f"network     {config['model']['name']} + {config['attention']['name']}, "
+        f"{data.num_classes} classes: {complexity.params / 1e6:.3f} M parameters, "
+        f"{complexity.gfloat:.3f} GFloat (the paper's count), "
         f"{complexity.macs / 1e9:.3f} G multiply-accumulates",
-        f"data        {config['data']['name']}: {plural(train.images, 'training image')}, {plural(test.images, 'test image')}",
+        f"data        {config['data']['name']}: {plural(train.images, 'training image')}, "
+        f"{plural(test.images, 'test image')}",
         *(f"            {note}" for note in notes),
         f"schedule    {schedule['name']}: {plural(schedule['epochs'], 'epoch')}, "
         f"batch {schedule['batch_size']}, {described(schedule)}",
@@ -25,8 +25,7 @@ def print_plan(config, data, complexity, state, directory, saved):
     ]
     if saved:
         lines.append(f"continuing  from epoch {saved['epoch']}, step {saved['index']}")
-    print("\n".join(lines))
-    sys.stdout.flush()
+    print("\n".join(lines), flush=True)
 
 
 def best_and_last(rows):

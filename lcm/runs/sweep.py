@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 from lcm.config.compose import use_sources
-from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError, listed, plural
+from lcm.errors import SIGNALS, OwnedElsewhere, Stopped, SweepFailed, UserError, plural
 from lcm.files import unwritable
-from lcm.runs.grid import grid, refuse_problems
+from lcm.runs.grid import grid
 from lcm.runs.lock import owner_of
-from lcm.runs.source import set_aside, source_problem
+from lcm.runs.source import refuse_changed_source, set_aside
+from lcm.runs.state import read_state
 from lcm.runs.status import status_of, table, time_left, totals
 from lcm.runs.worker import Outcome
 
@@ -38,26 +39,28 @@ def sweep(loader, master, arguments, launcher, max_batch_size=None):
             "hydra.job.chdir: runs are trained where the command is given; leave it out"
         )
     runs = grid(loader, master, arguments)
-    refuse_problems(runs)
-    if found := [text for run in runs if (text := source_problem(run.config))]:
-        raise listed("nothing was started:", found)
+    set_aside([run.config for run in runs])
     for run in runs:
-        set_aside(run.config)
+        refuse_changed_source(run.config, read_state(run.directory))
     statuses = [status_of(run.directory) for run in runs]
     print_plan(runs, statuses)
     stopped = None
     failures = {}
-    if any(status.state != "finished" for status in statuses):
-        refuse_unwritable(runs, statuses)
+    left = [run for run, status in zip(runs, statuses, strict=True) if status.state != "finished"]
+    if left:
+        try:
+            left[0].directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(left[0].directory, error) from error
         prepare_environment()
         try:
             train_open(runs, failures, launcher, max_batch_size)
         except Stopped as request:
             stopped = request
         statuses = [status_of(run.directory) for run in runs]
-    for index, (run, status) in enumerate(zip(runs, statuses, strict=True)):
-        if run.directory in failures and status.state not in ("finished", "live"):
-            statuses[index] = status._replace(state="failed", message=failures[run.directory])
+    for index, status in enumerate(statuses):
+        if status.directory in failures and status.state not in ("finished", "live"):
+            statuses[index] = status._replace(state="failed", message=failures[status.directory])
     print_summary(runs, statuses)
     if stopped:
         raise stopped
@@ -66,15 +69,6 @@ def sweep(loader, master, arguments, launcher, max_batch_size=None):
         raise OwnedElsewhere("other processes train what is left of this sweep")
     if unfinished:
         raise SweepFailed("not every run of this sweep has finished: see above")
-
-
-def refuse_unwritable(runs, statuses):
-    """Raise UserError where the first run that is left cannot have its directory."""
-    left = [run.directory for run, s in zip(runs, statuses, strict=True) if s.state != "finished"]
-    try:
-        left[0].mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(left[0], error) from error
 
 
 def train_open(runs, failures, launcher, max_batch_size):
@@ -88,41 +82,49 @@ def train_open(runs, failures, launcher, max_batch_size):
     number = 0
     idle = 0
     while idle < 3:
-        todo = [run for run in runs if is_open(run, failures)]
+        todo = open_runs(runs, failures)
         if not todo:
             return
         idle += 1
         size = 1 if kind == "BasicLauncher" else max_batch_size or len(todo)
         for start in range(0, len(todo), size):
-            batch = [run for run in todo[start : start + size] if is_open(run, failures)]
+            batch = open_runs(todo[start : start + size], failures)
             if not batch:
                 continue
             print_launch(runs, batch, kind)
             outcomes = launch(launcher, kind, batch, number)
             number += len(batch)
-            failures |= {
-                run.directory: outcome.message
-                for run, outcome in zip(batch, outcomes, strict=True)
-                if outcome.state == "failed"
-            }
-            for outcome in outcomes:
-                if outcome.state == "stopped":
+            for run, outcome in zip(batch, outcomes, strict=True):
+                if outcome.state == "failed":
+                    failures[run.directory] = outcome.message
+                elif outcome.state == "stopped":
                     raise Stopped(outcome.signal, outcome.message)
-                if outcome.state == "lost" and kind != "JoblibLauncher":
+                elif outcome.state == "lost" and kind != "JoblibLauncher":
                     return  # a cluster may go on with them: another pass would hand them over again
-            if not all(is_open(run, failures) for run in batch):
+            if len(open_runs(batch, failures)) < len(batch):
                 idle = 0
 
 
+def open_runs(runs, failures):
+    """What this sweep still has to train: not finished, not owned by another, not failed here."""
+    closed = ("finished", "live")
+    return [
+        run
+        for run in runs
+        if run.directory not in failures and status_of(run.directory).state not in closed
+    ]
+
+
 def launch(launcher, kind, batch, number):
-    """Launch some runs and wait for their Outcomes. Raises Stopped after a signal."""
+    """Launch some runs and wait for their Outcomes. Raises Stopped after a signal.
+
+    Where the launcher fails, the run directories tell what was done.
+    """
     with passing_on_signals() if kind == "JoblibLauncher" else contextlib.nullcontext():
         try:
             returns = launcher.launch([run.overrides for run in batch], initial_job_idx=number)
             return [returned.return_value for returned in returns]
-        except (
-            Exception
-        ) as error:  # a worker was killed, SLURM refused a job; the directories tell what was done
+        except Exception as error:  # a worker was killed, SLURM refused a job
             print(f"error: {kind} gave up: {type(error).__name__}: {error}", file=sys.stderr)
             return [Outcome("lost")] * len(batch)
 
@@ -165,31 +167,18 @@ def prepare_environment():
     )
 
 
-def is_open(run, failures):
-    """Whether a run is still to be trained by this sweep: not finished, not owned by another, not
-    failed here.
-    """
-    return run.directory not in failures and status_of(run.directory).state not in (
-        "finished",
-        "live",
-    )
-
-
 def print_launch(runs, batch, launcher):
     """The run that starts now and what is left, or how many are handed over."""
     statuses = [status_of(run.directory) for run in runs]
-    left = time_left([run.config for run in runs], statuses)
     if launcher == "BasicLauncher":
         finished = sum(status.state == "finished" for status in statuses)
-        print(
-            f"\n[{finished + 1}/{len(runs)}] {batch[0].name or batch[0].directory}  (left: {left})",
-            flush=True,
-        )
+        left = time_left([run.config for run in runs], statuses)
+        name = batch[0].name or batch[0].directory
+        words = f"\n[{finished + 1}/{len(runs)}] {name}  (left: {left})"
     else:
-        print(
-            f"handed to {launcher}: {plural(len(batch), 'run')}; python scripts/status.py shows how far they are",
-            flush=True,
-        )
+        words = f"handed to {launcher}: {plural(len(batch), 'run')}"
+        words += "; python scripts/status.py shows how far they are"
+    print(words, flush=True)
 
 
 def print_plan(runs, statuses):
@@ -209,24 +198,13 @@ def print_summary(runs, statuses):
         status._replace(message=None, config=run.config)
         for run, status in zip(runs, statuses, strict=True)
     ]
-    print(
-        f"\n{table(shown, folder)}\n\n{totals(statuses)}",
-        flush=True,
-    )
+    print(f"\n{table(shown, folder)}\n\n{totals(statuses)}", flush=True)
     for status in statuses:
-        if status.state == "failed":
-            print(
-                f"failed: {status.directory}\n  {status.message}\n"
-                f"  log: {status.directory / 'log.txt'}",
-                file=sys.stderr,
-            )
-        elif status.state == "stopped":
-            print(
-                f"stopped: {status.directory}: {status.message}; the same command continues it",
-                file=sys.stderr,
-            )
-        elif status.state == "live":
-            print(
-                f"being trained elsewhere: {status.directory}: {owner_of(status.directory)}",
-                file=sys.stderr,
-            )
+        place = status.directory
+        words = {
+            "failed": f"failed: {place}\n  {status.message}\n  log: {place / 'log.txt'}",
+            "stopped": f"stopped: {place}: {status.message}; the same command continues it",
+            "live": f"being trained elsewhere: {place}: {owner_of(place)}",
+        }
+        if status.state in words:
+            print(words[status.state], file=sys.stderr)

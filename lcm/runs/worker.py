@@ -1,4 +1,5 @@
-"""One run of a sweep, in whatever process a launcher starts it: its log, its signals, its GPU, and how it ended.
+"""One run of a sweep, in whatever process a launcher starts it: its log, its signals, its GPU, and
+how it ended.
 
 A run of a sweep never raises: what went wrong with it is in its Outcome and its log.txt.
 """
@@ -12,15 +13,20 @@ import sys
 import traceback
 from typing import NamedTuple
 
+import torch
+
 from lcm.errors import NotFinite, OwnedElsewhere, Stopped, UserError, in_words
 from lcm.files import unwritable
 from lcm.runs.directory import now, run_directory
 from lcm.runs.status import LOG_ERROR, LOG_PART, status_of
+from lcm.training.device import release_memory
 from lcm.training.signals import STOP
 
 
 class Outcome(NamedTuple):
-    """How a run of a sweep ended. state: finished, failed, owned (by another process), stopped (by `signal`), lost (unknown)."""
+    """How a run of a sweep ended. state: finished, failed, owned (by another process), stopped (by
+    `signal`), lost (unknown).
+    """
 
     state: str
     message: str | None = None
@@ -30,36 +36,35 @@ class Outcome(NamedTuple):
 def run_one(train, config):
     """Train the run of a resolved config with `train(config)`; returns an Outcome, whatever happens.
 
-    In a worker of the parallel launcher what it prints goes to its log.txt alone, and one line at its end says how it ended.
+    In a worker of the parallel launcher what it prints goes to its log.txt alone, and one line at
+    its end says how it ended.
     """
-    directory, worker = run_directory(config), worker_number()
+    directory = run_directory(config)
+    worker = worker_number()
+    # `train` asks again, under the lock; here to leave the log of others alone
+    state = status_of(directory).state
+    if state in ("live", "finished"):
+        return Outcome("owned" if state == "live" else "finished")
     try:
-        state = status_of(
-            directory
-        ).state  # `train` asks again, with the lock; here to leave the log of others alone
-        if state in ("live", "finished"):
-            return Outcome("owned" if state == "live" else "finished")
         with stoppable(worker), Log(directory / "log.txt", None if worker else sys.stdout) as log:
             outcome = _train(train, config | {"device": share_gpus(config["device"], worker)}, log)
-    except (
-        Stopped,
-        Exception,
-    ) as error:  # a signal before it began, or a log that cannot be written
+    except (Stopped, Exception) as error:  # a signal before it began, or a log without a place
         outcome = outcome_of(error)
-    finally:
-        free_memory(config)
+    if config["compile"]:  # or the next networks reach the limit of recompilations
+        torch.compiler.reset()
+    release_memory()
     if worker:
         print(f"{outcome.state:9}  {directory}", flush=True)
     return outcome
 
 
 def _train(train, config, log):
-    """The Outcome of train(config), whose output goes to the log; at its end the log says why it ended."""
+    """The Outcome of train(config), whose output goes to the log; at its end the log says why it
+    ended.
+    """
+    errors = sys.stderr if log.terminal else log
     try:
-        with (
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(sys.stderr if log.terminal else log),
-        ):
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(errors):
             train(config)
         return Outcome("finished")
     except (Stopped, Exception) as error:
@@ -74,29 +79,16 @@ def _train(train, config, log):
 
 def outcome_of(error):
     """The Outcome of a run that an exception has ended."""
+    error = STOP.behind(error)
     if isinstance(error, Stopped):
         return Outcome("stopped", error.what, error.signal)
-    if isinstance(error, OwnedElsewhere):
-        return Outcome("owned", str(error))
-    if STOP.at_once:  # other code caught the signal's exception and raised its own
-        return Outcome("stopped", "nothing was in progress that is not saved", STOP.requested)
-    return Outcome("failed", in_words(error))
-
-
-def free_memory(config):
-    """Free what the run has left: the network, compiled code, the GPU's memory."""
-    torch = sys.modules.get("torch")
-    if torch is None:  # nothing was trained
-        return
-    from lcm.training.device import release_memory
-
-    if config["compile"]:
-        torch.compiler.reset()  # or the next networks run into the limit of recompilations, and run uncompiled
-    release_memory()
+    return Outcome("owned" if isinstance(error, OwnedElsewhere) else "failed", in_words(error))
 
 
 class Log(io.TextIOBase):
-    """A new part of a run's log.txt, and the terminal beside it where there is one. UserError where it cannot be written."""
+    """A new part of a run's log.txt, and the terminal beside it where there is one. UserError where
+    it cannot be written.
+    """
 
     def __init__(self, file, terminal):
         self.file, self.terminal = file, None
@@ -114,11 +106,10 @@ class Log(io.TextIOBase):
             self.stream.flush()
         except OSError as error:
             raise unwritable(self.file, error) from error
-        return self.terminal.write(text) if self.terminal else len(text)
-
-    def flush(self):
         if self.terminal:
+            self.terminal.write(text)
             self.terminal.flush()
+        return len(text)
 
     def close(self):
         self.stream.close()
@@ -127,16 +118,12 @@ class Log(io.TextIOBase):
 def worker_number():
     """The number, from 1, of a worker process of the parallel launcher; 0 in any other process."""
     name, _, number = multiprocessing.current_process().name.partition("-")
-    return int(number) if name == "LokyProcess" and number.isdigit() else 0
+    return int(number) if name == "LokyProcess" else 0
 
 
 def share_gpus(device, worker):
-    """The device for a worker of the parallel launcher: where there are several GPUs, each takes the next."""
-    if not worker or device not in ("auto", "cuda"):
-        return device
-    import torch
-
-    gpus = torch.cuda.device_count()
+    """The device for a worker of the parallel launcher: of several GPUs each takes the next."""
+    gpus = torch.cuda.device_count() if worker and device in ("auto", "cuda") else 0
     return f"cuda:{(worker - 1) % gpus}" if gpus > 1 else device
 
 
@@ -144,9 +131,11 @@ _for_life = contextlib.ExitStack()  # of a worker process
 
 
 def stoppable(worker):
-    """A run under signals. In a worker of the parallel launcher: once one has come, this run and later ones end with Stopped.
+    """A run under signals. In a worker of the parallel launcher: once one has come, this run and
+    later ones end with Stopped.
 
-    From its first run on a worker remembers signals for the rest of its life: one that died would take the others with it.
+    From its first run on a worker remembers signals for the rest of its life: one that died would
+    take the others with it.
     """
     if not worker:
         return contextlib.nullcontext()

@@ -37,6 +37,12 @@ class StopRequest:
         self.at_once = True
         raise Stopped(self.requested, "nothing was in progress that is not saved")
 
+    def behind(self, error):
+        """The Stopped behind an exception: other code may catch the signal's and raise its own."""
+        if self.at_once and not isinstance(error, Stopped):
+            return Stopped(self.requested, "nothing was in progress that is not saved")
+        return error
+
     @contextlib.contextmanager
     def listening(self):
         """Handle SIGNALS while the block runs, then restore the earlier handlers.

@@ -48,6 +48,13 @@ def sweep(script, *arguments, cwd, **environment):
     return finish(start(script, *arguments, cwd=cwd, **environment))
 
 
+def succeed(script, *arguments, cwd, **environment):
+    """What a sweep that ends with exit code 0 printed."""
+    code, output = sweep(script, *arguments, cwd=cwd, **environment)
+    assert code == 0, output
+    return output
+
+
 def kill(process):
     """SIGKILL to the sweep and all its processes."""
     with contextlib.suppress(ProcessLookupError):

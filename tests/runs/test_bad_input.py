@@ -75,6 +75,16 @@ def little_memory(folder):
     resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
 
 
+def own(name, text):
+    """A YAML file of one's own in {folder}/own."""
+
+    def write(folder):
+        (folder / "own" / name).parent.mkdir(parents=True)
+        (folder / "own" / name).write_text(text)
+
+    return write
+
+
 ARRANGED = {  # called in the command's process, with its folder
     None: lambda folder: None,
     "without the extra": no_launcher,
@@ -87,6 +97,11 @@ ARRANGED = {  # called in the command's process, with its folder
         b"x" * 99
     ),
     "malicious pickles": malicious_cifar,
+    "its file has no target": own("attention/mine.yaml", "name: mine\nsites: every\n"),
+    "its target is nowhere": own("attention/mine.yaml", "name: mine\n_target_: no_such.Mine\n"),
+    "a tab in its file": own("attention/mine.yaml", "\tname: mine\n"),
+    "a file of one's own": own("attention/se.yaml", "name: se\n_target_: no_such.Mine\n"),
+    "its file lacks keys": own("data/mine.yaml", "name: mine\n_target_: lcm.data.Digits\n"),
     "a file": lambda folder: (folder / "file").touch(),
     "where a run of seed 0 is stored": finished_run,
     "run.json damaged": lambda folder: finished_run(folder, run_json=b'{"state": "fini'),
@@ -168,16 +183,6 @@ def test_an_error_of_the_program_is_a_failure_with_its_traceback(tiny, tmp_path)
     assert ended.err.endswith("error: ZeroDivisionError: division by zero\n")
     (file,) = tmp_path.rglob("run.json")
     assert json.loads(file.read_text())["state"] == "failed"
-
-
-def test_before_the_config_is_composed_too(imported, tmp_path):
-    def bug():
-        from lcm import cli
-
-        cli.override_problems = lambda *args: 1 / 0
-
-    ended = command(tmp_path, "seed=1", prepare=bug)
-    assert ended.code == 1 and "Traceback" in ended.err and "ZeroDivisionError" in ended.err
 
 
 def test_a_bug_in_a_data_set_shows_its_own_traceback(tiny, tmp_path):

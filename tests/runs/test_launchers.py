@@ -4,9 +4,25 @@ import os
 import signal
 
 import pytest
-from processes import FAKE, REAL, TINY, finish, record, start, states, sweep, trained, wait_until
+from omegaconf import OmegaConf
+from processes import (
+    FAKE,
+    REAL,
+    ROOT,
+    TINY,
+    finish,
+    record,
+    start,
+    states,
+    succeed,
+    sweep,
+    trained,
+    wait_until,
+)
 
+from lcm.errors import SIGNALS
 from lcm.runs import worker as job
+from lcm.runs.sweep import prepare_environment
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `parallel`")
 submitit = pytest.importorskip("submitit", reason="needs the extra `slurm`")
@@ -19,8 +35,7 @@ GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=r
 def undisturbed(tmp_path_factory):
     """The records of two tiny real runs, trained one after another in one process."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, output = sweep(REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", cwd=folder)
-    assert code == 0, output
+    succeed(REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", cwd=folder)
     return record(folder / "runs")
 
 
@@ -28,10 +43,9 @@ def undisturbed(tmp_path_factory):
 
 
 def test_in_parallel_the_same_bytes_as_one_after_another(tmp_path, undisturbed):
-    code, output = sweep(
+    output = succeed(
         REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", *PARALLEL, cwd=tmp_path
     )
-    assert code == 0, output
     assert record(tmp_path / "runs") == undisturbed
     assert "epoch   1/1" not in output  # what a run prints is in its log
     assert all("epoch   1/1" in log.read_text() for log in (tmp_path / "runs").rglob("log.txt"))
@@ -48,8 +62,7 @@ def test_in_parallel_a_signal_saves_every_run_in_progress(tmp_path, group):
     assert code == 75, output
     assert "stopped by" in output and "Traceback" not in output
     assert states(tmp_path)["stopped"] == 2 and states(tmp_path)["running"] == 0
-    code, output = sweep(FAKE, *GRID, cwd=tmp_path)
-    assert code == 0, output
+    succeed(FAKE, *GRID, cwd=tmp_path)
     assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in trained(tmp_path).values())
 
 
@@ -63,24 +76,6 @@ def test_in_parallel_a_worker_that_is_killed_takes_no_run_with_it(tmp_path):
     assert code == 0, output
     assert "JoblibLauncher gave up" in output
     assert states(tmp_path) == {"finished": 6}
-
-
-def threads_of_a_worker():
-    return os.environ.get("OMP_NUM_THREADS")
-
-
-def test_the_processors_are_shared_out(monkeypatch):
-    """joblib bounds the threads of each worker; `threads: auto` keeps to the bound."""
-    from joblib import Parallel, cpu_count, delayed
-
-    from lcm.training.device import set_threads
-
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    bound = str(max(1, cpu_count() // 2))
-    assert Parallel(n_jobs=2)(delayed(threads_of_a_worker)() for _ in range(2)) == [bound, bound]
-    monkeypatch.setenv("OMP_NUM_THREADS", bound)
-    monkeypatch.setattr("lcm.training.device.available_processors", lambda: 64)
-    assert set_threads("auto") == int(bound)
 
 
 def test_each_worker_takes_the_next_gpu(monkeypatch):
@@ -121,29 +116,15 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_ends_with_the_same_
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
-def test_the_slurm_preset_asks_for_the_signal_that_is_handled_and_for_requeue(
-    tmp_path, monkeypatch
-):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from lcm.config.compose import CONFIGS
-    from lcm.errors import SIGNALS
-    from lcm.runs.sweep import prepare_environment
-
+def test_jobs_on_slurm_get_a_signal_that_is_handled_and_are_requeued(monkeypatch):
     for name in ("SUBMITIT_PREEMPT_SIGNAL", "PYTHONPATH"):
         monkeypatch.setenv(name, "")
     prepare_environment()
     assert getattr(signal, "SIG" + os.environ["SUBMITIT_PREEMPT_SIGNAL"]) in SIGNALS
-    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(CONFIGS.parent), os.getcwd()]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = compose(
-            "train", ["hydra/launcher=slurm", "runs=/shared/runs"], return_hydra_config=True
-        )
-    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-    assert launcher["submitit_folder"] == "/shared/runs/.submitit/%j"
-    assert launcher["additional_parameters"] == {"requeue": True}
-    assert launcher["max_num_timeout"] > 100 and launcher["signal_delay_s"] >= 60
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(ROOT), os.getcwd()]
+    launcher = OmegaConf.load(ROOT / "configs/hydra/launcher/slurm.yaml")
+    assert launcher.additional_parameters == {"requeue": True}
+    assert launcher.max_num_timeout > 100 and launcher.signal_delay_s >= 60
 
 
 def test_without_slurm_the_slurm_launcher_says_so_once(tmp_path):

@@ -5,7 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from events import events, hparams
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
 
@@ -14,13 +14,6 @@ from lcm.training.log import RunLog
 SETTINGS = {"seed": 3, "schedule.learning_rate": 0.05, "attention.name": "se", "data.label": None}
 SETTINGS |= {"schedule.divide_at": [0.5, 0.75], "attention.sites": {"stages": [2]}}
 ROWS = [{"epoch": epoch, "step": epoch, "test_top1": 50.0 + epoch} for epoch in (1, 2, 3)]
-
-
-def events(folder):
-    """Every (tag, its HParams content, its number) of the one event file of a folder."""
-    (file,) = folder.iterdir()
-    values = [value for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
-    return [(value.tag, value.metadata.plugin_data.content, value.tensor) for value in values]
 
 
 def test_the_settings_are_in_the_events_of_the_run_once_also_after_a_continuation(tmp_path):
@@ -35,13 +28,11 @@ def test_the_settings_are_in_the_events_of_the_run_once_also_after_a_continuatio
     top1 = [tensor for tag, _, tensor in found if tag == "accuracy/test_top1"]
     assert [tensor_util.make_ndarray(tensor).item() for tensor in top1] == [51.0, 52.0, 53.0]
 
-    (content,) = [content for tag, content, _ in found if tag == metadata.SESSION_START_INFO_TAG]
-    hparams = metadata.parse_session_start_info_plugin_data(content).hparams
-    assert hparams["seed"].number_value == 3
-    assert hparams["schedule.learning_rate"].number_value == 0.05
-    assert hparams["attention.name"].string_value == "se"
-    assert hparams["schedule.divide_at"].string_value == "[0.5, 0.75]"
-    assert hparams["attention.sites"].string_value == '{"stages": [2]}'
+    shown = hparams(tmp_path / "tensorboard")
+    assert shown["schedule.learning_rate"].number_value == 0.05
+    assert shown["attention.name"].string_value == "se"
+    assert shown["schedule.divide_at"].string_value == "[0.5, 0.75]"
+    assert shown["attention.sites"].string_value == '{"stages": [2]}'
     (content,) = [content for tag, content, _ in found if tag == metadata.EXPERIMENT_TAG]
     metrics = metadata.parse_experiment_plugin_data(content).metric_infos
     assert "accuracy/test_top1" in [metric.name.tag for metric in metrics]

@@ -176,8 +176,7 @@ def test_run_json_says_how_it_ended(tmp_path, error, state, message):
     assert (during["state"], during["message"]) == ("running", None)
     after = read_state(run.directory)
     assert (after["state"], after["message"], after["result"]) == (state, message, RESULT)
-    assert (after["end"] is not None) == (state == "finished")
-    assert run.state == after
+    assert (after["end"] is not None) == (state == "finished") and run.state == after
 
 
 def begin(run, threads=1, device="cpu"):
@@ -213,18 +212,16 @@ def test_a_run_that_ends_before_it_begins_leaves_no_run_json(tmp_path):
 def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of_now(tmp_path):
     """Threads, device and commit are those that its numbers come from."""
     chosen = config(run_directory=str(tmp_path / "run"))
-    first, then = Run(chosen), None
+    found = []
     for threads in (1, 3):
         run = Run(chosen)
         with pytest.raises(KeyboardInterrupt), run.owned():
             assert run.threads == "auto"
             begin(run, threads, f"cpu ({threads} threads)")
             raise KeyboardInterrupt
-        then = read_state(run.directory)
-        first = then if threads == 1 else first
-    assert (first["threads"], then["threads"]) == (1, 3)
-    assert then["device"] == "cpu (3 threads)" and then["continued"] == []
-    assert (first["interruptions"], then["interruptions"]) == (0, 1)
+        state = read_state(run.directory)
+        found.append([state[key] for key in ("threads", "device", "interruptions", "continued")])
+    assert found == [[1, "cpu (1 threads)", 0, []], [3, "cpu (3 threads)", 1, []]]
 
 
 def test_a_reader_that_goes_away_ends_nothing(tmp_path):

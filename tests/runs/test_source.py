@@ -5,14 +5,18 @@ import signal
 import sys
 
 import pytest
-from hydra_config import config
+from hydra_config import begun_state, config
 from tiny import after_step, command, run
 
 from lcm.config import compose
 from lcm.config.identity import config_hash
 from lcm.reporting.records import find_runs
-from lcm.runs.source import SHIPPED, own_files, source
+from lcm.runs.directory import run_directory
+from lcm.runs.source import SHIPPED, own_files, set_aside, source
+from lcm.runs.state import RESULT as SHOWN
+from lcm.runs.state import write_state
 
+RESULT = dict.fromkeys(SHOWN, 1.0)
 MODULE = '''"""A gate."""
 from torch import nn
 
@@ -134,5 +138,29 @@ def test_the_repositorys_targets_are_those_of_its_yaml_files_and_have_no_own_fil
     ]
 
 
-def test_rerun_is_no_part_of_the_identity():
-    assert config_hash(config(rerun=True)) == config_hash(config())
+@pytest.mark.parametrize(
+    ("runs", "renamed"),
+    [
+        (["finished", "finished"], [0, 1]),
+        (["finished", None], []),  # stopped before its second run: the first one stays
+        (["finished", "stopped"], []),
+        (["changed", None], [0]),
+        (["changed", "finished"], [0, 1]),
+        (["finished", "changed and stopped"], [1]),
+        ([None, None], []),
+    ],
+)
+def test_a_rerun_trains_all_of_a_finished_command_and_goes_on_with_a_stopped_one(
+    runs, renamed, tmp_path
+):
+    configs = [config(seed=seed, runs=str(tmp_path), rerun=True) for seed in (0, 1)]
+    for words, one in zip(runs, configs, strict=True):
+        if words:
+            run_directory(one).mkdir(parents=True)
+            past = {} if "changed" in words else {"source": source(one)}
+            state = "stopped" if "stopped" in words else "finished"
+            write_state(run_directory(one), begun_state(one, state=state, result=RESULT, **past))
+    set_aside(configs)
+    found = [int(path.name[5]) for path in tmp_path.glob("*/*/*/.seed*.1")]
+    assert sorted(found) == renamed
+    assert all(config_hash(one) == config_hash(one | {"rerun": False}) for one in configs)

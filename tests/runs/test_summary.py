@@ -1,13 +1,8 @@
 """What a run prints before it starts and when it is finished."""
 
 import pytest
-from invented_runs import invented_run
 
-from lcm.errors import UserError
-from lcm.reporting.records import DamagedRecord, read_run
-from lcm.reporting.runs import collect
-from lcm.runs.grid import GridRun, refuse_problems
-from lcm.runs.status import Status, totals
+from lcm.config.compose import load
 from lcm.runs.summary import best_and_last, result_line
 
 RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_epoch": 280}
@@ -60,19 +55,3 @@ def test_the_last_epoch_is_reported_and_the_first_of_the_best():
         70.0,
     )
     assert "lr" not in found
-
-
-def test_one_of_a_thing_is_singular(tmp_path):
-    for count, words in ((1, "1 run: 1 finished, 0 failed"), (2, "2 runs: 2 finished, 0 failed")):
-        invented_run(tmp_path / "runs", seed=count, epochs=1)
-        assert str(collect(tmp_path / "runs", tmp_path)).startswith(words)
-    problem = GridRun("seed=x", [], None, ["a problem"])
-    with pytest.raises(UserError, match="in 1 of 1 run: seed=x"):
-        refuse_problems([problem])
-    todo = [Status(tmp_path, "to do")]
-    assert totals(todo) == "1 run: 1 to do" and totals(todo * 2) == "2 runs: 2 to do"
-    with pytest.raises(DamagedRecord, match="1 epoch of 3"):
-        directory = invented_run(tmp_path, seed=7)
-        first, *_ = (directory / "metrics.jsonl").read_text().splitlines()
-        (directory / "metrics.jsonl").write_text(first + "\n")
-        read_run(directory)
