@@ -16,7 +16,7 @@ from lcm.complexity import count
 from lcm.config.compose import load, resolve
 from lcm.errors import UserError, nearest
 from lcm.models.probe import in_words, map_problem, maps_through, reason
-from lcm.models.sites import add_sites, choose, fill_sites, sites
+from lcm.models.sites import add_sites, choose, fill_sites, free_sites
 from lcm.models.weights import new_module
 
 FACTS = {
@@ -74,36 +74,34 @@ def site_problems(model, attention, num_classes, image_size=None):
     try:
         if not maps:
             raise ValueError("the network has no lcm.models.Site to put it at")
-        chosen = choose([(name, site) for name, site, _ in maps], attention.get("sites", "every"))
+        chosen = choose(list(maps), attention.get("sites", "every"))
     except ValueError as error:
         return [f"attention.sites: model={model['name']}: {error}"]
-    shapes = {name: shape for name, _, shape in maps}
-    for shape in dict.fromkeys(shapes[name] for name, _ in chosen):
+    for shape in dict.fromkeys(maps[place] for place in chosen):
         if problem := map_problem(lambda device, c=shape[1]: _made(attention, device, c), shape):
             return [f"attention={attention['name']} does not fit model={model['name']}: {problem}"]
     return []
 
 
 def _maps_at_sites(model, num_classes, images):
-    """(what is wrong with a network or "", [(name, site, shape of its maps), ...])."""
+    """(what is wrong with a network or "", {place of a site: shape of its maps})."""
     problem = ""
     for device in ("meta", "cpu"):
         try:
             network = add_sites(_made(model, device, num_classes=num_classes))
-            free = sites(network)
+            free = free_sites(network)
             example = torch.zeros(images, device=device)
-            calls = maps_through(network, [network, *(site for _, site in free)], example)
+            calls = maps_through(network, [network, *(place.module for place in free)], example)
         except Exception as error:
             problem = reason(error)
             continue
         logits = calls[network][0][1]
         if getattr(logits, "shape", None) != (images[0], num_classes):
             wanted = f"not logits ({images[0]}, {num_classes})"
-            return f"it makes {in_words(logits)} of images {tuple(images)}, {wanted}", []
-        return "", [
-            (name, site, tuple(calls[site][0][1].shape)) for name, site in free if calls[site]
-        ]
-    return problem, []
+            return f"it makes {in_words(logits)} of images {tuple(images)}, {wanted}", {}
+        called = [place for place in free if calls[place.module]]
+        return "", {place: tuple(calls[place.module][0][1].shape) for place in called}
+    return problem, {}
 
 
 def _made(mapping, device, *args, **keys):
