@@ -46,43 +46,44 @@ def in_words(value):
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def reason(error):
-    """One line: the text of a ValueError, the type and the text of any other."""
-    text = str(error) if isinstance(error, ValueError) else ""
-    return text.partition("\n")[0] or one_line(error)
+def on_meta_or_cpu(attempt, said):
+    """What `attempt(device)` returns: on the meta device, where nothing is computed, and once more
+    on the CPU if it fails there, as with modules that read values.
 
-
-def map_problem(make, shape):
-    """Why a module cannot stand where maps of this shape pass, in one line; "" where it can.
-
-    `make(device)` builds it: on the meta device, where nothing is computed, and once more on the
-    CPU if it fails there, as modules do that read values. It has to keep shape and type in training
-    and in evaluation.
+    Raises ValueError, `said` and one line of why, where both fail.
     """
-    for device in ("meta", "cpu"):
-        problem = _problem_on(device, make, shape)
-        if not problem:
-            break
-    return problem
-
-
-def _problem_on(device, make, shape):
-    with torch.no_grad(), generators(0, "map"):
+    try:
+        return attempt("meta")
+    except Exception:
         try:
-            module = make(device)
+            return attempt("cpu")
         except Exception as error:
-            return reason(error)
+            own = isinstance(error, ValueError) and str(error).partition("\n")[0]
+            raise ValueError(f"{said}: {own or one_line(error)}") from error
+
+
+def check_map(make, shape, said):
+    """Raise ValueError, `said` and why, where a module cannot stand where maps of this shape pass.
+
+    `make(device)` builds it. It has to keep shape and type in training and in evaluation.
+    """
+
+    def attempt(device):
+        module = make(device)
         if not isinstance(module, nn.Module):
-            return f"{in_words(module)} is no torch.nn.Module"
+            raise ValueError(f"{in_words(module)} is no torch.nn.Module")
         x = torch.randn(shape, device=device)
         for mode in ("training", "evaluation"):
             try:
                 y = module.train(mode == "training")(x.clone())
             except Exception as error:
-                return f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
+                why = f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
+                raise ValueError(why) from error
             if not isinstance(y, torch.Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
-                return (
+                raise ValueError(
                     f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep "
                     "shape and type"
                 )
-    return ""
+
+    with torch.no_grad(), generators(0, "map"):
+        on_meta_or_cpu(attempt, said)

@@ -12,10 +12,10 @@ import warnings
 import torch
 from torch import nn
 
-from lcm.models.attended import Blend, attentions, detached, followed, next_name
+from lcm.models.attended import Blend, attentions, detached, followed, next_name, unwrapped
 from lcm.models.places import Site as Site  # where backbones of others import it
 from lcm.models.places import fits, matching, places, refuse_wrapped, sites, width
-from lcm.models.probe import in_words, map_problem, maps_through
+from lcm.models.probe import check_map, in_words, maps_through
 from lcm.models.weights import generators, new_module
 
 
@@ -163,16 +163,18 @@ def _at_sites(network, where):
 
 def _name(place, behind):
     """The dotted name of the new module behind a layer, or in its place."""
-    try:
-        if behind:
-            return f"{place.name}.{next_name(place.module)}"
-    except ValueError as error:
-        raise ValueError(f"{place.name} {error}") from error
-    if attentions(place.module):
+    layer = place.module
+    if not behind and attentions(layer):
         raise ValueError(
             f"attention stands behind {place.name}: take it out first (lcm.remove_attention)"
         )
-    return place.name
+    if not behind:
+        return place.name
+    name = next_name(layer)
+    needed = {name} if type(layer) is nn.Sequential else {name, "layer"}
+    if taken := unwrapped(layer)._modules.keys() & needed:
+        raise ValueError(f"{place.name} has a child `{min(taken)}`, a name that is needed here")
+    return f"{place.name}.{name}"
 
 
 def _module(factory, name, channels, shape, seed, blend):
@@ -182,20 +184,16 @@ def _module(factory, name, channels, shape, seed, blend):
     if not isinstance(module, nn.Module):
         raise ValueError(f"the factory gives {in_words(module)}, which is no torch.nn.Module")
     kind = type(module).__name__
-    if shape and (
-        problem := map_problem(lambda device: copy.deepcopy(module).to(device), (2, *shape))
-    ):
-        raise ValueError(f"{name}: a {kind} does not fit: {problem}")
+    shape = shape or (blend and (channels, 8, 8))
+    if shape:
+        said = f"{name}: a {kind} does not fit"
+        check_map(lambda device: copy.deepcopy(module).to(device), (2, *shape), said)
     if not blend:
         return module
-    trial = copy.deepcopy(module).train()
     with torch.no_grad(), generators(0, "blend"), torch.device("cpu"):
-        x = torch.randn(2, *(shape or (channels, 8, 8)))
+        x = torch.randn(2, *shape)
         given = x.clone()
-        try:
-            y = trial(given)
-        except Exception as error:
-            raise ValueError(f"{name}: a {kind} fails on a map {in_words(x)}: {error}") from error
+        y = copy.deepcopy(module).train()(given)
     if not torch.equal(given, x):
         raise ValueError(f"{name}: a {kind} writes into its map, which a blend needs afterwards")
     if not torch.equal(y, x):
