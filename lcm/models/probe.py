@@ -1,11 +1,25 @@
 """What a network's layers and a stranger's modules make of a map, found by running them once."""
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from lcm.errors import one_line
 from lcm.models.weights import generators
+
+
+@contextlib.contextmanager
+def evaluation(network):
+    """Evaluation mode inside the block; afterwards each module has the mode that it had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def maps_through(network, layers, example):
@@ -20,12 +34,10 @@ def maps_through(network, layers, example):
     def record(layer, args, output):
         found[layer].append((args[0] if args else None, output))
 
-    modes = {module: module.training for module in network.modules()}
     handles = [layer.register_forward_hook(record) for layer in found]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
-        network.eval()
-        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        with torch.no_grad(), generators(0, "example"):
+        with evaluation(network), torch.no_grad(), generators(0, "example"):
             functional_call(network, buffers, (example,))
     except Exception as error:
         raise ValueError(
@@ -34,8 +46,6 @@ def maps_through(network, layers, example):
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return found
 
 

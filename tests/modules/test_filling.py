@@ -11,7 +11,7 @@ import torchvision
 from strangers import Scale, images, se
 from torch import nn
 
-from lcm import build_network, fill_sites, remove_attention
+from lcm import fill_sites, remove_attention
 from lcm.attention import SqueezeExcite
 
 
@@ -153,20 +153,3 @@ def test_a_second_module_follows_the_first():
     with pytest.raises(ValueError, match="no attention stands behind a module with a name like"):
         remove_attention(network, "stem")
     assert list(remove_attention(network).state_dict()) == list(own().state_dict())
-
-
-@pytest.mark.parametrize("after", ["block*.*.bn", "block*.*.conv", "block*.*", "transition*.bn"])
-def test_the_other_forms_of_dense_blocks_and_transitions_do_not_pass_it_over(after):
-    def made(memory):
-        network = build_network("densenet40", seed=0, layers=13, memory=memory).double()
-        return fill_sites(network, se, after=after, seed=1, example=images().double())
-
-    fast, linear, x = made("fast"), made("linear"), images(count=4).double()
-    outputs = [network.train()(x) for network in (fast, linear)]
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-9, atol=1e-9)
-    for output in outputs:
-        output.square().sum().backward()
-    for (name, one), other in zip(fast.named_parameters(), linear.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, one.grad, rtol=1e-7, atol=1e-9, msg=name)
-    plain = build_network("densenet40", seed=0, layers=13).double()
-    assert not torch.allclose(plain(x), outputs[0])

@@ -1,6 +1,5 @@
 """All pairs of network and attention, and the weights they start from."""
 
-import copy
 import math
 
 import pytest
@@ -167,25 +166,6 @@ def test_the_shortcut_of_a_widening_block_is_subsampling_and_zeros():
     assert y.shape == (2, 32, 4, 4)
     assert torch.equal(y[:, :16], x[:, :, ::2, ::2])
     assert not y[:, 16:].any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "attention"),
-    [
-        ("cifar_resnet", "lcm2"),
-        ("cifar_densenet", "gc"),
-        ("densenet121", "cbam"),
-        ("resnext50", "nonlocal"),
-    ],
-)
-def test_a_whole_network_compiles_as_one_graph(family, attention):
-    model, overrides, size = FAMILIES[family]
-    network = build_network(model, attention, seed=0, **overrides).double()
-    x = images(size, torch.float64)
-    y = torch.compile(copy.deepcopy(network), fullgraph=True, backend="eager")(x)
-    torch.testing.assert_close(y, network(x), rtol=1e-10, atol=1e-10)
-    y.sum().backward()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from lcm import build_network
 from lcm.attention import LCM2
 from lcm.config.compose import load
-from lcm.models import Site, sites
+from lcm.models import Site
 from lcm.models.build import site_problems
 
 RESNET = load("model", "resnet20") | {"layers": 8}
@@ -176,6 +176,7 @@ MADE = {
     [
         (own("Gate"), ""),
         (own("SelfAttention"), ""),
+        (load("attention", "cbam") | {"name": "mine", "reduction": 4, "bias": True}, ""),
         (own("Returns", make="reads values"), ""),
         (own("Returns", make="weights"), "it makes (2, 16, 1, 1) float32 of a map (2, 16, 32, 32) float32 in training"),
         (own("Returns", make="wide", sites={"stages": [3]}), "it makes (2, 128, 8, 8) float32 of a map (2, 64, 8, 8)"),
@@ -226,10 +227,3 @@ def test_a_network_is_checked_before_anything_starts(keys, attention, problem):
     model = {"name": "mine", "family": "mine", "image_size": 32, "_target_": f"{__name__}.Backbone"}
     found = site_problems(model | keys, attention, 10)
     assert len(found) == bool(problem) and problem in "".join(found)
-
-
-def test_the_projects_own_networks_and_modules_pass():
-    attention = load("attention", "cbam") | {"reduction": 4, "bias": True}
-    assert site_problems(RESNET, attention, 10) == []
-    network = build_network(RESNET, own("Gate", sites={"last_of_stage": 2}))
-    assert len(sites(network)) == 2

@@ -215,16 +215,14 @@ def test_new_modules_are_as_the_network_is(name):
     """A network in bfloat16 and training, and one without memory."""
     _, x, expected, plain = made(name)
     _, pattern, count = NETWORKS[name]
-    for like in (plain.state_dict()[next(iter(plain.state_dict()))].bfloat16(), x.to("meta")):
-        network = copy.deepcopy(plain).to(like.device, like.dtype).train()
-        fill_sites(network, Scale, after=pattern, example=x.to(like.device, like.dtype))
-        new = [module for module in network.modules() if type(module) is Scale]
-        assert len(new) == count and all(module.training for module in new)
-        assert {(m.scale.device.type, m.scale.dtype) for m in new} == {
-            (like.device.type, like.dtype)
-        }
+    for there in ({"dtype": torch.bfloat16}, {"device": "meta"}):
+        network, image = copy.deepcopy(plain).to(**there).train(), x.to(**there)
+        fill_sites(network, Scale, after=pattern, example=image, blend=True)
+        new = [module.scale for module in network.modules() if type(module) is Scale]
+        assert len(new) == count and all(module.training for module in network.modules())
+        assert {(scale.device, scale.dtype) for scale in new} == {(image.device, image.dtype)}
         with torch.no_grad():
-            y = network.eval()(x.to(like.device, like.dtype))
+            y = network.eval()(image)
         assert [part.shape for part in tensors(y)] == [part.shape for part in expected]
 
 

@@ -136,16 +136,6 @@ def test_new_modules_take_mode_and_type(where, dtype):
     assert network(images().to(dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}])
-def test_a_network_without_memory_stays_without(where):
-    with torch.device("meta"):
-        network = tv.resnet18()
-    for blend in (False, True):
-        fill_sites(copy.deepcopy(network), se, seed=0, blend=blend, **where)
-    fill_sites(network, se, **where)
-    assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # In place of layers
 
