@@ -136,12 +136,6 @@ def test_one_layer_without_maps_among_the_fitting_changes_nothing(layer):
     assert not hasattr(network[0], "attention")
 
 
-def test_a_star_is_no_name_of_the_network_itself():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
-    fill_sites(network, se, after="*")
-    assert [hasattr(layer, "attention") for layer in (network, *network)] == [False, True, True]
-
-
 @torch.no_grad()
 def test_a_second_module_follows_the_first():
     network, x = fill_sites(own(), Scale, after="block*.bn").eval(), torch.randn(1, 4, 8, 8)

@@ -13,7 +13,7 @@ from strangers import se
 from torch import nn
 
 from lcm import build_network, fill_sites
-from lcm.attention import LCM2, SqueezeExcite
+from lcm.attention import SqueezeExcite
 from lcm.models import CifarDenseNet, CifarResNet, Site, add_sites, sites
 
 
@@ -154,19 +154,6 @@ def test_empty_sites_change_nothing_in_torchvisions_networks(name):
     for parameter, parameter_ in zip(network.parameters(), with_sites.parameters(), strict=True):
         assert torch.equal(parameter.grad, parameter_.grad)
     assert list(with_sites.state_dict()) == list(network.state_dict())
-
-
-def test_a_torchvision_network_that_a_user_already_has():
-    network = torchvision.models.resnet18(num_classes=10)
-    weights = copy.deepcopy(network.state_dict())
-    fill_sites(network, lambda channels: LCM2(channels, reduction=16))
-    assert [type(block.site) for block in network.layer3] == [LCM2, LCM2]
-    assert network.layer3[0].site.w1.weight.shape == (16, 256, 1, 1)
-    incompatible = network.load_state_dict(weights, strict=False)  # such as pretrained ones
-    assert not incompatible.unexpected_keys
-    assert all(".site." in key for key in incompatible.missing_keys)
-    network(torch.randn(2, 3, 64, 64)).sum().backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
 
 
 def test_the_cifar_networks_do_not_import_torchvision():
