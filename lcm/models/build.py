@@ -15,7 +15,7 @@ from torch import nn
 from lcm.complexity import count
 from lcm.config.compose import load, resolve
 from lcm.errors import UserError, nearest
-from lcm.models.probe import check_map, in_words, maps_through, on_meta_or_cpu
+from lcm.models.probe import check_map, in_words, maps_through, no_late_parameters, on_meta_or_cpu
 from lcm.models.sites import add_sites, choose, fill_sites, free_sites
 from lcm.models.weights import new_module
 
@@ -101,7 +101,8 @@ def _maps_at_sites(model, num_classes, images, device):
     network = add_sites(_made(model, device, num_classes=num_classes))
     free = free_sites(network)
     layers = [network, *(place.module for place in free)]
-    calls = maps_through(network, layers, torch.zeros(images, device=device))
+    with no_late_parameters(network):
+        calls = maps_through(network, layers, torch.zeros(images, device=device))
     logits = calls[network][0][1]
     if getattr(logits, "shape", None) != (images[0], num_classes):
         wanted = f"not logits ({images[0]}, {num_classes})"

@@ -5,6 +5,7 @@ import contextlib
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from lcm.errors import one_line
 from lcm.models.weights import generators
@@ -56,6 +57,23 @@ def in_words(value):
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
+@contextlib.contextmanager
+def no_late_parameters(module):
+    """ValueError where a module gets a parameter inside the block, or the shape of one: it would
+    be drawn unseeded, and not be trained."""
+
+    def names():
+        return {name for name, parameter in module.named_parameters() if not is_lazy(parameter)}
+
+    before = names()
+    yield
+    if late := names() - before:
+        raise ValueError(
+            f"its forward pass makes the parameter {min(late)}: make it in the constructor, with "
+            "its shape"
+        )
+
+
 def on_meta_or_cpu(attempt, said):
     """What `attempt(device)` returns: on the meta device, where nothing is computed, and once more
     on the CPU if it fails there, as with modules that read values.
@@ -75,7 +93,8 @@ def on_meta_or_cpu(attempt, said):
 def check_map(make, shape, said):
     """Raise ValueError, `said` and why, where a module cannot stand where maps of this shape pass.
 
-    `make(device)` builds it. It has to keep shape and type in training and in evaluation.
+    `make(device)` builds it. It has to keep shape and type in training and in evaluation, and to
+    have its parameters from the constructor.
     """
 
     def attempt(device):
@@ -83,17 +102,22 @@ def check_map(make, shape, said):
         if not isinstance(module, nn.Module):
             raise ValueError(f"{in_words(module)} is no torch.nn.Module")
         x = torch.randn(shape, device=device)
-        for mode in ("training", "evaluation"):
-            try:
-                y = module.train(mode == "training")(x.clone())
-            except Exception as error:
-                why = f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
-                raise ValueError(why) from error
-            if not isinstance(y, torch.Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
-                raise ValueError(
-                    f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep "
-                    "shape and type"
-                )
+        with no_late_parameters(module):
+            for mode in ("training", "evaluation"):
+                _check_pass(module, x, mode)
 
     with torch.no_grad(), generators(0, "map"):
         on_meta_or_cpu(attempt, said)
+
+
+def _check_pass(module, x, mode):
+    try:
+        y = module.train(mode == "training")(x.clone())
+    except Exception as error:
+        why = f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
+        raise ValueError(why) from error
+    if not isinstance(y, torch.Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+        raise ValueError(
+            f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep shape and "
+            "type"
+        )

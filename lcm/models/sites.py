@@ -90,7 +90,8 @@ def fill_sites(
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
     refuse_wrapped(network)
-    pattern, calls = (instead_of if after is None else after), {}
+    pattern = instead_of if after is None else after
+    calls = {}
     if pattern is None:
         found = _at_sites(network, where)
     else:

@@ -139,6 +139,21 @@ class Sized(nn.Module):
         return x * self.scale
 
 
+class Late(nn.Module):
+    """Has a layer of which nobody knows the width before the first map."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.LazyConv2d(channels, 1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def late_network(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes, bias=False))
+
+
 class Refusing(nn.Module):
     """Says nothing about why."""
 
@@ -188,6 +203,7 @@ MADE = {
         (own("Returns", make="fails"), "it fails on a map (2, 16, 32, 32) float32 in training: RuntimeError"),
         (own("Sized", size=32), "it fails on a map (2, 32, 16, 16) float32 in training: RuntimeError"),
         (own("Sized", size=32, sites={"stages": [1]}), ""),
+        (own("Late"), "its forward pass makes the parameter conv.bias: make it in the constructor"),
         (own("Refusing"), "ValueError"),
         (own("Sized"), "missing 1 required positional argument: 'size'"),
         (own("Absent"), "Absent"),
@@ -220,6 +236,7 @@ def test_a_module_is_checked_before_anything_starts(attention, problem):
         ({"_target_": "torchvision.models.vgg11"}, own("Gate"), "attention.sites: model=mine: the network has no"),
         ({"_target_": "torchvision.models.resnet18"}, own("Gate"), ""),
         ({"_target_": "torchvision.models.alexnet"}, {"name": "none"}, "model=mine: AlexNet fails on (2, 3, 32, 32)"),
+        ({"_target_": f"{__name__}.late_network"}, {"name": "none"}, "model=mine: its forward pass makes the parameter 1.weight"),
         ({}, own("Gate", sites={"stages": [3]}), "attention.sites: model=mine: there is no free site in stage 3"),
     ],
 )  # fmt: skip
