@@ -1,5 +1,6 @@
 """A layer and the attention behind it as one module, and a blend of a map with its attention."""
 
+import itertools
 import types
 
 import torch
@@ -102,9 +103,11 @@ def unwrapped(layer):
 
 
 def next_name(layer):
-    """The name of one more attention behind a layer, among its children."""
-    present = attentions(layer)
-    return f"attention{len(present) + 1}" if present else "attention"
+    """The name of one more attention behind a layer: attention, attention2, ..., the first that no
+    child has."""
+    taken = unwrapped(layer)._modules.keys() | set(attentions(layer))
+    names = itertools.chain(["attention"], map("attention{}".format, itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def followed(layer, attention):

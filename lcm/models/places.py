@@ -3,7 +3,6 @@
 import fnmatch
 from typing import NamedTuple
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -144,7 +143,9 @@ def _written_width(layer):
         return layer.channels
     if not norm or isinstance(layer, NOT_OF_MAPS):
         return None
-    for key in ("num_features", "num_channels"):
+    for key in ("num_features", "num_channels", "normalized_shape"):
         if hasattr(layer, key):
-            return getattr(layer, key)
-    return next(iter(getattr(layer, "weight", torch.empty(0)).shape), None)
+            found = getattr(layer, key)
+            return found if isinstance(found, int) else found[0]
+    weight = getattr(layer, "weight", None)  # FrozenBatchNorm2d has nothing else
+    return None if weight is None else len(weight)

@@ -7,6 +7,7 @@ concatenated. A stage is a group of residual blocks or a dense block, counted fr
 """
 
 import copy
+import functools
 import warnings
 
 import torch
@@ -90,26 +91,15 @@ def fill_sites(
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
     refuse_wrapped(network)
-    pattern = instead_of if after is None else after
-    calls = {}
-    if pattern is None:
-        found = _at_sites(network, where)
-    else:
-        found = matching(network, pattern)
-        if example is not None:
-            calls = maps_through(network, [place.module for place in found], example)
-    new = {}
-    for place in found:
-        if place.module not in new:
-            name = _name(place, after is not None)
-            channels, shape = width(place, calls, keeps=after is None)
-            module = _module(factory, name, channels, shape, seed, blend)
-            like = _tensor_of(place, network)
-            new[place.module] = module.to(like.device, like.dtype).train(place.module.training)
-    # Everything is made, and nothing can fail any more.
+    behind = after is not None
+    pattern = after if behind else instead_of
+    found, calls = _found(network, where, pattern, example)
+    make = functools.partial(_module, factory, seed, blend)
+    new = _new_modules(network, found, calls, behind, make)
+    # From here on nothing fails.
     if pattern is None:
         add_sites(network)
-    if after is not None:
+    if behind:
         new = {layer: followed(layer, module) for layer, module in new.items()}
     for _, parent, key, layer in found:
         setattr(parent, key, new[layer])
@@ -152,33 +142,48 @@ def choose(free, where):
     return chosen[-1:] if "last_of_stage" in where else chosen
 
 
-def _at_sites(network, where):
+def _found(network, where, pattern, example):
+    """The places that new modules are for, and their layers' calls, as `maps_through` tells them."""
+    if pattern is not None:
+        found = matching(network, pattern)
+        layers = [place.module for place in found]
+        return found, {} if example is None else maps_through(network, layers, example)
     free = free_sites(network)
     if not free:
         raise ValueError(
             f"{type(network).__name__} has no free site: name the modules that attention is to "
             'follow (after="layer*.*.bn3"), or give it lcm.models.Site modules'
         )
-    return choose(free, where)
+    return choose(free, where), {}
+
+
+def _new_modules(network, found, calls, behind, make):
+    """{layer: the new module behind it, or in its place}; nothing is changed yet."""
+    new = {}
+    for place in found:
+        if place.module not in new:
+            name = _name(place, behind)
+            module = make(name, *width(place, calls, keeps=not behind))
+            like = _tensor_of(place, network)
+            new[place.module] = module.to(like.device, like.dtype).train(place.module.training)
+    return new
 
 
 def _name(place, behind):
     """The dotted name of the new module behind a layer, or in its place."""
     layer = place.module
-    if not behind and attentions(layer):
+    if behind and type(layer) is not nn.Sequential and "layer" in unwrapped(layer)._modules:
+        raise ValueError(f"{place.name} has a child `layer`, a name that is needed here")
+    if behind:
+        return f"{place.name}.{next_name(layer)}"
+    if attentions(layer):
         raise ValueError(
             f"attention stands behind {place.name}: take it out first (lcm.remove_attention)"
         )
-    if not behind:
-        return place.name
-    name = next_name(layer)
-    needed = {name} if type(layer) is nn.Sequential else {name, "layer"}
-    if taken := unwrapped(layer)._modules.keys() & needed:
-        raise ValueError(f"{place.name} has a child `{min(taken)}`, a name that is needed here")
-    return f"{place.name}.{name}"
+    return place.name
 
 
-def _module(factory, name, channels, shape, seed, blend):
+def _module(factory, seed, blend, name, channels, shape):
     """The module `name`, for maps of so many channels, or of `shape`; on the CPU."""
     with torch.device("cpu"):  # the same values wherever the network is
         module = new_module(lambda: factory(channels), seed, name)
@@ -200,7 +205,7 @@ def _module(factory, name, channels, shape, seed, blend):
     if not torch.equal(y, x):
         return Blend(module)
     text = f"{kind} starts as an identity and is placed without blend"
-    warnings.warn(f"{text}, in which it would never learn", stacklevel=3)
+    warnings.warn(f"{text}, in which it would never learn", stacklevel=4)
     return module
 
 

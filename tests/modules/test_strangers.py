@@ -41,6 +41,7 @@ NORMS = {
     "group, timm": timm.layers.GroupNormAct(6, 2),
     "layer, torchvision": tv.convnext.LayerNorm2d(6),
     "layer, timm": timm.layers.LayerNorm2d(6),
+    "layer, no weights": timm.layers.LayerNorm2d(6, affine=False),
     "RMS, timm": timm.layers.RmsNorm2d(6),
     "with activation": timm.layers.BatchNormAct2d(6),
     "lazy convolution": nn.LazyConv2d(6, 1),
@@ -252,18 +253,30 @@ def test_a_network_that_does_not_see_a_change_is_refused(name):
 
 
 class Child(nn.Module):
+    """Calls a child of this name."""
+
     def __init__(self, name):
         super().__init__()
         self.add_module(name, nn.Conv2d(3, 3, 1))
 
     def forward(self, x):
-        return x
+        return next(self.children())(x)
 
 
-@pytest.mark.parametrize("name", ["attention", "layer"])
-def test_a_child_with_a_name_that_is_needed_is_refused(name):
-    with pytest.raises(ValueError, match=rf"0 has a child `{name}`, a name that is needed here"):
-        fill_sites(nn.Sequential(Child(name)), se, after="0", example=images())
+def test_a_layers_own_child_called_attention_stays():
+    network, x = nn.Sequential(Child("attention")).eval(), images()
+    y, before = network(x), network.state_dict()
+    fill_sites(network, Scale, after="0", example=x)
+    after = network.state_dict()
+    assert set(after) - set(before) == {"0.attention2.scale"}
+    torch.testing.assert_close(network(x), network[0].attention2(y))
+    network.load_state_dict({key: torch.zeros_like(value) for key, value in after.items()})
+    assert not network[0].attention.weight.any() and not network[0].attention2.scale.any()
+
+
+def test_a_child_with_a_name_that_is_needed_is_refused():
+    with pytest.raises(ValueError, match="0 has a child `layer`, a name that is needed here"):
+        fill_sites(nn.Sequential(Child("layer")), se, after="0", example=images())
 
 
 def test_attributes_are_those_of_the_layer_and_tensors_are_not():
