@@ -1,5 +1,8 @@
 """A layer and the attention behind it as one module, and a blend of a map with its attention."""
 
+import itertools
+import types
+
 import torch
 from torch import nn
 
@@ -12,8 +15,8 @@ class Attended(nn.Module):
     plain network load and its weights can be read by anybody; only `named_parameters()` has
     `layer.` in its names. It is a module like any other: what rebuilds layers (SyncBatchNorm,
     freezing) reaches the layer and leaves the attention alone. Attributes are read from the layer
-    and set on it; its tensors are not, because who reads them (to fuse, to prune) means to replace
-    the layer and would lose the attention.
+    and set on it; its tensors and methods are not, because who reads them (to fuse, to prune) may
+    mean to replace the layer, or call it without the attention.
     """
 
     def __init__(self, layer):
@@ -34,7 +37,7 @@ class Attended(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             value = getattr(super().__getattr__("layer"), name)
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, (torch.Tensor, types.MethodType)):
             raise AttributeError(
                 f"attention stands behind this layer: its {name} is .layer.{name}. Who replaces "
                 "the layer (by a fused one, say) replaces the attention too: do that before "
@@ -94,36 +97,39 @@ def attentions(layer):
     return vars(layer).get("attended_by", [])
 
 
-def attended(layer):
-    """The module to put where the layer stands, so that one more attention can follow it
-    (`follow`), and its name there.
+def unwrapped(layer):
+    """The layer itself, without what stands behind it in an `Attended`."""
+    return layer.layer if isinstance(layer, Attended) else layer
+
+
+def next_name(layer):
+    """The name of one more attention behind a layer: attention, attention2, ..., the first that no
+    child has."""
+    taken = unwrapped(layer)._modules.keys() | set(attentions(layer))
+    names = itertools.chain(["attention"], map("attention{}".format, itertools.count(2)))
+    return next(name for name in names if name not in taken)
+
+
+def followed(layer, attention):
+    """The module to put where a layer stands: the layer and one more attention behind it.
 
     A plain `nn.Sequential` takes another child and stays what it is: its parts are still called by
-    who indexes them. Nothing is changed yet. Raises ValueError where a child of the layer has a
-    name that is needed.
+    who indexes them.
     """
-    present = attentions(layer)
-    name = f"attention{len(present) + 1}" if present else "attention"
-    if isinstance(layer, Attended):
-        return layer, name
-    appended = type(layer).forward is nn.Sequential.forward
-    if taken := layer._modules.keys() & ({name} if appended else {name, "layer"}):
-        raise ValueError(f"has a child `{min(taken)}`, a name that is needed here")
-    return (layer if appended else Attended(layer)), name
+    name = next_name(layer)
+    if type(layer) is nn.Sequential:
+        layer.attended_by = [*attentions(layer), name]
+    elif not isinstance(layer, Attended):
+        layer = Attended(layer)
+    layer.add_module(name, attention)
+    return layer
 
 
-def follow(place, name, attention):
-    """Put an attention behind the layer of `place`, both from `attended`."""
-    place.add_module(name, attention)
-    if not isinstance(place, Attended):
-        place.attended_by = [*attentions(place), name]
-
-
-def detached(place):
+def detached(layer):
     """Take away the modules behind a layer; returns the layer."""
-    if isinstance(place, Attended):
-        return place.layer
-    for name in place.attended_by:
-        delattr(place, name)
-    del place.attended_by
-    return place
+    if isinstance(layer, Attended):
+        return layer.layer
+    for name in layer.attended_by:
+        delattr(layer, name)
+    del layer.attended_by
+    return layer

@@ -15,8 +15,8 @@ from torch import nn
 from lcm.complexity import count
 from lcm.config.compose import load, resolve
 from lcm.errors import UserError, nearest
-from lcm.models.probe import in_words, map_problem, maps_through, reason
-from lcm.models.sites import add_sites, choose, fill_sites, sites
+from lcm.models.probe import check_map, in_words, maps_through, no_late_parameters, on_meta_or_cpu
+from lcm.models.sites import add_sites, choose, fill_sites, free_sites
 from lcm.models.weights import new_module
 
 FACTS = {
@@ -68,42 +68,47 @@ def site_problems(model, attention, num_classes, image_size=None):
     `_target_` leaves the network alone to be checked.
     """
     size = image_size or model["image_size"]
-    problem, maps = _maps_at_sites(model, num_classes, torch.Size((2, 3, size, size)))
-    if problem or "_target_" not in attention:
-        return [f"model={model['name']}: {problem}"] if problem else []
+    images = (2, 3, size, size)
+    name = f"model={model['name']}"
     try:
-        if not maps:
-            raise ValueError("the network has no lcm.models.Site to put it at")
-        chosen = choose([(name, site) for name, site, _ in maps], attention.get("sites", "every"))
+        maps = on_meta_or_cpu(
+            lambda device: _maps_at_sites(model, num_classes, images, device), name
+        )
+        for shape in _shapes(maps, attention, name) if "_target_" in attention else ():
+            check_map(
+                lambda device, c=shape[1]: _made(attention, device, c),
+                shape,
+                f"attention={attention['name']} does not fit {name}",
+            )
     except ValueError as error:
-        return [f"attention.sites: model={model['name']}: {error}"]
-    shapes = {name: shape for name, _, shape in maps}
-    for shape in dict.fromkeys(shapes[name] for name, _ in chosen):
-        if problem := map_problem(lambda device, c=shape[1]: _made(attention, device, c), shape):
-            return [f"attention={attention['name']} does not fit model={model['name']}: {problem}"]
+        return [str(error)]
     return []
 
 
-def _maps_at_sites(model, num_classes, images):
-    """(what is wrong with a network or "", [(name, site, shape of its maps), ...])."""
-    problem = ""
-    for device in ("meta", "cpu"):
-        try:
-            network = add_sites(_made(model, device, num_classes=num_classes))
-            free = sites(network)
-            example = torch.zeros(images, device=device)
-            calls = maps_through(network, [network, *(site for _, site in free)], example)
-        except Exception as error:
-            problem = reason(error)
-            continue
-        logits = calls[network][0][1]
-        if getattr(logits, "shape", None) != (images[0], num_classes):
-            wanted = f"not logits ({images[0]}, {num_classes})"
-            return f"it makes {in_words(logits)} of images {tuple(images)}, {wanted}", []
-        return "", [
-            (name, site, tuple(calls[site][0][1].shape)) for name, site in free if calls[site]
-        ]
-    return problem, []
+def _shapes(maps, attention, name):
+    """The shapes of the maps at the sites of an attention, each once."""
+    try:
+        if not maps:
+            raise ValueError("the network has no lcm.models.Site to put it at")
+        chosen = choose(list(maps), attention.get("sites", "every"))
+    except ValueError as error:
+        raise ValueError(f"attention.sites: {name}: {error}") from error
+    return dict.fromkeys(maps[place] for place in chosen)
+
+
+def _maps_at_sites(model, num_classes, images, device):
+    """{place of a site: shape of its maps}. ValueError where the network makes no logits."""
+    network = add_sites(_made(model, device, num_classes=num_classes))
+    free = free_sites(network)
+    layers = [network, *(place.module for place in free)]
+    with no_late_parameters(network):
+        calls = maps_through(network, layers, torch.zeros(images, device=device))
+    logits = calls[network][0][1]
+    if getattr(logits, "shape", None) != (images[0], num_classes):
+        wanted = f"not logits ({images[0]}, {num_classes})"
+        raise ValueError(f"it makes {in_words(logits)} of images {images}, {wanted}")
+    called = [place for place in free if calls[place.module]]
+    return {place: tuple(calls[place.module][0][1].shape) for place in called}
 
 
 def _made(mapping, device, *args, **keys):

@@ -49,15 +49,13 @@ def one_buffer(layers, x):
             own backward pass needs is kept.
         x: (N, C, H, W), in channels-last memory or not; the result is in the same.
     """
-    if (
-        torch.compiler.is_compiling()
-    ):  # no decorator: that would import torch._dynamo, a second of start-up
+    if torch.compiler.is_compiling():
+        # No decorator: it would import torch._dynamo, a second of start-up.
         return torch.compiler.disable(one_buffer)(layers, x)
-    known = all(map(_is_known, layers))
-    if not (known and torch.is_grad_enabled()):
+    if not (torch.is_grad_enabled() and all(map(_is_known, layers))):
         return concatenate(layers, x)
     parameters = [
-        (layer.bn.weight, layer.bn.bias, layer.conv.weight, *layer.site.parameters())
+        (layer.bn.weight, layer.bn.bias, layer.conv.weight, *_learning(layer.site))
         for layer in layers
     ]
     return _OneBuffer.apply(layers, x, *(parameter for group in parameters for parameter in group))
@@ -68,35 +66,18 @@ def _is_known(layer):
     if isinstance(layer, Attended):
         return False
     bn, conv = layer.bn, layer.conv
+    plain = type(bn) is nn.BatchNorm2d and type(conv) is FanOutConv2d
     hooked = any(
-        getattr(module, hooks)
+        getattr(module, f"_{hooks}_hooks")
         for module in (layer, bn, conv)
-        for hooks in (
-            "_forward_hooks",
-            "_forward_pre_hooks",
-            "_backward_hooks",
-            "_backward_pre_hooks",
-        )
+        for hooks in ("forward", "forward_pre", "backward", "backward_pre")
     )
-    plain = type(bn) is nn.BatchNorm2d and type(conv) is FanOutConv2d and not hooked
-    return plain and bn.training and bn.momentum is not None
+    trains = bn.training and bn.track_running_stats and bn.momentum is not None
+    return plain and trains and not hooked
 
 
-def _convolution_dtype(x):
-    """The type that convolutions of x compute in: autocast's, or its own."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-def _buffer(x, channels, dtype):
-    """Room for `channels` maps in the layout of x, in the wider of its type and `dtype`."""
-    layout = (
-        torch.channels_last
-        if x.is_contiguous(memory_format=torch.channels_last)
-        else torch.contiguous_format
-    )
-    shape, kept = (x.shape[0], channels, *x.shape[2:]), torch.promote_types(x.dtype, dtype)
-    return torch.empty(shape, dtype=kept, device=x.device, memory_format=layout)
+def _learning(site):
+    return [parameter for parameter in site.parameters() if parameter.requires_grad]
 
 
 def _normalised(buffer, scale, shift, dtype):
@@ -120,8 +101,12 @@ class _OneBuffer(torch.autograd.Function):
         k, count = layers[0].conv.out_channels, n * h * w
         width = channels + len(layers) * k
         kind = x.device.type
-        dtype = _convolution_dtype(x)
-        buffer = _buffer(x, width, dtype)
+        # What convolutions of x compute in; all maps are kept in the wider type.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        kept = torch.promote_types(x.dtype, dtype)
+        nhwc = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if nhwc else torch.contiguous_format
+        buffer = torch.empty(n, width, h, w, dtype=kept, device=x.device, memory_format=layout)
         precision = layers[0].bn.weight.dtype  # of the statistics
         mean, var = torch.empty(2, width, dtype=precision, device=x.device)
 
@@ -141,15 +126,14 @@ class _OneBuffer(torch.autograd.Function):
                 a = _normalised(buffer[:, :channels], scale, shift, dtype)
                 maps = F.conv2d(a, conv.weight.to(dtype), None, conv.stride, conv.padding)
                 del a
-                if bn.track_running_stats:
-                    bn.num_batches_tracked += 1
-                    bn.running_mean.lerp_(mean[:channels], bn.momentum)
-                    bn.running_var.lerp_(var[:channels] * (count / (count - 1)), bn.momentum)
+                bn.num_batches_tracked += 1
+                bn.running_mean.lerp_(mean[:channels], bn.momentum)
+                bn.running_var.lerp_(var[:channels] * (count / (count - 1)), bn.momentum)
             if not isinstance(layer.site, nn.Identity):
                 entering = maps.requires_grad_()
                 with torch.enable_grad():
                     leaving = layer.site(entering)
-                ctx.sites.append((entering, leaving))
+                ctx.sites.append((entering, leaving, _learning(layer.site)))
                 maps = leaving.detach()
             put(maps, channels, channels + k)
             channels += k
@@ -183,22 +167,19 @@ class _OneBuffer(torch.autograd.Function):
             for layer in reversed(ctx.layers):
                 bn, conv = layer.bn, layer.conv
                 k = conv.out_channels
-                of_site = list(layer.site.parameters())
-                *parameters, gamma, beta, weight = parameters[: len(parameters) - len(of_site)]
                 g = gradient_of(channels - k, channels).to(ctx.dtype)
                 g_site = []
                 if not isinstance(layer.site, nn.Identity):
-                    entering, leaving = sites.pop()
-                    learning = [p for p in of_site if p.requires_grad]
-                    g, *g_learning = torch.autograd.grad(
+                    entering, leaving, learning = sites.pop()
+                    parameters = parameters[: len(parameters) - len(learning)]
+                    g, *g_site = torch.autograd.grad(
                         leaving,
                         (entering, *learning),
                         g.to(leaving.dtype),
                         retain_graph=True,
                         allow_unused=True,
                     )
-                    g_learning = iter(g_learning)
-                    g_site = [next(g_learning) if p.requires_grad else None for p in of_site]
+                *parameters, gamma, beta, weight = parameters
                 channels -= k  # from here on: the maps that this layer read
                 maps, rstd = buffer[:, :channels], torch.rsqrt(var[:channels] + bn.eps)
                 scale = gamma * rstd
@@ -208,9 +189,8 @@ class _OneBuffer(torch.autograd.Function):
                     g, a, weight.to(ctx.dtype), None, conv.stride, conv.padding, conv.dilation, False, (0, 0), 1,
                     (True, True, False),
                 )  # fmt: skip
-                g = torch.ops.aten.threshold_backward.grad_input(
-                    g, a, 0, grad_input=g
-                )  # of the batch norm's result
+                # From here on: of the batch norm's result.
+                g = torch.ops.aten.threshold_backward.grad_input(g, a, 0, grad_input=g)
                 del a
                 g_beta = g.sum(MAPS, dtype=mean.dtype)
                 g_gamma = ((g * maps).sum(MAPS, dtype=mean.dtype) - mean[:channels] * g_beta) * rstd

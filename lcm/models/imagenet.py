@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.models.densenet import _DenseLayer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lcm.models.places import Site
+from lcm.models.attended import unwrapped
+from lcm.models.places import Place, Site, places
 from lcm.models.weights import FanInConv2d, FanOutConv2d, ZeroBiasLinear
 
 
@@ -46,34 +47,34 @@ WITH_SITE = {
 
 
 def possible_sites(network):
-    """The sites that torchvision's blocks in a network could have, as a list of (dotted name,
-    `Site`); nothing is changed.
+    """The places of the sites that torchvision's blocks in a network could have; nothing is
+    changed.
 
     The blocks of one parent, such as `layer1` or `denseblock1`, are a stage. Raises ValueError
     where a block's class is derived from torchvision's: its forward pass may be another.
     """
-    found, stages = [], {}
-    for name, block in network.named_modules():
-        if not isinstance(block, tuple(WITH_SITE)) or type(block) in WITH_SITE.values():
-            continue
-        if type(block) not in WITH_SITE:
+    found, stages = {}, {}
+    for name, parent, _, module in places(network):
+        block = unwrapped(module)
+        if type(block) in WITH_SITE:
+            last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+            stage = stages.setdefault(parent, len(stages) + 1)
+            site = Site(last.out_channels, stage).train(block.training)
+            found.setdefault(block, Place(f"{name}.site", block, "site", site))
+        elif isinstance(block, tuple(WITH_SITE)) and type(block) not in WITH_SITE.values():
             raise ValueError(
                 f"{name} is a {type(block).__name__}, which may compute otherwise than "
                 "torchvision's: name the modules that attention is to follow "
                 '(after="layer*.*.bn3")'
             )
-        stage = stages.setdefault(name.rpartition(".")[0], len(stages) + 1)
-        last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
-        found.append((f"{name}.site", Site(last.out_channels, stage)))
-    return found
+    return list(found.values())
 
 
 def give_sites(network):
     """Give those blocks their sites: each takes a class whose forward pass has the site in it."""
-    for name, site in possible_sites(network):
-        block = network.get_submodule(name.removesuffix(".site"))
+    for _, block, key, site in possible_sites(network):
         block.__class__ = WITH_SITE[type(block)]
-        block.site = site
+        setattr(block, key, site)
 
 
 def resnet50(num_classes):

@@ -3,13 +3,12 @@
 import fnmatch
 from typing import NamedTuple
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lcm.errors import nearest
-from lcm.models.attended import Attended, attentions
+from lcm.models.attended import attentions, unwrapped
 from lcm.models.probe import in_words
 
 # What holds a network that must not change any more; by name, because importing them takes seconds.
@@ -37,11 +36,6 @@ class Site(nn.Identity):
         return f"{self.channels}, stage={self.stage}"
 
 
-def sites(network):
-    """The sites that are not filled: a list of (dotted name, `Site`) in the network's order."""
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, Site)]
-
-
 class Place(NamedTuple):
     """Where a module stands: its dotted name, and the parent with its key there."""
 
@@ -53,11 +47,16 @@ class Place(NamedTuple):
 
 def places(module, prefix=""):
     """Every module below one, under each of its names before attention was put behind layers."""
-    module = module.layer if isinstance(module, Attended) else module
+    module = unwrapped(module)
     for key, child in module._modules.items():
         if child is not None and key not in attentions(module):
             yield Place(prefix + key, module, key, child)
             yield from places(child, f"{prefix}{key}.")
+
+
+def sites(network):
+    """The sites that are not filled: a list of (dotted name, `Site`) in the network's order."""
+    return [(p.name, p.module) for p in places(network) if isinstance(p.module, Site)]
 
 
 def fits(name, pattern):
@@ -67,7 +66,7 @@ def fits(name, pattern):
 
 
 def matching(network, pattern):
-    """The places whose names fit. ValueError where there is none, or one that must not change."""
+    """The places whose names fit. ValueError where there is none."""
     every = list(places(network))
     found = [place for place in every if fits(place.name, pattern)]
     if not found:
@@ -75,61 +74,54 @@ def matching(network, pattern):
         raise ValueError(
             f"no module of {kind} has a name like {pattern!r}{nearest(pattern, names)}"
         )
-    for place in found:
-        refuse_wrapped(network, place.name)
     return found
 
 
-def refuse_wrapped(network, name):
-    """ValueError where the network or a module around `name` is wrapped, compiled or scripted."""
-    parts = name.split(".")
-    for path in ("", *(".".join(parts[:i]) for i in range(1, len(parts)))):
-        module = network.get_submodule(path) if path else network
+def refuse_wrapped(network):
+    """ValueError where the network or a part of it is wrapped, compiled or scripted."""
+    for name, module in network.named_modules():
         kinds = {kind.__name__ for kind in type(module).__mro__} & WRAPPERS
-        if kinds or getattr(module, "_compiled_call_impl", None) is not None:
+        if kinds or module._compiled_call_impl is not None:
             what = f"wrapped in {min(kinds)}" if kinds else "compiled"
             raise ValueError(
-                f"{path or 'the network'} is {what}, which does not see a change: fill the network "
+                f"{name or 'the network'} is {what}, which does not see a change: fill the network "
                 "first"
             )
 
 
-def width(name, layer, calls, replaced=False):
-    """(C, (C, H, W)) of the maps that a layer makes; (C, None) where no forward pass has told."""
-    kind = type(layer.layer if isinstance(layer, Attended) else layer).__name__
-    if not calls.get(layer):
-        if written := _written_width(layer, replaced):
+def width(place, calls, keeps):
+    """(C, (C, H, W)) of the maps that a layer makes; (C, None) where no forward pass has told.
+
+    Args:
+        place: the layer's.
+        calls: what `maps_through` has found, or {}.
+        keeps: whether the layer has to keep the shape of its maps.
+    """
+    layer = unwrapped(place.module)
+    said = f"{place.name} is a {type(layer).__name__}"
+    if not calls.get(place.module):
+        written = _written_width(layer)
+        if written and not (keeps and isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))):
             return written, None
-        raise ValueError(
-            f"{name} is a {kind}, which does not say how many channels its maps have: "
-            + (
-                "it is not called with the example either"
-                if calls
-                else "give an `example` of the network's input, or name a convolution or a norm "
-                "of maps"
-            )
-        )
-    for entering, leaving in calls[layer]:
-        if (
-            not isinstance(leaving, torch.Tensor)
-            or leaving.dim() != 4
-            or _channels_last(layer, leaving)
-        ):
+        hint = "give an `example` of the network's input, or name a convolution or a norm of maps"
+        hint = "it is not called with the example either" if calls else hint
+        raise ValueError(f"{said}, which does not say how many channels its maps have: {hint}")
+    for entering, leaving in calls[place.module]:
+        if getattr(leaving, "ndim", 0) != 4 or _channels_last(layer, leaving):
+            raise ValueError(f"{said}, which makes {in_words(leaving)}, no map (N, C, H, W)")
+        if keeps and getattr(entering, "shape", None) != leaving.shape:
             raise ValueError(
-                f"{name} is a {kind}, which makes {in_words(leaving)}, no map (N, C, H, W)"
+                f"{said}, which makes {in_words(leaving)} of {in_words(entering)}: only what keeps "
+                "the shape of its map can be replaced by attention"
             )
-        if replaced and getattr(entering, "shape", None) != leaving.shape:
-            raise ValueError(
-                f"{name} is a {kind}, which makes {in_words(leaving)} of {in_words(entering)}: "
-                "only what keeps the shape of its map can be replaced by attention"
-            )
-    widths = sorted({leaving.shape[1] for _, leaving in calls[layer]})
+    shapes = [tuple(leaving.shape[1:]) for _, leaving in calls[place.module]]
+    widths = sorted({channels for channels, _, _ in shapes})
     if len(widths) > 1:
         raise ValueError(
-            f"{name} is a {kind} that is called with maps of {', '.join(map(str, widths))} "
-            "channels: one module cannot follow them all"
+            f"{said} that is called with maps of {', '.join(map(str, widths))} channels: one "
+            "module cannot follow them all"
         )
-    return widths[0], tuple(calls[layer][0][1].shape[1:])
+    return widths[0], shapes[0]
 
 
 def _channels_last(layer, maps):
@@ -140,23 +132,20 @@ def _channels_last(layer, maps):
     return maps.shape[3] in widths and maps.shape[1] not in widths
 
 
-def _written_width(layer, replaced):
-    """C of the maps that a layer makes (and keeps, if it is to be replaced), where it says so."""
-    layer = layer.layer if isinstance(layer, Attended) else layer
+def _written_width(layer):
+    """C of the maps that a layer makes, where it says so, else None."""
     kind = type(layer).__name__
+    named = "Norm" in kind and kind.endswith("2d")  # other libraries': LayerNorm2d, RmsNorm2d, ...
+    norm = named or isinstance(layer, (nn.GroupNorm, _BatchNorm, _InstanceNorm))
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-        return None if replaced else layer.out_channels
+        return layer.out_channels
     if isinstance(layer, Site):
         return layer.channels
-    if isinstance(layer, nn.GroupNorm):
-        return layer.num_channels
-    if isinstance(layer, (_BatchNorm, _InstanceNorm)) and not isinstance(layer, NOT_OF_MAPS):
-        return layer.num_features
-    # Norms of maps of other libraries: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d, ...
-    if "Norm" in kind and kind.endswith("2d") and not isinstance(layer, NOT_OF_MAPS):
-        shape = (
-            getattr(layer, "normalized_shape", None)
-            or getattr(layer, "weight", torch.empty(0)).shape
-        )
-        return getattr(layer, "num_features", None) or next(iter(shape), None)
-    return None
+    if not norm or isinstance(layer, NOT_OF_MAPS):
+        return None
+    for key in ("num_features", "num_channels", "normalized_shape"):
+        if hasattr(layer, key):
+            found = getattr(layer, key)
+            return found if isinstance(found, int) else found[0]
+    weight = getattr(layer, "weight", None)  # FrozenBatchNorm2d has nothing else
+    return None if weight is None else len(weight)

@@ -1,11 +1,26 @@
 """What a network's layers and a stranger's modules make of a map, found by running them once."""
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from lcm.errors import one_line
 from lcm.models.weights import generators
+
+
+@contextlib.contextmanager
+def evaluation(network):
+    """Evaluation mode inside the block; afterwards each module has the mode that it had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def maps_through(network, layers, example):
@@ -20,12 +35,10 @@ def maps_through(network, layers, example):
     def record(layer, args, output):
         found[layer].append((args[0] if args else None, output))
 
-    modes = {module: module.training for module in network.modules()}
     handles = [layer.register_forward_hook(record) for layer in found]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
-        network.eval()
-        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        with torch.no_grad(), generators(0, "example"):
+        with evaluation(network), torch.no_grad(), generators(0, "example"):
             functional_call(network, buffers, (example,))
     except Exception as error:
         raise ValueError(
@@ -34,8 +47,6 @@ def maps_through(network, layers, example):
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return found
 
 
@@ -46,43 +57,67 @@ def in_words(value):
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def reason(error):
-    """One line: the text of a ValueError, the type and the text of any other."""
-    text = str(error) if isinstance(error, ValueError) else ""
-    return text.partition("\n")[0] or one_line(error)
+@contextlib.contextmanager
+def no_late_parameters(module):
+    """ValueError where a module gets a parameter inside the block, or the shape of one: it would
+    be drawn unseeded, and not be trained."""
+
+    def names():
+        return {name for name, parameter in module.named_parameters() if not is_lazy(parameter)}
+
+    before = names()
+    yield
+    if late := names() - before:
+        raise ValueError(
+            f"its forward pass makes the parameter {min(late)}: make it in the constructor, with "
+            "its shape"
+        )
 
 
-def map_problem(make, shape):
-    """Why a module cannot stand where maps of this shape pass, in one line; "" where it can.
+def on_meta_or_cpu(attempt, said):
+    """What `attempt(device)` returns: on the meta device, where nothing is computed, and once more
+    on the CPU if it fails there, as with modules that read values.
 
-    `make(device)` builds it: on the meta device, where nothing is computed, and once more on the
-    CPU if it fails there, as modules do that read values. It has to keep shape and type in training
-    and in evaluation.
+    Raises ValueError, `said` and one line of why, where both fail.
     """
-    for device in ("meta", "cpu"):
-        problem = _problem_on(device, make, shape)
-        if not problem:
-            break
-    return problem
-
-
-def _problem_on(device, make, shape):
-    with torch.no_grad(), generators(0, "map"):
+    try:
+        return attempt("meta")
+    except Exception:
         try:
-            module = make(device)
+            return attempt("cpu")
         except Exception as error:
-            return reason(error)
+            own = isinstance(error, ValueError) and str(error).partition("\n")[0]
+            raise ValueError(f"{said}: {own or one_line(error)}") from error
+
+
+def check_map(make, shape, said):
+    """Raise ValueError, `said` and why, where a module cannot stand where maps of this shape pass.
+
+    `make(device)` builds it. It has to keep shape and type in training and in evaluation, and to
+    have its parameters from the constructor.
+    """
+
+    def attempt(device):
+        module = make(device)
         if not isinstance(module, nn.Module):
-            return f"{in_words(module)} is no torch.nn.Module"
+            raise ValueError(f"{in_words(module)} is no torch.nn.Module")
         x = torch.randn(shape, device=device)
-        for mode in ("training", "evaluation"):
-            try:
-                y = module.train(mode == "training")(x.clone())
-            except Exception as error:
-                return f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
-            if not isinstance(y, torch.Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
-                return (
-                    f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep "
-                    "shape and type"
-                )
-    return ""
+        with no_late_parameters(module):
+            for mode in ("training", "evaluation"):
+                _check_pass(module, x, mode)
+
+    with torch.no_grad(), generators(0, "map"):
+        on_meta_or_cpu(attempt, said)
+
+
+def _check_pass(module, x, mode):
+    try:
+        y = module.train(mode == "training")(x.clone())
+    except Exception as error:
+        why = f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
+        raise ValueError(why) from error
+    if not isinstance(y, torch.Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+        raise ValueError(
+            f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep shape and "
+            "type"
+        )

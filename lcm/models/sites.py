@@ -7,27 +7,26 @@ concatenated. A stage is a group of residual blocks or a dense block, counted fr
 """
 
 import copy
-import sys
+import functools
 import warnings
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from lcm.models.attended import Blend, attended, attentions, detached, follow
+from lcm.models.attended import Blend, attentions, detached, followed, next_name, unwrapped
 from lcm.models.places import Site as Site  # where backbones of others import it
 from lcm.models.places import fits, matching, places, refuse_wrapped, sites, width
-from lcm.models.probe import in_words, map_problem, maps_through
+from lcm.models.probe import check_map, in_words, maps_through
 from lcm.models.weights import generators, new_module
 
 
 def free_sites(network):
-    """`sites`; if there are none, those that `add_sites` would give to the network."""
-    # torchvision takes a second to import; only a program that has imported it can have one of its
-    # networks.
-    if sites(network) or "torchvision" not in sys.modules:
-        return sites(network)
-    from lcm.models.imagenet import possible_sites
+    """The places of a network's sites that are not filled; if it has none, of those that its blocks
+    of torchvision could have (`add_sites`)."""
+    free = [place for place in places(network) if isinstance(place.module, Site)]
+    if free:
+        return free
+    from lcm.models.imagenet import possible_sites  # torchvision takes a second to import
 
     return possible_sites(network)
 
@@ -39,7 +38,7 @@ def add_sites(network):
     computes: a block changes its class, for one whose forward pass has the site in it. Raises
     ValueError for blocks of a class derived from torchvision's.
     """
-    if not sites(network) and "torchvision" in sys.modules:
+    if not sites(network):
         from lcm.models.imagenet import give_sites
 
         give_sites(network)
@@ -91,14 +90,19 @@ def fill_sites(
     """
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
-    refuse_wrapped(network, "")
-    make = _Maker(network, factory, seed, blend)
-    if after is not None:
-        _fill_behind(network, after, make, example)
-    elif instead_of is not None:
-        _fill_instead(network, instead_of, make, example)
-    else:
-        _fill_at_sites(network, where, make)
+    refuse_wrapped(network)
+    behind = after is not None
+    pattern = after if behind else instead_of
+    found, calls = _found(network, where, pattern, example)
+    make = functools.partial(_module, factory, seed, blend)
+    new = _new_modules(network, found, calls, behind, make)
+    # From here on nothing fails.
+    if pattern is None:
+        add_sites(network)
+    if behind:
+        new = {layer: followed(layer, module) for layer, module in new.items()}
+    for _, parent, key, layer in found:
+        setattr(parent, key, new[layer])
     return network
 
 
@@ -118,8 +122,8 @@ def remove_attention(network, after=None):
 
 
 def choose(free, where):
-    """The pairs (name, site) that `where` means, out of all. ValueError where it means none."""
-    stages = sorted({site.stage for _, site in free})
+    """The places that `where` means, out of all free ones. ValueError where it means none."""
+    stages = sorted({place.module.stage for place in free})
     match where:
         case "every":
             return free
@@ -134,124 +138,82 @@ def choose(free, where):
     if unknown := [stage for stage in wanted if stage not in stages]:
         listed = ", ".join(map(str, stages))
         raise ValueError(f"there is no free site in stage {unknown[0]}: the stages are {listed}")
-    chosen = [(name, site) for name, site in free if site.stage in wanted]
+    chosen = [place for place in free if place.module.stage in wanted]
     return chosen[-1:] if "last_of_stage" in where else chosen
 
 
-# --------------------------------------------------------------------------------------------------
-# The three places: everything is made before the first is filled.
-
-
-def _fill_at_sites(network, where, make):
+def _found(network, where, pattern, example):
+    """The places that new modules are for, and their layers' calls, as `maps_through` tells them."""
+    if pattern is not None:
+        found = matching(network, pattern)
+        layers = [place.module for place in found]
+        return found, {} if example is None else maps_through(network, layers, example)
     free = free_sites(network)
     if not free:
         raise ValueError(
             f"{type(network).__name__} has no free site: name the modules that attention is to "
             'follow (after="layer*.*.bn3"), or give it lcm.models.Site modules'
         )
+    return choose(free, where), {}
+
+
+def _new_modules(network, found, calls, behind, make):
+    """{layer: the new module behind it, or in its place}; nothing is changed yet."""
     new = {}
-    for name, site in choose(free, where):
-        refuse_wrapped(network, name)
-        block = network.get_submodule(name.rpartition(".")[0])
-        new[name] = make(name, getattr(block, name.rpartition(".")[2], block), site.channels)
-    add_sites(network)
-    for name, module in new.items():
-        network.set_submodule(name, module)
+    for place in found:
+        if place.module not in new:
+            name = _name(place, behind)
+            module = make(name, *width(place, calls, keeps=not behind))
+            like = _tensor_of(place, network)
+            new[place.module] = module.to(like.device, like.dtype).train(place.module.training)
+    return new
 
 
-def _fill_behind(network, pattern, make, example):
-    found = matching(network, pattern)
-    calls = _calls(network, found, example)
-    new = {}
-    for name, _, _, layer in found:
-        if layer in new:
-            continue
-        channels, shape = width(name, layer, calls)
-        try:
-            place, key = attended(layer)
-        except ValueError as error:
-            raise ValueError(f"{name} {error}") from error
-        new[layer] = place, key, make(f"{name}.{key}", layer, channels, shape)
-    for place, key, module in new.values():
-        follow(place, key, module)
-    for _, parent, key, layer in found:
-        setattr(parent, key, new[layer][0])
+def _name(place, behind):
+    """The dotted name of the new module behind a layer, or in its place."""
+    layer = place.module
+    if behind and type(layer) is not nn.Sequential and "layer" in unwrapped(layer)._modules:
+        raise ValueError(f"{place.name} has a child `layer`, a name that is needed here")
+    if behind:
+        return f"{place.name}.{next_name(layer)}"
+    if attentions(layer):
+        raise ValueError(
+            f"attention stands behind {place.name}: take it out first (lcm.remove_attention)"
+        )
+    return place.name
 
 
-def _fill_instead(network, pattern, make, example):
-    found = matching(network, pattern)
-    calls = _calls(network, found, example)
-    new = {}
-    for name, _, _, layer in found:
-        if attentions(layer):
-            raise ValueError(
-                f"attention stands behind {name}: take it out first (lcm.remove_attention)"
-            )
-        if layer not in new:
-            channels, shape = width(name, layer, calls, replaced=True)
-            new[layer] = make(name, layer, channels, shape)
-    for _, parent, key, layer in found:
-        setattr(parent, key, new[layer])
-
-
-def _calls(network, found, example):
-    """The maps of each layer's calls, none of them without an example."""
-    if example is None:
-        return {}
-    return maps_through(network, [place.module for place in found], example)
-
-
-class _Maker(NamedTuple):
-    """Makes the modules of one call of `fill_sites`."""
-
-    network: nn.Module
-    factory: object
-    seed: int | None
-    blend: bool
-
-    def __call__(self, name, layer, channels, shape=None):
-        """The module `name` behind `layer`, for maps of so many channels, or of `shape`."""
-        with torch.device("cpu"):  # the same values wherever the network is
-            module = new_module(lambda: self.factory(channels), self.seed, name)
-        if not isinstance(module, nn.Module):
-            raise ValueError(f"the factory gives {in_words(module)}, which is no torch.nn.Module")
-        if shape and (
-            problem := map_problem(lambda device: copy.deepcopy(module).to(device), (2, *shape))
-        ):
-            raise ValueError(f"{name}: a {type(module).__name__} does not fit: {problem}")
-        if self.blend:
-            module = _blended(name, module, (2, *(shape or (channels, 8, 8))))
-        like = _tensor_of(self.network, layer)
-        return module.to(like.device, like.dtype).train(layer.training)
-
-
-def _blended(name, module, shape):
-    """A `Blend` of the module, or the module where it starts as an identity."""
-    kind, trial = type(module).__name__, copy.deepcopy(module).train()
+def _module(factory, seed, blend, name, channels, shape):
+    """The module `name`, for maps of so many channels, or of `shape`; on the CPU."""
+    with torch.device("cpu"):  # the same values wherever the network is
+        module = new_module(lambda: factory(channels), seed, name)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"the factory gives {in_words(module)}, which is no torch.nn.Module")
+    kind = type(module).__name__
+    shape = shape or (blend and (channels, 8, 8))
+    if shape:
+        said = f"{name}: a {kind} does not fit"
+        check_map(lambda device: copy.deepcopy(module).to(device), (2, *shape), said)
+    if not blend:
+        return module
     with torch.no_grad(), generators(0, "blend"), torch.device("cpu"):
-        x = torch.randn(shape)
+        x = torch.randn(2, *shape)
         given = x.clone()
-        try:
-            y = trial(given)
-        except Exception as error:
-            raise ValueError(f"{name}: a {kind} fails on a map {in_words(x)}: {error}") from error
+        y = copy.deepcopy(module).train()(given)
     if not torch.equal(given, x):
         raise ValueError(f"{name}: a {kind} writes into its map, which a blend needs afterwards")
-    if torch.equal(y, x):
-        text = f"{kind} starts as an identity and is placed without blend"
-        warnings.warn(f"{text}, in which it would never learn", stacklevel=5)
-        return module
-    return Blend(module)
+    if not torch.equal(y, x):
+        return Blend(module)
+    text = f"{kind} starts as an identity and is placed without blend"
+    warnings.warn(f"{text}, in which it would never learn", stacklevel=4)
+    return module
 
 
-def _tensor_of(network, layer):
-    """A tensor of a layer's type and device: its last, else the last of what stands before."""
-    found = torch.empty(0)
-    for module in network.modules():
-        inside = layer.modules() if module is layer else [module]
-        for part in inside:
-            tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-            found = next((t for t in reversed(tensors) if t.is_floating_point()), found)
-        if module is layer:
-            break
-    return found
+def _tensor_of(place, network):
+    """A tensor of the type and device that a layer's maps have: its last parameter, its last
+    buffer, or one of the module or the network around it."""
+    for module in (place.module, place.parent, network):
+        tensors = [t for t in (*module.buffers(), *module.parameters()) if t.is_floating_point()]
+        if tensors:
+            return tensors[-1]
+    return torch.empty(0)

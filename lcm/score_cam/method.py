@@ -15,7 +15,6 @@ Channels that are constant are left out: upsampling makes them uneven by roundin
 blow that up to a mask of noise.
 """
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcm.errors import nearest
+from lcm.models.probe import evaluation
 
 
 class ScoreCAM(NamedTuple):
@@ -67,7 +67,7 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
         )
     images = images.contiguous(memory_format=torch.channels_last)
     size = images.shape[2:]
-    with _evaluation(network):
+    with evaluation(network):
         outputs, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)
         _refuse_probabilities(network, images, outputs)
         logits = _two_sided(outputs)
@@ -143,18 +143,6 @@ def _scale(x):
     """Each map scaled to [0, 1] over its last two dimensions; a constant map becomes zero."""
     low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
     return (x - low) / torch.where(high > low, high - low, 1)
-
-
-@contextlib.contextmanager
-def _evaluation(network):
-    """Evaluation mode inside the block; outside each module has the mode that it had."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _forward(network, images, layer):

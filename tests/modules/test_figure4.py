@@ -65,6 +65,22 @@ def directories(runs):
     return [str(next((runs / "digits/resnet20" / a).iterdir())) for a in ("none", "se", "lcm2")]
 
 
+@torch.no_grad()
+def probabilities(directory, pixels):
+    """What the network of the run with SE makes of pixels (N, 32, 32, 3) in 0..255: (N, 10)."""
+    network = build_network("resnet20", "se", num_classes=10, layers=8).eval()
+    network.load_state_dict(checkpoint.load_model_weights(directory))
+    mean, std = torch.tensor(DIGITS.mean), torch.tensor(DIGITS.std)
+    x = (torch.as_tensor(np.stack(pixels)).float() / 255 - mean) / std
+    return network(x.permute(0, 3, 1, 2)).softmax(1)
+
+
+def shown_by(script_arguments, out):
+    """The images of the .json beside the figure that the script draws."""
+    script.main([*script_arguments, "--out", str(out)])
+    return json.loads(out.with_suffix(".json").read_text())["images"]
+
+
 def test_draws_figure_4_the_same_twice(runs, tmp_path, capsys):
     kinds = ("png", "svg", "pdf")
     for name in ("a", "b"):
@@ -100,7 +116,6 @@ def test_without_out_it_writes_into_the_working_folder_alone(runs, tmp_path, mon
     ]
 
 
-@torch.no_grad()
 def test_explains_pictures_of_ones_own_as_the_network_sees_them(runs, tmp_path, monkeypatch):
     """A wide picture, held on its side, and one with a palette; P is worked out from the pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -114,53 +129,37 @@ def test_explains_pictures_of_ones_own_as_the_network_sees_them(runs, tmp_path, 
     palette = np.array(Image.open(tmp_path / "b.gif").convert("RGB"))
 
     monkeypatch.chdir(tmp_path)
-    directory = directories(runs)[1]
-    arguments = [directory, "--image", "a.png", "b.gif", "--out", "own.svg"]
-    script.main(arguments)
-    shown = json.loads((tmp_path / "own.json").read_text())["images"]
-    network = build_network("resnet20", "se", num_classes=10, layers=8).eval()
-    network.load_state_dict(checkpoint.load_model_weights(directory))
-    mean, std = torch.tensor(DIGITS.mean), torch.tensor(DIGITS.std)
-    for image, name, seen in zip(shown, ("a.png", "b.gif"), (pixels, palette), strict=True):
-        x = (torch.from_numpy(seen).float() / 255 - mean) / std
-        probabilities = network(x.permute(2, 0, 1)[None]).softmax(1)[0]
-        highest = str(int(probabilities.argmax()))
-        assert image["image"] == image["name"] == name
+    directory, out = directories(runs)[1], tmp_path / "own.svg"
+    expected = probabilities(directory, [pixels, palette])
+    predicted = [str(int(row.argmax())) for row in expected]
+    images = shown_by([directory, "--image", "a.png", "b.gif"], out)
+    assert [image["image"] for image in images] == ["a.png", "b.gif"]
+    assert [image["name"] for image in images] == ["a.png", "b.gif"]
+    for image, row, highest in zip(images, expected, predicted, strict=True):
         assert image["explained"] == image["predicted"] == [highest]
-        assert image["P"][0] == pytest.approx(probabilities.max().item(), abs=1e-5)
+        assert image["P"][0] == pytest.approx(row.max().item(), abs=1e-5)
+    assert "b.gif" in out.read_text() and f"{predicted[1]}: P = " in out.read_text()
     normalisation = DIGITS.mean, DIGITS.std
-    inputs = pictures.shown(
-        pictures.read_pictures(["a.png", "b.gif"], 32, *normalisation), *normalisation
-    )
-    assert np.allclose(inputs * 255, [pixels, palette], atol=1e-3)
-    svg = (tmp_path / "own.svg").read_text()
-    assert "b.gif" in svg and f"{highest}: P = " in svg
+    inputs = pictures.read_pictures(["a.png", "b.gif"], 32, *normalisation)
+    assert np.allclose(255 * pictures.shown(inputs, *normalisation), [pixels, palette], atol=1e-3)
 
-    script.main([*arguments, "--class", "4"])
-    shown = json.loads((tmp_path / "own.json").read_text())["images"]
-    assert [image["explained"] for image in shown] == [["4"], ["4"]]
-    assert shown[1]["predicted"] == [highest]
-    assert shown[1]["P"][0] == pytest.approx(probabilities[4].item(), abs=1e-5)
+    images = shown_by([directory, "--image", "a.png", "b.gif", "--class", "4"], out)
+    assert [image["explained"] for image in images] == [["4"], ["4"]]
+    assert [image["predicted"] for image in images] == [[highest] for highest in predicted]
+    assert images[1]["P"][0] == pytest.approx(expected[1, 4].item(), abs=1e-5)
 
 
-@torch.no_grad()
 def test_P_is_the_softmax_probability_of_the_true_class(runs, tmp_path):
     directory = directories(runs)[1]
-    script.main([f"{directory}/checkpoint.pt", "--out", str(tmp_path / "f.svg")])
-    shown, resident = (
-        json.loads((tmp_path / "f.json").read_text())["images"],
-        DIGITS.test(1).resident,
-    )
-    assert [image["image"] for image in shown] == [0, 88, 177, 266]
-    network = build_network("resnet20", "se", num_classes=10, layers=8).eval()
-    network.load_state_dict(checkpoint.load_model_weights(directory))
-    mean, std = torch.tensor(DIGITS.mean), torch.tensor(DIGITS.std)
-    for image in shown:
-        pixels, label = resident.images[image["image"]], resident.labels[image["image"]]
-        probabilities = network(((pixels / 255 - mean) / std).permute(2, 0, 1)[None]).softmax(1)[0]
+    images = shown_by([f"{directory}/checkpoint.pt"], tmp_path / "f.svg")
+    numbers = [image["image"] for image in images]
+    assert numbers == [0, 88, 177, 266]
+    resident = DIGITS.test(1).resident
+    expected = probabilities(directory, resident.images[numbers])
+    for image, row, label in zip(images, expected, resident.labels[numbers], strict=True):
         assert image["name"] == str(int(label)) and image["explained"] == [image["name"]]
-        assert image["predicted"] == [str(int(probabilities.argmax()))]
-        assert image["P"][0] == pytest.approx(probabilities[label].item(), abs=1e-5)
+        assert image["predicted"] == [str(int(row.argmax()))]
+        assert image["P"][0] == pytest.approx(row[label].item(), abs=1e-5)
 
 
 def test_nothing_that_a_run_names_is_called(tmp_path):

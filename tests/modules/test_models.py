@@ -1,6 +1,5 @@
 """All pairs of network and attention, and the weights they start from."""
 
-import copy
 import math
 
 import pytest
@@ -69,26 +68,20 @@ def test_networks_of_one_seed_share_their_backbone_whatever_the_attention(model)
 
 
 def test_drawing_depends_on_the_seed_and_the_name_only():
-    first, second = (
-        build_network("resnet20", "lcm2", seed=0),
-        build_network("resnet20", "lcm2", seed=0),
-    )
+    first, second = (build_network("resnet20", "lcm2", seed=0) for _ in range(2))
     weights = first.state_dict()
     assert all(map(torch.equal, weights.values(), second.state_dict().values()))
     assert not torch.equal(first.fc.weight, build_network("resnet20", seed=1).fc.weight)
     one, *others = (weights[f"stage1.{name}.weight"] for name in ("1.conv1", "1.conv2", "2.conv1"))
     assert not any(torch.equal(one, other) for other in others)  # of the same shape
-    for part, name in (
-        (second, ""),
-        (second.stage2, "stage2"),
-    ):  # a part of a network, named as in the whole
+    # The whole network, and a part of it, named as in the whole: batch norms and their running
+    # statistics begin anew, too.
+    for part, name in ((second, ""), (second.stage2, "stage2")):
         with torch.no_grad():
             for tensor in part.state_dict().values():
                 tensor.fill_(5)
         before = torch.get_rng_state()
-        draw_weights(
-            part, 0, prefix=name
-        )  # batch norms and their running statistics begin anew too
+        draw_weights(part, 0, prefix=name)
         assert all(map(torch.equal, weights.values(), second.state_dict().values()))
         assert torch.equal(torch.get_rng_state(), before)  # the global generator is left alone
 
@@ -167,25 +160,6 @@ def test_the_shortcut_of_a_widening_block_is_subsampling_and_zeros():
     assert y.shape == (2, 32, 4, 4)
     assert torch.equal(y[:, :16], x[:, :, ::2, ::2])
     assert not y[:, 16:].any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "attention"),
-    [
-        ("cifar_resnet", "lcm2"),
-        ("cifar_densenet", "gc"),
-        ("densenet121", "cbam"),
-        ("resnext50", "nonlocal"),
-    ],
-)
-def test_a_whole_network_compiles_as_one_graph(family, attention):
-    model, overrides, size = FAMILIES[family]
-    network = build_network(model, attention, seed=0, **overrides).double()
-    x = images(size, torch.float64)
-    y = torch.compile(copy.deepcopy(network), fullgraph=True, backend="eager")(x)
-    torch.testing.assert_close(y, network(x), rtol=1e-10, atol=1e-10)
-    y.sum().backward()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from lcm import build_network
 from lcm.attention import LCM2
 from lcm.config.compose import load
-from lcm.models import Site, sites
+from lcm.models import Site
 from lcm.models.build import site_problems
 
 RESNET = load("model", "resnet20") | {"layers": 8}
@@ -139,6 +139,21 @@ class Sized(nn.Module):
         return x * self.scale
 
 
+class Late(nn.Module):
+    """Has a layer of which nobody knows the width before the first map."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.LazyConv2d(channels, 1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def late_network(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes, bias=False))
+
+
 class Refusing(nn.Module):
     """Says nothing about why."""
 
@@ -176,6 +191,7 @@ MADE = {
     [
         (own("Gate"), ""),
         (own("SelfAttention"), ""),
+        (load("attention", "cbam") | {"name": "mine", "reduction": 4, "bias": True}, ""),
         (own("Returns", make="reads values"), ""),
         (own("Returns", make="weights"), "it makes (2, 16, 1, 1) float32 of a map (2, 16, 32, 32) float32 in training"),
         (own("Returns", make="wide", sites={"stages": [3]}), "it makes (2, 128, 8, 8) float32 of a map (2, 64, 8, 8)"),
@@ -187,6 +203,7 @@ MADE = {
         (own("Returns", make="fails"), "it fails on a map (2, 16, 32, 32) float32 in training: RuntimeError"),
         (own("Sized", size=32), "it fails on a map (2, 32, 16, 16) float32 in training: RuntimeError"),
         (own("Sized", size=32, sites={"stages": [1]}), ""),
+        (own("Late"), "its forward pass makes the parameter conv.bias: make it in the constructor"),
         (own("Refusing"), "ValueError"),
         (own("Sized"), "missing 1 required positional argument: 'size'"),
         (own("Absent"), "Absent"),
@@ -219,6 +236,7 @@ def test_a_module_is_checked_before_anything_starts(attention, problem):
         ({"_target_": "torchvision.models.vgg11"}, own("Gate"), "attention.sites: model=mine: the network has no"),
         ({"_target_": "torchvision.models.resnet18"}, own("Gate"), ""),
         ({"_target_": "torchvision.models.alexnet"}, {"name": "none"}, "model=mine: AlexNet fails on (2, 3, 32, 32)"),
+        ({"_target_": f"{__name__}.late_network"}, {"name": "none"}, "model=mine: its forward pass makes the parameter 1.weight"),
         ({}, own("Gate", sites={"stages": [3]}), "attention.sites: model=mine: there is no free site in stage 3"),
     ],
 )  # fmt: skip
@@ -226,10 +244,3 @@ def test_a_network_is_checked_before_anything_starts(keys, attention, problem):
     model = {"name": "mine", "family": "mine", "image_size": 32, "_target_": f"{__name__}.Backbone"}
     found = site_problems(model | keys, attention, 10)
     assert len(found) == bool(problem) and problem in "".join(found)
-
-
-def test_the_projects_own_networks_and_modules_pass():
-    attention = load("attention", "cbam") | {"reduction": 4, "bias": True}
-    assert site_problems(RESNET, attention, 10) == []
-    network = build_network(RESNET, own("Gate", sites={"last_of_stage": 2}))
-    assert len(sites(network)) == 2

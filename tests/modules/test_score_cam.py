@@ -194,19 +194,11 @@ def test_refuses_what_is_no_row_of_scores_an_image(end, words, small, images):
 @torch.no_grad()
 def test_one_logit_is_that_of_the_second_of_two_classes(small, images):
     """The reference is the same network with the logits 0 and z, written out."""
-
-    class Two(nn.Module):
-        def __init__(self, one):
-            super().__init__()
-            self.one = one
-
-        def forward(self, x):
-            return F.pad(self.one(x), (1, 0))
-
     small.fc = nn.Linear(10, 1).double()
     small.fc.weight *= 5
     maps = small.eval().bn(small.conv(images))
-    expected = plain(Two(small), images, maps, [0, 1, 1])
+    two = Ends(small, lambda z: F.pad(z, (1, 0)))
+    expected = plain(two, images, maps, [0, 1, 1])
     found = score_cam(small, images, [0, 1, 1], layer="bn")
     assert torch.allclose(found.heatmap, expected, rtol=0, atol=1e-8) and expected.amax() == 1
     p = torch.sigmoid(small(images)).squeeze(1)

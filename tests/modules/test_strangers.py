@@ -1,5 +1,6 @@
 """What `fill_sites` does in anybody's network: widths, modes, types, replacing, refusals."""
 
+import contextlib
 import copy
 import random
 
@@ -9,21 +10,16 @@ import timm
 import torch
 import torchvision
 from plain import digest
+from strangers import Scale, images, se
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lcm import fill_sites
 from lcm.attention import SqueezeExcite
 from lcm.models import add_sites, sites
 
 tv = torchvision.models
-
-
-def se(channels):
-    return SqueezeExcite(channels, 2)
-
-
-def images(size=32, count=2):
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def state(network):
@@ -45,6 +41,7 @@ NORMS = {
     "group, timm": timm.layers.GroupNormAct(6, 2),
     "layer, torchvision": tv.convnext.LayerNorm2d(6),
     "layer, timm": timm.layers.LayerNorm2d(6),
+    "layer, no weights": timm.layers.LayerNorm2d(6, affine=False),
     "RMS, timm": timm.layers.RmsNorm2d(6),
     "with activation": timm.layers.BatchNormAct2d(6),
     "lazy convolution": nn.LazyConv2d(6, 1),
@@ -140,49 +137,30 @@ def test_new_modules_take_mode_and_type(where, dtype):
     assert network(images().to(dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}])
-def test_a_network_without_memory_stays_without(where):
-    with torch.device("meta"):
-        network = tv.resnet18()
-    for blend in (False, True):
-        fill_sites(copy.deepcopy(network), se, seed=0, blend=blend, **where)
-    fill_sites(network, se, **where)
-    assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # In place of layers
 
 
 @pytest.mark.parametrize(
-    ("make", "pattern", "count"),
+    ("make", "kind"),
     [
-        (lambda: timm.create_model("mobilenetv3_small_050"), "blocks.*.*.se", 9),
-        (tv.mobilenet_v3_small, "features.*.block.[12]", 9),
+        (lambda: timm.create_model("mobilenetv3_small_050"), "SqueezeExcite"),
+        (tv.mobilenet_v3_small, "SqueezeExcitation"),
     ],
     ids=["timm", "torchvision"],
 )
-def test_a_networks_own_attention_is_replaced(make, pattern, count):
+def test_a_networks_own_attention_is_replaced(make, kind):
     network = make().eval()
-    if count == 9 and pattern.startswith("features"):
-        names = [
-            n
-            for n, m in network.named_modules()
-            if isinstance(m, torchvision.ops.SqueezeExcitation)
-        ]
-    else:
-        names = [n for n, m in network.named_modules() if type(m).__name__ == "SqueezeExcite"]
     before = network.state_dict()
+    names = [name for name, m in network.named_modules() if type(m).__name__ == kind]
     for name in names:
         fill_sites(network, se, instead_of=name, example=images(64))
+    assert len(names) == 9
+    assert all(type(network.get_submodule(name)) is SqueezeExcite for name in names)
     after = network.state_dict()
-    assert len(names) == count and all(
-        type(network.get_submodule(n)) is SqueezeExcite for n in names
-    )
     kept = [key for key in before if key.rpartition(".")[0].rpartition(".")[0] not in names]
-    assert len(kept) + 4 * count == len(after) and all(
-        torch.equal(after[k], before[k]) for k in kept
-    )
+    assert len(kept) + 4 * 9 == len(after)
+    assert all(torch.equal(after[key], before[key]) for key in kept)
     assert network(images(64)).shape == (2, 1000)
 
 
@@ -219,13 +197,24 @@ def test_an_error_in_the_middle_changes_nothing(where):
     assert len(made) == 4 and state(network) == before
 
 
-def ddp(network):
+@contextlib.contextmanager
+def process_group():
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        return nn.parallel.DistributedDataParallel(network)
+        yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+@process_group()
+def ddp(network):
+    return nn.parallel.DistributedDataParallel(network)
+
+
+@process_group()
+def fsdp(network):
+    return fully_shard(network, mesh=init_device_mesh("cpu", (1,)))
 
 
 def compiled_in_place(network):
@@ -233,13 +222,24 @@ def compiled_in_place(network):
     return network
 
 
+def with_a_part(wrap):
+    def wrapped(network):
+        network.layer2 = wrap(network.layer2)
+        return network
+
+    return wrapped
+
+
 WRAPPED = {
     "DataParallel": nn.DataParallel,
     "DistributedDataParallel": ddp,
-    "OptimizedModule": lambda network: torch.compile(network, backend="eager"),
+    "FSDPModule": fsdp,
+    "OptimizedModule": torch.compile,
     "compiled": compiled_in_place,
     "ScriptModule": torch.jit.script,
-    "the part compiled": lambda network: nn.ModuleDict({"part": torch.compile(network)}),
+    "layer2 is wrapped in FSDPModule": with_a_part(fsdp),
+    "layer2 is compiled": with_a_part(compiled_in_place),
+    "layer2 is wrapped in OptimizedModule": with_a_part(torch.compile),
 }
 
 
@@ -247,35 +247,42 @@ WRAPPED = {
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_network_that_does_not_see_a_change_is_refused(name):
     network = WRAPPED[name](tv.resnet18())
-    part = "part._orig_mod." if isinstance(network, nn.ModuleDict) else ""
-    for keys in ({"after": part + "layer1.0.bn1"}, {"instead_of": part + "layer1.0.bn1"}, {}):
-        with pytest.raises(ValueError, match="which does not see a change: fill the network first"):
+    for keys in ({"after": "*"}, {"instead_of": "*"}, {}):
+        with pytest.raises(ValueError, match=f"{name}, which does not see a change: fill the net"):
             fill_sites(network, se, **keys)
 
 
 class Child(nn.Module):
+    """Calls a child of this name."""
+
     def __init__(self, name):
         super().__init__()
         self.add_module(name, nn.Conv2d(3, 3, 1))
 
     def forward(self, x):
-        return x
+        return next(self.children())(x)
 
 
-@pytest.mark.parametrize("name", ["attention", "layer"])
-def test_a_child_with_a_name_that_is_needed_is_refused(name):
-    with pytest.raises(ValueError, match=rf"0 has a child `{name}`, a name that is needed here"):
-        fill_sites(nn.Sequential(Child(name)), se, after="0", example=images())
+def test_a_layers_own_child_called_attention_stays():
+    network, x = nn.Sequential(Child("attention")).eval(), images()
+    y, before = network(x), network.state_dict()
+    fill_sites(network, Scale, after="0", example=x)
+    after = network.state_dict()
+    assert set(after) - set(before) == {"0.attention2.scale"}
+    torch.testing.assert_close(network(x), network[0].attention2(y))
+    network.load_state_dict({key: torch.zeros_like(value) for key, value in after.items()})
+    assert not network[0].attention.weight.any() and not network[0].attention2.scale.any()
+
+
+def test_a_child_with_a_name_that_is_needed_is_refused():
+    with pytest.raises(ValueError, match="0 has a child `layer`, a name that is needed here"):
+        fill_sites(nn.Sequential(Child("layer")), se, after="0", example=images())
 
 
 def test_attributes_are_those_of_the_layer_and_tensors_are_not():
     network = fill_sites(tv.resnet18(), se, after="bn1")
-    network.bn1.eps, network.bn1.momentum = 0.5, 0.25
-    assert (network.bn1.layer.eps, network.bn1.layer.momentum, network.bn1.num_features) == (
-        0.5,
-        0.25,
-        64,
-    )
+    network.bn1.eps = 0.5
+    assert network.bn1.layer.eps == network.bn1.eps == 0.5 and network.bn1.num_features == 64
     network.bn1.weight = nn.Parameter(torch.zeros(64))
     assert not network.bn1.layer.weight.any()
     with pytest.raises(AttributeError, match=r"its running_mean is \.layer\.running_mean"):
@@ -325,6 +332,20 @@ def test_any_number_of_stages(make, expected):
     assert torch.equal(y, y_) and list(network.state_dict()) == before
     fill_sites(network, se)
     network(x)
+
+
+@pytest.mark.parametrize("after", ["layer*", "layer*.*", "layer*.*.conv2"])
+def test_stages_are_the_same_where_attention_stands_already(after):
+    """Behind blocks and stages, before they are given sites."""
+    network = fill_sites(tv.resnet18(), Scale, after=after, example=images(64)).eval()
+    x, names = images(64), list(network.state_dict())
+    y = network(x)
+    found = [(name, site.stage) for name, site in sites(add_sites(network))]
+    assert found == [(f"layer{i}.{block}.site", i) for i in (1, 2, 3, 4) for block in (0, 1)]
+    assert torch.equal(network(x), y) and list(network.state_dict()) == names
+    fill_sites(network, Scale, {"last_of_stage": 2})
+    assert set(network.state_dict()) - set(names) == {"layer2.1.site.scale"}
+    assert not torch.equal(network(x), y)
 
 
 def test_a_derived_block_is_refused_and_nothing_is_filled():
