@@ -2,7 +2,6 @@
 
 import pytest
 
-from lcm.config.compose import load
 from lcm.runs.summary import best_and_last, result_line
 
 RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_epoch": 280}
