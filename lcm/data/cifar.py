@@ -126,11 +126,7 @@ def _read(root: Path, official: _Official, download: bool, places):
         try:
             found = list_images(root)[0]
             if not (other_set := _other_set(root, found, official)):
-                return (
-                    *(read_in_memory(half, 32) for half in found.values()),
-                    [*found["train"]],
-                    root,
-                )
+                return *read_in_memory(found, 32), list(found["train"]), root
         except UserError as error:
             other_set = str(error)
     if not folder.exists():

@@ -57,9 +57,6 @@ def class_folders(
 
     Raises `UserError`.
     """
-    if root is None:
-        raise UserError(f"data={name} needs the folder of the images: data.root=FOLDER. {LAYOUT}")
-    root = Path(root).expanduser()
     found, notes = list_images(root, test_share, limit)
     classes = list(found["train"])
     if num_classes is not None and len(classes) > num_classes:
@@ -76,17 +73,36 @@ def class_folders(
     facts = (label or name, num_classes or len(classes), image_size)
     if image_size <= IN_MEMORY:
         data = ResidentSet(*facts, workers or 0, pad, mirror)
-        train, test = (read_in_memory(half, image_size) for half in found.values())
+        train, test = read_in_memory(found, image_size)
         data.hold(train, test, classes, *statistics(train[0]))
     else:
         from lcm.data.photographs import Photographs  # torchvision takes a second
 
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
         data = Photographs(*facts, workers, mirror)
-        data.hold(found, cache, cache_dir or root / ".cache", cache_size)
+        data.hold(found, cache, cache_dir or Path(root).expanduser() / ".cache", cache_size)
         notes += low_resolution(data.sizes, image_size)
     data.notes = notes
+    data.files = _digest(found)
     return data
+
+
+def files_digest(root, test_share=0.2, limit=None) -> str:
+    """A digest of the classes, names and sizes of the files that `class_folders` would read.
+
+    It opens none of them. Raises `UserError` as `list_images` does.
+    """
+    return _digest(list_images(root, test_share, limit)[0])
+
+
+def _digest(found) -> str:
+    lines = [
+        f"{half}/{name}/{path.name} {path.stat().st_size}"
+        for half, classes in found.items()
+        for name, files in classes.items()
+        for path in files
+    ]
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
 def entries(folder) -> list[os.DirEntry]:
@@ -96,17 +112,22 @@ def entries(folder) -> list[os.DirEntry]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def list_images(root: Path, test_share: float = 0.2, limit: int | None = None):
+def list_images(root, test_share: float = 0.2, limit: int | None = None):
     """({"train": {class: [path, ...]}, "test": {...}}, what a reader of the results must know).
 
     Classes in the order of their names, or of their numbers where all are numbers. Whether a file
     is an image is found when it is decoded. Raises `UserError` with everything that is wrong.
     """
+    if root is None:
+        raise UserError(f"data=folder needs the folder of the images: data.root=FOLDER. {LAYOUT}")
+    root = Path(root).expanduser()
     problems, notes = [], []
     top, _ = _sorted_out(root, problems)
     halves = [name for name in ("train", *TEST) if name in top]
     if "train" in top and len(halves) > 1:
-        train, test = (_classes(top[name], problems) for name in halves[:2])
+        train, test = (
+            _classes(_sorted_out(top[half], problems)[0], problems) for half in halves[:2]
+        )
         if unused := sorted(set(top) - set(halves[:2])):
             notes.append(f"not used: {', '.join(unused)}")
     elif halves:
@@ -117,12 +138,15 @@ def list_images(root: Path, test_share: float = 0.2, limit: int | None = None):
         )
         train, test = {}, {}
     else:
-        train, test = _split(_classes(root, problems), test_share)
+        train, test = _split(_classes(top, problems), test_share)
     names = sorted(train.keys() | test.keys())
-    if all(name.isdigit() for name in names):
+    if all(name.isdecimal() for name in names):
         names.sort(key=int)
-    for half, classes in (("training", train), ("test", test)):
-        problems += [f"{name}: no {half} images" for name in names if not classes.get(name)]
+    for half, classes, change in (("training", train, "lower"), ("test", test, "raise")):
+        for name in names:
+            if not classes.get(name):
+                remedy = f"; {change} data.test_share={test_share}, or add images"
+                problems.append(f"{name}: no {half} images{'' if halves else remedy}")
     if len(names) == 1:
         problems.append(f"there is one class, {names[0]}; a network needs two and more")
     if problems or not names:
@@ -154,10 +178,10 @@ def _sorted_out(folder: Path, problems: list[str]) -> tuple[dict[str, Path], lis
     return folders, files
 
 
-def _classes(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
+def _classes(folders: dict[str, Path], problems: list[str]) -> dict[str, list[Path]]:
     """{class: its files}."""
     classes = {}
-    for name, path in _sorted_out(folder, problems)[0].items():
+    for name, path in folders.items():
         inner, classes[name] = _sorted_out(path, problems)
         problems += [f"{below} is a folder inside of a class" for below in inner.values()]
     return classes
@@ -165,7 +189,7 @@ def _classes(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
 
 def _share(path: Path) -> float:
     """A number in [0, 1) that depends on an image's class and name alone."""
-    digest = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).digest()
+    digest = hashlib.sha256(os.fsencode(f"{path.parent.name}/{path.name}")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -176,16 +200,23 @@ def _split(classes: dict, test_share: float) -> tuple[dict, dict]:
     return train, test
 
 
-def read_in_memory(classes: dict[str, list[Path]], side: int):
-    """{class: files} -> (images uint8 (N, side, side, 3), labels int64 (N,)), in that order."""
-    paths = [path for files in classes.values() for path in files]
+def read_in_memory(found, side: int):
+    """`list_images`' files as two pairs, train and test, in that order.
+
+    Each is (images uint8 (N, side, side, 3), labels int64 (N,)).
+    """
+    paths = [path for classes in found.values() for files in classes.values() for path in files]
 
     def read(i):
         image = decode(paths[i].read_bytes())
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
 
-    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
-    return np.stack(for_each(paths, read)), labels
+    images = np.stack(for_each(paths, read))
+    train, test = (
+        np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+        for classes in found.values()
+    )
+    return (images[: len(train)], train), (images[len(train) :], test)
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

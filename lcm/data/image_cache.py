@@ -14,22 +14,25 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from lcm.errors import UserError, listed, one_line
 from lcm.files import file_lock, write_atomically
 
-VERSION = 2  # of the layout and of how images are decoded
+VERSION = 3  # of the layout and of how images are decoded
 
 
 def decode(data: bytes) -> Image.Image:
-    """The image of a file's bytes, in RGB. Raises ValueError, and whatever Pillow raises."""
+    """The image of a file's bytes, upright as its EXIF orientation says, in RGB.
+
+    Raises ValueError, and whatever Pillow raises.
+    """
     with Image.open(io.BytesIO(data)) as image:
         # Pillow would clip 16 bits to 8: nearly every pixel would be white.
         if image.mode.startswith(("I", "F")):
             raise ValueError("more than 8 bits a channel; convert it to 8 bits")
-        return image.convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def cached_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
@@ -56,7 +59,7 @@ def shrunk(data: bytes, short_side: int | None) -> np.ndarray:
 def list_digest(names: list[str], digests: list[str], short_side=None) -> str:
     """The fingerprint of some files: their names and contents, and the size that is kept."""
     lines = [f"{name} {digest}" for name, digest in zip(names, digests, strict=True)]
-    return hashlib.sha256("\n".join([*lines, f"{short_side}"]).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join([*lines, f"{short_side}"]))).hexdigest()
 
 
 class ImageCache:
@@ -127,6 +130,8 @@ def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
 
     def measure(i):
         with Image.open(paths[i]) as image:
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                image = ImageOps.exif_transpose(image)
             return cached_size(image.height, image.width, short_side)
 
     def fill(i):
@@ -185,7 +190,12 @@ def for_each(files, work, label: str | None = None) -> list:
     finally:
         pool.shutdown(cancel_futures=True)
     results_of = zip(files, results, strict=True)
-    bad = [f"{file}: {one_line(r)}" for file, r in results_of if isinstance(r, Exception)]
+    bad = [f"{file}: {_reason(r)}" for file, r in results_of if isinstance(r, Exception)]
     if bad:
         raise listed(f"{len(bad)} images cannot be read; replace or remove them:", bad)
     return results
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read; Pillow's own words have an address of memory in them."""
+    return "no image" if isinstance(error, UnidentifiedImageError) else one_line(error)

@@ -11,11 +11,10 @@ import hashlib
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lcm.data.image_cache import for_each, list_digest, open_cache, shrunk
+from lcm.data.image_cache import decode, for_each, list_digest, open_cache, shrunk
 from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator, prepare
 from lcm.errors import UserError, one_line
 
@@ -94,9 +93,8 @@ class ImageFiles:
         self.paths = list(files.values())
 
         def inspect(i):
-            with Image.open(self.paths[i]) as image:
-                size = image.size[::-1]
-            return size, hashlib.sha256(self.paths[i].read_bytes()).hexdigest()
+            data = self.paths[i].read_bytes()
+            return decode(data).size[::-1], hashlib.sha256(data).hexdigest()
 
         sizes, digests = zip(*for_each(self.paths, inspect, "checking all images"), strict=True)
         self.sizes, self.fingerprint = np.array(sizes), list_digest(list(files), digests)

@@ -16,13 +16,16 @@ from pathlib import Path
 from hydra.utils import get_object
 
 from lcm.config.compose import SHIPPED
+from lcm.data.folder import files_digest
 from lcm.errors import UserError, one_line
 from lcm.files import unwritable, write
 from lcm.runs.directory import run_directory
 from lcm.runs.lock import owner
-from lcm.runs.state import read_state, refuse_another_config
+from lcm.runs.state import other_images, read_state, refuse_another_config
 from lcm.training import checkpoint
 
+# Once for all runs of a sweep: a folder may hold 60,000 files.
+_files_digest = functools.cache(files_digest)
 PUBLIC = ("lcm", "lcm.models.build")  # what a module of one's own may import of the repository
 INSTALLED = {"site-packages", "dist-packages"}
 
@@ -50,23 +53,23 @@ def keep_own(config, directory):
 
 
 def source_problem(config, state=None):
-    """Why the run of a config cannot go on: its own module has changed. None where it can.
+    """Why the run of a config cannot go on: its own module, or its folder of images, has changed.
 
-    state: its run.json, read where it is not given. A record without sources is unknown, and goes on;
-    so does a run that has no checkpoint yet, and one that is trained anew (`rerun`).
+    None where it can. state: its run.json, read where it is not given. A record without sources is
+    unknown, and goes on; so does a run that has no checkpoint yet, and one that is trained anew (`rerun`).
     """
     directory = run_directory(config)
-    own = {group: own_files(target) for group, target in _targets(config).items()}
-    if config["rerun"] or not any(own.values()):
-        return None
     try:
         state = read_state(directory) if state is None else state
     except UserError:
         return None  # that file is damaged: the run itself says so
     saved = any((directory / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
-    if state.get("state") != "finished" and not saved:
+    if config["rerun"] or (state.get("state") != "finished" and not saved):
         return None
-    for group, files in own.items():
+    if "data_files" in state and state["data_files"] != _files_now(config["data"]):
+        return other_images(directory, config)
+    for group, target in _targets(config).items():
+        files = own_files(target)
         then = _recorded(state).get(group)
         now = _digests(files)
         if then is None or now.items() <= then.items():
@@ -77,6 +80,12 @@ def source_problem(config, state=None):
             f"change ({directory / 'source'} has the file as it was), or train anew with rerun=true"
         )
     return None
+
+
+def _files_now(data):
+    """The digest of the list of files under data.root."""
+    chosen = {key: data[key] for key in ("root", "test_share", "limit") if key in data}
+    return _files_digest(**chosen)
 
 
 def set_aside(config):
