@@ -35,7 +35,7 @@ def class_folders(
     workers=None,
     pad=4,
     mirror=True,
-    test_share=0.2,
+    test_share=None,
     limit=None,
     label=None,
     cache=True,
@@ -49,11 +49,11 @@ def class_folders(
     workers      loader processes; None: none for a set in memory, otherwise one a processor, 4 at
                  most
     pad          of a set in memory
-    test_share   of the images go into the test, where `root` has no test folder
+    test_share   of the images go into the test, where `root` has no test folder; None: it has one
     limit        training images of a class; None: all
     label        the name of the set in paths and tables; None: `name`
     cache, ...   of `Photographs`
-    complete     images of the whole set; a copy with fewer is named in `notes`
+    complete     [training, test] images of the whole set; a copy with others is named in `notes`
 
     Raises `UserError`.
     """
@@ -64,11 +64,12 @@ def class_folders(
             f"{root} holds {len(classes)} classes and {name} has {num_classes}: this is another "
             "data set; data=folder takes any."
         )
-    images = sum(len(files) for half in found.values() for files in half.values())
-    if complete is not None and (images, len(classes)) != (complete, num_classes):
+    counts = [sum(map(len, half.values())) for half in found.values()]
+    if complete is not None and (len(classes), counts) != (num_classes, complete):
+        here, whole = ("{:,} training and {:,} test images".format(*n) for n in (counts, complete))
         notes.append(
-            f"a part of {name}: {len(classes)} classes, {images:,} images, where the whole has "
-            f"{num_classes} classes, {complete:,} images; accuracies are not those of the whole"
+            f"not the whole of {name}: {len(classes)} classes, {here}, where that has "
+            f"{num_classes} classes, {whole}; accuracies are not those of the whole"
         )
     facts = (label or name, num_classes or len(classes), image_size)
     if image_size <= IN_MEMORY:
@@ -87,7 +88,7 @@ def class_folders(
     return data
 
 
-def files_digest(root, test_share=0.2, limit=None) -> str:
+def files_digest(root, test_share=None, limit=None) -> str:
     """A digest of the classes, names and sizes of the files that `class_folders` would read.
 
     It opens none of them. Raises `UserError` as `list_images` does.
@@ -112,7 +113,7 @@ def entries(folder) -> list[os.DirEntry]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def list_images(root, test_share: float = 0.2, limit: int | None = None):
+def list_images(root, test_share: float | None = None, limit: int | None = None):
     """({"train": {class: [path, ...]}, "test": {...}}, what a reader of the results must know).
 
     Classes in the order of their names, or of their numbers where all are numbers. Whether a file
@@ -122,6 +123,7 @@ def list_images(root, test_share: float = 0.2, limit: int | None = None):
         raise UserError(f"data=folder needs the folder of the images: data.root=FOLDER. {LAYOUT}")
     root = Path(root).expanduser()
     problems, notes = [], []
+    train, test = {}, {}
     top, _ = _sorted_out(root, problems)
     halves = [name for name in ("train", *TEST) if name in top]
     if "train" in top and len(halves) > 1:
@@ -136,21 +138,31 @@ def list_images(root, test_share: float = 0.2, limit: int | None = None):
             f"{alone}/ is there and {'test/' if alone == 'train' else 'train/'} is not: add it, or "
             f"give data.root={root / alone} to have a share of its images taken for the test"
         )
-        train, test = {}, {}
-    else:
+    elif test_share is not None:
         train, test = _split(_classes(top, problems), test_share)
     names = sorted(train.keys() | test.keys())
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
-    for half, classes, change in (("training", train, "lower"), ("test", test, "raise")):
-        for name in names:
-            if not classes.get(name):
-                remedy = f"; {change} data.test_share={test_share}, or add images"
-                problems.append(f"{name}: no {half} images{'' if halves else remedy}")
+    empty = [
+        f"{name}: no {half} images"
+        for half, classes in (("training", train), ("test", test))
+        for name in names
+        if not classes.get(name)
+    ]
+    if empty and not halves:
+        empty.append(
+            f"classes are split by data.test_share={test_share}: raise it where test images are "
+            "missing, lower it where training images are, or add images"
+        )
+    problems += empty
     if len(names) == 1:
         problems.append(f"there is one class, {names[0]}; a network needs two and more")
-    if problems or not names:
-        raise listed(f"{root} cannot be used. {LAYOUT}", problems or ["there are no class folders"])
+    if not problems and not names:
+        problems.append(
+            f"there are no {'train/ and test/' if test_share is None else 'class folders'}"
+        )
+    if problems:
+        raise listed(f"{root} cannot be used. {LAYOUT}", problems)
     if limit is not None:
         train = {name: sorted(sorted(train[name], key=_share)[:limit]) for name in names}
     return {half: {n: c[n] for n in names} for half, c in (("train", train), ("test", test))}, notes

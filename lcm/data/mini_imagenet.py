@@ -11,19 +11,15 @@ The few-shot parts share no class; for classification every class is split, 500 
 """
 
 import collections
-import hashlib
-import io
 import re
 import shutil
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from lcm.data.folder import entries, low_resolution
-from lcm.data.image_cache import for_each
+from lcm.data.image_cache import decode, for_each
 from lcm.data.wnids import WNIDS
 from lcm.errors import UserError, listed
 
@@ -36,17 +32,15 @@ IMAGENET = re.compile(r"n\d{8}_(\d+)\.jpe?g", re.I)
 
 
 class SourceImage(NamedTuple):
-    """One image of a copy: its class, its name in the prepared set, and where its bytes are."""
+    """One image of a copy: its class, its name in the prepared set, and its file."""
 
     wnid: str
     name: str
-    source: Path  # the image file, or the tar file that holds it
-    size: int
-    offset: int = 0  # of its bytes in `source`
+    source: Path
     split: str | None = None  # train or test, where the copy says so
 
     def __str__(self):
-        return f"{self.source}:{self.name}" if self.source.suffix == ".tar" else str(self.source)
+        return str(self.source)
 
     @property
     def path(self) -> str:
@@ -66,20 +60,18 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
     `destination` appears once it is complete; one that holds anything is refused first.
     """
     source, destination = Path(source).expanduser(), Path(destination).expanduser()
-    try:
-        taken = destination.exists() and any(destination.iterdir())
-    except OSError as error:
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise UserError(
-            f"{destination} cannot be used ({error.strerror}): give a folder"
-        ) from error
-    if taken:
-        raise UserError(
-            f"{destination} holds files already: delete it to prepare the set anew, or give another "
-            "destination"
+            f"{destination} holds files already, or is a file: delete it to prepare the set anew, "
+            "or give another destination"
         )
     problems, notes = [], []
-    lists = Path(lists).expanduser() if lists is not None else None
-    images = find_images(source, lists, problems, notes)
+    try:
+        images = find_images(source, lists, problems, notes)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): change its permissions."
+        ) from error
     rule = "the copy's own split"
     if any(image.split is None for image in images):
         images, rule = _split(images), "the first 500 of 600 of each class"
@@ -94,7 +86,7 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
         shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
         for folder in {(draft / image.path).parent for image in images}:
             folder.mkdir(parents=True)
-        copied = _copy(images, draft)
+        sizes = _copy(images, draft)
         draft.rename(destination)
     except OSError as error:
         raise UserError(
@@ -102,22 +94,28 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return _report(destination, images, copied, rule, notes)
+    count = collections.Counter(image.split for image in images)
+    lines = [
+        f"{destination}: {len({image.wnid for image in images})} classes, {count['train']:,} "
+        f"training and {count['test']:,} test images ({rule})",
+        *(f"WARNING: {note}" for note in notes + low_resolution(np.array(sizes), 224)),
+    ]
+    return "\n".join(lines)
 
 
-def find_images(source: Path, lists: Path | None, problems: list, notes: list):
+def find_images(source: Path, lists, problems: list, notes: list) -> list[SourceImage]:
     """The images of a copy; its problems, as far as names tell them, and notes go to the lists.
 
     `source` holds one of
-      (a) ImageNet's training images, <wnid>/*.JPEG or <wnid>.tar, with `lists`, the folder of the
-          three few-shot lists;
-      (b) 100 class folders (or tar files) of 600 images, or the few-shot layout: train/, val/ and
-          test/ with 64, 16 and 20 of the class folders;
+      (a) ImageNet's training images, <wnid>/*.JPEG, with `lists`, the folder of the three few-shot
+          lists;
+      (b) 100 class folders of 600 images, or the few-shot layout: train/, val/ and test/ with 64,
+          16 and 20 of the class folders;
       (c) train/<wnid>/ and test/<wnid>/ (or val/<wnid>/) with 500 and 100 images a class: the
           images are split already;
       (d) all images in one folder under the names of the lists, which tell their classes:
           images/*.jpg, often beside train.csv, val.csv and test.csv.
-    Raises `UserError` where `source` has none of these layouts.
+    Raises `UserError` where `source` has none of these layouts, `OSError` where it cannot be read.
     """
     if not source.is_dir():
         raise UserError(
@@ -135,26 +133,18 @@ def find_images(source: Path, lists: Path | None, problems: list, notes: list):
             "train/, val/ and test/ with 64, 16 and 20 different classes, or train/ and test/ (or "
             "val/) with the same classes."
         )
-    flat = source / "images" if (source / "images").is_dir() else source
     if not any(found):
-        images = _flat_images(flat, problems)
-        if not images:
-            raise UserError(
-                f"{source} holds no class folders of mini-ImageNet; it holds "
-                f"{names(source.iterdir()) or 'nothing'}. Give a folder with class folders "
-                "(n01532829, ...), their tar files (n01532829.tar, ...), train/ and test/, or "
-                "images/ with n0153282900000005.jpg, ..."
-            )
-        notes += _unused(source, [flat])
-        return images
+        return _flat_images(source, notes)
     if lists is not None:
-        return _listed_images(_read_lists(lists, problems), found[0], problems, notes)
+        listed = _read_lists(Path(lists).expanduser(), problems)
+        return _listed_images(listed, found[0], problems, notes)
     notes += _unused(source, parts or list(found[0].values()))
-    images = []
-    for classes, half in zip(found, ("train", "test") if split else [None] * 3, strict=False):
-        for path in classes.values():
-            images += _class_images(path, problems, half)
-    return images
+    return [
+        image
+        for classes, half in zip(found, ("train", "test") if split else [None] * 3, strict=False)
+        for folder in classes.values()
+        for image in _class_images(folder, half)
+    ]
 
 
 def names(paths, limit: int = 5) -> str:
@@ -171,53 +161,32 @@ def _unused(source: Path, used: list[Path]) -> list[str]:
 
 
 def _classes(folder: Path) -> dict[str, Path]:
-    """{wnid: its folder or tar file}; where there are both, the folder."""
-    classes = {}
-    try:
-        for entry in entries(folder):
-            if match := re.fullmatch(r"(n\d{8})(\.tar)?", entry.name):
-                classes.setdefault(match[1], Path(entry.path))
-    except OSError as error:
+    """{wnid: its folder}."""
+    return {e.name: Path(e.path) for e in entries(folder) if re.fullmatch(r"n\d{8}", e.name)}
+
+
+def _class_images(folder: Path, split: str | None = None) -> list[SourceImage]:
+    """All files of a class folder; whether they are images is found in decoding."""
+    return [SourceImage(folder.name, e.name, Path(e.path), split) for e in entries(folder)]
+
+
+def _flat_images(source: Path, notes: list) -> list[SourceImage]:
+    """All images of one folder, whose names tell their classes. Raises `UserError` for none."""
+    folder = source / "images" if (source / "images").is_dir() else source
+    images = [
+        SourceImage(match[2], entry.name, Path(entry.path))
+        for entry in entries(folder)
+        if (match := LISTED.fullmatch(entry.name))
+    ]
+    if not images:
         raise UserError(
-            f"{folder} cannot be read ({error.strerror}): change its permissions."
-        ) from error
-    return classes
-
-
-def _flat_images(folder: Path, problems: list[str]) -> list[SourceImage]:
-    """All images of one folder, whose names tell their classes."""
-    images, others = [], []
-    for entry in entries(folder):
-        if match := LISTED.fullmatch(entry.name):
-            size = entry.stat().st_size
-            images.append(SourceImage(match[2], entry.name, Path(entry.path), size))
-        elif folder.name == "images":
-            others.append(entry.name)
-    if others and images:
-        problems.append(f"{folder}: not named like n0153282900000005.jpg: {names(others)}")
-    return images
-
-
-def _class_images(path: Path, problems: list[str], split: str | None = None) -> list[SourceImage]:
-    """All files of a class folder or tar file; whether they are images is found in decoding."""
-    wnid = path.name[:9]
-    try:
-        if path.suffix != ".tar":
-            return [
-                SourceImage(wnid, e.name, Path(e.path), e.stat().st_size, 0, split)
-                for e in entries(path)
-            ]
-        with tarfile.open(path, "r:") as archive:
-            members = [member for member in archive if member.isfile()]
-        return [
-            SourceImage(wnid, Path(m.name).name, path, m.size, m.offset_data, split)
-            for m in members
-        ]
-    except (OSError, tarfile.TarError) as error:
-        problems.append(
-            f"{path}: cannot be read ({error}). Download it again; unpack a compressed one."
+            f"{source} holds no class folders of mini-ImageNet; it holds "
+            f"{names(source.iterdir()) or 'nothing'}. Give a folder with class folders "
+            "(n01532829, ...; unpack tar files), train/ and test/, or images/ with "
+            "n0153282900000005.jpg, ..."
         )
-        return []
+    notes += _unused(source, [folder])
+    return images
 
 
 def _read_lists(folder: Path, problems: list[str]) -> dict[str, list[str]]:
@@ -243,7 +212,7 @@ def _listed_images(listed: dict, classes: dict[str, Path], problems: list, notes
     """The listed images, under their listed names; other classes are not read."""
     chosen = []
     for wnid in (wnid for wnid in listed if wnid in classes):
-        images = _class_images(classes[wnid], problems)
+        images = _class_images(classes[wnid])
         if images and all(IMAGENET.fullmatch(image.name) for image in images):
             if not FEWEST_IN_IMAGENET <= len(images) <= MOST_IN_IMAGENET:
                 problems.append(
@@ -317,34 +286,13 @@ def _count_problems(images: list[SourceImage]) -> list[str]:
     ]
 
 
-def _copy(images: list[SourceImage], destination: Path) -> list[tuple]:
-    """Decode every image to check it, and copy it: the (height, width) and the SHA-256 of each."""
+def _copy(images: list[SourceImage], destination: Path) -> list[tuple[int, int]]:
+    """Decode every image to check it, and copy its file. Returns the (height, width) of each."""
 
     def copy_one(i):
-        with open(images[i].source, "rb") as file:
-            file.seek(images[i].offset)
-            data = file.read(images[i].size)
-        with Image.open(io.BytesIO(data)) as decoded:
-            decoded.load()
+        data = images[i].source.read_bytes()
+        size = decode(data).size
         (destination / images[i].path).write_bytes(data)
-        return decoded.size[::-1], hashlib.sha256(data).hexdigest()
+        return size[::-1]
 
     return for_each(images, copy_one, "images")
-
-
-def _report(destination: Path, images: list, copied: list, rule: str, notes: list) -> str:
-    """What was prepared, what is unusual about it, and images that are there more than once."""
-    count = collections.Counter(image.split for image in images)
-    same = collections.defaultdict(list)
-    for image, (_, digest) in zip(images, copied, strict=True):
-        same[digest].append(image.path)
-    duplicates = sorted(sorted(paths) for paths in same.values() if len(paths) > 1)
-    notes = notes + low_resolution(np.array([size for size, _ in copied]), 224)
-    lines = [
-        f"{destination}: {len({image.wnid for image in images})} classes, {count['train']:,} "
-        f"training and {count['test']:,} test images ({rule})",
-        *(f"WARNING: {note}" for note in notes),
-        f"byte-identical images: {len(duplicates) or 'no'} groups",
-        *(f"  {' = '.join(paths)}" for paths in duplicates),
-    ]
-    return "\n".join(lines)
