@@ -75,11 +75,12 @@ class _Reader(pickle._Unpickler):
         return _ALLOWED[module, name]
 
 
-def read_cifar_pickle(data: bytes, path: Path) -> dict:
-    """The record in a pickle of CIFAR, its keys as text. `path` is where `data` came from.
+def read_cifar_pickle(path: Path) -> dict:
+    """The record in a pickle of CIFAR, its keys as text.
 
     Raises `UserError` for a file that is damaged, of another kind, or asks for anything that CIFAR files never hold.
     """
+    data = path.read_bytes()
     try:
         record = _Reader(io.BytesIO(data), encoding="bytes").load()
     except _Refused as error:
@@ -99,10 +100,9 @@ def read_cifar_pickle(data: bytes, path: Path) -> dict:
             "Replace it by the official file."
         )
     # Python 2 wrote the official files: its text arrives as bytes.
-    record = {
-        key.decode("latin1") if isinstance(key, bytes) else key: value
-        for key, value in record.items()
-    }
     return {
-        key: value.values if isinstance(value, _Array) else value for key, value in record.items()
+        key.decode("latin1") if isinstance(key, bytes) else key: (
+            value.values if isinstance(value, _Array) else value
+        )
+        for key, value in record.items()
     }

@@ -53,11 +53,6 @@ def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
                 "The digits come with scikit-learn, which is not installed: pip install scikit-learn"
             )
         path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
-        if not path.is_file():  # a scikit-learn that keeps the file elsewhere
-            from sklearn.datasets import load_digits
-
-            digits = load_digits()
-            return digits.data.astype(np.uint8), digits.target.astype(np.int64)
         remedy = "Install scikit-learn again: pip install --force-reinstall --no-deps scikit-learn"
     else:
         path = Path(root).expanduser() / "digits.csv.gz"

@@ -7,13 +7,12 @@ the training images. Larger images are augmented like ImageNet (photographs.py).
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from lcm.data.image_cache import decode, for_each
+from lcm.data.image_cache import decode, each
 from lcm.data.in_memory import ResidentSet
 from lcm.errors import UserError, listed
 
@@ -80,8 +79,8 @@ def class_folders(
         from lcm.data.photographs import Photographs  # torchvision takes a second
 
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
-        data = Photographs(*facts, workers, mirror)
-        data.hold(found, cache, cache_dir or Path(root).expanduser() / ".cache", cache_size)
+        cache_dir = cache_dir or Path(root).expanduser() / ".cache"
+        data = Photographs(*facts, workers, mirror, found, cache, cache_dir, cache_size)
         notes += low_resolution(data.sizes, image_size)
     data.notes = notes
     data.files = _digest(found)
@@ -170,24 +169,14 @@ def list_images(root, test_share: float | None = None, limit: int | None = None)
 
 def _sorted_out(folder: Path, problems: list[str]) -> tuple[dict[str, Path], list[Path]]:
     """({name: folder}, files) that a folder holds; what cannot be read goes to `problems`."""
-    folders, files = {}, []
     try:
-        found = entries(folder)
+        found = [Path(entry.path) for entry in entries(folder)]
     except OSError as error:
         problems.append(f"{folder} cannot be read ({error.strerror})")
         found = []
-    for entry in found:
-        path = Path(entry.path)
-        try:
-            mode = os.stat(path).st_mode
-        except OSError as error:  # a broken link, a loop of links
-            problems.append(f"{path} cannot be read ({error.strerror})")
-            continue
-        if stat.S_ISDIR(mode):
-            folders[entry.name] = path
-        else:
-            files.append(path)
-    return folders, files
+    problems += [f"{path} cannot be read (a broken link)" for path in found if not path.exists()]
+    folders = {path.name: path for path in found if path.is_dir()}
+    return folders, [path for path in found if path.name not in folders]
 
 
 def _classes(folders: dict[str, Path], problems: list[str]) -> dict[str, list[Path]]:
@@ -219,11 +208,11 @@ def read_in_memory(found, side: int):
     """
     paths = [path for classes in found.values() for files in classes.values() for path in files]
 
-    def read(i):
-        image = decode(paths[i].read_bytes())
+    def read(path):
+        image = decode(path.read_bytes())
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
 
-    images = np.stack(for_each(paths, read))
+    images = np.stack(list(each(paths, read)))
     train, test = (
         np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
         for classes in found.values()

@@ -8,7 +8,6 @@ device, or the step at which a run was continued.
 """
 
 import atexit
-import copy
 import functools
 import hashlib
 import multiprocessing
@@ -53,12 +52,6 @@ def normalisation(mean: tuple, std: tuple, shape: tuple, device="cpu") -> tuple[
     )
 
 
-def prepare(raw: tuple[Tensor, Tensor], mean: tuple, std: tuple, device) -> tuple[Tensor, Tensor]:
-    """Images uint8 (B, H, W, C) -> float32 (B, C, H, W) on `device`, normalised; their labels int64 (B,)."""
-    images, labels = (part.to(device, non_blocking=True) for part in raw)
-    return normalise(images, *normalisation(mean, std, images.shape[1:], images.device)), labels
-
-
 class Resident:
     """Images in memory, with their augmentation.
 
@@ -77,17 +70,17 @@ class Resident:
         self.labels = torch.as_tensor(labels)
         self.mean, self.std = tuple(mean), tuple(std)
         self.pad, self.mirror, self.seed = pad, mirror, seed
-        self.scale, self.shift = normalisation(self.mean, self.std, self.images.shape[1:])
+        facts = self.mean, self.std, self.images.shape[1:], self.images.device
+        self.scale, self.shift = normalisation(*facts)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device) -> "Resident":
         """The same set with its tensors on `device`."""
-        moved = copy.copy(self)
-        for name in ("images", "labels", "scale", "shift"):
-            setattr(moved, name, getattr(self, name).to(device))
-        return moved
+        images, labels = self.images.to(device), self.labels.to(device)
+        drawn = {"pad": self.pad, "mirror": self.mirror, "seed": self.seed}
+        return Resident(images, labels, self.mean, self.std, **drawn)
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """What an epoch, counted from 1, shows, on the CPU.
@@ -135,7 +128,7 @@ class Resident:
         )
 
     def gather(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
-        """As `crop`, on the CPU and many times faster there: whole windows are copied, not pixel by pixel."""
+        """As `crop`, on the CPU and many times faster there: it copies windows, not single pixels."""
         images = self.images.numpy()
         n, (height, width, channels), pad = len(index), images.shape[1:], self.pad
         pixels = images.view(f"V{channels}")[..., 0]  # (N, H, W): a pixel as one element
@@ -151,9 +144,7 @@ class Resident:
 
     def assemble(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> tuple[Tensor, Tensor]:
         """A raw batch on the CPU: images uint8 (B, H, W, C) and labels int64 (B,)."""
-        return self.gather(index, offsets, mirror), torch.from_numpy(
-            self.labels.numpy()[index.numpy()]
-        )
+        return self.gather(index, offsets, mirror), self.labels[index]
 
 
 class Epoch:
@@ -172,47 +163,57 @@ class Epoch:
     def __getitem__(self, i: int) -> tuple[Tensor, ...]:
         if not 0 <= i < self.steps:
             raise IndexError(i)
-        return self.assemble(
-            *(drawn[i * self.batch_size : (i + 1) * self.batch_size] for drawn in self.plan)
-        )
+        rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        return self.assemble(*(drawn[rows] for drawn in self.plan))
 
 
 class EpochBatches:
-    """All epochs of `images` images in batches of `batch_size`; a subclass has `epoch(number)`, an `Epoch`.
+    """All epochs of `images` images in batches; a subclass has `epoch(number)`, an `Epoch`.
 
-    With a seed (training) the images are shuffled each epoch and a last batch of a single image is left out: batch norm of a
-    1x1 map needs two values. Without a seed (test) all images come in the stored order.
+    With a seed (training) the images are shuffled each epoch and a last batch of a single image is
+    left out: batch norm of a 1x1 map needs two values. Without a seed (test) all images come in the
+    stored order.
 
+    mean, std       of the pixels in [0, 1]
     len(batches)    steps an epoch
     batches.images  images an epoch
     """
 
-    def __init__(self, images: int, batch_size: int, workers: int, seed):
+    def __init__(self, images: int, batch_size: int, workers: int, seed, mean: tuple, std: tuple):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.mean, self.std = mean, std
         self.images = images - 1 if seed is not None and images % batch_size == 1 else images
 
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
 
     def iterate(self, epoch: int, start: int = 0):
-        """The raw batches of epoch `epoch` from step `start`, assembled here or in `workers` processes: the same bytes."""
+        """The raw batches of epoch `epoch` from step `start`.
+
+        They are assembled here or in `workers` processes: the same bytes.
+        """
         return iterate(self.epoch(epoch), start, self.workers)
+
+    def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
+        """A raw batch -> images float32 (B, C, H, W), normalised, in channels-last memory, and their
+        labels int64 (B,).
+        """
+        images, labels = (part.to(device, non_blocking=True) for part in raw)
+        facts = self.mean, self.std, images.shape[1:], images.device
+        return normalise(images, *normalisation(*facts)), labels
 
 
 class Batches(EpochBatches):
     """Batches of a set in memory, `resident`; a GPU can assemble its own from that."""
 
     def __init__(self, resident: Resident, batch_size: int, workers: int = 0):
-        super().__init__(len(resident), batch_size, workers, resident.seed)
+        facts = resident.seed, resident.mean, resident.std
+        super().__init__(len(resident), batch_size, workers, *facts)
         self.resident = resident
 
     def epoch(self, epoch: int) -> Epoch:
         """The raw batches of epoch `epoch`: images uint8 (B, H, W, C), labels int64 (B,)."""
         return Epoch(self.resident.plan(epoch), self.batch_size, len(self), self.resident.assemble)
-
-    def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
-        """A raw batch -> images float32 (B, C, H, W), normalised, in channels-last memory, and labels int64 (B,)."""
-        return prepare(raw, self.resident.mean, self.resident.std, device)
 
 
 class ResidentSet:
