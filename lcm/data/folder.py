@@ -83,19 +83,12 @@ def class_folders(
         data = Photographs(*facts, workers, mirror, found, cache, cache_dir, cache_size)
         notes += low_resolution(data.sizes, image_size)
     data.notes = notes
-    data.files = _digest(found)
+    data.files = files_digest(found)
     return data
 
 
-def files_digest(root, test_share=None, limit=None) -> str:
-    """A digest of the classes, names and sizes of the files that `class_folders` would read.
-
-    It opens none of them. Raises `UserError` as `list_images` does.
-    """
-    return _digest(list_images(root, test_share, limit)[0])
-
-
-def _digest(found) -> str:
+def files_digest(found) -> str:
+    """A digest of the classes, names and sizes of `list_images`' files; it opens none of them."""
     lines = [
         f"{half}/{name}/{path.name} {path.stat().st_size}"
         for half, classes in found.items()
@@ -105,11 +98,10 @@ def _digest(found) -> str:
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
-def entries(folder) -> list[os.DirEntry]:
+def entries(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name, without hidden files and those of file managers."""
-    with os.scandir(folder) as found:
-        kept = [e for e in found if not e.name.startswith(".") and e.name not in IGNORED]
-    return sorted(kept, key=lambda entry: entry.name)
+    found = folder.iterdir()
+    return sorted(p for p in found if not p.name.startswith(".") and p.name not in IGNORED)
 
 
 def list_images(root, test_share: float | None = None, limit: int | None = None):
@@ -170,7 +162,7 @@ def list_images(root, test_share: float | None = None, limit: int | None = None)
 def _sorted_out(folder: Path, problems: list[str]) -> tuple[dict[str, Path], list[Path]]:
     """({name: folder}, files) that a folder holds; what cannot be read goes to `problems`."""
     try:
-        found = [Path(entry.path) for entry in entries(folder)]
+        found = entries(folder)
     except OSError as error:
         problems.append(f"{folder} cannot be read ({error.strerror})")
         found = []

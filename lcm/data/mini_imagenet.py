@@ -17,10 +17,9 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
-from lcm.data.folder import entries, low_resolution
-from lcm.data.image_cache import decode, each
+from lcm.data.folder import entries
 from lcm.data.wnids import WNIDS
 from lcm.errors import UserError, listed
 
@@ -41,8 +40,9 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
     allow_partial: fewer classes and other counts are accepted; five sixths of a class are for
     training then.
 
-    Images are decoded to check them, and copied byte for byte. A `UserError` names all problems.
-    `destination` appears once it is complete; one that holds anything is refused first.
+    Images are copied byte for byte; the data set names those that cannot be decoded. A `UserError`
+    names all problems. `destination` appears once it is complete; one that holds anything is
+    refused first.
     """
     source, destination = Path(source).expanduser(), Path(destination).expanduser()
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
@@ -66,16 +66,16 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
         for name, file in images.items()
     }
     try:
-        sizes = _copy(files, destination)
+        _copy(files, destination)
     except OSError as error:
         raise UserError(
-            f"{destination} cannot be written: {error}. Make room, or give another destination."
+            f"{destination} cannot be made: {error}. Make room, or give another destination."
         ) from error
     count = {half: sum(map(len, classes.values())) for half, classes in halves.items()}
     lines = [
         f"{destination}: {len(halves['train'])} classes, {count['train']:,} training and "
         f"{count['test']:,} test images ({rule})",
-        *(f"WARNING: {note}" for note in notes + low_resolution(np.array(sizes), 224)),
+        *(f"WARNING: {note}" for note in notes),
     ]
     return "\n".join(lines)
 
@@ -111,7 +111,7 @@ def find_images(source: Path, lists, problems: list, notes: list):
             "train/, val/ and test/ with 64, 16 and 20 different classes, or train/ and test/ (or "
             "val/) with the same classes."
         )
-    others = {entry.name for entry in entries(source) if entry.is_dir()}
+    others = {path.name for path in entries(source) if path.is_dir()}
     if unused := others - set(parts or images or ["images"]):
         notes.append(f"not used: the folders {names(unused)} of {source}")
     if split:
@@ -131,9 +131,9 @@ def names(every, limit: int = 5) -> str:
 
 
 def _in_folders(source: Path) -> dict:
-    """The images of class folders: all files in them; that they are images is found in decoding."""
+    """The images of class folders: all files in them."""
     return {
-        folder.name: {entry.name: Path(entry.path) for entry in entries(folder)}
+        folder.name: {file.name: file for file in entries(folder)}
         for folder in entries(source)
         if WNID.fullmatch(folder.name)
     }
@@ -143,13 +143,13 @@ def _in_one_folder(source: Path) -> dict:
     """The images of one folder, whose names tell their classes. Raises `UserError` for none."""
     folder = source / "images" if (source / "images").is_dir() else source
     images = collections.defaultdict(dict)
-    for entry in entries(folder):
-        if match := LISTED.fullmatch(entry.name):
-            images[match[2]][entry.name] = Path(entry.path)
+    for file in entries(folder):
+        if match := LISTED.fullmatch(file.name):
+            images[match[2]][file.name] = file
     if not images:
         raise UserError(
             f"{source} holds no class folders of mini-ImageNet; it holds "
-            f"{names([entry.name for entry in entries(source)]) or 'nothing'}. Give a folder with "
+            f"{names([path.name for path in entries(source)]) or 'nothing'}. Give a folder with "
             "class folders (n01532829, ...; unpack tar files), train/ and test/, or images/ with "
             "n0153282900000005.jpg, ..."
         )
@@ -235,23 +235,14 @@ def _class_problems(train: dict, test: dict, allow_partial: bool) -> list[str]:
     return problems
 
 
-def _copy(files: dict[str, Path], destination: Path) -> list[tuple[int, int]]:
-    """Decode every image to check it, and copy its file. Returns the (height, width) of each."""
+def _copy(files: dict[str, Path], destination: Path) -> None:
+    """Copy files to their paths below `destination`, which appears at the end."""
     draft = destination.with_name(f".{destination.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-    places = {file: draft / name for name, file in files.items()}
-
-    def copy_one(file):
-        data = file.read_bytes()
-        size = decode(data).size
-        places[file].write_bytes(data)
-        return size[::-1]
-
     try:
-        for folder in {place.parent for place in places.values()}:
-            folder.mkdir(parents=True)
-        sizes = list(each(list(places), copy_one, "images"))
+        for name, file in tqdm(files.items(), "copying", unit="image"):
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, draft / name)
         draft.rename(destination)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return sizes

@@ -16,7 +16,7 @@ from pathlib import Path
 from hydra.utils import get_object
 
 from lcm.config.compose import SHIPPED
-from lcm.data.folder import files_digest
+from lcm.data.folder import files_digest, list_images
 from lcm.errors import UserError, one_line
 from lcm.files import unwritable, write
 from lcm.runs.directory import run_directory
@@ -24,8 +24,6 @@ from lcm.runs.lock import owner
 from lcm.runs.state import other_images, read_state, refuse_another_config
 from lcm.training import checkpoint
 
-# Once for all runs of a sweep: a folder may hold 60,000 files.
-_files_digest = functools.cache(files_digest)
 PUBLIC = ("lcm", "lcm.models.build")  # what a module of one's own may import of the repository
 INSTALLED = {"site-packages", "dist-packages"}
 
@@ -66,8 +64,10 @@ def source_problem(config, state=None):
     saved = any((directory / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
     if config["rerun"] or (state.get("state") != "finished" and not saved):
         return None
-    if "data_files" in state and state["data_files"] != _files_now(config["data"]):
-        return other_images(directory, config)
+    if "data_files" in state:  # of class folders
+        chosen = {k: v for k, v in config["data"].items() if k in ("root", "test_share", "limit")}
+        if state["data_files"] != _files_now(**chosen):
+            return other_images(directory, config)
     for group, target in _targets(config).items():
         files = own_files(target)
         then = _recorded(state).get(group)
@@ -82,10 +82,10 @@ def source_problem(config, state=None):
     return None
 
 
-def _files_now(data):
+@functools.cache  # once for all runs of a sweep: a folder may hold 60,000 files
+def _files_now(root, test_share=None, limit=None):
     """The digest of the list of files under data.root."""
-    chosen = {key: data[key] for key in ("root", "test_share", "limit") if key in data}
-    return _files_digest(**chosen)
+    return files_digest(list_images(root, test_share, limit)[0])
 
 
 def set_aside(config):

@@ -38,10 +38,6 @@ def append(file, line):
     )
 
 
-def truncate(path, length):
-    path.write_bytes(path.read_bytes()[:length])
-
-
 def empty(root):
     root.mkdir()
     return root
@@ -81,12 +77,8 @@ BAD = {  # how a good copy is damaged (a dict that it returns replaces arguments
     "another class of ImageNet": (
         lambda r: shutil.copytree(r / A, r / "n09999999"), class_folders, ["n09999999 is not a class of mini-ImageNet"],
     ),
-    "three damaged images": (
-        lambda r: [write(r / A / one, b""), truncate(r / B / listed(B, 2), 700), write(r / C / listed(C, 6), b"x" * 100)],
-        class_folders, ["3 images cannot be read", f"{A}/{one}: ", f"{listed(B, 2)}: OSError: image file is truncated", C],
-    ),
     "a broken link": (
-        lambda r: (r / A / one).unlink() or (r / A / one).symlink_to("gone"), class_folders, ["1 images cannot be read", one]
+        lambda r: (r / A / one).unlink() or (r / A / one).symlink_to("gone"), class_folders, ["No such file or directory", one]
     ),
     "no test": (lambda r: shutil.rmtree(r / "test"), split_copy, ["holds train. Expected are"]),
     "no train": (lambda r: (r / "train").rename(r / "val"), split_copy, ["holds test, val. Expected are"]),

@@ -36,9 +36,7 @@ def main():
         cached = image.resize(CACHED, Image.Resampling.BILINEAR)
         top, left, h, w = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
         box = (left, top, left + w, top + h)
-        small = [
-            min(round(v * scale), end) for v, end in zip(box, CACHED * 2, strict=True)
-        ]
+        small = [min(round(v * scale), end) for v, end in zip(box, CACHED * 2, strict=True)]
         crops = [
             np.asarray(source.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=region), float)
             for source, region in ((image, box), (cached, small))
