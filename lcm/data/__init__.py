@@ -1,4 +1,4 @@
-"""Data sets: `Digits`, `Cifar` and `class_folders`, built from the keys of a file in configs/data."""
+"""Data sets: `Digits`, `Cifar`, `class_folders`, built from the keys of a file in configs/data."""
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate

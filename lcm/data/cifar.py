@@ -86,8 +86,8 @@ class Cifar(ResidentSet):
             train, test, classes, place = _read(root, official, download, places)
         except OSError as error:
             raise UserError(
-                f"{error.filename or root} cannot be read or written ({error.strerror}). Make room, "
-                "change its permissions, or choose another folder: data.root=FOLDER."
+                f"{error.filename or root} cannot be read or written ({error.strerror}). Make "
+                "room, change its permissions, or choose another folder: data.root=FOLDER."
             ) from error
         _check_counts(train, test, classes, place, official)
         if verify and _contents(train, test) != official.contents:
@@ -189,8 +189,9 @@ def _batch(record: dict, path: Path, official):
         type(label) is int and 0 <= label < official.num_classes for label in labels
     ):
         raise UserError(
-            f"{path} does not hold data (N, 3072) and {official.labels_key}, N integers from 0 to {official.num_classes - 1}: "
-            f"it is damaged or not of {official.title}. Replace it by the official file."
+            f"{path} does not hold data (N, 3072) and {official.labels_key}, N integers from 0 to "
+            f"{official.num_classes - 1}: it is damaged or not of {official.title}. Replace it by "
+            "the official file."
         )
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # from planes of red, green, blue
     return np.ascontiguousarray(images), np.array(labels, np.int64)
@@ -211,13 +212,12 @@ def _check_counts(train, test, classes, place: Path, official) -> None:
 
 
 def _contents(train, test) -> str:
-    """A digest of all images with their labels and splits, whatever their order: a sum of digests."""
+    """A digest of all images, labels and splits, whatever their order: a sum of digests."""
     total = 0
     for split, (images, labels) in enumerate((train, test)):
         for image, label in zip(images.reshape(len(images), -1), labels.tolist(), strict=True):
-            total += int.from_bytes(
-                hashlib.sha256(bytes((split, label)) + image.tobytes()).digest(), "little"
-            )
+            digest = hashlib.sha256(bytes((split, label)) + image.tobytes()).digest()
+            total += int.from_bytes(digest, "little")
     return f"{total % 2**256:064x}"
 
 

@@ -97,8 +97,8 @@ def find_images(source: Path, lists, problems: list, notes: list):
     if not source.is_dir():
         raise UserError(
             f"{source} is not a folder. Give the folder with the images; unpack an archive first. "
-            "The few-shot pickles cannot be used: they hold 84x84 pixels without the images' names, "
-            "and reading a pickle runs the code in it."
+            "The few-shot pickles cannot be used: they hold 84x84 pixels without the images' "
+            "names, and reading a pickle runs the code in it."
         )
     parts = [part for part in ("train", "val", "test") if (source / part).is_dir()]
     found = [_in_folders(source / part) for part in parts or [""]]

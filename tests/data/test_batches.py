@@ -1,4 +1,4 @@
-"""Batches: which windows are cut, what the random numbers depend on, and that nothing else changes a byte."""
+"""Batches: the windows that are cut, what random numbers depend on, that nothing changes a byte."""
 
 import gc
 import itertools

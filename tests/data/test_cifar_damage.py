@@ -1,4 +1,4 @@
-"""Damaged and malicious CIFAR files: one message that names the file, and no code in a pickle is run."""
+"""Damaged and malicious CIFAR files: one message that names the file; no code in a pickle runs."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Large images, mini-ImageNet above all: torchvision's views of them, from the cache or the files."""
+"""Large images, mini-ImageNet above all: torchvision's views of them, from cache or files."""
 
 import itertools
 import shutil

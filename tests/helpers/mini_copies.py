@@ -1,4 +1,7 @@
-"""Small copies of mini-ImageNet in every layout that `prepare` reads; for tests with the fixture `small_mini_imagenet`."""
+"""Small copies of mini-ImageNet in every layout that `prepare` reads.
+
+For tests with the fixture `small_mini_imagenet`.
+"""
 
 import io
 import itertools

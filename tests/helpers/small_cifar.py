@@ -1,4 +1,4 @@
-"""Small CIFAR data sets in every layout in use; the fixture `small` makes them the official ones."""
+"""Small CIFAR data sets in every layout in use; the fixture `small` makes them official."""
 
 import hashlib
 import shutil
@@ -69,7 +69,7 @@ def load(root, name, **options):
 
 
 def held(name, part):
-    """`arrays`, in the order in which the data set holds them: CIFAR-100 by label, then SHA-256 of the pixels."""
+    """`arrays` as the data set holds them: CIFAR-100 by label, then SHA-256 of the pixels."""
     images, labels = arrays(name, part)
     if name == "cifar10":
         return images, labels
