@@ -109,27 +109,21 @@ def _read(root: Path, official, download: bool, places):
             return *_read_batches(place, official), place
     if (root / "train").is_dir() and not folder.exists():
         try:
-            found = list_images(root)[0]
-            if not (other_set := _other_set(root, found, official)):
-                return *read_in_memory(found, 32), list(found["train"]), root
+            found, _ = list_images(root)
         except UserError as error:
             other_set = str(error)
+        else:
+            counts = {half: sum(map(len, classes.values())) for half, classes in found.items()}
+            classes = list(found["train"])
+            if (counts, len(classes)) == (IMAGES, official.num_classes):
+                return *read_in_memory(found, 32), classes, root
+            other_set = (
+                f"{root}/train and test hold {counts['train']:,} + {counts['test']:,} images in "
+                f"{len(classes)} classes: they were taken for another set."
+            )
     if not folder.exists():
         _unpack_archive(root, official, download, places, other_set)
     return *_read_batches(folder, official), folder
-
-
-def _other_set(root: Path, found: dict, official) -> str:
-    """Why class folders do not hold this set, as far as their counts tell; "" where they may."""
-    counts = {half: [len(files) for files in classes.values()] for half, classes in found.items()}
-    right = {half: [n // official.num_classes] * official.num_classes for half, n in IMAGES.items()}
-    if counts == right:
-        return ""
-    return (
-        f"{root}/train and test hold {sum(counts['train']):,} + {sum(counts['test']):,} images in "
-        f"{len(counts['train'])} classes, not {right['train'][0]:,} + {right['test'][0]:,} in each "
-        f"of {official.num_classes}: they were taken for another set."
-    )
 
 
 def _unpack_archive(root: Path, official, download: bool, places, other_set) -> None:

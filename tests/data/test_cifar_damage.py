@@ -103,7 +103,7 @@ def test_an_archive_is_judged_by_its_content(small, monkeypatch):
 
 SWAP = {"test/class01": "x", "test/class02": "test/class01", "x": "test/class02"}
 FOLDER_DAMAGE = {
-    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")], "in 9 classes, not 20 .* of 10: .*another set"),
+    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")], "in 9 classes: .*another set"),
     "no test": (lambda r: shutil.rmtree(r / "test"), "train/ is there and test/ is not"),
     "another class": (lambda r: (r / "test" / "class09").rename(r / "test" / "cat"), "cat: no training images"),
     "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(), r"199 \+ 100 images in 10 classes"),
