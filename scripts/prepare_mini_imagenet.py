@@ -1,8 +1,10 @@
 """Make data/mini-imagenet from a copy of mini-ImageNet, or from ImageNet itself.
 
-python scripts/prepare_mini_imagenet.py IMAGENET/train data/mini-imagenet --lists FOLDER   # class folders or n########.tar files
-python scripts/prepare_mini_imagenet.py CLASS_FOLDERS  data/mini-imagenet                  # 100 folders of 600 images
-python scripts/prepare_mini_imagenet.py SPLIT_COPY     data/mini-imagenet                  # train/ and test/ of 500 and 100
+python scripts/prepare_mini_imagenet.py IMAGENET/train data/mini-imagenet --lists FOLDER
+python scripts/prepare_mini_imagenet.py COPY data/mini-imagenet
+
+COPY holds 100 class folders of 600 images, or images/n0153282900000005.jpg, ..., or train/ and
+test/ of class folders with 500 and 100 images.
 
 If the copy has problems, all of them are listed and the exit code is 2.
 """

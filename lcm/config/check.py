@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from lcm.config.compose import (
     GROUPS,
+    choices,
     flatten,
     load,
     load_all,
@@ -140,6 +141,7 @@ RULES = {
     "schedule.test_batch_size": number(int, low=1),
     "data.root": path,
     "data.cache_dir": path,
+    "data.image_size": number(int, low=1),
     "data.label": matching(r"\w[\w.-]*", "a word of letters, digits, _, . and -"),
     "data.test_share": number(float, above=0, below=1),
     "data.limit": number(int, low=1),
@@ -233,10 +235,13 @@ def check(config):
     declared = {f"schedule.{key}" for key in load("schedule", "cifar")}
     for key in [key for key in expected if key.startswith("schedule.") and key not in declared]:
         del expected[key]  # a word of a schedule of one's own, which train.py does not read
+    facts = {key for key in FACTS if expected.get(key) is not None}
+    if _sized_by_network(names["data"]):
+        facts.remove("data.image_size")
     for key, value in flat.items():
         if key not in expected:
             problems.append(f"{key}: no such key for these choices{no_such_key(key, expected)}")
-        elif problem := _value_problem(key, value, expected[key]):
+        elif problem := _value_problem(key, value, expected[key], key in facts):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]
     for group, needed in NEEDED.items():
@@ -250,9 +255,14 @@ def check(config):
     return problems or _combination_problems(config)
 
 
-def _value_problem(key, value, default):
+def _sized_by_network(data):
+    """Whether a data set resizes its images to what the network takes, as data=folder does."""
+    return "${" in str(load("data", data).get("image_size"))
+
+
+def _value_problem(key, value, default, is_fact):
     """What the value of a known key must be; None where it fits."""
-    if key.endswith("._target_") or (key in FACTS and default is not None):
+    if key.endswith("._target_") or is_fact:
         fact = f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
         return None if value == default else fact
     if value is None and default is None:
@@ -270,6 +280,8 @@ def _combination_problems(config):
     model, data, schedule = config["model"], config["data"], config["schedule"]
     if model["image_size"] != data["image_size"]:
         problems.append(_size_problem(model, data))
+    if (label := data.get("label")) in choices("data"):
+        problems.append(f"data.label={label}: there is a data set of this name; take another")
     if schedule["warm_up"] >= schedule["epochs"]:
         problems.append(
             f"schedule.warm_up={schedule['warm_up']}: must be smaller than "
@@ -287,8 +299,11 @@ def _size_problem(model, data):
     models = _of_size("model", other)
     related = [found for found in models if found.startswith(name) or name.startswith(found)]
     near = difflib.get_close_matches(name, related or models, 1, cutoff=0)
-    sets = ", ".join(_of_size("data", size))
-    fits = [f"model={found}" for found in near] + ([f"data={sets}"] if sets else [])
+    fits = [f"model={found}" for found in near]
+    if _sized_by_network(data["name"]):
+        fits.append(f"data.image_size={size}")
+    elif sets := ", ".join(_of_size("data", size)):
+        fits.append(f"data={sets}")
     advice = f"take {', or '.join(fits)}" if fits else "no file in configs/ fits either of them"
     return (
         f"model={name} is for {size}x{size} images, data={data['name']} has {other}x{other}: "

@@ -6,7 +6,7 @@ without running the code in them (cifar_pickle.py).
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -20,43 +20,28 @@ from lcm.files import file_lock
 IMAGES = {"train": 50_000, "test": 10_000}  # of each of the two sets
 
 
-class _Official(NamedTuple):
-    """The official archive (https://www.cs.toronto.edu/~kriz/cifar.html) and its images."""
-
-    title: str
-    archive: str
-    archive_md5: str
-    folder: str
-    train: tuple  # names of files
-    test: tuple
-    meta: str
-    labels_key: str
-    names_key: str
-    num_classes: int
-    mean: tuple  # of the training pixels in [0, 1]
-    std: tuple
-    contents: str  # `_contents` of its images and labels
-    sorted: bool  # whether images are held in the order of `_canonical`, whatever a copy's own
-
-
+# The official archives (https://www.cs.toronto.edu/~kriz/cifar.html) and their images.
 OFFICIAL = {
-    "cifar10": _Official(
+    "cifar10": SimpleNamespace(
         title="CIFAR-10",
         archive="cifar-10-python.tar.gz",
         archive_md5="c58f30108f718f92721af3b95e74349a",
         folder="cifar-10-batches-py",
-        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        train=tuple(f"data_batch_{i}" for i in range(1, 6)),  # names of files
         test=("test_batch",),
         meta="batches.meta",
         labels_key="labels",
         names_key="label_names",
         num_classes=10,
+        # of the training pixels in [0, 1]
         mean=(0.49139967861519607, 0.48215840839460783, 0.44653091444546567),
         std=(0.24703223246328207, 0.2434851280000556, 0.26158784172796445),
+        # `_contents` of its images and labels
         contents="fc17c81660c0d988ce304c7748d3d37d8b05761c15de2c87667a5b1a261b60a9",
-        sorted=False,  # the first records have the official order
+        # whether images are held in the order of `_canonical`; the first records have a copy's own
+        sorted=False,
     ),
-    "cifar100": _Official(
+    "cifar100": SimpleNamespace(
         title="CIFAR-100",
         archive="cifar-100-python.tar.gz",
         archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
@@ -101,8 +86,8 @@ class Cifar(ResidentSet):
             train, test, classes, place = _read(root, official, download, places)
         except OSError as error:
             raise UserError(
-                f"{error.filename or root} cannot be read or written ({error.strerror}). Make room, "
-                "change its permissions, or choose another folder: data.root=FOLDER."
+                f"{error.filename or root} cannot be read or written ({error.strerror}). Make "
+                "room, change its permissions, or choose another folder: data.root=FOLDER."
             ) from error
         _check_counts(train, test, classes, place, official)
         if verify and _contents(train, test) != official.contents:
@@ -116,7 +101,7 @@ class Cifar(ResidentSet):
         self.hold(train, test, classes, official.mean, official.std)
 
 
-def _read(root: Path, official: _Official, download: bool, places):
+def _read(root: Path, official, download: bool, places):
     """(train, test, classes, where they were found), of the first place that has them."""
     folder, other_set = root / official.folder, ""
     for place in (folder, *sorted(root.glob(f"*/{official.folder}")), root):
@@ -124,34 +109,24 @@ def _read(root: Path, official: _Official, download: bool, places):
             return *_read_batches(place, official), place
     if (root / "train").is_dir() and not folder.exists():
         try:
-            found = list_images(root)[0]
-            if not (other_set := _other_set(root, found, official)):
-                return (
-                    *(read_in_memory(half, 32) for half in found.values()),
-                    [*found["train"]],
-                    root,
-                )
+            found, _ = list_images(root)
         except UserError as error:
             other_set = str(error)
+        else:
+            counts = {half: sum(map(len, classes.values())) for half, classes in found.items()}
+            classes = list(found["train"])
+            if (counts, len(classes)) == (IMAGES, official.num_classes):
+                return *read_in_memory(found, 32), classes, root
+            other_set = (
+                f"{root}/train and test hold {counts['train']:,} + {counts['test']:,} images in "
+                f"{len(classes)} classes: they were taken for another set."
+            )
     if not folder.exists():
         _unpack_archive(root, official, download, places, other_set)
     return *_read_batches(folder, official), folder
 
 
-def _other_set(root: Path, found: dict, official: _Official) -> str:
-    """Why class folders do not hold this set, as far as their counts tell; "" where they may."""
-    counts = {half: [len(files) for files in classes.values()] for half, classes in found.items()}
-    right = {half: [n // official.num_classes] * official.num_classes for half, n in IMAGES.items()}
-    if counts == right:
-        return ""
-    return (
-        f"{root}/train and test hold {sum(counts['train']):,} + {sum(counts['test']):,} images in "
-        f"{len(counts['train'])} classes, not {right['train'][0]:,} + {right['test'][0]:,} in each "
-        f"of {official.num_classes}: they were taken for another set."
-    )
-
-
-def _unpack_archive(root: Path, official: _Official, download: bool, places, other_set) -> None:
+def _unpack_archive(root: Path, official, download: bool, places, other_set) -> None:
     """Unpack the archive under `root`, downloaded where it is not there."""
     folder, archive = root / official.folder, root / official.archive
     if not (download or archive.is_file()):
@@ -171,19 +146,16 @@ def _unpack_archive(root: Path, official: _Official, download: bool, places, oth
         unpack(archive, folder)
 
 
-def _read_batches(folder: Path, official: _Official):
+def _read_batches(folder: Path, official):
     """(train, test, classes) of a folder in the official layout."""
     files = (*official.train, *official.test, official.meta)
-    records = {}
-    for path in (folder / file for file in files):
-        try:
-            records[path.name] = read_cifar_pickle(path.read_bytes(), path)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}); {official.title} consists of "
-                f"{', '.join(files)}. Restore it, or move {folder} away to have the archive "
-                "unpacked or downloaded again."
-            ) from error
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise UserError(
+            f"{folder} has no {', '.join(missing)}; {official.title} consists of "
+            f"{', '.join(files)}. Restore them, or move {folder} away to have the archive unpacked "
+            "or downloaded again."
+        )
+    records = {file: read_cifar_pickle(folder / file) for file in files}
     names = records[official.meta].get(official.names_key)
     if not isinstance(names, list) or len(names) != official.num_classes:
         raise UserError(
@@ -199,7 +171,7 @@ def _read_batches(folder: Path, official: _Official):
     return *halves, classes
 
 
-def _batch(record: dict, path: Path, official: _Official):
+def _batch(record: dict, path: Path, official):
     """(images uint8 (N, 32, 32, 3), labels int64 (N,)) of one file, types and sizes checked."""
     data, labels = record.get("data"), record.get(official.labels_key)
     complete = (
@@ -211,16 +183,15 @@ def _batch(record: dict, path: Path, official: _Official):
         type(label) is int and 0 <= label < official.num_classes for label in labels
     ):
         raise UserError(
-            f"{path} does not hold data (N, 3072) and {official.labels_key}, N integers from 0 to {official.num_classes - 1}: "
-            f"it is damaged or not of {official.title}. Replace it by the official file."
+            f"{path} does not hold data (N, 3072) and {official.labels_key}, N integers from 0 to "
+            f"{official.num_classes - 1}: it is damaged or not of {official.title}. Replace it by "
+            "the official file."
         )
-    images = np.stack(
-        np.split(data, 3, axis=1), axis=-1
-    )  # planes of red, green and blue -> (N, 1024, 3)
-    return images.reshape(-1, 32, 32, 3), np.array(labels, np.int64)
+    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # from planes of red, green, blue
+    return np.ascontiguousarray(images), np.array(labels, np.int64)
 
 
-def _check_counts(train, test, classes, place: Path, official: _Official) -> None:
+def _check_counts(train, test, classes, place: Path, official) -> None:
     """As many images of each class as the official set has."""
     for (split, count), (_, labels) in zip(IMAGES.items(), (train, test), strict=True):
         each, right = np.bincount(labels, minlength=len(classes)), count // len(classes)
@@ -235,13 +206,12 @@ def _check_counts(train, test, classes, place: Path, official: _Official) -> Non
 
 
 def _contents(train, test) -> str:
-    """A digest of all images with their labels and splits, whatever their order: a sum of digests."""
+    """A digest of all images, labels and splits, whatever their order: a sum of digests."""
     total = 0
     for split, (images, labels) in enumerate((train, test)):
         for image, label in zip(images.reshape(len(images), -1), labels.tolist(), strict=True):
-            total += int.from_bytes(
-                hashlib.sha256(bytes((split, label)) + image.tobytes()).digest(), "little"
-            )
+            digest = hashlib.sha256(bytes((split, label)) + image.tobytes()).digest()
+            total += int.from_bytes(digest, "little")
     return f"{total % 2**256:064x}"
 
 

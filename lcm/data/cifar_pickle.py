@@ -1,8 +1,9 @@
 """A reader for the pickles of CIFAR that runs no code from them.
 
-A pickle is a program: `pickle.load` runs whatever its author wrote. The files of CIFAR need lists, dictionaries, numbers, text
-and one array of bytes; this reader refuses everything else by name. Not even numpy's constructors are called, which do not
-check the types and buffers that a pickle gives them: substitutes collect what an array needs.
+A pickle is a program: `pickle.load` runs whatever its author wrote. The files of CIFAR need lists,
+dictionaries, numbers, text and one array of bytes; this reader refuses everything else by name. Not
+even numpy's constructors are called, which do not check the types and buffers that a pickle gives
+them: substitutes collect what an array needs.
 """
 
 import io
@@ -30,7 +31,7 @@ class _Dtype:
 
 
 class _Array:
-    """In place of numpy.ndarray and of numpy's functions that rebuild one; `values` is the array, uint8."""
+    """In place of numpy.ndarray and numpy's functions that rebuild one; `values` is uint8."""
 
     def __init__(self, *_):
         self.values = None
@@ -67,7 +68,7 @@ for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
 
 
 class _Reader(pickle._Unpickler):
-    """The unpickler written in Python: in the one written in C, a flipped bit in a memo index can allocate gigabytes."""
+    """The unpickler written in Python: that in C may allocate gigabytes for a flipped bit."""
 
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
@@ -75,17 +76,19 @@ class _Reader(pickle._Unpickler):
         return _ALLOWED[module, name]
 
 
-def read_cifar_pickle(data: bytes, path: Path) -> dict:
-    """The record in a pickle of CIFAR, its keys as text. `path` is where `data` came from.
+def read_cifar_pickle(path: Path) -> dict:
+    """The record in a pickle of CIFAR, its keys as text.
 
-    Raises `UserError` for a file that is damaged, of another kind, or asks for anything that CIFAR files never hold.
+    Raises `UserError` for a file that is damaged, of another kind, or asks for anything that CIFAR
+    files never hold.
     """
+    data = path.read_bytes()
     try:
         record = _Reader(io.BytesIO(data), encoding="bytes").load()
     except _Refused as error:
         raise UserError(
-            f"{path} asks for {error}, which the files of CIFAR never hold. It was refused and nothing in it was run. "
-            "Do not use this copy: get the official archive."
+            f"{path} asks for {error}, which the files of CIFAR never hold. It was refused and "
+            "nothing in it was run. Do not use this copy: get the official archive."
         ) from error
     except Exception as error:  # a damaged pickle raises almost anything
         raise UserError(
@@ -95,14 +98,13 @@ def read_cifar_pickle(data: bytes, path: Path) -> dict:
         ) from error
     if not isinstance(record, dict):
         raise UserError(
-            f"{path} is not a file of CIFAR: it holds a {type(record).__name__} where a dictionary is expected. "
-            "Replace it by the official file."
+            f"{path} is not a file of CIFAR: it holds a {type(record).__name__} where a dictionary "
+            "is expected. Replace it by the official file."
         )
     # Python 2 wrote the official files: its text arrives as bytes.
-    record = {
-        key.decode("latin1") if isinstance(key, bytes) else key: value
-        for key, value in record.items()
-    }
     return {
-        key: value.values if isinstance(value, _Array) else value for key, value in record.items()
+        key.decode("latin1") if isinstance(key, bytes) else key: (
+            value.values if isinstance(value, _Array) else value
+        )
+        for key, value in record.items()
     }

@@ -1,4 +1,4 @@
-"""The default data set: the handwritten digits that come with scikit-learn, so that a first run downloads nothing."""
+"""The default data set: the digits of scikit-learn, so that a first run downloads nothing."""
 
 import gzip
 import importlib.util
@@ -12,14 +12,14 @@ from lcm.errors import UserError, one_line
 
 
 class Digits(ResidentSet):
-    """1,797 handwritten digits of 8x8 pixels in 17 grey levels, enlarged to 32x32x3 bytes: a pixel becomes a 4x4 square.
+    """1,797 handwritten digits of 8x8 pixels in 17 grey levels, enlarged to 32x32x3 bytes.
 
-    E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI repository, 1998), the test part, which
-    comes with scikit-learn. Every fifth image of a class is a test image, for every seed: 1,442 for training, 355 for the
-    test.
+    A pixel becomes a 4x4 square. E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten
+    Digits" (UCI repository, 1998), the test part, which comes with scikit-learn. Every fifth image
+    of a class is a test image, for every seed: 1,442 for training, 355 for the test.
 
-    `root`: None for scikit-learn's own digits.csv.gz (scikit-learn itself is not imported), or a folder with that file.
-    Raises `UserError`.
+    `root`: None for scikit-learn's own digits.csv.gz (scikit-learn itself is not imported), or a
+    folder with that file. Raises `UserError`.
     """
 
     def __init__(
@@ -50,14 +50,10 @@ def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
         package = importlib.util.find_spec("sklearn")  # found, not imported
         if package is None:
             raise UserError(
-                "The digits come with scikit-learn, which is not installed: pip install scikit-learn"
+                "The digits come with scikit-learn, which is not installed: "
+                "pip install scikit-learn"
             )
         path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
-        if not path.is_file():  # a scikit-learn that keeps the file elsewhere
-            from sklearn.datasets import load_digits
-
-            digits = load_digits()
-            return digits.data.astype(np.uint8), digits.target.astype(np.int64)
         remedy = "Install scikit-learn again: pip install --force-reinstall --no-deps scikit-learn"
     else:
         path = Path(root).expanduser() / "digits.csv.gz"
@@ -69,6 +65,7 @@ def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path} is missing or damaged ({one_line(error)}). {remedy}") from error
     if table.shape != (1797, 65) or table[:, :64].max() > 16 or table[:, 64].max() > 9:
         raise UserError(
-            f"{path} does not hold the 1,797 digits with 64 pixels in 0..16 and a label each. {remedy}"
+            f"{path} does not hold the 1,797 digits with 64 pixels in 0..16 and a label each. "
+            f"{remedy}"
         )
     return table[:, :64], table[:, 64].astype(np.int64)

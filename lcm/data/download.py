@@ -16,10 +16,10 @@ TIMEOUT = 30.0  # seconds without an answer after which the next mirror is tried
 
 
 def fetch(target: Path, mirrors, md5: str) -> None:
-    """Download the file `target` with this md5 sum from the first of `mirrors` (addresses) that delivers it.
+    """Download the file `target` with this md5 sum from the first of `mirrors` that delivers it.
 
-    `target` appears once it is complete and checked. The caller holds a lock. Raises `UserError` with each mirror and why it
-    failed, and `OSError` where the folder cannot be written.
+    `target` appears once it is complete and checked. The caller holds a lock. Raises `UserError`
+    with each mirror and why it failed, and `OSError` where the folder cannot be written.
     """
     from torchvision.datasets.utils import calculate_md5, download_url  # takes a second
 
@@ -33,9 +33,8 @@ def fetch(target: Path, mirrors, md5: str) -> None:
             try:
                 download_url(mirror, str(part.parent), part.name, md5)
             except RuntimeError:  # the md5 differs
-                failures.append(
-                    f"{mirror}: {part.stat().st_size:,} bytes with md5 {calculate_md5(part)}, not {md5}"
-                )
+                size, found = part.stat().st_size, calculate_md5(part)
+                failures.append(f"{mirror}: {size:,} bytes with md5 {found}, not {md5}")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 failures.append(f"{mirror}: {one_line(error)}")
             else:
@@ -47,16 +46,16 @@ def fetch(target: Path, mirrors, md5: str) -> None:
     lines = "\n".join(f"  {line}" for line in failures) or "  data.places is empty"
     raise UserError(
         f"{target.name} could not be downloaded:\n{lines}\n"
-        f"On a machine without internet, download the file elsewhere (md5 {md5}) and copy it to {target}. "
-        "data.root=FOLDER sets another folder, data.places=[ADDRESS] another mirror."
+        f"On a machine without internet, download the file elsewhere (md5 {md5}) and copy it to "
+        f"{target}. data.root=FOLDER sets another folder, data.places=[ADDRESS] another mirror."
     )
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack the folder `folder.name` of a .tar.gz to `folder`, which appears once it is complete.
 
-    Members and links that point outside of it, and devices, are refused (tarfile's filter "data"). Raises
-    `UserError`, and `OSError` where `folder` cannot be written.
+    Members and links that point outside of it, and devices, are refused (tarfile's filter "data").
+    Raises `UserError`, and `OSError` where `folder` cannot be written.
     """
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -66,12 +65,14 @@ def unpack(archive: Path, folder: Path) -> None:
                 pass
         if not (draft / folder.name).is_dir():
             raise UserError(
-                f"{archive} holds no folder {folder.name}/: it is another archive. Get the official one."
+                f"{archive} holds no folder {folder.name}/: it is another archive. Get the "
+                "official one."
             )
         os.rename(draft / folder.name, folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{archive} is damaged or unsafe ({one_line(error)}). Delete it to have it downloaded again."
+            f"{archive} is damaged or unsafe ({one_line(error)}). Delete it to have it downloaded "
+            "again."
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

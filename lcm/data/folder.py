@@ -7,17 +7,16 @@ the training images. Larger images are augmented like ImageNet (photographs.py).
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from lcm.data import IN_MEMORY
-from lcm.data.image_cache import decode, for_each
+from lcm.data.image_cache import decode, each
 from lcm.data.in_memory import ResidentSet
 from lcm.errors import UserError, listed
 
+IN_MEMORY = 64  # pixels of an image's side
 TEST = ("test", "val", "validation")  # names of the test images' folder, the first that is there
 IGNORED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # written by file managers
 LAYOUT = (
@@ -35,7 +34,7 @@ def class_folders(
     workers=None,
     pad=4,
     mirror=True,
-    test_share=0.2,
+    test_share=None,
     limit=None,
     label=None,
     cache=True,
@@ -49,17 +48,14 @@ def class_folders(
     workers      loader processes; None: none for a set in memory, otherwise one a processor, 4 at
                  most
     pad          of a set in memory
-    test_share   of the images go into the test, where `root` has no test folder
+    test_share   of the images go into the test, where `root` has no test folder; None: it has one
     limit        training images of a class; None: all
     label        the name of the set in paths and tables; None: `name`
     cache, ...   of `Photographs`
-    complete     images of the whole set; a copy with fewer is named in `notes`
+    complete     [training, test] images of the whole set; a copy with others is named in `notes`
 
     Raises `UserError`.
     """
-    if root is None:
-        raise UserError(f"data={name} needs the folder of the images: data.root=FOLDER. {LAYOUT}")
-    root = Path(root).expanduser()
     found, notes = list_images(root, test_share, limit)
     classes = list(found["train"])
     if num_classes is not None and len(classes) > num_classes:
@@ -67,46 +63,64 @@ def class_folders(
             f"{root} holds {len(classes)} classes and {name} has {num_classes}: this is another "
             "data set; data=folder takes any."
         )
-    images = sum(len(files) for half in found.values() for files in half.values())
-    if complete is not None and (images, len(classes)) != (complete, num_classes):
+    counts = [sum(map(len, half.values())) for half in found.values()]
+    if complete is not None and (len(classes), counts) != (num_classes, complete):
+        here, whole = ("{:,} training and {:,} test images".format(*n) for n in (counts, complete))
         notes.append(
-            f"a part of {name}: {len(classes)} classes, {images:,} images, where the whole has "
-            f"{num_classes} classes, {complete:,} images; accuracies are not those of the whole"
+            f"not the whole of {name}: {len(classes)} classes, {here}, where that has "
+            f"{num_classes} classes, {whole}; accuracies are not those of the whole"
         )
     facts = (label or name, num_classes or len(classes), image_size)
     if image_size <= IN_MEMORY:
         data = ResidentSet(*facts, workers or 0, pad, mirror)
-        train, test = (read_in_memory(half, image_size) for half in found.values())
+        train, test = read_in_memory(found, image_size)
         data.hold(train, test, classes, *statistics(train[0]))
     else:
         from lcm.data.photographs import Photographs  # torchvision takes a second
 
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
-        data = Photographs(*facts, workers, mirror)
-        data.hold(found, cache, cache_dir or root / ".cache", cache_size)
+        cache_dir = cache_dir or Path(root).expanduser() / ".cache"
+        data = Photographs(*facts, workers, mirror, found, cache, cache_dir, cache_size)
         notes += low_resolution(data.sizes, image_size)
     data.notes = notes
+    data.files = files_digest(found)
     return data
 
 
-def entries(folder) -> list[os.DirEntry]:
+def files_digest(found) -> str:
+    """A digest of the classes, names and sizes of `list_images`' files; it opens none of them."""
+    lines = [
+        f"{half}/{name}/{path.name} {path.stat().st_size}"
+        for half, classes in found.items()
+        for name, files in classes.items()
+        for path in files
+    ]
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
+
+
+def entries(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name, without hidden files and those of file managers."""
-    with os.scandir(folder) as found:
-        kept = [e for e in found if not e.name.startswith(".") and e.name not in IGNORED]
-    return sorted(kept, key=lambda entry: entry.name)
+    found = folder.iterdir()
+    return sorted(p for p in found if not p.name.startswith(".") and p.name not in IGNORED)
 
 
-def list_images(root: Path, test_share: float = 0.2, limit: int | None = None):
+def list_images(root, test_share: float | None = None, limit: int | None = None):
     """({"train": {class: [path, ...]}, "test": {...}}, what a reader of the results must know).
 
     Classes in the order of their names, or of their numbers where all are numbers. Whether a file
     is an image is found when it is decoded. Raises `UserError` with everything that is wrong.
     """
+    if root is None:
+        raise UserError(f"data=folder needs the folder of the images: data.root=FOLDER. {LAYOUT}")
+    root = Path(root).expanduser()
     problems, notes = [], []
+    train, test = {}, {}
     top, _ = _sorted_out(root, problems)
     halves = [name for name in ("train", *TEST) if name in top]
     if "train" in top and len(halves) > 1:
-        train, test = (_classes(top[name], problems) for name in halves[:2])
+        train, test = (
+            _classes(_sorted_out(top[half], problems)[0], problems) for half in halves[:2]
+        )
         if unused := sorted(set(top) - set(halves[:2])):
             notes.append(f"not used: {', '.join(unused)}")
     elif halves:
@@ -115,18 +129,31 @@ def list_images(root: Path, test_share: float = 0.2, limit: int | None = None):
             f"{alone}/ is there and {'test/' if alone == 'train' else 'train/'} is not: add it, or "
             f"give data.root={root / alone} to have a share of its images taken for the test"
         )
-        train, test = {}, {}
-    else:
-        train, test = _split(_classes(root, problems), test_share)
+    elif test_share is not None:
+        train, test = _split(_classes(top, problems), test_share)
     names = sorted(train.keys() | test.keys())
-    if all(name.isdigit() for name in names):
+    if all(name.isdecimal() for name in names):
         names.sort(key=int)
-    for half, classes in (("training", train), ("test", test)):
-        problems += [f"{name}: no {half} images" for name in names if not classes.get(name)]
+    empty = [
+        f"{name}: no {half} images"
+        for half, classes in (("training", train), ("test", test))
+        for name in names
+        if not classes.get(name)
+    ]
+    if empty and not halves:
+        empty.append(
+            f"classes are split by data.test_share={test_share}: raise it where test images are "
+            "missing, lower it where training images are, or add images"
+        )
+    problems += empty
     if len(names) == 1:
         problems.append(f"there is one class, {names[0]}; a network needs two and more")
-    if problems or not names:
-        raise listed(f"{root} cannot be used. {LAYOUT}", problems or ["there are no class folders"])
+    if not problems and not names:
+        problems.append(
+            f"there are no {'train/ and test/' if test_share is None else 'class folders'}"
+        )
+    if problems:
+        raise listed(f"{root} cannot be used. {LAYOUT}", problems)
     if limit is not None:
         train = {name: sorted(sorted(train[name], key=_share)[:limit]) for name in names}
     return {half: {n: c[n] for n in names} for half, c in (("train", train), ("test", test))}, notes
@@ -134,30 +161,20 @@ def list_images(root: Path, test_share: float = 0.2, limit: int | None = None):
 
 def _sorted_out(folder: Path, problems: list[str]) -> tuple[dict[str, Path], list[Path]]:
     """({name: folder}, files) that a folder holds; what cannot be read goes to `problems`."""
-    folders, files = {}, []
     try:
         found = entries(folder)
     except OSError as error:
         problems.append(f"{folder} cannot be read ({error.strerror})")
         found = []
-    for entry in found:
-        path = Path(entry.path)
-        try:
-            mode = os.stat(path).st_mode
-        except OSError as error:  # a broken link, a loop of links
-            problems.append(f"{path} cannot be read ({error.strerror})")
-            continue
-        if stat.S_ISDIR(mode):
-            folders[entry.name] = path
-        else:
-            files.append(path)
-    return folders, files
+    problems += [f"{path} cannot be read (a broken link)" for path in found if not path.exists()]
+    folders = {path.name: path for path in found if path.is_dir()}
+    return folders, [path for path in found if path.name not in folders]
 
 
-def _classes(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
+def _classes(folders: dict[str, Path], problems: list[str]) -> dict[str, list[Path]]:
     """{class: its files}."""
     classes = {}
-    for name, path in _sorted_out(folder, problems)[0].items():
+    for name, path in folders.items():
         inner, classes[name] = _sorted_out(path, problems)
         problems += [f"{below} is a folder inside of a class" for below in inner.values()]
     return classes
@@ -165,7 +182,7 @@ def _classes(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
 
 def _share(path: Path) -> float:
     """A number in [0, 1) that depends on an image's class and name alone."""
-    digest = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).digest()
+    digest = hashlib.sha256(os.fsencode(f"{path.parent.name}/{path.name}")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -176,16 +193,23 @@ def _split(classes: dict, test_share: float) -> tuple[dict, dict]:
     return train, test
 
 
-def read_in_memory(classes: dict[str, list[Path]], side: int):
-    """{class: files} -> (images uint8 (N, side, side, 3), labels int64 (N,)), in that order."""
-    paths = [path for files in classes.values() for path in files]
+def read_in_memory(found, side: int):
+    """`list_images`' files as two pairs, train and test, in that order.
 
-    def read(i):
-        image = decode(paths[i].read_bytes())
+    Each is (images uint8 (N, side, side, 3), labels int64 (N,)).
+    """
+    paths = [path for classes in found.values() for files in classes.values() for path in files]
+
+    def read(path):
+        image = decode(path.read_bytes())
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
 
-    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
-    return np.stack(for_each(paths, read)), labels
+    images = np.stack(list(each(paths, read)))
+    train, test = (
+        np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+        for classes in found.values()
+    )
+    return (images[: len(train)], train), (images[len(train) :], test)
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

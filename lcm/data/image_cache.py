@@ -5,58 +5,54 @@ each. `<key>.json` has their sizes and the fingerprint of the files; it is writt
 pixels are on the disk, so a cache that has one is complete.
 """
 
-import concurrent.futures
 import errno
 import hashlib
 import io
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from lcm.errors import UserError, listed, one_line
 from lcm.files import file_lock, write_atomically
 
-VERSION = 2  # of the layout and of how images are decoded
+VERSION = 3  # of the layout and of how images are decoded
+AHEAD = 256  # images that wait in memory, decoded
 
 
 def decode(data: bytes) -> Image.Image:
-    """The image of a file's bytes, in RGB. Raises ValueError, and whatever Pillow raises."""
+    """The image of a file's bytes, upright as its EXIF orientation says, in RGB.
+
+    Raises ValueError, and whatever Pillow raises.
+    """
     with Image.open(io.BytesIO(data)) as image:
         # Pillow would clip 16 bits to 8: nearly every pixel would be white.
         if image.mode.startswith(("I", "F")):
             raise ValueError("more than 8 bits a channel; convert it to 8 bits")
-        return image.convert("RGB")
-
-
-def cached_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """The size at which an image is kept: `short_side` as torchvision's Resize rounds it.
-
-    Never enlarged. None: its own size.
-    """
-    if short_side is None or min(height, width) <= short_side:
-        return height, width
-    if height <= width:
-        return short_side, int(short_side * width / height)
-    return int(short_side * height / width), short_side
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def shrunk(data: bytes, short_side: int | None) -> np.ndarray:
-    """The image of a file's bytes at `cached_size`, uint8 (height, width, 3)."""
+    """The image of a file's bytes, uint8 (height, width, 3).
+
+    Resized to `short_side` as torchvision's Resize does, but never enlarged. None: its own size.
+    """
     image = decode(data)
-    height, width = cached_size(image.height, image.width, short_side)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if short_side is not None and min(image.size) > short_side:
+        from torchvision.transforms.v2.functional import resize  # torchvision takes a second
+
+        image = resize(image, [short_side])
     return np.array(image)
 
 
 def list_digest(names: list[str], digests: list[str], short_side=None) -> str:
     """The fingerprint of some files: their names and contents, and the size that is kept."""
     lines = [f"{name} {digest}" for name, digest in zip(names, digests, strict=True)]
-    return hashlib.sha256("\n".join([*lines, f"{short_side}"]).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join([*lines, f"{short_side}"]))).hexdigest()
 
 
 class ImageCache:
@@ -123,34 +119,26 @@ def _opened(pixels: Path, index: Path) -> ImageCache | None:
 
 def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
     """Decode all images into the pixel file, several at a time."""
-    paths = list(files.values())
 
-    def measure(i):
-        with Image.open(paths[i]) as image:
-            return cached_size(image.height, image.width, short_side)
+    def read(path):
+        data = Path(path).read_bytes()
+        return shrunk(data, short_side), hashlib.sha256(data).hexdigest()
 
-    def fill(i):
-        data = Path(paths[i]).read_bytes()
-        out[starts[i] : starts[i] + lengths[i]] = shrunk(data, short_side).reshape(-1)
-        return hashlib.sha256(data).hexdigest()
-
-    sizes = np.array(for_each(paths, measure), np.int64)
-    lengths = sizes.prod(1) * 3
-    starts, total = np.cumsum(lengths) - lengths, int(lengths.sum())
+    sizes, digests = [], []
     index.unlink(missing_ok=True)
     draft = pixels.with_suffix(".draft")
     try:
-        with open(draft, "wb") as file:  # a full disk is found now, not after an hour
-            has_allocate = hasattr(os, "posix_fallocate")
-            os.posix_fallocate(file.fileno(), 0, total) if has_allocate else file.truncate(total)
-        out = np.memmap(draft, np.uint8, "r+", shape=(total,))
-        size = f"{total / 1e9:.1f} GB"
-        digests = for_each(paths, fill, f"decoding once into {pixels.parent} ({size})")
-        out.flush()
+        with open(draft, "wb") as out:
+            label = f"decoding once into {pixels.parent}"
+            for image, digest in each(list(files.values()), read, label):
+                out.write(image.data)
+                sizes.append(image.shape[:2])
+                digests.append(digest)
+            os.fsync(out.fileno())
         os.replace(draft, pixels)
     finally:
         draft.unlink(missing_ok=True)
-    facts = {"fingerprint": list_digest(list(files), digests, short_side), "sizes": sizes.tolist()}
+    facts = {"fingerprint": list_digest(list(files), digests, short_side), "sizes": sizes}
     write_atomically(index, json.dumps(facts).encode())
 
 
@@ -161,31 +149,37 @@ def _name_others(pixels: Path) -> None:
         print(f"{other} ({size}) is another cache; delete it if no other setting or copy uses it")
 
 
-def for_each(files, work, label: str | None = None) -> list:
-    """work(i) for each image file i, in as many threads as there are processors.
+def each(files: list, work, label: str | None = None):
+    """Yield work(file) for each image file, in order, computed in threads.
 
     Pillow, zlib and reading release Python's lock while they work. `label`: of a progress bar.
-    Raises `UserError` with every file whose work failed, and why; OSError at once where the disk is
-    full.
+    Raises `UserError` at the end, with every file whose work failed, and why; OSError at once where
+    the disk is full.
     """
 
-    def attempt(i):
+    def attempt(file):
         try:
-            return work(i)
+            return work(file)
         except Exception as error:  # Pillow raises many kinds
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise
             return error
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    pool = concurrent.futures.ThreadPoolExecutor(len(affinity(0)) if affinity else os.cpu_count())
-    try:
-        done = pool.map(attempt, range(len(files)))
-        results = list(tqdm(done, label, len(files), unit="image", disable=None if label else True))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    results_of = zip(files, results, strict=True)
-    bad = [f"{file}: {one_line(r)}" for file, r in results_of if isinstance(r, Exception)]
+    bad = []
+    hidden = None if label else True
+    with ThreadPoolExecutor() as pool, tqdm(files, label, unit="image", disable=hidden) as bar:
+        for start in range(0, len(files), AHEAD):
+            some = files[start : start + AHEAD]
+            for file, result in zip(some, pool.map(attempt, some), strict=True):
+                bar.update()
+                if getattr(result, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise result
+                if isinstance(result, Exception):
+                    bad.append(f"{file}: {_reason(result)}")
+                else:
+                    yield result
     if bad:
         raise listed(f"{len(bad)} images cannot be read; replace or remove them:", bad)
-    return results
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read; Pillow's own words have an address of memory in them."""
+    return "no image" if isinstance(error, UnidentifiedImageError) else one_line(error)

@@ -1,14 +1,14 @@
 """Data sets held in memory as bytes, and their batches, each assembled as a whole.
 
-Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image Recognition" (2016), section
-4.2: zero-pad by 4 pixels, take a random 32x32 crop, mirror it with probability 0.5, then normalise each channel.
+Augmentation as in the CIFAR experiments of He et al., "Deep Residual Learning for Image
+Recognition" (2016), section 4.2: zero-pad by 4 pixels, take a random 32x32 crop, mirror it with
+probability 0.5, then normalise each channel.
 
-All random numbers of an epoch depend on (seed, epoch) alone: not on earlier epochs, the number of worker processes, the
-device, or the step at which a run was continued.
+All random numbers of an epoch depend on (seed, epoch) alone: not on earlier epochs, the number of
+worker processes, the device, or the step at which a run was continued.
 """
 
 import atexit
-import copy
 import functools
 import hashlib
 import multiprocessing
@@ -33,7 +33,7 @@ def keyed_generator(seed, epoch, what) -> torch.Generator:
 
 
 def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """uint8 (B, H, W, C) -> float32 (B, C, H, W) in channels-last memory: images * scale + shift, one value at a time.
+    """uint8 (B, H, W, C) -> images * scale + shift, float32 (B, C, H, W) in channels-last memory.
 
     `scale` and `shift` are (H, W, C), on the device of `images`.
     """
@@ -53,12 +53,6 @@ def normalisation(mean: tuple, std: tuple, shape: tuple, device="cpu") -> tuple[
     )
 
 
-def prepare(raw: tuple[Tensor, Tensor], mean: tuple, std: tuple, device) -> tuple[Tensor, Tensor]:
-    """Images uint8 (B, H, W, C) -> float32 (B, C, H, W) on `device`, normalised; their labels int64 (B,)."""
-    images, labels = (part.to(device, non_blocking=True) for part in raw)
-    return normalise(images, *normalisation(mean, std, images.shape[1:], images.device)), labels
-
-
 class Resident:
     """Images in memory, with their augmentation.
 
@@ -69,7 +63,8 @@ class Resident:
     mirror      mirror each image with probability 0.5
     seed        of all random numbers; None: the stored order, no augmentation (test sets)
 
-    The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`: the same bytes.
+    The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`:
+    the same bytes.
     """
 
     def __init__(self, images, labels, mean, std, *, pad=0, mirror=False, seed=None):
@@ -77,32 +72,30 @@ class Resident:
         self.labels = torch.as_tensor(labels)
         self.mean, self.std = tuple(mean), tuple(std)
         self.pad, self.mirror, self.seed = pad, mirror, seed
-        self.scale, self.shift = normalisation(self.mean, self.std, self.images.shape[1:])
+        facts = self.mean, self.std, self.images.shape[1:], self.images.device
+        self.scale, self.shift = normalisation(*facts)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device) -> "Resident":
         """The same set with its tensors on `device`."""
-        moved = copy.copy(self)
-        for name in ("images", "labels", "scale", "shift"):
-            setattr(moved, name, getattr(self, name).to(device))
-        return moved
+        images, labels = self.images.to(device), self.labels.to(device)
+        drawn = {"pad": self.pad, "mirror": self.mirror, "seed": self.seed}
+        return Resident(images, labels, self.mean, self.std, **drawn)
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """What an epoch, counted from 1, shows, on the CPU.
 
         Returns order (N,) int64, offsets (N, 2) int64 in 0..2 pad, mirror (N,) bool.
 
-        Position i of the epoch shows image order[i]: the window whose top left corner is offsets[i] = (row, column) of
-        the padded image, mirrored where mirror[i].
+        Position i of the epoch shows image order[i]: the window whose top left corner is
+        offsets[i] = (row, column) of the padded image, mirrored where mirror[i].
         """
         n = len(self)
-        order, offsets, mirror = (
-            torch.arange(n),
-            torch.zeros(n, 2, dtype=torch.int64),
-            torch.zeros(n, dtype=torch.bool),
-        )
+        order = torch.arange(n)
+        offsets = torch.zeros(n, 2, dtype=torch.int64)
+        mirror = torch.zeros(n, dtype=torch.bool)
         if self.seed is None:
             return order, offsets, mirror
         order = torch.randperm(n, generator=keyed_generator(self.seed, epoch, "order"))
@@ -110,15 +103,15 @@ class Resident:
             crop = keyed_generator(self.seed, epoch, "crop")
             offsets = torch.randint(0, 2 * self.pad + 1, (n, 2), generator=crop)
         if self.mirror:
-            mirror = torch.randint(
-                0, 2, (n,), generator=keyed_generator(self.seed, epoch, "mirror")
-            ).bool()
+            flip = keyed_generator(self.seed, epoch, "mirror")
+            mirror = torch.randint(0, 2, (n,), generator=flip).bool()
         return order, offsets, mirror
 
     def crop(self, images: Tensor, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
-        """Windows of images[index], uint8 (B, H, W, C), by indexing alone: nothing waits, so a CUDA graph can hold it.
+        """Windows of images[index], uint8 (B, H, W, C), by indexing alone.
 
-        images (N, H, W, C); index (B,), offsets (B, 2), mirror (B,): a slice of `plan`; all on one device.
+        Nothing waits, so a CUDA graph can hold it. images (N, H, W, C); index (B,), offsets (B, 2),
+        mirror (B,): a slice of `plan`; all on one device.
         """
         _, height, width, _ = images.shape
         down = torch.arange(height, device=images.device) - self.pad
@@ -126,24 +119,19 @@ class Resident:
         rows = offsets[:, 0, None] + down  # (B, H)
         columns = offsets[:, 1, None] + torch.where(mirror[:, None], right.flip(0), right)  # (B, W)
         near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-        inside = (rows == near_rows)[:, :, None] & (columns == near_columns)[
-            :, None, :
-        ]  # (B, H, W)
-        return (
-            images[index[:, None, None], near_rows[:, :, None], near_columns[:, None, :]]
-            * inside[..., None]
-        )
+        inside = (rows == near_rows)[:, :, None] & (columns == near_columns)[:, None, :]
+        near = images[index[:, None, None], near_rows[:, :, None], near_columns[:, None, :]]
+        return near * inside[..., None]
 
     def gather(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
-        """As `crop`, on the CPU and many times faster there: whole windows are copied, not pixel by pixel."""
+        """As `crop`, on the CPU, many times faster there: it copies windows, not single pixels."""
         images = self.images.numpy()
         n, (height, width, channels), pad = len(index), images.shape[1:], self.pad
         pixels = images.view(f"V{channels}")[..., 0]  # (N, H, W): a pixel as one element
         padded = np.zeros((n, height + 2 * pad, width + 2 * pad), pixels.dtype)
         padded[:, pad : pad + height, pad : pad + width] = pixels[index.numpy()]
-        windows = sliding_window_view(
-            padded, (height, width), axis=(1, 2)
-        )  # (B, 2 pad + 1, 2 pad + 1, H, W)
+        # (B, 2 pad + 1, 2 pad + 1, H, W)
+        windows = sliding_window_view(padded, (height, width), axis=(1, 2))
         batch = windows[np.arange(n), offsets[:, 0].numpy(), offsets[:, 1].numpy()]  # (B, H, W)
         flip = mirror.numpy()
         batch[flip] = batch[flip][:, :, ::-1]
@@ -151,16 +139,14 @@ class Resident:
 
     def assemble(self, index: Tensor, offsets: Tensor, mirror: Tensor) -> tuple[Tensor, Tensor]:
         """A raw batch on the CPU: images uint8 (B, H, W, C) and labels int64 (B,)."""
-        return self.gather(index, offsets, mirror), torch.from_numpy(
-            self.labels.numpy()[index.numpy()]
-        )
+        return self.gather(index, offsets, mirror), self.labels[index]
 
 
 class Epoch:
-    """The raw batches of one epoch, in order: a sequence whose item i is a pure function of (seed, epoch, i).
+    """The raw batches of one epoch: a sequence whose item i is a function of (seed, epoch, i).
 
-    plan: tensors with one row for each image of the epoch. Item i is `assemble` of their rows in batch i. An epoch can be
-    pickled; worker processes share its tensors, they do not copy them.
+    plan: tensors with one row for each image of the epoch. Item i is `assemble` of their rows in
+    batch i. An epoch can be pickled; worker processes share its tensors, they do not copy them.
     """
 
     def __init__(self, plan: tuple[Tensor, ...], batch_size: int, steps: int, assemble):
@@ -172,58 +158,69 @@ class Epoch:
     def __getitem__(self, i: int) -> tuple[Tensor, ...]:
         if not 0 <= i < self.steps:
             raise IndexError(i)
-        return self.assemble(
-            *(drawn[i * self.batch_size : (i + 1) * self.batch_size] for drawn in self.plan)
-        )
+        rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        return self.assemble(*(drawn[rows] for drawn in self.plan))
 
 
 class EpochBatches:
-    """All epochs of `images` images in batches of `batch_size`; a subclass has `epoch(number)`, an `Epoch`.
+    """All epochs of `images` images in batches; a subclass has `epoch(number)`, an `Epoch`.
 
-    With a seed (training) the images are shuffled each epoch and a last batch of a single image is left out: batch norm of a
-    1x1 map needs two values. Without a seed (test) all images come in the stored order.
+    With a seed (training) the images are shuffled each epoch and a last batch of a single image is
+    left out: batch norm of a 1x1 map needs two values. Without a seed (test) all images come in the
+    stored order.
 
+    mean, std       of the pixels in [0, 1]
     len(batches)    steps an epoch
     batches.images  images an epoch
     """
 
-    def __init__(self, images: int, batch_size: int, workers: int, seed):
+    def __init__(self, images: int, batch_size: int, workers: int, seed, mean: tuple, std: tuple):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.mean, self.std = mean, std
         self.images = images - 1 if seed is not None and images % batch_size == 1 else images
 
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
 
     def iterate(self, epoch: int, start: int = 0):
-        """The raw batches of epoch `epoch` from step `start`, assembled here or in `workers` processes: the same bytes."""
+        """The raw batches of epoch `epoch` from step `start`.
+
+        They are assembled here or in `workers` processes: the same bytes.
+        """
         return iterate(self.epoch(epoch), start, self.workers)
+
+    def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
+        """A raw batch -> images float32 (B, C, H, W), normalised; labels int64 (B,)."""
+        images, labels = (part.to(device, non_blocking=True) for part in raw)
+        facts = self.mean, self.std, images.shape[1:], images.device
+        return normalise(images, *normalisation(*facts)), labels
 
 
 class Batches(EpochBatches):
     """Batches of a set in memory, `resident`; a GPU can assemble its own from that."""
 
     def __init__(self, resident: Resident, batch_size: int, workers: int = 0):
-        super().__init__(len(resident), batch_size, workers, resident.seed)
+        facts = resident.seed, resident.mean, resident.std
+        super().__init__(len(resident), batch_size, workers, *facts)
         self.resident = resident
 
     def epoch(self, epoch: int) -> Epoch:
         """The raw batches of epoch `epoch`: images uint8 (B, H, W, C), labels int64 (B,)."""
         return Epoch(self.resident.plan(epoch), self.batch_size, len(self), self.resident.assemble)
 
-    def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
-        """A raw batch -> images float32 (B, C, H, W), normalised, in channels-last memory, and labels int64 (B,)."""
-        return prepare(raw, self.resident.mean, self.resident.std, device)
-
 
 class ResidentSet:
-    """A data set in memory: what `Digits` and `Cifar` share. `name`, `num_classes`, ... are the keys of its config."""
+    """A data set in memory. `name`, `num_classes`, ... are the keys of its config."""
 
     def __init__(self, name, num_classes, image_size, workers, pad, mirror):
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
         self.workers, self.pad, self.mirror = workers, pad, mirror
 
     def hold(self, train, test, classes, mean, std):
-        """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)); mean, std: a channel, of training pixels in [0, 1]."""
+        """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)).
+
+        mean, std: of each channel, of training pixels in [0, 1].
+        """
         self._train, self._test, self.classes = train, test, classes
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         digest = hashlib.sha256()
@@ -233,9 +230,8 @@ class ResidentSet:
 
     def train(self, batch_size: int, seed: int) -> Batches:
         """The training images, shuffled and augmented by (seed, epoch)."""
-        resident = Resident(
-            *self._train, self.mean, self.std, pad=self.pad, mirror=self.mirror, seed=seed
-        )
+        drawn = {"pad": self.pad, "mirror": self.mirror, "seed": seed}
+        resident = Resident(*self._train, self.mean, self.std, **drawn)
         return Batches(resident, batch_size, self.workers)
 
     def test(self, batch_size: int) -> Batches:
@@ -307,9 +303,7 @@ def end_workers_at_exit():
 
     def kill():
         if workers := [child for child in multiprocessing.active_children() if child.daemon]:
-            signal.signal(
-                signal.SIGCHLD, signal.SIG_DFL
-            )  # the loader's handler would raise an error
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler raises errors
             for worker in workers:
                 worker.kill()
 

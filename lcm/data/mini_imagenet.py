@@ -8,22 +8,18 @@ fifth training image of n01532829 in ImageNet, counted from 1 in the order of Im
 (n01532829_<number>.JPEG).
 
 The few-shot parts share no class; for classification every class is split, 500 + 100 images.
+
+Here the images of a copy are {wnid: {name: file}}.
 """
 
 import collections
-import hashlib
-import io
 import re
 import shutil
-import tarfile
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
+from tqdm import tqdm
 
-from lcm.data.folder import entries, low_resolution
-from lcm.data.image_cache import for_each
+from lcm.data.folder import entries
 from lcm.data.wnids import WNIDS
 from lcm.errors import UserError, listed
 
@@ -31,27 +27,9 @@ PER_CLASS = {"train": 500, "test": 100}  # images of a class
 LISTS = ("train.csv", "val.csv", "test.csv")
 # Training images of a class of ImageNet: from 732 to 1,300, in most classes 1,300.
 FEWEST_IN_IMAGENET, MOST_IN_IMAGENET = 732, 1300
+WNID = re.compile(r"n\d{8}")
 LISTED = re.compile(r"((n\d{8})\d{8}\.(?:jpg|jpeg|png))", re.I)
 IMAGENET = re.compile(r"n\d{8}_(\d+)\.jpe?g", re.I)
-
-
-class SourceImage(NamedTuple):
-    """One image of a copy: its class, its name in the prepared set, and where its bytes are."""
-
-    wnid: str
-    name: str
-    source: Path  # the image file, or the tar file that holds it
-    size: int
-    offset: int = 0  # of its bytes in `source`
-    split: str | None = None  # train or test, where the copy says so
-
-    def __str__(self):
-        return f"{self.source}:{self.name}" if self.source.suffix == ".tar" else str(self.source)
-
-    @property
-    def path(self) -> str:
-        """Its path in the prepared set."""
-        return f"{self.split}/{self.wnid}/{self.name}"
 
 
 def prepare(source, destination, lists=None, allow_partial=False) -> str:
@@ -62,289 +40,209 @@ def prepare(source, destination, lists=None, allow_partial=False) -> str:
     allow_partial: fewer classes and other counts are accepted; five sixths of a class are for
     training then.
 
-    Images are decoded to check them, and copied byte for byte. A `UserError` names all problems.
-    `destination` appears once it is complete; one that holds anything is refused first.
+    Images are copied byte for byte; the data set names those that cannot be decoded. A `UserError`
+    names all problems. `destination` appears once it is complete; one that holds anything is
+    refused first.
     """
     source, destination = Path(source).expanduser(), Path(destination).expanduser()
-    try:
-        taken = destination.exists() and any(destination.iterdir())
-    except OSError as error:
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise UserError(
-            f"{destination} cannot be used ({error.strerror}): give a folder"
-        ) from error
-    if taken:
-        raise UserError(
-            f"{destination} holds files already: delete it to prepare the set anew, or give another "
-            "destination"
+            f"{destination} is a file or holds files already: delete it to prepare the set anew, "
+            "or give another destination"
         )
     problems, notes = [], []
-    lists = Path(lists).expanduser() if lists is not None else None
-    images = find_images(source, lists, problems, notes)
-    rule = "the copy's own split"
-    if any(image.split is None for image in images):
-        images, rule = _split(images), "the first 500 of 600 of each class"
-    problems += _name_problems(images)
-    if not allow_partial:
-        problems += _count_problems(images)
+    try:
+        halves, rule = find_images(source, lists, problems, notes)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror})") from error
+    problems += _class_problems(halves["train"], halves["test"], allow_partial)
     if problems:
         title = f"{source} cannot be used as it is (--allow-partial accepts an incomplete copy):"
         raise listed(title, problems)
-    draft = destination.with_name(f".{destination.name}.draft")
+    files = {
+        f"{half}/{wnid}/{name}": file
+        for half, classes in halves.items()
+        for wnid, images in classes.items()
+        for name, file in images.items()
+    }
     try:
-        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-        for folder in {(draft / image.path).parent for image in images}:
-            folder.mkdir(parents=True)
-        copied = _copy(images, draft)
-        draft.rename(destination)
+        _copy(files, destination)
     except OSError as error:
         raise UserError(
-            f"{destination} cannot be written: {error}. Make room, or give another destination."
+            f"{destination} cannot be made: {error}. Make room, or give another destination."
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return _report(destination, images, copied, rule, notes)
+    count = {half: sum(map(len, classes.values())) for half, classes in halves.items()}
+    lines = [
+        f"{destination}: {len(halves['train'])} classes, {count['train']:,} training and "
+        f"{count['test']:,} test images ({rule})",
+        *(f"WARNING: {note}" for note in notes),
+    ]
+    return "\n".join(lines)
 
 
-def find_images(source: Path, lists: Path | None, problems: list, notes: list):
-    """The images of a copy; its problems, as far as names tell them, and notes go to the lists.
+def find_images(source: Path, lists, problems: list, notes: list):
+    """({"train": images, "test": images}, the rule of the split) of a copy.
 
-    `source` holds one of
-      (a) ImageNet's training images, <wnid>/*.JPEG or <wnid>.tar, with `lists`, the folder of the
-          three few-shot lists;
-      (b) 100 class folders (or tar files) of 600 images, or the few-shot layout: train/, val/ and
-          test/ with 64, 16 and 20 of the class folders;
+    Its problems, as far as names tell them, and notes go to the lists. `source` holds one of
+      (a) ImageNet's training images, <wnid>/*.JPEG, with `lists`, the folder of the three few-shot
+          lists;
+      (b) 100 class folders of 600 images, or the few-shot layout: train/, val/ and test/ with 64,
+          16 and 20 of the class folders;
       (c) train/<wnid>/ and test/<wnid>/ (or val/<wnid>/) with 500 and 100 images a class: the
           images are split already;
       (d) all images in one folder under the names of the lists, which tell their classes:
           images/*.jpg, often beside train.csv, val.csv and test.csv.
-    Raises `UserError` where `source` has none of these layouts.
+    Raises `UserError` where `source` has none of these layouts, `OSError` where it cannot be read.
     """
     if not source.is_dir():
         raise UserError(
             f"{source} is not a folder. Give the folder with the images; unpack an archive first. "
-            "The few-shot pickles cannot be used: they hold 84x84 pixels without the images' names, "
-            "and reading a pickle runs the code in it."
+            "The few-shot pickles cannot be used: they hold 84x84 pixels without the images' "
+            "names, and reading a pickle runs the code in it."
         )
-    parts = [source / part for part in ("train", "val", "test") if (source / part).is_dir()]
-    found = [_classes(part) for part in parts or [source]]
-    few_shot = len(parts) == 3 and sum(map(len, found)) == len(set().union(*found))
-    split = len(parts) == 2 and parts[0].name == "train"
+    parts = [part for part in ("train", "val", "test") if (source / part).is_dir()]
+    found = [_in_folders(source / part) for part in parts or [""]]
+    images = {wnid: files for classes in found for wnid, files in classes.items()}
+    few_shot = len(parts) == 3 and len(images) == sum(map(len, found))
+    split = len(parts) == 2 and parts[0] == "train"
     if parts and (lists is not None or not (few_shot or split)):
         raise UserError(
             f"{source} holds {names(parts)}. Expected are class folders alone (with --lists), "
             "train/, val/ and test/ with 64, 16 and 20 different classes, or train/ and test/ (or "
             "val/) with the same classes."
         )
-    flat = source / "images" if (source / "images").is_dir() else source
-    if not any(found):
-        images = _flat_images(flat, problems)
-        if not images:
-            raise UserError(
-                f"{source} holds no class folders of mini-ImageNet; it holds "
-                f"{names(source.iterdir()) or 'nothing'}. Give a folder with class folders "
-                "(n01532829, ...), their tar files (n01532829.tar, ...), train/ and test/, or "
-                "images/ with n0153282900000005.jpg, ..."
-            )
-        notes += _unused(source, [flat])
-        return images
-    if lists is not None:
-        return _listed_images(_read_lists(lists, problems), found[0], problems, notes)
-    notes += _unused(source, parts or list(found[0].values()))
-    images = []
-    for classes, half in zip(found, ("train", "test") if split else [None] * 3, strict=False):
-        for path in classes.values():
-            images += _class_images(path, problems, half)
-    return images
+    others = {path.name for path in entries(source) if path.is_dir()}
+    if unused := others - set(parts or images or ["images"]):
+        notes.append(f"not used: the folders {names(unused)} of {source}")
+    if split:
+        return dict(zip(PER_CLASS, found, strict=True)), "the copy's own split"
+    if not images:
+        images = _in_one_folder(source)
+    elif lists is not None:
+        listed = _read_lists(Path(lists).expanduser(), problems)
+        images = _listed_images(listed, images, problems, notes)
+    return _split(images), "the first 500 of 600 of each class"
 
 
-def names(paths, limit: int = 5) -> str:
-    """The first names of many paths, and how many more there are."""
-    every = sorted(path if isinstance(path, str) else path.name for path in paths)
+def names(every, limit: int = 5) -> str:
+    """The first of many names, and how many more there are."""
     more = f" and {len(every) - limit:,} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more
+    return ", ".join(sorted(every)[:limit]) + more
 
 
-def _unused(source: Path, used: list[Path]) -> list[str]:
-    """A note on the folders of a copy that are not read."""
-    others = {Path(e.path) for e in entries(source) if e.is_dir()} - {source, *used}
-    return [f"not used: the folders {names(others)} of {source}"] if others else []
+def _in_folders(source: Path) -> dict:
+    """The images of class folders: all files in them."""
+    return {
+        folder.name: {file.name: file for file in entries(folder)}
+        for folder in entries(source)
+        if WNID.fullmatch(folder.name)
+    }
 
 
-def _classes(folder: Path) -> dict[str, Path]:
-    """{wnid: its folder or tar file}; where there are both, the folder."""
-    classes = {}
-    try:
-        for entry in entries(folder):
-            if match := re.fullmatch(r"(n\d{8})(\.tar)?", entry.name):
-                classes.setdefault(match[1], Path(entry.path))
-    except OSError as error:
+def _in_one_folder(source: Path) -> dict:
+    """The images of one folder, whose names tell their classes. Raises `UserError` for none."""
+    folder = source / "images" if (source / "images").is_dir() else source
+    images = collections.defaultdict(dict)
+    for file in entries(folder):
+        if match := LISTED.fullmatch(file.name):
+            images[match[2]][file.name] = file
+    if not images:
         raise UserError(
-            f"{folder} cannot be read ({error.strerror}): change its permissions."
-        ) from error
-    return classes
-
-
-def _flat_images(folder: Path, problems: list[str]) -> list[SourceImage]:
-    """All images of one folder, whose names tell their classes."""
-    images, others = [], []
-    for entry in entries(folder):
-        if match := LISTED.fullmatch(entry.name):
-            size = entry.stat().st_size
-            images.append(SourceImage(match[2], entry.name, Path(entry.path), size))
-        elif folder.name == "images":
-            others.append(entry.name)
-    if others and images:
-        problems.append(f"{folder}: not named like n0153282900000005.jpg: {names(others)}")
-    return images
-
-
-def _class_images(path: Path, problems: list[str], split: str | None = None) -> list[SourceImage]:
-    """All files of a class folder or tar file; whether they are images is found in decoding."""
-    wnid = path.name[:9]
-    try:
-        if path.suffix != ".tar":
-            return [
-                SourceImage(wnid, e.name, Path(e.path), e.stat().st_size, 0, split)
-                for e in entries(path)
-            ]
-        with tarfile.open(path, "r:") as archive:
-            members = [member for member in archive if member.isfile()]
-        return [
-            SourceImage(wnid, Path(m.name).name, path, m.size, m.offset_data, split)
-            for m in members
-        ]
-    except (OSError, tarfile.TarError) as error:
-        problems.append(
-            f"{path}: cannot be read ({error}). Download it again; unpack a compressed one."
+            f"{source} holds no class folders of mini-ImageNet; it holds "
+            f"{names([path.name for path in entries(source)]) or 'nothing'}. Give a folder with "
+            "class folders (n01532829, ...; unpack tar files), train/ and test/, or images/ with "
+            "n0153282900000005.jpg, ..."
         )
-        return []
+    return images
 
 
 def _read_lists(folder: Path, problems: list[str]) -> dict[str, list[str]]:
     """{wnid: names} of the three lists."""
-    listed = {}
+    listed = collections.defaultdict(list)
     for path in (folder / file for file in LISTS):
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path}: {error}; the three lists of Ravi and Larochelle are needed")
-            continue
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
             name, _, wnid = line.partition(",")
             if (match := LISTED.fullmatch(name)) and match[2] == wnid:
-                listed.setdefault(wnid, []).append(name)
+                listed[wnid].append(name)
             elif (number, line) != (1, "filename,label"):
                 like = "n0153282900000005.jpg,n01532829"
                 problems.append(f"{path}, line {number}: {line[:60]!r} is not like {like}")
     return listed
 
 
-def _listed_images(listed: dict, classes: dict[str, Path], problems: list, notes: list):
-    """The listed images, under their listed names; other classes are not read."""
-    chosen = []
-    for wnid in (wnid for wnid in listed if wnid in classes):
-        images = _class_images(classes[wnid], problems)
-        if images and all(IMAGENET.fullmatch(image.name) for image in images):
-            if not FEWEST_IN_IMAGENET <= len(images) <= MOST_IN_IMAGENET:
-                problems.append(
-                    f"{wnid}: {len(images)} images, where ImageNet has {FEWEST_IN_IMAGENET} to "
-                    f"{MOST_IN_IMAGENET} of a class. The numbers in the lists count all of them: "
-                    "with one missing, wrong images would be taken. Complete the class."
-                )
-                continue
-            if len(images) != MOST_IN_IMAGENET:
-                notes.append(
-                    f"{wnid}: {len(images)} images; most classes of ImageNet have "
-                    f"{MOST_IN_IMAGENET}, some fewer. If your copy lacks one, every listed number "
-                    "after it took a wrong image: compare with the official archive of the class"
-                )
-            images.sort(key=lambda image: int(IMAGENET.fullmatch(image.name)[1]))
-            have = {f"{wnid}{number:08}": image for number, image in enumerate(images, 1)}
+def _listed_images(listed: dict, images: dict, problems: list, notes: list) -> dict:
+    """The listed images, under their listed names."""
+    chosen = {}
+    for wnid in listed.keys() & images.keys():
+        files = images[wnid]
+        numbers = {name: IMAGENET.fullmatch(name) for name in files}
+        if all(numbers.values()):  # ImageNet itself: a listed number counts its images
+            _check_imagenet(wnid, len(files), problems, notes)
+            ordered = sorted(files, key=lambda name: int(numbers[name][1]))
+            have = {f"{wnid}{i:08}": files[name] for i, name in enumerate(ordered, 1)}
         else:
-            have = {Path(image.name).stem.lower(): image for image in images}
+            have = {Path(name).stem.lower(): file for name, file in files.items()}
         wanted = {name: have.get(Path(name).stem.lower()) for name in listed[wnid]}
-        if missing := [name for name, image in wanted.items() if image is None]:
+        if missing := [name for name, file in wanted.items() if file is None]:
             problems.append(f"{wnid}: {len(missing)} listed images are not there: {names(missing)}")
-        chosen += [image._replace(name=name) for name, image in wanted.items() if image is not None]
+        chosen[wnid] = wanted
     return chosen
 
 
-def _split(images: list[SourceImage]) -> list[SourceImage]:
+def _check_imagenet(wnid: str, count: int, problems: list, notes: list) -> None:
+    """Whether a class of ImageNet may be complete: with an image missing others would be taken."""
+    if not FEWEST_IN_IMAGENET <= count <= MOST_IN_IMAGENET:
+        problems.append(
+            f"{wnid}: {count} images, where ImageNet has {FEWEST_IN_IMAGENET} to "
+            f"{MOST_IN_IMAGENET} of a class. The numbers in the lists count all of them: "
+            "with one missing, wrong images would be taken. Complete the class."
+        )
+    elif count != MOST_IN_IMAGENET:
+        notes.append(
+            f"{wnid}: {count} images; most classes of ImageNet have {MOST_IN_IMAGENET}, some "
+            "fewer. If your copy lacks one, every listed number after it took a wrong image: "
+            "compare with the official archive of the class"
+        )
+
+
+def _split(images: dict) -> dict:
     """Each class split, the first 500 of 600 for training, by number: _5.JPEG before _10.JPEG."""
 
-    def by_number(image):
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", image.name)]
+    def by_number(item):
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", item[0])]
 
-    classes = collections.defaultdict(list)
-    for image in sorted(images, key=by_number):
-        classes[image.wnid].append(image)
-    split = []
-    for members in classes.values():
-        train = len(members) * PER_CLASS["train"] // sum(PER_CLASS.values())
-        split += [
-            member._replace(split="train" if i < train else "test")
-            for i, member in enumerate(members)
-        ]
-    return split
+    halves = {"train": {}, "test": {}}
+    for wnid, files in images.items():
+        ordered = sorted(files.items(), key=by_number)
+        train = len(ordered) * PER_CLASS["train"] // sum(PER_CLASS.values())
+        halves["train"][wnid] = dict(ordered[:train])
+        halves["test"][wnid] = dict(ordered[train:])
+    return halves
 
 
-def _name_problems(images: list[SourceImage]) -> list[str]:
-    """Only classes of mini-ImageNet, and each name once in its class."""
-    other = {image.wnid for image in images} - set(WNIDS)
+def _class_problems(train: dict, test: dict, allow_partial: bool) -> list[str]:
+    """Only classes of mini-ImageNet, and 500 + 100 images of each of the 100."""
     problems = [
         f"{wnid} is not a class of mini-ImageNet (ImageNet itself needs --lists)"
-        for wnid in sorted(other)
+        for wnid in sorted((train.keys() | test.keys()) - set(WNIDS))
     ]
-    same = collections.defaultdict(list)
-    for image in images:
-        same[image.wnid, Path(image.name).stem.lower()].append(image)
-    return problems + [
-        f"the same name twice: {', '.join(map(str, found))}. Keep one."
-        for found in same.values()
-        if len(found) > 1
-    ]
-
-
-def _count_problems(images: list[SourceImage]) -> list[str]:
-    """500 + 100 images of each of the 100 classes."""
-    counts = collections.Counter((image.wnid, image.split) for image in images)
     expected = "{train} + {test}".format(**PER_CLASS)
-    found = {wnid: f"{counts[wnid, 'train']} + {counts[wnid, 'test']}" for wnid in WNIDS}
-    return [
-        f"{wnid}: {n} training + test images, {expected} expected"
-        for wnid, n in found.items()
-        if n != expected
-    ]
+    for wnid in () if allow_partial else WNIDS:
+        found = f"{len(train.get(wnid, ()))} + {len(test.get(wnid, ()))}"
+        if found != expected:
+            problems.append(f"{wnid}: {found} training + test images, {expected} expected")
+    return problems
 
 
-def _copy(images: list[SourceImage], destination: Path) -> list[tuple]:
-    """Decode every image to check it, and copy it: the (height, width) and the SHA-256 of each."""
-
-    def copy_one(i):
-        with open(images[i].source, "rb") as file:
-            file.seek(images[i].offset)
-            data = file.read(images[i].size)
-        with Image.open(io.BytesIO(data)) as decoded:
-            decoded.load()
-        (destination / images[i].path).write_bytes(data)
-        return decoded.size[::-1], hashlib.sha256(data).hexdigest()
-
-    return for_each(images, copy_one, "images")
-
-
-def _report(destination: Path, images: list, copied: list, rule: str, notes: list) -> str:
-    """What was prepared, what is unusual about it, and images that are there more than once."""
-    count = collections.Counter(image.split for image in images)
-    same = collections.defaultdict(list)
-    for image, (_, digest) in zip(images, copied, strict=True):
-        same[digest].append(image.path)
-    duplicates = sorted(sorted(paths) for paths in same.values() if len(paths) > 1)
-    notes = notes + low_resolution(np.array([size for size, _ in copied]), 224)
-    lines = [
-        f"{destination}: {len({image.wnid for image in images})} classes, {count['train']:,} "
-        f"training and {count['test']:,} test images ({rule})",
-        *(f"WARNING: {note}" for note in notes),
-        f"byte-identical images: {len(duplicates) or 'no'} groups",
-        *(f"  {' = '.join(paths)}" for paths in duplicates),
-    ]
-    return "\n".join(lines)
+def _copy(files: dict[str, Path], destination: Path) -> None:
+    """Copy files to their paths below `destination`, which appears at the end."""
+    draft = destination.with_name(f".{destination.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+    try:
+        for name, file in tqdm(files.items(), "copying", unit="image"):
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, draft / name)
+        draft.rename(destination)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -11,12 +11,11 @@ import hashlib
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lcm.data.image_cache import for_each, list_digest, open_cache, shrunk
-from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator, prepare
+from lcm.data.image_cache import decode, each, list_digest, open_cache, shrunk
+from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator
 from lcm.errors import UserError, one_line
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as torchvision's networks expect
@@ -31,28 +30,27 @@ def short_side_of(side: int) -> int:
 class Photographs:
     """Large images in class folders, from a cache of decoded images or from their files.
 
-    Each view of `hold`'s files is cut by torchvision's transforms, in loader processes or here.
-    The fingerprint is a digest of the files' names and contents, and of the size that is kept.
+    Each view is cut by torchvision's transforms, in loader processes or here. The fingerprint is a
+    digest of the files' names and contents, and of the size that is kept.
+
+    found       as `list_images` returns it
+    cache       decode all images once into `cache_dir` and read them from there; False: read the
+                files in every epoch
+    cache_size  short side of the cached images; None: images as they are
     """
 
     mean, std = MEAN, STD  # of the pixels in [0, 1]
 
-    def __init__(self, name, num_classes, image_size, workers, mirror):
+    def __init__(
+        self, name, num_classes, image_size, workers, mirror, found, cache, cache_dir, cache_size
+    ):
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
         self.workers, self.mirror = workers, mirror
-
-    def hold(self, found, cache, cache_dir, cache_size):
-        """found: as `list_images` returns it.
-
-        cache       decode all images once into `cache_dir` and read them from there; False: read
-                    the files in every epoch
-        cache_size  short side of the cached images; None: images as they are
-        """
-        if cache and cache_size is not None and cache_size < short_side_of(self.image_size):
+        if cache and cache_size is not None and cache_size < short_side_of(image_size):
             raise UserError(
-                f"data.cache_size={cache_size}: test images of {self.image_size} pixels are cut "
-                f"from a short side of {short_side_of(self.image_size)}; set at least that, or null "
-                "to store the images as they are."
+                f"data.cache_size={cache_size}: test images of {image_size} pixels are cut from a "
+                f"short side of {short_side_of(image_size)}; set at least that, or null to store "
+                "the images as they are."
             )
         self.classes = list(found["train"])
         files = {
@@ -63,28 +61,23 @@ class Photographs:
         }
         images = open_cache(files, cache_dir, cache_size) if cache else ImageFiles(files)
         self.sizes, self.fingerprint = images.sizes, images.fingerprint
-        self._image = images.image
-        labels = [self.classes.index(name.split("/")[1]) for name in files]
-        self._labels = torch.tensor(labels)
-        self._train_images = sum(map(len, found["train"].values()))  # these come first
+        self.image = images.image
+        self.labels = torch.tensor([self.classes.index(name.split("/")[1]) for name in files])
+        self.train_images = sum(map(len, found["train"].values()))  # these come first
 
     def train(self, batch_size: int, seed: int) -> "PhotographBatches":
         """The training images, shuffled and augmented by (seed, epoch)."""
         views = [v2.RandomResizedCrop(self.image_size, antialias=True)]
         views += [v2.RandomHorizontalFlip()] * self.mirror
-        index = torch.arange(self._train_images)
-        return self._batches(index, v2.Compose(views), batch_size, seed)
+        index = torch.arange(self.train_images)
+        return PhotographBatches(self, index, v2.Compose(views), batch_size, seed)
 
     def test(self, batch_size: int) -> "PhotographBatches":
         """The test images, sorted by class and name, not augmented."""
         side = self.image_size
         views = [v2.Resize(short_side_of(side), antialias=True), v2.CenterCrop(side)]
-        index = torch.arange(self._train_images, len(self._labels))
-        return self._batches(index, v2.Compose(views), batch_size, None)
-
-    def _batches(self, index, view, batch_size, seed):
-        shown = self._image, view, self.image_size
-        return PhotographBatches(*shown, index, self._labels, batch_size, self.workers, seed)
+        index = torch.arange(self.train_images, len(self.labels))
+        return PhotographBatches(self, index, v2.Compose(views), batch_size, None)
 
 
 class ImageFiles:
@@ -93,12 +86,11 @@ class ImageFiles:
     def __init__(self, files):
         self.paths = list(files.values())
 
-        def inspect(i):
-            with Image.open(self.paths[i]) as image:
-                size = image.size[::-1]
-            return size, hashlib.sha256(self.paths[i].read_bytes()).hexdigest()
+        def inspect(path):
+            data = path.read_bytes()
+            return decode(data).size[::-1], hashlib.sha256(data).hexdigest()
 
-        sizes, digests = zip(*for_each(self.paths, inspect, "checking all images"), strict=True)
+        sizes, digests = zip(*each(self.paths, inspect, "checking all images"), strict=True)
         self.sizes, self.fingerprint = np.array(sizes), list_digest(list(files), digests)
 
     def image(self, i: int) -> np.ndarray:
@@ -110,17 +102,14 @@ class ImageFiles:
 
 
 class PhotographBatches(EpochBatches):
-    """Batches of the images `index` of a source.
+    """Batches of the images `index` of `photographs`.
 
-    image   i -> uint8 (H, W, 3)
     view    a transform of torchvision: uint8 (3, H, W) -> (3, side, side)
-    labels  of all images of the source, int64
     """
 
-    def __init__(self, image, view, side, index: Tensor, labels, batch_size, workers, seed):
-        super().__init__(len(index), batch_size, workers, seed)
-        self.image, self.view, self.side = image, view, side
-        self.index, self.labels = index, labels
+    def __init__(self, photographs, index: Tensor, view, batch_size, seed):
+        super().__init__(len(index), batch_size, photographs.workers, seed, MEAN, STD)
+        self.photographs, self.index, self.view = photographs, index, view
 
     def epoch(self, epoch: int) -> Epoch:
         """The raw batches of epoch `epoch`: images uint8 (B, side, side, 3), labels int64 (B,)."""
@@ -134,15 +123,12 @@ class PhotographBatches(EpochBatches):
 
     def assemble(self, index: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """A raw batch: each image in its view, drawn by its seed."""
-        batch = torch.empty(len(index), self.side, self.side, 3, dtype=torch.uint8)
+        side = self.photographs.image_size
+        batch = torch.empty(len(index), side, side, 3, dtype=torch.uint8)
         # The transforms draw from the global generator.
         with torch.random.fork_rng(devices=[]):
             for out, i, seed in zip(batch, index.tolist(), seeds.tolist(), strict=True):
                 torch.default_generator.manual_seed(seed)
-                image = torch.from_numpy(self.image(i)).permute(2, 0, 1)
+                image = torch.from_numpy(self.photographs.image(i)).permute(2, 0, 1)
                 out.copy_(self.view(image).permute(1, 2, 0))
-        return batch, self.labels[index]
-
-    def prepare(self, raw, device) -> tuple[Tensor, Tensor]:
-        """A raw batch -> images float32 (B, 3, side, side), normalised; labels int64 (B,)."""
-        return prepare(raw, MEAN, STD, device)
+        return batch, self.photographs.labels[index]

@@ -13,9 +13,9 @@ import os
 import re
 from pathlib import Path
 
-from lcm.data import IN_MEMORY
 from lcm.errors import plural
 
+IN_MEMORY = 64  # lcm.data.folder's, whose import takes seconds (torch)
 # the states that enter results; running and stopped runs will change
 RECORDED = ("finished", "failed")
 # The columns of runs.csv with their pandas dtypes. Accuracies in percent, of the last epoch unless

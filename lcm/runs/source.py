@@ -16,11 +16,12 @@ from pathlib import Path
 from hydra.utils import get_object
 
 from lcm.config.compose import SHIPPED
+from lcm.data.folder import files_digest, list_images
 from lcm.errors import UserError
 from lcm.files import unwritable, write
 from lcm.runs.directory import run_directory
 from lcm.runs.lock import owner
-from lcm.runs.state import read_state, refuse_another_config
+from lcm.runs.state import other_images, read_state, refuse_another_config
 from lcm.training import checkpoint
 
 PUBLIC = ("lcm", "lcm.models.build")  # what a module of one's own may import of the repository
@@ -51,7 +52,8 @@ def keep_own(config, directory):
 
 
 def refuse_changed_source(config, state):
-    """Raise UserError where a module of the user's own is not what the run of `state` trained with.
+    """Raise UserError where a module of the user's own, or a folder of images, is not what the run
+    of `state` trained with.
 
     state: the run.json. A record without sources is unknown, and goes on; so does a run that has
     no checkpoint yet.
@@ -60,6 +62,10 @@ def refuse_changed_source(config, state):
     saved = any((directory / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
     if state.get("state") != "finished" and not saved:
         return
+    if "data_files" in state:  # of class folders
+        chosen = {k: v for k, v in config["data"].items() if k in ("root", "test_share", "limit")}
+        if state["data_files"] != _files_now(**chosen):
+            raise UserError(other_images(directory, config))
     for group, target in _targets(config).items():
         files = own_files(target)
         then = _recorded(state).get(group)
@@ -73,6 +79,12 @@ def refuse_changed_source(config, state):
                 f"count): undo the change ({directory / 'source'} has the file as it was), or train "
                 "anew with rerun=true"
             )
+
+
+@functools.cache  # once for all runs of a sweep: a folder may hold 60,000 files
+def _files_now(root, test_share=None, limit=None):
+    """The digest of the list of files under data.root."""
+    return files_digest(list_images(root, test_share, limit)[0])
 
 
 def set_aside(configs):

@@ -144,6 +144,16 @@ def continued(state, here):
     return state | {"continued": parts, "interruptions": state.get("interruptions", 0) + 1}
 
 
+def other_images(directory, config):
+    """What to tell a user whose images are not those that a run was begun with."""
+    another = "data.label=NAME" if "label" in config["data"] else "run_directory=FOLDER"
+    return (
+        f"{directory} was trained on other images of the same name (another copy, order or "
+        "preparation; files that were added, removed, renamed or changed): give data.root the "
+        f"images it began with, or start a new run with {another}"
+    )
+
+
 def begun(config, directory, state, saved, data, complexity, threads, here):
     """run.json of a run that begins now, or continues the one that `state` and `saved` have.
 
@@ -153,17 +163,15 @@ def begun(config, directory, state, saved, data, complexity, threads, here):
     """
     if saved:
         if state["data_fingerprint"] != data.fingerprint:
-            raise UserError(
-                f"{directory} was trained on other images of the same name (another copy, order or "
-                f"preparation of {config['data']['name']}): give data.root the copy it began with, or "
-                "start a new run: data.label=NAME for data=folder, otherwise run_directory=..."
-            )
+            raise UserError(other_images(directory, config))
         return continued(state, here)
     counts = {"params": complexity.params, "gfloat": complexity.gfloat, "macs": complexity.macs}
     facts = counts | {"threads": threads, "data_fingerprint": data.fingerprint} | here
     new = new_state(config, **facts)
     if state:
         new["interruptions"] = state.get("interruptions", 0) + 1
+    if files := getattr(data, "files", None):  # of class folders: a digest of their list
+        new["data_files"] = files
     if notes := getattr(data, "notes", []):  # where its images differ from the protocol's
         new["deviations"]["data.notes"] = notes
     return new

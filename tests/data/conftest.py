@@ -20,7 +20,7 @@ def small(tmp_path, monkeypatch):
         for file, record in records(name).items():
             (folder / file).write_bytes(pickle.dumps(record, protocol=protocol))
         contents = cifar._contents(arrays(name, "train"), arrays(name, "test"))
-        monkeypatch.setitem(cifar.OFFICIAL, name, official._replace(contents=contents))
+        monkeypatch.setattr(official, "contents", contents)
         monkeypatch.setattr(cifar, "IMAGES", {"train": 200, "test": 100})
         return tmp_path / "root"
 

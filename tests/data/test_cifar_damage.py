@@ -1,4 +1,4 @@
-"""Damaged and malicious CIFAR files: one message that names the file, and no code in a pickle is run."""
+"""Damaged and malicious CIFAR files: one message that names the file; no code in a pickle runs."""
 
 import os
 import pickle
@@ -36,12 +36,6 @@ def relabel(old, new):
     return damage
 
 
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[data.index(b"C") + len(data) // 2] ^= 1  # in the pixels
-    path.write_bytes(bytes(data))
-
-
 def shorten(path):
     record = pickle.loads(path.read_bytes())
     rewrite(data=record["data"][:-1], labels=record["labels"][:-1])(path)
@@ -50,7 +44,7 @@ def shorten(path):
 ZEROS = np.zeros((40, 3072), np.uint8)
 CONTENT = r"does not hold data \(N, 3072\) and labels, N integers from 0 to 9: it is damaged or not of CIFAR-10"
 DAMAGE = {  # what is done to data_batch_2, and the message
-    "missing": (Path.unlink, "cannot be read .*No such file.*consists of data_batch_1, data_batch_2"),
+    "missing": (Path.unlink, "has no data_batch_2; CIFAR-10 consists of data_batch_1, data_batch_2"),
     "empty": (lambda p: p.write_bytes(b""), r"data_batch_2 \(0 bytes\) is damaged.*it is empty.*Delete"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-5000]), "is damaged and cannot be read to its end"),
     "a web page": (lambda p: p.write_bytes(b"<html>404 not found</html>"), "is damaged and cannot be read"),
@@ -81,16 +75,6 @@ def test_damage_is_one_message_that_names_the_file(small, kind, verify):
         load(folder.parent, "cifar10", verify=verify)
 
 
-def test_a_flipped_bit_is_found_by_the_content_alone(small):
-    folder = small("cifar10") / "cifar-10-batches-py"
-    flip(folder / "data_batch_2")
-    with pytest.raises(
-        UserError, match=f"{folder} has not exactly the images .*damaged or altered"
-    ):
-        load(folder.parent, "cifar10")
-    assert not holds(load(folder.parent, "cifar10", verify=False), "cifar10")
-
-
 @pytest.mark.parametrize("names", [["cat"], None, "airplane"])
 def test_wrong_class_names_are_refused(small, names):
     folder = small("cifar10") / "cifar-10-batches-py"
@@ -117,25 +101,19 @@ def test_an_archive_is_judged_by_its_content(small, monkeypatch):
     assert holds(load(root, "cifar10"), "cifar10")
 
 
-def swap_labels(root):
-    for old, new in [
-        ("train/class01", "x"),
-        ("train/class02", "train/class01"),
-        ("x", "train/class02"),
-    ]:
-        (root / old).rename(root / new)
-
-
+SWAP = {"test/class01": "x", "test/class02": "test/class01", "x": "test/class02"}
 FOLDER_DAMAGE = {
-    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")], "in 9 classes, not 20 .* of 10: .*another set"),
+    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")], "in 9 classes: .*another set"),
     "no test": (lambda r: shutil.rmtree(r / "test"), "train/ is there and test/ is not"),
     "another class": (lambda r: (r / "test" / "class09").rename(r / "test" / "cat"), "cat: no training images"),
     "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(), r"199 \+ 100 images in 10 classes"),
     "a text for an image": (lambda r: next((r / "train" / "class03").iterdir()).write_text("?"), "1 images cannot be read"),
+    "two classes swapped": (
+        lambda r: [(r / old).rename(r / new) for old, new in SWAP.items()], "not exactly the images and labels",
+    ),
     "a large image": (
         lambda r: Image.new("RGB", (64, 48)).save(next((r / "test" / "class00").iterdir())), "not exactly the images"
     ),
-    "swapped labels": (swap_labels, "not exactly the images and labels"),
 }  # fmt: skip
 
 
@@ -208,19 +186,19 @@ def test_malicious_pickles_are_refused_by_name_and_not_run(small, tmp_path, name
     assert not marker.exists()
 
 
-def test_the_reader_survives_random_damage():
+def test_the_reader_survives_random_damage(tmp_path):
     """Every flip of a small file is read or refused; nothing else escapes."""
-    good = pickle.dumps(
-        {"labels": [1, 2], "data": np.arange(32, dtype=np.uint8).reshape(2, 16)}, protocol=2
-    )
+    record = {"labels": [1, 2], "data": np.arange(32, dtype=np.uint8).reshape(2, 16)}
+    good = pickle.dumps(record, protocol=2)
     random = np.random.default_rng(0)
-    outcomes = {True: 0, False: 0}
+    refused = 0
     for _ in range(1500):
         data = bytearray(good)
         for at in random.integers(0, len(data), random.integers(1, 4)):
             data[at] = random.integers(0, 256)
+        (tmp_path / "file").write_bytes(data)
         try:
-            outcomes[isinstance(read_cifar_pickle(bytes(data), Path("file")), dict)] += 1
+            assert isinstance(read_cifar_pickle(tmp_path / "file"), dict)
         except UserError:
-            outcomes[False] += 1
-    assert min(outcomes.values()) > 100
+            refused += 1
+    assert 100 < refused < 1400

@@ -87,18 +87,12 @@ def test_offline_the_message_names_each_mirror_and_the_way_by_hand(tmp_path):
     mirrors = ["http://127.0.0.1:9/a", "http://no-such-host.invalid/b", "ghost://c", "nonsense"]
     with pytest.raises(UserError) as error:
         fetch(tmp_path / "file", mirrors, MD5)
-    message = str(error.value)
-    for mirror, why in zip(
-        mirrors, ["refused", "", "unknown url type", "unknown url type"], strict=True
-    ):
-        assert any(
-            line.startswith(f"  {mirror}: ") and why in line for line in message.splitlines()
-        ), mirror
-    assert (
-        f"md5 {MD5}" in message
-        and f"copy it to {tmp_path}/file" in message
-        and not list(tmp_path.iterdir())
-    )
+    why = ["refused", "", "unknown url type", "unknown url type"]
+    lines = str(error.value).splitlines()[1:5]
+    for line, mirror, reason in zip(lines, mirrors, why, strict=True):
+        assert line.startswith(f"  {mirror}: ") and reason in line
+    assert f"md5 {MD5}" in str(error.value) and f"copy it to {tmp_path}/file" in str(error.value)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"data\.places is empty"):
         fetch(tmp_path / "file", [], MD5)
 
@@ -175,15 +169,3 @@ def test_a_damaged_archive_is_one_message_and_leaves_nothing(tmp_path, damage):
     ):
         unpack(path, tmp_path / "set")
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_each_process_unpacks_into_a_draft_of_its_own(tmp_path, monkeypatch):
-    """Containers that share a folder can have equal process ids."""
-    path, drafts = archive(tmp_path / "set.tar.gz", [("set/a", b"a")]), []
-    monkeypatch.setattr(
-        tarfile.TarFile, "extractall", lambda members, draft, **keys: drafts.append(draft)
-    )
-    for _ in range(2):
-        with pytest.raises(UserError, match="holds no folder set"):
-            unpack(path, tmp_path / "set")
-    assert drafts[0] != drafts[1]

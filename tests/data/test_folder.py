@@ -1,19 +1,33 @@
 """Class folders of one's own: what is read, which half an image goes to, and what is refused."""
 
+import itertools
+import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scenes import scene
+from tiny import after_step, run
 
+from lcm.config import compose
 from lcm.config.compose import load as load_config
 from lcm.data import build_data
+from lcm.data.folder import list_images
 from lcm.errors import UserError
 
 CLASSES = ("bird", "cat", "dog")
+NETWORK = """from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        layers = [nn.Conv2d(3, 4, 7, stride=32), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*layers, nn.Linear(4, num_classes))
+"""
+MODEL = "name: net{}\nfamily: net\nimage_size: {}\n_target_: own_net.Net\n"
 
 
 def load(root, side=32, **options):
@@ -22,35 +36,88 @@ def load(root, side=32, **options):
     return build_data(load_config("data", "folder") | given | options)
 
 
-def picture(path, number=0, size=(40, 36)):
+def picture(path, number=0, size=(40, 36), **keys):
     path.parent.mkdir(parents=True, exist_ok=True)
-    scene(number, *size).save(path)
+    scene(number, *size).save(path, **keys)
 
 
 @pytest.fixture
 def alone(tmp_path):
     """Three class folders of 40 images, not split."""
-    for c, name in enumerate(CLASSES):
-        for i in range(40):
-            picture(tmp_path / "pets" / name / f"{i}.png", 100 * c + i, (20 + c, 20 + i % 3))
+    for (c, name), i in itertools.product(enumerate(CLASSES), range(40)):
+        picture(tmp_path / "pets" / name / f"{i}.png", 100 * c + i, (20 + c, 20 + i % 3))
     return tmp_path / "pets"
 
 
 @pytest.fixture
 def halves(tmp_path):
     """train/ and test/ of three classes with 4 and 2 images."""
-    for half, count in (("train", 4), ("test", 2)):
-        for c, name in enumerate(CLASSES):
-            for i in range(count):
-                picture(tmp_path / "set" / half / name / f"{i}.png", 100 * c + 10 * count + i)
+    for (c, name), i in itertools.product(enumerate(CLASSES), range(6)):
+        half = "train" if i < 4 else "test"
+        picture(tmp_path / "set" / half / name / f"{i}.png", 100 * c + i)
     return tmp_path / "set"
 
 
-def names_of(root, **options):
-    """(training, test) images as `class/name`, in order."""
-    from lcm.data.folder import list_images
+@pytest.fixture
+def train(tiny, tmp_path, monkeypatch):
+    """A run on a folder, by a network of its own for 32 or 224 pixels, in a process of its own."""
+    (tmp_path / "choices" / "model").mkdir(parents=True)
+    for side in (32, 224):
+        file = tmp_path / "choices" / "model" / f"net{side}.yaml"
+        file.write_text(MODEL.format(side, side))
+    (tmp_path / "own_net.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    place = (tmp_path / "choices").as_uri()
+    compose.use_configs(compose.CONFIGS, [place])
+    always = [f"hydra.searchpath=['{place}']", f"runs={tmp_path}/runs", "attention=none"]
+    always += ["data=folder", "data.label=pets", "schedule.epochs=2", "schedule.batch_size=4"]
 
-    found, _ = list_images(root, **options)
+    def trained(root, side, *words, prepare=None):
+        config = tiny(*always, f"data.root={root}", f"model=net{side}", *words)
+        return run(tmp_path, config, prepare)
+
+    yield trained
+    compose.use_configs(compose.CONFIGS)
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_a_whole_run(halves, train, side, tmp_path):
+    ended = train(halves, side)
+    assert ended.code == 0 and "3 classes" in ended.out, ended
+    (file,) = (tmp_path / "runs" / "pets").glob("*/*/*/run.json")
+    state = json.loads(file.read_text())
+    assert (state["state"], state["data"], state["epochs"]) == ("finished", "pets", 2)
+    assert "already finished" in train(halves, side).out
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_goes_on_with_the_same_files_alone(halves, train, begun):
+    stop = after_step(4, lambda: signal.raise_signal(signal.SIGTERM)) if begun else None
+    assert train(halves, 32, prepare=stop).code == (75 if begun else 0)
+    one = halves / "train" / "cat" / "0.png"
+    good = one.read_bytes()
+    for change in (
+        lambda: picture(one.with_name("new.png")),
+        one.unlink,
+        lambda: one.rename(one.with_name("00.png")),
+        lambda: one.write_bytes(good + b"more"),
+        lambda: shutil.rmtree(halves / "test" / "dog"),
+    ):
+        kept = shutil.copytree(halves, halves.with_name("kept"))
+        change()
+        refused = train(halves, 32)
+        assert refused.code == 2 and "Traceback" not in refused.err, refused
+        assert "data.label=NAME" in refused.err or "dog: no test images" in refused.err
+        shutil.rmtree(halves)
+        kept.rename(halves)
+    ended = train(halves, 32)
+    words = "continuing  from epoch 2, step 1" if begun else "already finished"
+    assert ended.code == 0 and words in ended.out, ended
+
+
+def names_of(root, test_share=0.2, **options):
+    """(training, test) images as `class/name`, in order."""
+    found, _ = list_images(root, test_share, **options)
     return [
         [f"{path.parent.name}/{path.name}" for files in half.values() for path in files]
         for half in found.values()
@@ -62,43 +129,42 @@ def test_small_images_are_squared_and_held_in_memory(halves):
     assert (data.name, data.num_classes, data.classes) == ("pets", 3, list(CLASSES))
     train, test = data.train(4, seed=0).resident, data.test(4).resident
     assert train.images.shape == (12, 32, 32, 3) and test.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    image = Image.open(halves / "test" / "cat" / "1.png")  # 40x36, whose centre is kept
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    image = Image.open(halves / "test" / "cat" / "5.png")  # 40x36, whose centre is kept
     expected = image.resize((32, 32), Image.Resampling.BILINEAR, box=(2, 0, 38, 36))
     assert np.array_equal(test.images[3], np.asarray(expected))
     pixels = train.images.double() / 255
     assert np.allclose(data.mean, pixels.mean((0, 1, 2)), atol=1e-12)
     assert np.allclose(data.std, pixels.std((0, 1, 2), correction=0), atol=1e-12)
-    batch, labels = next(data.train(12, seed=0).iterate(0))
-    assert batch.shape == (12, 32, 32, 3) and sorted(labels.tolist()) == train.labels.tolist()
 
 
-def test_large_images_are_cut_by_the_network_that_takes_them(halves):
-    data = load(halves, 72, cache_size=90)
-    batches = data.train(5, seed=0)
-    shapes = [batches.prepare(raw, "cpu")[0].shape for raw in batches.iterate(0)]
-    assert shapes == [(5, 3, 72, 72), (5, 3, 72, 72), (2, 3, 72, 72)]
+def test_the_size_decides_on_memory_and_the_cache(halves):
+    assert hasattr(load(halves, 64).train(4, 0), "resident") and not (halves / ".cache").exists()
+    data = load(halves, 65, cache_size=90)
+    assert data.train(5, seed=0).epoch(1)[0][0].shape == (5, 65, 65, 3)
     assert (halves / ".cache").is_dir() and data.notes[0].startswith("low resolution: images of 40")
-    assert load(halves, 72, cache_size=90).fingerprint == data.fingerprint
+    assert load(halves, 65, cache_size=90).fingerprint == data.fingerprint
 
 
 @pytest.mark.parametrize("test", ["test", "val", "validation"])
 def test_the_test_folder_may_have_three_names(halves, test):
-    expected = load(halves).fingerprint
+    expected = load(halves)
     (halves / "test").rename(halves / test)
-    assert load(halves).fingerprint == expected
+    assert load(halves).fingerprint == expected.fingerprint and load(halves).files == expected.files
 
 
 def test_a_folder_that_is_not_used_is_named(halves):
+    assert load(halves).notes == []
     shutil.copytree(halves / "test", halves / "val")
     assert load(halves).notes == ["not used: val"]
 
 
 def test_images_that_are_added_move_no_other(alone):
-    train, test = names_of(alone, test_share=0.2)
+    train, test = names_of(alone)
     assert 10 <= len(test) <= 38 and len(train) + len(test) == 120 and not set(train) & set(test)
     assert {name.split("/")[0] for name in test} == set(CLASSES)
     picture(alone / "cat" / "new.png")
-    more, more_test = names_of(alone, test_share=0.2)
+    more, more_test = names_of(alone)
     assert set(more) >= set(train) and set(more_test) >= set(test)
     assert set(names_of(alone, test_share=0.5)[1]) >= set(more_test)
 
@@ -114,12 +180,11 @@ def test_a_limit_takes_the_same_images_of_each_class_and_leaves_the_test(alone):
 
 @pytest.mark.parametrize("side", [32, 72])
 def test_other_images_have_another_fingerprint(halves, side):
-    def fingerprint():
-        return load(halves, side, cache=False).fingerprint
+    def fingerprint(root=halves):
+        return load(root, side, cache=False).fingerprint
 
     first = fingerprint()
-    copy = shutil.copytree(halves, halves.parent / "copy")
-    assert load(copy, side, cache=False).fingerprint == first
+    assert fingerprint(shutil.copytree(halves, halves.parent / "copy")) == first
     picture(halves / "train" / "cat" / "0.png", 999)
     second = fingerprint()
     picture(halves / "train" / "cat" / "9.png", 998)
@@ -127,12 +192,39 @@ def test_other_images_have_another_fingerprint(halves, side):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
-def test_every_kind_of_image_becomes_rgb(halves, mode):
-    path = halves / "train" / "cat" / ("0.tif" if mode == "CMYK" else "0.png")
-    scene(3, 32, 32).convert(mode).save(path)
-    images = load(halves).train(4, seed=0).resident.images
-    expected = np.asarray(Image.open(path).convert("RGB"))
-    assert any(np.array_equal(image, expected) for image in images)
+@pytest.mark.parametrize("name", ["0.png", "Größe 1.PNG", "0.TIFF", "0.webp"])
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode, name):
+    """In folders of any name, or links to such; files of file managers are no images."""
+    for half, folder in itertools.product(("train", "test"), ("a b", "日本")):
+        picture(tmp_path / "set" / half / folder / "0.png", size=(32, 32))
+        for hidden in (".DS_Store", "Thumbs.db", "desktop.ini"):
+            (tmp_path / "set" / half / folder / hidden).write_text("no image")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "set" / "train" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "test" / "link").symlink_to(tmp_path / "elsewhere")
+    try:
+        scene(3, 32, 32).convert(mode).save(tmp_path / "elsewhere" / name, lossless=True)
+    except OSError:
+        pytest.skip("there is no such file")
+    data = load(tmp_path / "set")
+    expected = np.asarray(Image.open(tmp_path / "elsewhere" / name).convert("RGB"))
+    assert data.classes == ["a b", "link", "日本"]
+    assert np.array_equal(data.train(3, seed=0).resident.images[1], expected)
+
+
+@pytest.mark.parametrize("side", [32, 72])
+def test_a_photograph_is_upright_as_a_viewer_shows_it(halves, side):
+    """A quarter turn to the right in EXIF; half of the picture is white."""
+    pixels = np.zeros((80, 100, 3), np.uint8)
+    pixels[:, :50] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in halves.glob("test/*/*.png"):
+        Image.fromarray(pixels).save(path, exif=exif)
+    for cache in (True, False):
+        images, _ = load(halves, side, cache=cache, cache_size=90).test(6).epoch(1)[0]
+        rows = images.float().mean((0, 2, 3))
+        assert rows[0] > 250 and rows[-1] < 5
 
 
 def loop(root):
@@ -145,12 +237,11 @@ def deep_photographs(root):
 
 
 def texts(root):
-    for name in ("a.txt", "b.csv"):
-        (root / "test" / "dog" / name).write_text("no image")
+    for path in (root / "test" / "dog" / "a.txt", root / "train" / "cat" / "b.csv"):
+        path.write_text("no image")
 
 
 def hide(path):
-    """Unreadable for root too: a link to nothing in place of the file."""
     path.unlink()
     path.symlink_to(path.parent / "gone")
 
@@ -174,9 +265,10 @@ WRONG = {  # what is done to a good folder, and what the one message says
         lambda r: [(r / half / "fish").mkdir() for half in ("train", "test")], ["fish: no training", "fish: no test"]
     ),
     "no test": (lambda r: shutil.rmtree(r / "test"), ["train/ is there and test/ is not", "data.root="]),
-    "texts": (texts, ["2 images cannot be read", "dog/a.txt", "dog/b.csv"]),
-    "loops of links": (loop, ["again is a folder inside of a class", "itself.png cannot be read (Too many levels"]),
-    "a broken link": (lambda r: hide(r / "test" / "cat" / "0.png"), ["0.png cannot be read (No such file"]),
+    "no train": (lambda r: shutil.rmtree(r / "train"), ["test/ is there and train/ is not", "data.root="]),
+    "texts": (texts, ["2 images cannot be read", "dog/a.txt: no image", "cat/b.csv: no image"]),
+    "loops of links": (loop, ["again is a folder inside of a class", "itself.png cannot be read (a broken link"]),
+    "a broken link": (lambda r: hide(r / "test" / "cat" / "4.png"), ["4.png cannot be read (a broken link"]),
     "16 bits": (deep_photographs, ["x.png", "more than 8 bits a channel; convert it"]),
     "a cut image": (
         lambda r: (r / "train/cat/0.png").write_bytes((r / "train/cat/1.png").read_bytes()[:500]), ["cat/0.png", "1 images"]
@@ -186,18 +278,20 @@ WRONG = {  # what is done to a good folder, and what the one message says
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("side", [32, 72])
+@pytest.mark.parametrize(
+    "options", [{"side": 32}, {"side": 72, "cache_size": 90}, {"side": 72, "cache": False}]
+)
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_folder_is_one_message(halves, kind, side):
+def test_a_wrong_folder_is_one_message(halves, kind, options):
     damage, words = WRONG[kind]
     damage(halves)
     with pytest.raises(UserError) as caught:
-        load(halves, side, cache_size=90)
+        load(halves, **options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-@pytest.mark.parametrize("hidden", ["train", "test/cat", "test/cat/0.png"])
+@pytest.mark.parametrize("hidden", ["train", "test/cat", "test/cat/4.png"])
 def test_what_may_not_be_read_is_one_message(halves, hidden):
     (halves / hidden).chmod(0)
     try:
@@ -207,20 +301,24 @@ def test_what_may_not_be_read_is_one_message(halves, hidden):
         (halves / hidden).chmod(0o755)
 
 
-def test_no_root_and_small_classes_are_explained(tmp_path):
-    with pytest.raises(UserError, match=r"data=folder needs the folder .* data\.root=FOLDER"):
-        load(None)
+def test_small_classes_are_told_to_change_the_share(tmp_path):
     for name in CLASSES:
-        picture(tmp_path / "few" / name / "only.png")
-    with pytest.raises(UserError, match=r"no test images"):
-        load(tmp_path / "few", test_share=0.0001)
+        picture(tmp_path / name / "only.png")
+    for share, half in ((0.0001, "test"), (0.9999, "training")):
+        with pytest.raises(UserError, match=rf"cat: no {half} images") as caught:
+            load(tmp_path, test_share=share)
+        assert f"split by data.test_share={share}: raise it where test" in str(caught.value)
+
+
+def test_a_set_that_has_to_be_split_is_not_split_by_a_share(alone):
+    """mini-ImageNet as class folders: 500 + 100 of each are not what a share gives."""
+    with pytest.raises(UserError, match=r"there are no train/ and test/"):
+        load(alone, test_share=None)
 
 
 def test_images_of_one_colour_are_not_divided_by_nothing(tmp_path):
-    for name in ("black", "none"):
-        for i in range(30):
-            path = tmp_path / "flat" / name / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (32, 32)).save(path)
-    batches = load(tmp_path / "flat").test(4)
-    assert torch.isfinite(batches.prepare(next(batches.iterate(0)), "cpu")[0]).all()
+    for half, name in itertools.product(("train", "test"), ("0", "²")):  # digits, but no numbers
+        (tmp_path / half / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / half / name / "a.png")
+    batches = load(tmp_path).test(2)
+    assert torch.isfinite(batches.prepare(batches.epoch(1)[0], "cpu")[0]).all()

@@ -8,21 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import scene
 
 from lcm.data import image_cache
-from lcm.data.image_cache import cached_size, open_cache, shrunk
+from lcm.data.image_cache import open_cache, shrunk
 from lcm.errors import UserError
 
 
 @pytest.fixture
 def files(tmp_path):
     """Nine images of unequal sizes, two of them larger than a short side of 32."""
-    paths = {}
-    for i in range(9):
-        size = (20 + i, 31 - i) if i < 7 else (60, 90 + i)
-        pixels = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), np.uint8)
-        paths[f"train/{i}.png"] = tmp_path / f"{i}.png"
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    paths = {f"train/{i}.png": tmp_path / f"{i}.png" for i in range(9)}
+    for i, path in enumerate(paths.values()):
+        scene(i, *((20 + i, 31 - i) if i < 7 else (60, 90 + i))).save(path)
     return paths
 
 
@@ -40,27 +38,22 @@ def check(cache, files, short_side=32):
         assert np.array_equal(cache.image(i), shrunk(path.read_bytes(), short_side))
 
 
-@pytest.mark.parametrize("short_side", [32, None])
-def test_images_are_stored_as_they_are_or_resized_as_torchvision_does(files, tmp_path, short_side):
+SIZES = [(375, 500), (500, 375), (257, 1000), (256, 256), (84, 84), (999, 333), (100, 900)]
+
+
+@pytest.mark.parametrize("short_side", [256, None])
+def test_images_are_stored_as_torchvision_resizes_them_but_never_larger(tmp_path, short_side):
     from torchvision.transforms import v2
 
+    files = {}
+    for i, (width, height) in enumerate(SIZES):
+        files[f"{i}"] = tmp_path / f"{i}.png"
+        scene(i, width, height).save(files[f"{i}"])
     cache = open_cache(files, tmp_path / "cache", short_side)
-    check(cache, files, short_side)
     for i, image in enumerate(map(Image.open, files.values())):
-        expected = v2.Resize(32)(image) if short_side and i >= 7 else image
+        large = short_side and min(image.size) > short_side
+        expected = v2.Resize(short_side)(image) if large else image
         assert np.array_equal(cache.image(i), np.asarray(expected))
-
-
-@pytest.mark.parametrize(
-    "height, width",
-    [(375, 500), (500, 375), (257, 1000), (256, 256), (84, 84), (999, 333), (100, 900)],
-)
-def test_cached_sizes_are_torchvisions_but_never_larger(height, width):
-    from torchvision.transforms import v2
-
-    resized = v2.Resize(256)(Image.new("L", (width, height)))
-    expected = (height, width) if min(height, width) <= 256 else (resized.height, resized.width)
-    assert cached_size(height, width, 256) == expected
 
 
 def test_a_complete_cache_is_opened_without_decoding_or_reading_its_pixels(
@@ -120,26 +113,21 @@ def test_of_several_processes_one_makes_the_cache(files, tmp_path, decoded, monk
     assert "another process makes the image cache" in capsys.readouterr().err
 
 
-def left_in(folder):
-    return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
+@pytest.mark.parametrize("kind", ["an image is cut", "the disk is full"])
+def test_nothing_is_left_where_it_cannot_be_made(files, tmp_path, monkeypatch, kind):
+    words = {
+        "an image is cut": "1 images cannot be read",
+        "the disk is full": "No space left on dev",
+    }
 
-
-def test_all_unreadable_images_are_named_and_nothing_is_left(files, tmp_path):
-    names = ("train/2.png", "train/5.png")
-    for name in names:
-        files[name].write_bytes(files[name].read_bytes()[:-200])
-    with pytest.raises(UserError, match="2 images cannot be read") as caught:
-        open_cache(files, tmp_path / "cache", 32)
-    message = str(caught.value)
-    assert all((str(path) in message) == (name in names) for name, path in files.items())
-    assert not left_in(tmp_path / "cache")
-
-
-def test_a_full_disk_is_found_before_decoding(files, tmp_path, monkeypatch, decoded):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(UserError, match=r"No space left on device.*data\.cache_dir"):
+    if kind == "an image is cut":
+        path = files["train/5.png"]
+        path.write_bytes(path.read_bytes()[:-200])
+    else:
+        monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=words[kind]):
         open_cache(files, tmp_path / "cache", 32)
-    assert not decoded and not left_in(tmp_path / "cache")
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}

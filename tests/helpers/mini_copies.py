@@ -1,7 +1,10 @@
-"""Small copies of mini-ImageNet in every layout that `prepare` reads; for tests with the fixture `small_mini_imagenet`."""
+"""Small copies of mini-ImageNet in every layout that `prepare` reads.
+
+For tests with the fixture `small_mini_imagenet`.
+"""
 
 import io
-import tarfile
+import itertools
 
 from PIL import Image
 
@@ -10,12 +13,12 @@ from lcm.data.mini_imagenet import LISTS, WNIDS
 A, B, C = CLASSES = WNIDS[:3]
 
 
-def picture(number=0, size=(24, 18), mode="RGB", kind="JPEG") -> bytes:
+def picture(number=0, size=(24, 18), mode="RGB") -> bytes:
     """An image file, a different one for each number."""
     image = Image.effect_noise((24, 18), 40).convert("RGB").resize(size)
     image.paste((number % 256, number // 256, 7), (0, 0, 8, 8))
     data = io.BytesIO()
-    image.convert(mode).save(data, kind)
+    image.convert(mode).save(data, "JPEG")
     return data.getvalue()
 
 
@@ -30,20 +33,24 @@ def write(path, data):
 
 def class_folders(root, numbers=range(1, 7), name=listed):
     """(b): three classes of six images."""
-    for wnid in CLASSES:
-        for number in numbers:
-            write(root / wnid / name(wnid, number), picture(number))
+    for wnid, number in itertools.product(CLASSES, numbers):
+        write(root / wnid / name(wnid, number), picture(number))
+    return root
+
+
+def few_shot(root):
+    """(b): a class in each of train/, val/ and test/."""
+    for part, wnid in zip(("train", "val", "test"), CLASSES, strict=True):
+        for number in range(1, 7):
+            write(root / part / wnid / listed(wnid, number), picture(number))
     return root
 
 
 def split_copy(root, test="test"):
     """(c)"""
-    for wnid in CLASSES:
-        for number in range(1, 7):
-            write(
-                root / ("train" if number < 6 else test) / wnid / listed(wnid, number),
-                picture(number),
-            )
+    for wnid, number in itertools.product(CLASSES, range(1, 7)):
+        half = "train" if number < 6 else test
+        write(root / half / wnid / listed(wnid, number), picture(number))
     return root
 
 
@@ -54,28 +61,16 @@ def imagenet(root):
 
 def flat_copy(root):
     """(d): all images in one folder, beside the lists."""
-    for wnid in CLASSES:
-        for number in range(1, 7):
-            write(root / "images" / listed(wnid, number), picture(number))
+    for wnid, number in itertools.product(CLASSES, range(1, 7)):
+        write(root / "images" / listed(wnid, number), picture(number))
     return lists(root, range(1, 7))
 
 
 def lists(root, numbers=(2, 3, 5, 7, 11, 12)):
     """The three lists, a class each."""
-    root.mkdir(parents=True, exist_ok=True)
     for file, wnid in zip(LISTS, CLASSES, strict=True):
         rows = "".join(f"{listed(wnid, number)},{wnid}\n" for number in numbers)
-        (root / file).write_text(f"filename,label\n{rows}")
-    return root
-
-
-def tars(root, source):
-    """Class folders -> one tar file a class."""
-    root.mkdir(parents=True)
-    for wnid in CLASSES:
-        with tarfile.open(root / f"{wnid}.tar", "w") as archive:
-            for file in sorted((source / wnid).iterdir()):
-                archive.add(file, file.name)
+        write(root / file, f"filename,label\n{rows}".encode())
     return root
 
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from lcm.data.image_cache import cached_size
-
-SIDE, SIZE, CACHED = 224, (500, 375), 256  # width and height of a usual photograph of ImageNet
+SIDE = 224
+SIZE = (500, 375)  # width and height of a usual photograph of ImageNet
+CACHED = (341, 256)  # its size in the cache
 
 
 def main():
@@ -28,18 +28,15 @@ def main():
     parser.add_argument("root", type=Path)
     files = sorted(parser.parse_args().root.glob("train/*/*"))
     torch.manual_seed(0)
-    height, width = cached_size(SIZE[1], SIZE[0], CACHED)
-    scale = height / SIZE[1]
+    scale = CACHED[1] / SIZE[1]
     short, differences = [], []
     for file in files:
         with Image.open(file) as opened:
             image = opened.convert("RGB").resize(SIZE, Image.Resampling.BICUBIC)
-        cached = image.resize((width, height), Image.Resampling.BILINEAR)
+        cached = image.resize(CACHED, Image.Resampling.BILINEAR)
         top, left, h, w = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
         box = (left, top, left + w, top + h)
-        small = [
-            min(round(v * scale), end) for v, end in zip(box, (width, height) * 2, strict=True)
-        ]
+        small = [min(round(v * scale), end) for v, end in zip(box, CACHED * 2, strict=True)]
         crops = [
             np.asarray(source.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=region), float)
             for source, region in ((image, box), (cached, small))

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from invented_runs import ROOT, edit, invented_run, results_of
 
+from lcm.data import folder
 from lcm.errors import UserError
+from lcm.reporting import records
 from lcm.reporting.protocol import Protocol
 from lcm.reporting.records import BEGUN, COLUMNS, find_runs, read_record, read_run
 from lcm.reporting.report import make_report
@@ -45,6 +47,7 @@ def test_rows_say_what_the_runs_said(runs, tmp_path):
 
 
 def test_columns_that_some_data_sets_have(tmp_path):
+    assert records.IN_MEMORY == folder.IN_MEMORY
     settings = (
         {"verify": True},
         {"verify": False},
