@@ -1,7 +1,7 @@
 """Train one network: python train.py model=densenet100 attention=lcm2 data=cifar100 seed=0
 
-Composes the config, checks it, and trains in the run directory that follows from it; the same command
-continues an unfinished run. Exit codes: 0 finished, 1 failed, 2 bad input, 3 owned elsewhere, 75 saved.
+Composes the config, checks it, and trains in the run directory that follows from it; the same
+command continues a run. Exit codes: 0 finished, 1 failed, 2 bad input, 3 owned elsewhere, 75 saved.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from lcm.training.compilation import compiled
 from lcm.training.device import describe_device, set_up
 from lcm.training.graphs import batches_on, with_graph
 from lcm.training.schedule import learning_rate, make_optimizer
-from lcm.training.state import Sums, TrainingState, in_float32
+from lcm.training.state import Sums, TrainingState
 
 
 def train(config):
     """Train the run of one resolved config (nested plain dicts) to its end. Returns its run.json.
 
-    Raises UserError (what a user can mend), OwnedElsewhere (another process trains it), Stopped (by a
-    signal; saved) and NotFinite (a loss or a weight became infinite or NaN).
+    Raises UserError (what a user can mend), OwnedElsewhere (another process trains it), Stopped
+    (by a signal; saved) and NotFinite (a loss or a weight became infinite or NaN).
     """
     if found := problems(config):
         raise listed("the config has problems, nothing was started:", found)
@@ -59,19 +59,19 @@ def fit(config, run):
     test_batches = batches_on(device, data.test(schedule["test_batch_size"]))
 
     # ------------------------------------------------------------------------ network, optimiser
-    # A layer's weights depend on (seed, its name) alone: networks of one seed share their backbone's.
+    # A layer's weights depend on (seed, its name) alone: networks of one seed share a backbone's.
     network = build_network(config["model"], config["attention"], data.num_classes, seed=seed)
     run.begin(data, count(network, data.image_size), threads, describe_device(device))
     network.to(device, memory_format=layout)
     optimizer = make_optimizer(schedule, network)  # section 4.1.2 of the paper: SGD
     forward = network
     if config["compile"]:
-        size = min(schedule["batch_size"], train_batches.images)
-        forward = compiled(network, size, data.image_size, autocast, layout)
+        forward = compiled(network, train_batches.size(0), data.image_size, autocast, layout)
 
     def logits_of(images, through=forward):  # (B, 3, H, W) -> (B, classes) float32
         with autocast:
-            return in_float32(through(images.contiguous(memory_format=layout)))
+            logits = through(images.contiguous(memory_format=layout))
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     # ------------------------------------------------------------------------------------- epochs
     # Sums stay on the device and are read once an epoch: the CPU never waits for a GPU inside one.
@@ -80,7 +80,7 @@ def fit(config, run):
     state = TrainingState(network, optimizer, trained)  # what a step changes, a checkpoint holds
     train_step = training_step(logits_of, optimizer, trained, schedule)
     test_step = evaluation_step(lambda images: logits_of(images, network), tested)
-    # On a GPU both become CUDA graphs. All that they change is named: a capture must change nothing.
+    # On a GPU each becomes a CUDA graph; all that it changes is named: a capture changes nothing.
     capture = config["capture"]
     train_step = with_graph(
         train_step, train_batches, state.tensors(), capture, network.train, (seed, "train")
@@ -89,7 +89,8 @@ def fit(config, run):
         test_step, test_batches, tested.tensors(), capture, network.eval, (seed, "test")
     )
     for epoch, start in run.epochs(state, train_batches):
-        optimizer.param_groups[0]["lr"].fill_(rate := learning_rate(schedule, epoch))
+        rate = learning_rate(schedule, epoch)
+        optimizer.param_groups[0]["lr"].fill_(rate)
         if start == 0:  # otherwise the sums of its first part are in the checkpoint
             trained.clear()
         network.train()
@@ -105,14 +106,13 @@ def fit(config, run):
 
 
 def training_step(logits_of, optimizer, trained, schedule):
-    """One step of SGD on the mean cross-entropy of a batch: step(images, labels)."""
+    """One update with the mean cross-entropy of a batch: step(images, labels)."""
     optimizer.found_inf = trained.bad  # after a loss that is not finite no step changes a weight
-    smoothing = schedule.get("label_smoothing", 0.0)
 
     def step(images, labels):
         optimizer.zero_grad()
         logits = logits_of(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=schedule["label_smoothing"])
         trained.add(loss.detach().double() * len(labels), logits, labels)
         loss.backward()
         optimizer.step()

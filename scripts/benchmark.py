@@ -1,20 +1,22 @@
-"""Time this project's training and a plain PyTorch loop in turns, on this machine.
+"""This project's training beside a plain PyTorch loop: in turns, in one run, on this machine.
 
     python scripts/benchmark.py                            # a quarter of an hour on two cores
     python scripts/benchmark.py --out results/benchmark.csv --attentions se,lcm1,lcm2
     python scripts/benchmark.py --variants bf16 device=cuda channels_last=false
-    python scripts/benchmark.py --quick                    # under a minute: shows that it works
+    python scripts/benchmark.py --networks resnet20 --variants fp32 --rounds 1 --seconds 0
 
-What is compared with what: docs/benchmark.md.
+What is compared with what: docs/benchmark.md. The last command shows that it works.
 """
 
 import argparse
-import contextlib
 import datetime
+import functools
 import multiprocessing
 import statistics
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import checkout  # noqa: F401  before lcm
@@ -23,20 +25,18 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 
 import train
-from lcm.config.compose import CONFIGS, load
+from lcm.config.compose import COMPOSITION_ERRORS, CONFIGS, composition_problem, load
 from lcm.data import build_data
 from lcm.data.in_memory import ResidentSet
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.files import write
 from lcm.models.build import build_network
-from lcm.runs.grid import problems
-from lcm.training.device import choose_device, describe_device, set_precision, set_up
+from lcm.runs.grid import problems, resolved
+from lcm.training.device import describe_device, set_up
 
 VARIANTS = {
     "fp32": [],
@@ -44,9 +44,7 @@ VARIANTS = {
     "bf16": ["precision=bf16"],
     "bf16 compiled": ["precision=bf16", "compile=true"],
 }
-OWN = ("model", "attention", "precision", "compile", "data")  # no argument may set them
-SECONDS = 5  # of a turn
-QUICK = ["model.layers=8", "schedule.batch_size=16"]
+OWN = ("model=", "attention=", "precision=", "compile=", "data")  # what no word may begin with
 KEY = ["machine", "what", "network", "attention", "variant"]  # a row replaces the one of its key
 COLUMNS = ["date", "torch", *KEY, "images_per_second", "ratio", "low", "high", "rounds"]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's
@@ -64,15 +62,15 @@ class Invented(ResidentSet):
 
 
 def composed(network, words=(), steps=20):
-    """train.py's config, with random images for `steps` steps per epoch. Raises UserError."""
+    """train.py's config with invented images for `steps` steps an epoch. UserError: it is bad."""
     size = load("model", network)["image_size"]
     data = "cifar10" if size == 32 else "mini_imagenet"
     overrides = [f"model={network}", f"data={data}", "schedule=cifar", *words]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            config = OmegaConf.to_container(compose("train", overrides=overrides), resolve=True)
-    except HydraException as error:
-        raise UserError(f"train.py {' '.join(overrides)}: {str(error).splitlines()[0]}") from None
+            config = resolved(compose("train", overrides=overrides))
+    except COMPOSITION_ERRORS as error:
+        raise UserError(f"train.py {' '.join(overrides)}: {composition_problem(error)}") from error
     if found := problems(config):
         raise listed("nothing was measured:", found)
     images = steps * config["schedule"]["batch_size"]
@@ -80,31 +78,22 @@ def composed(network, words=(), steps=20):
     return config
 
 
-def turns(pipe):
-    """For each epoch of each turn a Counter of `images` and the seconds of `step` and `epoch`."""
-    for seconds in iter(pipe.recv, None):
-        clock = Counter()
-        while clock["images"] == 0 or clock["epoch"] < seconds:
-            yield clock
-        pipe.send({what: clock["images"] / clock[what] for what in ("step", "epoch")})
-
-
-class Turns:
-    """In place of lcm.runs.run.Run: `turns` instead of a number of epochs, nothing on the disk.
+class Timed:
+    """In place of lcm.runs.run.Run: epochs for some seconds, nothing on the disk.
 
     The evaluation after an epoch is not timed. A step has its batch in it.
     """
 
-    def __init__(self, pipe, threads):
-        self.pipe = pipe
+    def __init__(self, threads, seconds):
         self.threads = threads
+        self.seconds = seconds
 
     def begin(self, data, complexity, threads, device):
-        self.pipe.send(device)
+        self.machine = device
 
     def epochs(self, state, batches):
         self.batches = batches
-        for epoch, clock in enumerate(turns(self.pipe), 1):
+        for epoch, clock in enumerate(timed_epochs(self.seconds), 1):
             self.clock = clock
             self.began = time.perf_counter()
             yield epoch, 0
@@ -122,32 +111,34 @@ class Turns:
     record = after_test_step
 
 
-def project(pipe, config):
-    """This project's side: train.py's own `fit`."""
-    train.fit(config, Turns(pipe, config["threads"]))
+def timed_epochs(seconds):
+    """For each epoch a Counter of `images` and the seconds of `step` and `epoch`, for it to add to.
+
+    The first epoch is not counted: kernels are chosen, buffers allocated. One at least is.
+    """
+    yield Counter()
+    clock = Counter()
+    while clock["images"] == 0 or clock["epoch"] < seconds:
+        yield clock
 
 
-class Transformed(Dataset):
-    """The same images as tensors (3, H, W), each cropped, flipped and normalised by itself."""
+def project(config, seconds):
+    """This project's side, train.py's own `fit`: (machine, Counter)."""
+    run = Timed(config["threads"], seconds)
+    train.fit(config, run)
+    return run.machine, run.clock
 
-    def __init__(self, resident):
-        self.images = resident.images.permute(0, 3, 1, 2).contiguous()
-        self.labels = resident.labels
-        crop = transforms.RandomCrop(self.images.shape[2:], padding=resident.pad)
-        mirror = transforms.RandomHorizontalFlip(0.5 if resident.mirror else 0.0)
-        to_float = transforms.ConvertImageDtype(torch.float32)
-        normalise = transforms.Normalize(resident.mean, resident.std)
-        self.transform = transforms.Compose([crop, mirror, to_float, normalise])
 
-    def __len__(self):
-        return len(self.images)
+class Transformed(TensorDataset):
+    """Images (3, H, W), each transformed by itself, and labels."""
 
     def __getitem__(self, index):
-        return self.transform(self.images[index]), self.labels[index]
+        image, label = super().__getitem__(index)
+        return self.transform(image), label
 
 
-def plain(pipe, config):
-    """The plain side, as in torchvision's reference training and most public code.
+def plain(config, seconds):
+    """The other side, as torchvision's references and most public code have it: (machine, Counter).
 
     Eager float32 in NCHW, torch's SGD, a DataLoader in the same process, metrics read in every
     step. Its step begins when the batch is on the device.
@@ -156,13 +147,21 @@ def plain(pipe, config):
     device, _, _ = set_up(
         config["threads"], config["device"], "fp32", deterministic=False, allocator=False
     )
-    batches = build_data(config["data"]).train(schedule["batch_size"], seed=0)
-    loader = DataLoader(Transformed(batches.resident), schedule["batch_size"], shuffle=True)
+    data = build_data(config["data"]).train(schedule["batch_size"], seed=0).resident
+    dataset = Transformed(data.images.permute(0, 3, 1, 2).contiguous(), data.labels)
+    dataset.transform = transforms.Compose(
+        [
+            transforms.RandomCrop(data.images.shape[1:3], padding=data.pad),
+            transforms.RandomHorizontalFlip(0.5 * data.mirror),
+            transforms.ConvertImageDtype(torch.float32),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+    loader = DataLoader(dataset, schedule["batch_size"], shuffle=True)
     network = build_network(config["model"], config["attention"], seed=0).to(device)
     settings = {key: schedule[key] for key in ("momentum", "nesterov", "weight_decay")}
     optimizer = torch.optim.SGD(network.parameters(), schedule["learning_rate"], **settings)
-    pipe.send(describe_device(device))
-    for clock in turns(pipe):
+    for clock in timed_epochs(seconds):
         began = time.perf_counter()
         loss_sum = hits = 0
         for images, labels in loader:
@@ -177,75 +176,37 @@ def plain(pipe, config):
             hits += (logits.argmax(1) == labels).sum().item()
             clock.update(images=len(labels), step=time.perf_counter() - ready)
         clock.update(epoch=time.perf_counter() - began)
+    return describe_device(device), clock
 
 
 class Side:
-    """A process that trains at each turn, while a `with` block of it lasts.
+    """One of those that take turns. After a turn, `machine` is its device in words.
 
     Args:
         network, attention: names of files in configs/.
         variant: of VARIANTS, or "plain".
-        words: further arguments of train.py.
+        words: further words of train.py.
         steps: of an epoch.
-
-    Raises what the process raises, such as UserError for what the machine cannot do.
     """
 
     def __init__(self, network, variant, attention="none", words=(), steps=20):
         shown = [word for word in words if not word.startswith(("device=", "threads="))]
-        self.names = {"network": network, "attention": attention}
-        self.names["variant"] = " ".join([variant, *shown])
+        self.names = [network, attention, " ".join([variant, *shown])]
         self.loop = plain if variant == "plain" else project
         own = [*VARIANTS.get(variant, []), f"attention={attention}"]
         self.config = composed(network, [*words, *own], steps)
 
-    def __enter__(self):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(self.loop, theirs, self.config))
-        self.process.start()
-        theirs.close()
-        return self
-
-    def __exit__(self, *_):
-        with contextlib.suppress(OSError):  # it has ended already
-            self.pipe.send(None)
-        self.process.join()
-
-    def get_ready(self):
-        """A turn that is not counted: kernels are chosen, buffers allocated."""
-        self.machine = self._answer()
-        self.turn()
-
     def turn(self, seconds=0):
-        """{"step": images per second, "epoch": the same} over some seconds, at least one epoch."""
-        self.pipe.send(seconds)
-        return self._answer()
+        """{"step": images a second, "epoch": the same} over some seconds, one epoch at least.
 
-    def _answer(self):
-        try:
-            answer = self.pipe.recv()
-        except EOFError:
-            raise UserError("the process of a side has died: out of memory?") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def work(loop, pipe, config):
-    """What the process of a side does."""
-    try:
-        loop(pipe, config)
-    except Exception as error:
-        pipe.send(error)
-
-
-def rounds(sides, count, seconds):
-    """The reports of all sides, one list per round."""
-    with contextlib.ExitStack() as stack:
-        for side in sides:
-            stack.enter_context(side).get_ready()
-        return [[side.turn(seconds) for side in sides] for _ in range(count)]
+        Raises what its process raises: UserError where the machine cannot do what words ask for.
+        """
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            try:
+                self.machine, clock = process.submit(self.loop, self.config, seconds).result()
+            except BrokenProcessPool:
+                raise UserError("the process of a side has died: out of memory?") from None
+        return {what: clock["images"] / clock[what] for what in ("step", "epoch")}
 
 
 def rows(sides, reports, what):
@@ -260,86 +221,57 @@ def rows(sides, reports, what):
         if what == "attention":
             ratios = [1 / ratio for ratio in ratios]
         numbers = [statistics.median(rates), statistics.median(ratios), min(ratios), max(ratios)]
-        today = [f"{datetime.date.today()}", torch.__version__, side.machine, what]
-        row = [*today, *side.names.values(), *(f"{n:.6g}" for n in numbers), f"{len(reports)}"]
-        print("  ".join(f"{cell:>12}" for cell in row[3:]), flush=True)
-        yield dict(zip(COLUMNS, row, strict=True))
-
-
-def read(file):
-    """The rows of an existing file, as text. Raises UserError if it is no such table."""
-    if not file.exists():
-        return pd.DataFrame(columns=COLUMNS)
-    with contextlib.suppress(OSError, ValueError):
-        found = pd.read_csv(file, dtype=str)
-        if list(found.columns) == COLUMNS:
-            return found
-    raise UserError(f"{file}: not a table of this script; name another file with --out")
-
-
-def measurable(device):
-    """The variants that a device can compute."""
-    try:
-        set_precision("bf16", choose_device(device))
-    except UserError as error:
-        print(f"without bf16: {error}")
-        return [variant for variant in VARIANTS if "bf16" not in variant]
-    return list(VARIANTS)
+        row = [f"{datetime.date.today()}", torch.__version__, side.machine, what, *side.names]
+        yield [*row, *(f"{number:.6g}" for number in numbers), f"{len(reports)}"]
 
 
 def groups(options):
     """(what is measured, the sides that take turns) for each network and its attentions."""
-    words = options.words
     for network in options.networks:
-        variants = options.variants or measurable(composed(network, words)["device"])
-        names = ["plain", *variants]
-        yield ("step", "epoch"), [Side(network, n, "none", words, options.steps) for n in names]
-        for variant in variants if options.attentions else ():
-            names = ["none", *options.attentions]
-            yield ("attention",), [Side(network, variant, n, words, options.steps) for n in names]
+        own = functools.partial(Side, network, words=options.words, steps=options.steps)
+        yield ("step", "epoch"), [own(variant) for variant in ["plain", *options.variants]]
+        for variant in options.variants if options.attentions else ():
+            yield ("attention",), [own(variant, name) for name in ["none", *options.attentions]]
 
 
 def parse(arguments):
-    """The command line as options. Raises UserError for invalid ones."""
+    """The command line as options. Raises UserError for what it cannot mean."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "words", nargs="*", metavar="key=value", help="further arguments of train.py, for all sides"
-    )
-    names = {"type": lambda text: text.split(","), "default": []}
-    add("--networks", **names, help="default: resnet20,densenet40")
-    add("--variants", **names, help=f"of {','.join(VARIANTS)} (default: what the machine has)")
-    add("--attentions", **names, help="modules whose step is measured too, relative to none")
-    add("--steps", type=int, default=20, help="steps of an epoch (default: %(default)s)")
+    add("words", nargs="*", metavar="key=value", help="further words of train.py, for all sides")
+    names = {"type": lambda text: text.split(","), "metavar": "NAME,..."}
+    add("--networks", **names, default=["resnet20", "densenet40"], help="resnet20,densenet40")
+    add("--variants", **names, default=["fp32", "fp32 compiled"], help=f"of {', '.join(VARIANTS)}")
+    add("--attentions", **names, default=[], help="whose step is measured as well, beside none")
+    add("--steps", type=int, default=20, help="of an epoch (default: %(default)s)")
     add("--rounds", type=int, default=5, help="default: %(default)s")
-    add("--quick", action="store_true", help="ResNet-8, fp32, one round of one epoch")
-    add("--out", type=Path, metavar="FILE", help="add or replace rows in this file (default: none)")
+    add("--seconds", type=float, default=5, help="of a turn (default: %(default)s)")
+    add("--out", type=Path, metavar="FILE", help="where rows are added or replaced (default: none)")
     options = parser.parse_intermixed_args(arguments)
-    if options.quick:
-        options.words += QUICK
-        vars(options).update(networks=["resnet20"], variants=["fp32"], rounds=1)
-    options.networks = options.networks or ["resnet20", "densenet40"]
     if unknown := set(options.variants) - set(VARIANTS):
         raise UserError(f"--variants {unknown.pop()}: choose from {', '.join(VARIANTS)}")
     if min(options.rounds, options.steps) < 1:
         raise UserError("--rounds and --steps must be at least 1")
     for word in options.words:
-        key = word.partition("=")[0]
-        if key in OWN or key.startswith("data."):
-            raise UserError(f"{word}: the benchmark sets this itself, see --help")
+        if word.startswith(OWN):
+            raise UserError(f"{word}: the benchmark chooses this itself, see --help")
     return options
 
 
 @exit_on_user_error
 def main(arguments=None):
     options = parse(arguments)
-    table = read(options.out) if options.out else pd.DataFrame(columns=COLUMNS)
-    for whats, sides in list(
-        groups(options)
-    ):  # all arguments are checked before the first side starts
-        reports = rounds(sides, options.rounds, 0 if options.quick else SECONDS)
-        new = pd.DataFrame([row for what in whats for row in rows(sides, reports, what)])
+    table = pd.DataFrame(columns=COLUMNS)
+    if options.out and options.out.exists():
+        table = pd.read_csv(options.out, dtype=str)
+    if list(table.columns) != COLUMNS:
+        raise UserError(f"{options.out}: not a table of this script; name another file with --out")
+    for whats, sides in list(groups(options)):  # each word is checked before the first side starts
+        reports = [[side.turn(options.seconds) for side in sides] for _ in range(options.rounds)]
+        found = [row for what in whats for row in rows(sides, reports, what)]
+        new = pd.DataFrame(found, columns=COLUMNS)
+        print(new[COLUMNS[3:]].to_string(index=False), flush=True)
         table = pd.concat([table, new]).drop_duplicates(KEY, keep="last")
         if options.out:
             write(options.out, table.to_csv(index=False))

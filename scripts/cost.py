@@ -32,9 +32,8 @@ def measured(model, attention, device):
     """(seconds per image, batch size, device in words)."""
     batch = BATCHES.get(model, 8) if device == "cpu" else 64
     words = [f"device={device}", f"schedule.batch_size={batch}"]
-    with Side(model, "fp32", attention, words, STEPS) as side:
-        side.get_ready()
-        return 1 / side.turn()["step"], batch, side.machine
+    side = Side(model, "fp32", attention, words, STEPS)
+    return 1 / side.turn()["step"], batch, side.machine
 
 
 @exit_on_user_error

@@ -4,6 +4,7 @@ import sys
 
 from lcm.errors import plural
 from lcm.reporting.protocol import paper_comparison
+from lcm.training.schedule import described
 
 
 def print_plan(config, data, complexity, state, directory, saved):
@@ -17,8 +18,8 @@ def print_plan(config, data, complexity, state, directory, saved):
         f"{complexity.macs / 1e9:.3f} G multiply-accumulates",
         f"data        {config['data']['name']}: {plural(train.images, 'training image')}, {plural(test.images, 'test image')}",
         *(f"            {note}" for note in notes),
-        f"schedule    {schedule['name']}: {plural(schedule['epochs'], 'epoch')}, batch {schedule['batch_size']}, learning rate "
-        f"{schedule['learning_rate']:g} divided by {schedule['divide_by']:g} at {schedule['divide_at']}",
+        f"schedule    {schedule['name']}: {plural(schedule['epochs'], 'epoch')}, "
+        f"batch {schedule['batch_size']}, {described(schedule)}",
         f"device      {device}, {config['precision']}{', compiled' if config['compile'] else ''}",
         f"run         {directory}, seed {config['seed']}",
     ]

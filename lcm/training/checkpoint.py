@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any moment: written atomically, with a checksum, the one before kept.
+"""Checkpoints that survive a kill at any moment: atomic, with a checksum, the one before kept.
 
-`checkpoint.pt` is a file of torch.save with the SHA-256 of its bytes appended; torch.load reads it. This project reads it with
-`weights_only=True` alone.
+`checkpoint.pt` is a file of torch.save with the SHA-256 of its bytes appended; torch.load reads it.
+This project reads it with `weights_only=True` alone.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lcm.errors import UserError, listed
-from lcm.files import unreadable, unwritable, write_atomically
+from lcm.files import unreadable, write_atomically
 from lcm.training.out_of_memory import is_out_of_memory
 
 NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
@@ -45,7 +45,7 @@ class DamagedCheckpoint(Exception):
 def save(directory, payload):
     """Write `payload` (tensors and plain values) as the newest checkpoint and keep the one before.
 
-    Raises UserError where the disk is full or cannot be written; both old checkpoints are then intact.
+    Raises UserError where the disk is full or cannot be written; both old checkpoints are intact.
     """
     buffer = io.BytesIO()
     torch.save(payload, buffer)
@@ -58,18 +58,14 @@ def save(directory, payload):
 def read(file, config_hash=None):
     """The payload of one checkpoint file.
 
-    Raises DamagedCheckpoint, with the reason, where it is incomplete or another run's;
-    FileNotFoundError; UserError where the system cannot read it, which on a network folder may pass.
+    Raises DamagedCheckpoint, with the reason, where it is incomplete or another run's; UserError
+    where the system cannot read it, which on a network folder may pass.
     """
     try:
         data = Path(file).read_bytes()
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise unreadable(file, error) from error
     body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
-    if not data:
-        raise DamagedCheckpoint("empty")
     if not seal.startswith(_SEAL):
         raise DamagedCheckpoint("cut short, or no checkpoint of this program")
     if seal != _SEAL + hashlib.sha256(body).hexdigest().encode() + b"\n":
@@ -79,12 +75,9 @@ def read(file, config_hash=None):
     except Exception as error:  # the pickle of another program may raise anything
         if is_out_of_memory(error):
             raise
-        raise DamagedCheckpoint(
-            f"not readable as weights ({(str(error) or repr(error)).splitlines()[0]})"
-        ) from error
-    if config_hash is not None and (
-        not isinstance(payload, dict) or payload.get("config_hash") != config_hash
-    ):
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise DamagedCheckpoint(f"not readable as weights ({reason})") from error
+    if not isinstance(payload, dict) or config_hash not in (None, payload.get("config_hash")):
         raise DamagedCheckpoint("another run's")
     return payload
 
@@ -92,23 +85,24 @@ def read(file, config_hash=None):
 def newest(directory, config_hash=None, warn=print, set_aside=False):
     """The payload of a run's newest usable checkpoint; None where the run has no checkpoint yet.
 
-    A damaged one is reported through `warn` and the one before is taken. `set_aside`, for the run's owner, renames the damaged
-    one, so that the next `save` does not keep it instead of the good one. Raises UserError where there are checkpoints but none
-    is usable; nothing is deleted.
+    A damaged one is reported through `warn` and the one before is taken. `set_aside`, for the run's
+    owner, renames the damaged one, so that the next `save` does not keep it instead of the good
+    one. Raises UserError where there are checkpoints but none is usable; nothing is deleted.
     """
+    directory = Path(directory)
     problems = []
-    for file in (Path(directory) / NAME, Path(directory) / PREVIOUS):
+    for file in (directory / NAME, directory / PREVIOUS):
+        if not file.exists():
+            continue
         try:
             payload = read(file, config_hash)
-        except FileNotFoundError:
-            continue
         except DamagedCheckpoint as damage:
             problems.append(f"{file}: {damage}")
             continue
         if problems:
             warn(f"warning: damaged checkpoint ({problems[0]}); continuing from {file.name}")
-            if set_aside:
-                _set_aside(Path(directory))
+        if problems and set_aside:
+            os.replace(directory / NAME, directory / DAMAGED)
         return payload
     if problems:
         problems.append(f"nothing was deleted; move {directory} away to start this run anew")
@@ -116,21 +110,18 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
     return None
 
 
-def _set_aside(directory):
-    try:
-        os.replace(directory / NAME, directory / DAMAGED)
-    except OSError as error:
-        raise unwritable(directory / DAMAGED, error) from error
-
-
 def restore(directory, saved, training):
-    """Load a checkpoint's payload into a TrainingState. Raises UserError where its tensors are not this network's."""
+    """Load a checkpoint's payload into a TrainingState.
+
+    Raises UserError where its tensors are not this network's.
+    """
     try:
         training.restore(saved)
     except (KeyError, RuntimeError, TypeError) as error:
         raise UserError(
-            f"{directory}/{NAME} was written by another version of this program ({str(error).splitlines()[0]}): continue with "
-            "that version, or start anew in another directory"
+            f"{directory}/{NAME} was written by another version of this program "
+            f"({str(error).splitlines()[0]}): continue with that version, or start anew in another "
+            "directory"
         ) from error
 
 

@@ -7,29 +7,30 @@ import torch
 from lcm.errors import UserError
 
 
-def compiled(network, batch_size, image_size, autocast, layout=torch.channels_last, say=print):
+def compiled(network, batch_size, image_size, autocast, layout):
     """The network's forward and backward pass compiled by torch.compile, for batches of one size.
 
-    A smaller batch, an epoch's last, goes through the network uncompiled: compiling again, with dynamic sizes, takes half a
-    minute, and torch may use that slower version for whole batches afterwards.
+    A smaller batch, an epoch's last, goes through the network uncompiled: compiling again, with
+    dynamic sizes, takes half a minute, and torch may use that slower version for whole batches
+    afterwards.
 
     Args:
         network: in training mode, on the device on which it will be trained.
-        batch_size, image_size, layout: of the batches to come, float32 (batch_size, 3, image_size, image_size).
+        batch_size, image_size, layout: of the batches to come, float32 (batch_size, 3, image_size,
+            image_size).
         autocast: the context that the forward pass will run in.
 
     Raises:
         UserError: torch.compile cannot compile here, for example without a C++ compiler.
     """
-    started, kept = time.monotonic(), [buffer.clone() for buffer in network.buffers()]
-    images = torch.zeros(
-        batch_size, 3, image_size, image_size, device=next(network.parameters()).device
-    )
-    images = images.contiguous(memory_format=layout)
+    started = time.monotonic()
+    kept = [buffer.clone() for buffer in network.buffers()]
+    shape = (batch_size, 3, image_size, image_size)
+    images = torch.zeros(shape, device=next(network.parameters()).device)
     fast = torch.compile(network, dynamic=False)
     try:
         with autocast:
-            logits = fast(images)
+            logits = fast(images.contiguous(memory_format=layout))
         logits.float().square().mean().backward()  # compiles the backward pass too
     except Exception as error:
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
@@ -44,11 +45,12 @@ def compiled(network, batch_size, image_size, autocast, layout=torch.channels_la
             lines[0] if lines else type(error).__name__,
         )
         raise UserError(
-            f"compile=true: torch.compile cannot compile here ({reason}): it needs a C++ compiler (g++, or what the "
-            "environment variable CXX names) and Python's header files; install them, or take compile=false"
+            f"compile=true: torch.compile cannot compile here ({reason}): it needs a C++ compiler "
+            "(g++, or what the environment variable CXX names) and Python's header files; install "
+            "them, or take compile=false"
         ) from error
     network.zero_grad()
     for buffer, value in zip(network.buffers(), kept, strict=True):
         buffer.copy_(value)
-    say(f"compiled in {time.monotonic() - started:.0f} s")
+    print(f"compiled in {time.monotonic() - started:.0f} s")
     return lambda batch: (fast if len(batch) == batch_size else network)(batch)

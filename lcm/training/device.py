@@ -1,18 +1,22 @@
-"""The machine that a run computes on: device, threads, precision, the C allocator. Set up once, before the first tensor."""
+"""The machine that a run computes on: device, threads, precision, the C allocator."""
 
+import contextlib
 import ctypes
 import gc
-import math
 import os
 import platform
+from pathlib import Path
 
 import torch
 
-from lcm.errors import UserError
+from lcm.errors import UserError, plural
 
 
 def set_up(threads, device, precision, deterministic, allocator):
-    """Everything below, once, before the first tensor. Returns (torch.device, autocast context, number of CPU threads)."""
+    """Everything below, once, before the first tensor.
+
+    Returns (torch.device, autocast context, number of CPU threads).
+    """
     if allocator:
         keep_pages()
     threads = set_threads(threads)
@@ -22,7 +26,7 @@ def set_up(threads, device, precision, deterministic, allocator):
 
 
 def choose_device(name):
-    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. Raises UserError where that GPU is not there."""
+    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. UserError where that GPU is not there."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -39,10 +43,10 @@ def choose_device(name):
 
 
 def describe_device(device):
-    """The device's name: "NVIDIA H200" or "cpu (Intel(R) Xeon(R) Processor @ 2.80GHz, 2 threads)"."""
+    """Its name: "NVIDIA H200" or "cpu (Intel(R) Xeon(R) Processor @ 2.80GHz, 2 threads)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"
+    return f"cpu ({processor()}, {plural(torch.get_num_threads(), 'thread')})"
 
 
 def processor():
@@ -51,117 +55,98 @@ def processor():
 
 
 def cpu_info(key):
-    """The first value of a key in /proc/cpuinfo, '' where there is none."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(
-                (line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), ""
-            )
-    except OSError:
-        return ""
+    """The first value of a key in /proc/cpuinfo, "" where there is none."""
+    with contextlib.suppress(OSError):  # Linux alone has the file
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 def set_precision(precision, device):
-    """fp32, tf32 or bf16. Returns the autocast context to run the network in; raises UserError where the device lacks it."""
-    gpu, bf16 = device.type == "cuda", precision == "bf16"
-    if precision == "tf32" and (not gpu or torch.cuda.get_device_capability(device) < (8, 0)):
+    """The autocast context in which the network runs with fp32, tf32 or bf16.
+
+    Raises UserError where the device lacks it, or would only emulate it.
+    """
+    on_gpu = device.type == "cuda"
+    bf16 = precision == "bf16"
+    if precision == "tf32" and not (on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)):
         raise UserError(
             "precision=tf32: only NVIDIA GPUs from Ampere on have it; take precision=fp32"
         )
-    if bf16 and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
             f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; take precision=fp32"
         )
-    if bf16 and not gpu and not {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split()):
+    if bf16 and not on_gpu and not {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split()):
         raise UserError(
-            f"precision=bf16: this processor ({processor()}) has neither avx512_bf16 nor amx_bf16, so bf16 would be slower "
-            "than fp32; take precision=fp32"
+            f"precision=bf16: this processor ({processor()}) has neither avx512_bf16 nor amx_bf16, "
+            "so bf16 would be slower than fp32; take precision=fp32"
         )
-    if gpu:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-            precision == "tf32"
-        )
+    if on_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # no cache of cast weights: it would keep a captured graph's tensors
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
 def set_deterministic(deterministic, device):
-    """On a GPU: deterministic kernels alone, or those that cuDNN finds fastest. On a CPU all kernels are deterministic."""
+    """On a GPU: deterministic kernels alone, or those that cuDNN finds fastest.
+
+    On a CPU all kernels are deterministic.
+    """
     # cuBLAS reads it once in a process, of which a later run may be deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
         torch.backends.cudnn.benchmark = not deterministic
-        # torch would fill each new tensor with NaN: no result depends on one, and it costs a kernel each
+        # torch would fill each new tensor with NaN, a kernel each, although no result depends on it
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def release_memory():
-    """Free the memory of a finished run: reference cycles and the GPU allocator's cache. For the next run of this process."""
+    """Free what a finished run held, for the next one of this process: cycles, the GPU's cache."""
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 def available_processors():
     """Processors that this process may use, by its affinity and its cgroup's quota."""
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        count = len(os.sched_getaffinity(0))
     try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            count = min(count, max(1, math.floor(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return count
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        return count
+    return count if quota == "max" else min(count, max(1, int(quota) // int(period)))
 
 
-def set_threads(threads, say=print):
+def set_threads(threads):
     """Set torch's CPU threads and return their number.
 
-    `auto`: all processors that this process may use, at most OMP_NUM_THREADS where the environment has it (the parallel
-    launcher gives each of its processes a share). The number decides in which order sums are formed. It therefore does not
-    depend on the load of the machine; where other programs slow this process down, a warning says so.
+    `auto`: all processors that this process may use, at most OMP_NUM_THREADS where the environment
+    has it (the parallel launcher gives each of its processes a share). The number decides in which
+    order sums are formed; it therefore does not depend on the load of the machine.
     """
     if threads == "auto":
-        threads = min(available_processors(), omp_limit())
-    waited = share_waited()
-    if waited > 0.2 and threads > 1:
-        say(
-            f"warning: other programs keep the processors busy (this one waited {waited:.0%} of its time so far): "
-            f"{threads} threads may be slower than fewer; set threads=1, or wait"
-        )
+        threads = available_processors()
+        limit = (
+            os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        )  # of the outer level
+        if limit.isdigit():  # anything else is ignored, as OpenMP does
+            threads = min(threads, max(1, int(limit)))
     torch.set_num_threads(threads)
     return threads
 
 
-def omp_limit():
-    """OMP_NUM_THREADS; of a list ("4,1") the first number, that of the outermost level. UserError where it is no number."""
-    text = os.environ.get("OMP_NUM_THREADS", "").strip()
-    first = text.partition(",")[0].strip()
-    if text and not first.isdigit():
-        raise UserError(f"OMP_NUM_THREADS={text}: no number of threads; unset it, or set threads=")
-    return max(1, int(first)) if text else math.inf
-
-
-def share_waited(schedstat="/proc/self/schedstat"):
-    """The share of its runnable time that this process waited for a processor; 0 where the system does not say."""
-    try:
-        with open(schedstat) as file:
-            ran, waited = map(int, file.read().split()[:2])  # ns
-    except (OSError, ValueError):
-        return 0.0
-    return waited / max(ran + waited, 1)
-
-
 def keep_pages():
-    """Let glibc's allocator keep freed pages, so that a training step causes no page faults. Returns whether it will."""
+    """Let the C allocator keep freed pages, so that a training step causes no page faults."""
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    settings = ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 64 * 2**20))
-    return all(mallopt(option, value) for option, value in settings)
+    mallopt = getattr(
+        ctypes.CDLL(None), "mallopt", lambda *_: 0
+    )  # other libraries than glibc lack it
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 64 * 2**20)

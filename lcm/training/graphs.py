@@ -1,8 +1,7 @@
-"""The batches of an epoch on a device, and a step that is repeated over them, as a CUDA graph where possible.
+"""The batches of an epoch on a device, and a step that is repeated over them, as a CUDA graph.
 
-`HostBatches` are assembled by the CPU. `ResidentBatches` keep the data set and the epoch's plan on the
-device and crop, mirror and normalise inside the step. On a CPU nothing is captured; the rest is the
-same code.
+`HostBatches` are assembled by the CPU. `ResidentBatches` keep the data set and the epoch's plan on
+a GPU and crop, mirror and normalise inside the step, which can therefore be captured whole.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from lcm.data.in_memory import normalise
 from lcm.training.out_of_memory import is_out_of_memory
 
 WARM_UPS = 3  # steps before a capture, as PyTorch's documentation of CUDA graphs asks for
-IN_FLIGHT = 3  # steps by which the CPU may be ahead of a GPU
+IN_FLIGHT = 3  # steps by which the CPU may be ahead of a GPU; it would queue a whole epoch at once
 
 
 class HostBatches:
@@ -53,35 +52,11 @@ class HostBatches:
         """The next batch: images (B, 3, H, W) float32, labels (B,) int64."""
         return self.batches.prepare(next(self._iterator), self.device)
 
-    def load(self, size):
-        """What has to happen before each replay of a graph, outside of it."""
-
-    def tensors(self):
-        """The tensors that `take` changes."""
-        return []
-
-
-class BufferedBatches(HostBatches):
-    """Host batches copied into two buffers: a graph reads the same addresses at each replay."""
-
-    def __init__(self, batches, device):
-        super().__init__(batches, device)
-        self.buffers = [part.clone() for part in batches.prepare(batches.epoch(1)[0], device)]
-
-    def load(self, size):
-        """Copy the next batch into the buffers."""
-        for buffer, part in zip(self.buffers, super().take(), strict=True):
-            buffer[:size].copy_(part)
-
-    def take(self, size):
-        """The batch that was loaded last."""
-        return tuple(buffer[:size] for buffer in self.buffers)
-
 
 class ResidentBatches(HostBatches):
     """The whole set as bytes on the device; a batch is a slice of the epoch's plan.
 
-    The place in the plan is a tensor on the device, which a captured step moves on.
+    The place in the plan is a tensor on the device, set by `start`, which a captured step moves on.
     """
 
     def __init__(self, batches, device):
@@ -97,46 +72,19 @@ class ResidentBatches(HostBatches):
         self.cursor.fill_(step * self.batch_size)
 
     def take(self, size):
-        """The next `size` images: (B, 3, H, W) float32 in channels-last memory, and their labels."""
+        """The next `size` images, (B, 3, H, W) float32 in channels-last memory; their labels."""
         positions = self.cursor + self.range[:size]
         index, offsets, mirror = (drawn[positions] for drawn in self.plan)
         self.cursor += size
         crops = self.resident.crop(self.resident.images, index, offsets, mirror)
-        return normalise(crops, self.resident.scale, self.resident.shift), self.resident.labels[
-            index
-        ]
-
-    def tensors(self):
-        return [self.cursor]
+        images = normalise(crops, self.resident.scale, self.resident.shift)
+        return images, self.resident.labels[index]
 
 
 def batches_on(device, batches):
     """A data set's batches on a device: resident on a GPU where the set allows it."""
     resident = device.type == "cuda" and getattr(batches, "resident", None) is not None
     return (ResidentBatches if resident else HostBatches)(batches, device)
-
-
-class Pace:
-    """Keeps the CPU at most `IN_FLIGHT` steps ahead of a GPU; it would queue a whole epoch at once.
-
-    A signal is then noticed within a few steps, and measured times are those of the GPU's work. On a
-    CPU it does nothing.
-    """
-
-    def __init__(self, device):
-        self.device = device
-        self.steps = 0
-        # an event for each of the last steps; blocking: the CPU waits without spinning
-        cuda = device.type == "cuda"
-        self.events = [torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT)] if cuda else []
-
-    def step(self):
-        """Call after each step: waits for the step `IN_FLIGHT` steps back."""
-        if self.events:
-            event = self.events[self.steps % IN_FLIGHT]
-            event.synchronize()  # returns at once where it was never recorded
-            event.record(torch.cuda.current_stream(self.device))
-            self.steps += 1
 
 
 def seed_generators(device, *key):
@@ -156,36 +104,43 @@ class Repeated:
         step: called with the images and labels of a batch.
         batches: as `batches_on` returns them.
         key: what the random numbers inside a step depend on, beside the step's place.
-        graphs: batch size -> torch.cuda.CUDAGraph of the step; None runs it operation by operation.
+        graphs: batch size -> torch.cuda.CUDAGraph of the step; none: operation by operation.
     """
 
-    def __init__(self, step, batches, key=(), graphs=None):
+    def __init__(self, step, batches, key, graphs=None):
         self.step = step
         self.batches = batches
         self.key = key
         self.graphs = graphs
 
     def epoch(self, epoch, start=0):
-        """Run the steps of an epoch, counted from 1; yields after each how many of them are done."""
-        pace = Pace(self.batches.device)
+        """Run the steps of an epoch, counted from 1; yields after each how many are done."""
+        device = self.batches.device
+        # At most IN_FLIGHT steps ahead, the CPU notices a signal and measures the GPU's work.
+        # blocking: it waits without spinning
+        on_gpu = device.type == "cuda"
+        events = [torch.cuda.Event(blocking=True) for _ in range(IN_FLIGHT if on_gpu else 0)]
         self.batches.start(epoch, start)
         for index in range(start, len(self.batches)):
             size = self.batches.size(index)
             # Outside of a graph: dropout and the like give the same bits after any continuation.
-            seed_generators(self.batches.device, *self.key, epoch, index)
+            seed_generators(device, *self.key, epoch, index)
             if self.graphs:
-                self.batches.load(size)
                 self.graphs[size].replay()
             else:
                 self.step(*self.batches.take(size))
-            pace.step()
+            if events:
+                event = events[index % IN_FLIGHT]
+                event.synchronize()  # returns at once where it was never recorded
+                event.record()
             yield index + 1
 
 
-def with_graph(step, batches, tensors, capture=True, mode=None, key=(), warn=print):
-    """The step repeated over its batches: captured on a GPU where `capture` is true.
+def with_graph(step, batches, tensors, capture, mode, key, warn=print):
+    """The step repeated over its batches: captured where `capture` is true and they are resident.
 
-    Changes none of `tensors` and no place in the epoch, also where it fails.
+    Before an epoch begins. Changes none of `tensors`, also where it fails. Host batches are those
+    of large images, whose steps keep a GPU busy without a graph.
 
     Args:
         step: called with the images and labels of a batch.
@@ -198,67 +153,54 @@ def with_graph(step, batches, tensors, capture=True, mode=None, key=(), warn=pri
     Raises:
         What the step itself raises: out of memory, an error of torch.compile.
     """
-    device = batches.device
-    if not capture or device.type != "cuda":
+    if not capture or not isinstance(batches, ResidentBatches):
         return Repeated(step, batches, key)
-    buffered = batches
-    if type(batches) is HostBatches:
-        buffered = BufferedBatches(batches.batches, device)
-    changed = [*tensors, *buffered.tensors()]
-    kept = [tensor.clone() for tensor in changed]
-    before = torch.cuda.current_stream(device)
-    graphs = {}
-    reason = None
-    if mode:
-        mode()
-    # A capture runs on a side stream, after a few steps there that choose kernels and allocate. All that
-    # these steps change is put back, whatever happens.
+    kept = [tensor.clone() for tensor in tensors]
+    before = torch.cuda.current_stream(batches.device)
+    mode()
+    # A capture runs on a side stream, after a few steps there that choose kernels and allocate. All
+    # that these steps change is put back, whatever happens.
     try:
-        stream = warm_up(step, buffered)
-        try:
-            capture_all(step, buffered, stream, graphs)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        graphs = captured(step, batches, warm_up(step, batches), warn)
     finally:
         torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(batches.device)
         with torch.no_grad():
-            for tensor, value in zip(changed, kept, strict=True):
+            for tensor, value in zip(tensors, kept, strict=True):
                 tensor.copy_(value)
-    if reason is None:
-        return Repeated(step, buffered, key, graphs)
-    warn(f"no CUDA graph ({reason}): every step runs operation by operation, several times slower")
-    graphs.clear()
-    torch.cuda.empty_cache()
-    return Repeated(step, batches, key)
+    if not graphs:
+        torch.cuda.empty_cache()
+    return Repeated(step, batches, key, graphs)
 
 
 def warm_up(step, batches):
-    """A few steps of every batch size on a new stream, which is returned: kernels are chosen, buffers allocated."""
+    """Take a few steps of every batch size on a new stream, which is returned."""
     stream = torch.cuda.Stream(batches.device)
     stream.wait_stream(torch.cuda.current_stream(batches.device))
     with torch.cuda.stream(stream):
         for size in batches.sizes() * WARM_UPS:
-            rewind(batches)
+            batches.start(1)
             step(*batches.take(size))
     torch.cuda.current_stream(batches.device).wait_stream(stream)
     return stream
 
 
-def capture_all(step, batches, stream, graphs):
-    """Capture the step for every batch size, on `stream` (the default one may be another device's), into `graphs`."""
+def captured(step, batches, stream, warn):
+    """{batch size: a graph of the step}; where it cannot be captured, {} and a line with why."""
     pool = torch.cuda.graph_pool_handle()
-    for size in batches.sizes():
-        rewind(batches)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            step(*batches.take(size))
-        graphs[size] = graph
-
-
-def rewind(batches):
-    """Put batches at the start of their epoch, after which enough images are left."""
-    for cursor in batches.tensors():
-        cursor.zero_()
+    graphs = {}
+    try:
+        for size in batches.sizes():
+            batches.start(1)
+            graphs[size] = torch.cuda.CUDAGraph()
+            # the stream is named: torch's own default for captures may be another device's
+            with torch.cuda.graph(graphs[size], pool=pool, stream=stream):
+                step(*batches.take(size))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        words = "every step runs operation by operation, several times slower"
+        warn(f"no CUDA graph ({reason}): {words}")
+        return {}
+    return graphs

@@ -6,7 +6,7 @@ import torch
 
 from lcm.errors import UserError
 
-# RuntimeErrors of the CPU's allocator, oneDNN, C++, CUDA where another process took the rest, cuBLAS
+# RuntimeErrors of the CPU's allocator, oneDNN, C++, CUDA (another process took the rest), cuBLAS
 WORDS = (
     "DefaultCPUAllocator",
     "could not create a memory object",
@@ -40,8 +40,9 @@ def explained(error, device):
     elif is_out_of_memory(error):
         message = (
             f"out of memory on device={device}: lower schedule.batch_size or "
-            "schedule.test_batch_size, take model.memory=linear (CIFAR DenseNets) or precision=bf16 "
-            "(where the device has it), or run fewer runs at once; what was saved is intact"
+            "schedule.test_batch_size, take model.memory=linear (CIFAR DenseNets) or "
+            "precision=bf16 (where the device has it), or run fewer runs at once; what was saved "
+            "is intact"
         )
     else:
         return error

@@ -18,8 +18,9 @@ def clock(seconds):
 class Progress:
     """Shows steps and epochs of a run, and what is left of it.
 
-    Steps and evaluations are timed apart, in this process alone and without its first step, which
-    warms up: an estimate holds for a run that is continued at any place.
+    What is left is estimated from the time since step 1 of the first epoch that this process trains
+    from its beginning: a process's first step warms up, and after a part of an epoch comes a whole
+    evaluation.
 
     Args:
         style: "bar", "lines", or "auto" (a bar where stderr is a terminal).
@@ -32,24 +33,23 @@ class Progress:
         self.epochs = epochs
         self.batches = batches
         self.bar = None
-        self._mark = self._said = None  # the last step's time, and the last line's
-        self._steps = self._evaluations = 0  # those that were timed
-        self._stepping = self._evaluating = 0.0  # their seconds
+        self._began = self._said = None  # the time from which steps are timed, and the last line's
+        self._timed = 0  # steps
         self._estimated = False
 
     def step(self, epoch, done, sums=None):
-        """Call after step `done` of an epoch; `sums`: the Sums of training, unless it would wait."""
+        """Call after step `done` of an epoch; `sums`: those of training, unless reading waits."""
         now = time.monotonic()
-        if self._mark is None:
-            self._said = now
-        elif done > 1:  # the first step of an epoch follows an evaluation
-            self._steps += 1
-            self._stepping += now - self._mark
-        self._mark = now
-        if not self._estimated and (self._stepping > 10 or self._steps > len(self.batches) // 2):
+        self._said = self._said or now
+        if self._began is not None:
+            self._timed += 1
+        elif done == 1:
+            self._began = now
+        enough = self._timed and (now - self._began > 10 or done > len(self.batches) // 2)
+        if enough and not self._estimated:
             self._estimated = True
-            words = "for training, and evaluation on top"
-            self.say(f"estimated time: {clock(self._left(epoch, done))} {words}")
+            left = clock(self._left(epoch, done))
+            self.say(f"estimated time: {left} for training, and evaluation on top")
         if self.bar_wanted:
             self._show_bar(epoch, done, sums)
         elif now - self._said > EVERY:
@@ -58,20 +58,15 @@ class Progress:
     def _left(self, epoch, done):
         """Seconds until the end of the run, after `done` steps of an epoch."""
         steps = (self.epochs - epoch + 1) * len(self.batches) - done
-        return steps * self._stepping / self._steps + self._left_of_evaluation(epoch)
-
-    def _left_of_evaluation(self, epoch):
-        """Seconds of the evaluations after `epoch`; 0 where none was timed yet."""
-        return (self.epochs - epoch) * self._evaluating / max(self._evaluations, 1)
+        return steps * (time.monotonic() - self._began) / self._timed
 
     def _show_bar(self, epoch, done, sums):
         images = min(done * self.batches.batch_size, self.batches.images)
         if self.bar is None:
             from tqdm import tqdm
 
-            title = f"epoch {epoch}/{self.epochs}"
             shape = {"total": self.batches.images, "initial": images, "unit": "image"}
-            self.bar = tqdm(desc=title, leave=False, **shape)
+            self.bar = tqdm(desc=f"epoch {epoch}/{self.epochs}", leave=False, **shape)
         if sums is not None:
             means = sums.means("train")
             words = f"loss {means['train_loss']:.4f}, top-1 {means['train_top1']:.2f} %"
@@ -80,12 +75,7 @@ class Progress:
 
     def epoch(self, row):
         """Call after an epoch and its evaluation, with its row of metrics: prints one line."""
-        self.clear()
-        now = time.monotonic()
-        if self._mark is not None:
-            self._evaluations += 1
-            self._evaluating += now - self._mark
-        left = self._left(row["epoch"], len(self.batches)) if self._steps else 0
+        left = self._left(row["epoch"], len(self.batches)) if self._timed else 0
         speed = f"  {row['images_per_second']:.0f} images/s" if row["images_per_second"] else ""
         self.say(
             f"epoch {row['epoch']:>3}/{self.epochs}  lr {row['lr']:.4g}  "
@@ -95,9 +85,8 @@ class Progress:
         )
 
     def say(self, line):
-        """Print a line, above the bar."""
-        if self.bar is not None:
-            self.bar.clear()
+        """Print a line in place of the bar, which the next step shows again."""
+        self.clear()
         print(line, flush=True)
         self._said = time.monotonic()
 

@@ -1,8 +1,23 @@
-"""The learning rate of an epoch, and the optimiser of a schedule."""
+"""A schedule in words, its learning rate in an epoch, and its optimiser."""
 
 import math
 
 import torch
+
+from lcm.errors import plural
+
+
+def described(schedule):
+    """A schedule in words, for the plan that a run prints; what it does not have is left out."""
+    decay = "falling as a cosine"
+    if schedule["decay"] == "steps":
+        decay = f"divided by {schedule['divide_by']:g} at {schedule['divide_at']}"
+    words = f"learning rate {schedule['learning_rate']:g} {decay}"
+    if schedule["warm_up"]:
+        words += f" after a warm-up of {plural(schedule['warm_up'], 'epoch')}"
+    if schedule["label_smoothing"]:
+        words += f", label smoothing {schedule['label_smoothing']:g}"
+    return words + (", AdamW" if schedule["optimizer"] == "adamw" else "")
 
 
 def learning_rate(schedule, epoch):
@@ -14,10 +29,10 @@ def learning_rate(schedule, epoch):
         decay=cosine: learning_rate (1 + cos(pi (e - 1 - w) / (epochs - w))) / 2; I. Loshchilov,
             F. Hutter, "SGDR", ICLR 2017, Eq. (5), without restarts, by epoch.
     """
-    rate, warm_up = schedule["learning_rate"], schedule.get("warm_up", 0)
+    rate, warm_up = schedule["learning_rate"], schedule["warm_up"]
     if epoch <= warm_up:
         return rate * epoch / warm_up
-    if schedule.get("decay", "steps") == "cosine":
+    if schedule["decay"] == "cosine":
         share = (epoch - 1 - warm_up) / (schedule["epochs"] - warm_up)
         return rate * (1 + math.cos(math.pi * share)) / 2
     passed = sum(epoch - 1 >= round(s * schedule["epochs"], 6) for s in schedule["divide_at"])
@@ -27,12 +42,12 @@ def learning_rate(schedule, epoch):
 def make_optimizer(schedule, network):
     """The optimiser of a schedule on the network's parameters, fused.
 
-    sgd: section 4.1.2 of the paper. adamw: I. Loshchilov, F. Hutter, ICLR 2019. The rate is a tensor on
-    the device, where a CUDA graph reads it; it is set before each epoch.
+    sgd: section 4.1.2 of the paper. adamw: I. Loshchilov, F. Hutter, ICLR 2019. The rate is a
+    tensor on the device, where a CUDA graph reads it; it is set before each epoch.
     """
     device = next(network.parameters()).device
     shared = {"lr": 0.0, "weight_decay": schedule["weight_decay"], "fused": True}
-    if schedule.get("optimizer", "sgd") == "adamw":
+    if schedule["optimizer"] == "adamw":
         own = {"betas": tuple(schedule["betas"]), "eps": schedule["eps"]}
         capturable = device.type == "cuda"  # a CUDA graph demands it
         made = torch.optim.AdamW(network.parameters(), capturable=capturable, **shared, **own)

@@ -1,4 +1,7 @@
-"""SIGTERM, SIGINT, SIGUSR1, SIGHUP, which a cluster sends before it takes a machine away: save within one step, then stop."""
+"""SIGTERM, SIGINT, SIGUSR1, SIGHUP, which a cluster sends before it takes a machine away.
+
+Saved within one step, then stopped.
+"""
 
 import contextlib
 import signal
@@ -9,9 +12,10 @@ from lcm.errors import SIGNALS, Stopped
 class StopRequest:
     """The signals' handler.
 
-    While a network trains (`patient`), the first signal is stored in `requested`, which the loop reads after each step. Later
-    signals change nothing: SIGUSR1 before a time limit remains the reason. Only a second SIGINT raises Stopped at once. At any
-    other time, during a download for example, there is nothing to save and the first signal raises Stopped at once.
+    While a network trains (`patient`), the first signal is stored in `requested`, which the loop
+    reads after each step. Later signals change nothing: SIGUSR1 before a time limit remains the
+    reason. Only a second SIGINT raises Stopped at once. At any other time, during a download for
+    example, there is nothing to save and the first signal raises Stopped at once.
     """
 
     def __init__(self):
@@ -25,10 +29,8 @@ class StopRequest:
         if not self._patient:
             self._stop_now()
         if name == "SIGINT" and self._interrupted:
-            raise Stopped(
-                name,
-                "a second SIGINT: at once, what was done since the last checkpoint will be done again",
-            )
+            words = "at once, what was done since the last checkpoint will be done again"
+            raise Stopped(name, f"a second SIGINT: {words}")
         self._interrupted |= name == "SIGINT"
 
     def _stop_now(self):
@@ -37,26 +39,22 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self):
-        """Handle SIGNALS while the block runs, then restore the earlier handlers. A nested block changes nothing.
+        """Handle SIGNALS while the block runs, then restore the earlier handlers.
 
-        A signal that is ignored stays ignored (nohup, a shell's background jobs).
+        A nested block changes nothing. A signal that is ignored stays ignored (nohup, a shell's
+        background jobs).
         """
         if self.is_listening:
             yield self
             return
-        self.requested, self.at_once, self._interrupted, self.is_listening, before = (
-            None,
-            False,
-            False,
-            True,
-            {},
-        )
+        self.requested = None
+        self._interrupted = False
+        self.is_listening = True
+        before = {}
         try:
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    with contextlib.suppress(
-                        ValueError
-                    ):  # not in the main thread, where the caller handles signals
+            with contextlib.suppress(ValueError):  # not in the main thread, which has the signals
+                for number in SIGNALS:
+                    if signal.getsignal(number) is not signal.SIG_IGN:
                         before[number] = signal.signal(number, self._handle)
             yield self
         finally:
@@ -65,7 +63,7 @@ class StopRequest:
             self.is_listening = False
 
     def patient(self):
-        """A block in which a signal sets `requested` and raises nothing: the block saves when it can."""
+        """A block in which a signal only sets `requested`: the block saves when it can."""
         return self._with_patience(True)
 
     def impatient(self):

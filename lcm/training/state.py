@@ -5,16 +5,11 @@ import torch
 from lcm.errors import NotFinite
 
 
-def in_float32(logits):
-    """Logits in float32 at least, in which the loss is computed."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def not_finite(what, epoch):
     """The exception for a loss or weight that became infinite or NaN in an epoch."""
     return NotFinite(
-        f"{what} stopped being a finite number in epoch {epoch}; the last checkpoint is from before "
-        "it. Lower schedule.learning_rate, or take precision=fp32"
+        f"{what} stopped being a finite number in epoch {epoch}; the last checkpoint is from "
+        "before it. Lower schedule.learning_rate, or take precision=fp32"
     )
 
 

@@ -1,6 +1,7 @@
 """train.py's own loop on networks and images of a test's own, without a run directory, and the plain loop
 that it has to equal."""
 
+import contextlib
 import hashlib
 from types import SimpleNamespace
 from unittest import mock
@@ -86,6 +87,20 @@ class Rows:
         self.rows.append(row)
 
 
+@contextlib.contextmanager
+def in_train(network, batches, test):
+    """train.py's `fit` takes this network and these batches."""
+    data = SimpleNamespace(
+        train=lambda size, seed: batches, test=lambda size: test, num_classes=10, image_size=32
+    )
+    with (
+        mock.patch.object(train, "build_network", lambda *_, **__: network),
+        mock.patch.object(train, "build_data", lambda _: data),
+        mock.patch.object(train, "count", lambda *_: None),
+    ):
+        yield
+
+
 def fit(
     network, batches, test=None, rate=0.1, epochs=1, act=lambda *_: None, schedule=(), **settings
 ):
@@ -98,18 +113,8 @@ def fit(
     chosen = config() | {"device": "cpu", "allocator": False} | settings
     constant = {"learning_rate": rate, "divide_at": [], "batch_size": batches.batch_size}
     chosen["schedule"] = chosen["schedule"] | constant | dict(schedule)
-    data = SimpleNamespace(
-        train=lambda size, seed: batches,
-        test=lambda size: test or invented_batches(10, 10, seed=None),
-        num_classes=10,
-        image_size=32,
-    )
     run = Rows(epochs, act)
-    with (
-        mock.patch.object(train, "build_network", lambda *_, **__: network),
-        mock.patch.object(train, "build_data", lambda _: data),
-        mock.patch.object(train, "count", lambda *_: None),
-    ):
+    with in_train(network, batches, test or invented_batches(10, 10, seed=None)):
         train.fit(chosen, run)
     return run
 

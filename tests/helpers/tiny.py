@@ -122,33 +122,16 @@ class Process(multiprocessing.get_context("fork").Process):
             sys.stderr.flush()
             os._exit(code)  # multiprocessing's own end would wait for a loader's workers
 
-    @property
-    def ended(self):
-        """Ended, or None while it runs."""
-        if self.exitcode is None:
-            return None
-        texts = (
-            file.read_text(errors="replace") if file.exists() else ""
-            for file in (self.out, self.err)
-        )
-        return Ended(self.exitcode, *texts)
-
-    def kill(self, group=False):
-        """SIGKILL, to its loader workers too where `group`. Returns Ended."""
-        if group:
-            with contextlib.suppress(ProcessLookupError):  # not yet a leader
-                os.killpg(self.pid, signal.SIGKILL)
-        super().kill()
-        return self.wait()
-
     def wait(self, timeout=300):
         """Ended, when it has; loader workers may outlive it. Raises TimeoutError."""
         end = time.monotonic() + timeout
         while self.exitcode is None:
             if time.monotonic() > end:
-                raise TimeoutError(f"not ended after {timeout} s: {self.kill(group=True)}")
+                os.killpg(self.pid, signal.SIGKILL)
+                raise TimeoutError(f"not ended after {timeout} s: {self.out}, {self.err}")
             time.sleep(0.002)
-        return self.ended
+        texts = (file.read_text(errors="replace") for file in (self.out, self.err))
+        return Ended(self.exitcode, *texts)
 
 
 def train_as_main(config, prepare=None):

@@ -1,7 +1,10 @@
 """TensorBoard's events, read back: the scalars of every epoch, and what the run was trained with."""
 
+import shutil
 import sys
+from types import SimpleNamespace
 
+import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
@@ -44,14 +47,19 @@ def test_the_settings_are_in_the_events_of_the_run_once_also_after_a_continuatio
     assert "accuracy/test_top1" in [metric.name.tag for metric in metrics]
 
 
-def test_a_tensorboard_that_cannot_be_imported_ends_no_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("full", [False, True])
+def test_without_tensorboard_or_room_for_it_the_run_goes_on(tmp_path, monkeypatch, full):
+    """Of a full disk nothing is said: the next file that cannot be written says it."""
+    if full:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20 - 1))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     said = []
     log = RunLog(tmp_path, warn=said.append)
     for epoch in (1, 2):
         log.append({"epoch": epoch, "test_top1": 50.0})
     log.close()
-    assert log.file.read_text().count("\n") == 2
-    (warning,) = said
-    assert warning.startswith("warning: no TensorBoard events (ModuleNotFoundError")
-    assert "tensorboard=false" in warning
+    assert log.file.read_text().count("\n") == 2 and not (tmp_path / "tensorboard").exists()
+    words = "warning: no TensorBoard events (ModuleNotFoundError"
+    assert [line.startswith(words) and "tensorboard=false" in line for line in said] == [True] * (
+        not full
+    )

@@ -1,6 +1,5 @@
-"""The machine: what a GPU is told, without one; threads=auto, so that a run's bits do not depend on the moment; memory."""
+"""The machine: what a GPU is told, without one; threads=auto; memory of a finished run."""
 
-import gc
 import weakref
 
 import pytest
@@ -49,9 +48,8 @@ class NoScatter(TorchDispatchMode):
     """Refuses operations whose deterministic kernels on a GPU sort or wait."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        assert not any(word in str(operation) for word in ("scatter", "index_put", "index_add")), (
-            operation
-        )
+        words = ("scatter", "index_put", "index_add")
+        assert not any(word in str(operation) for word in words), operation
         return operation(*args, **(kwargs or {}))
 
 
@@ -74,82 +72,56 @@ def test_only_deterministic_training_compares(deterministic):
 
 def test_memory_of_a_finished_run_is_released(monkeypatch):
     emptied = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held() is None))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held()))
     tensor = torch.zeros(1)
     tensor.itself = tensor  # a reference cycle, as a network and its optimizer have some
     held = weakref.ref(tensor)
-    gc.disable()
-    try:
-        del tensor
-        release_memory()
-    finally:
-        gc.enable()
-    assert emptied == [True]
+    del tensor
+    release_memory()
+    assert emptied == [None]
 
 
 @pytest.mark.parametrize(
-    "threads, omp, waited, number, warned",
+    "threads, omp, number",
     [
-        ("auto", None, 0.0, 8, False),
-        ("auto", "3", 0.2, 3, False),
-        ("auto", "64", 0.21, 8, True),
-        ("auto", "0", 0.9, 1, False),  # nothing to reduce
-        ("auto", "4,2", 0.0, 4, False),  # the first is that of the outermost level
-        ("auto", " 2 , 1", 0.0, 2, False),
-        (3, "2", 0.9, 3, True),
+        ("auto", "", 8),
+        ("auto", "3", 3),
+        ("auto", "64", 8),
+        ("auto", "0", 1),
+        ("auto", " 4 , 2", 4),  # the first is that of the outermost level
+        ("auto", "many", 8),  # no number: OpenMP ignores it, too
+        (3, "2", 3),
     ],
 )
-def test_threads(monkeypatch, threads, omp, waited, number, warned):
-    """OMP_NUM_THREADS is an upper bound of `auto`; a busy machine changes nothing but the warning."""
-    before, said = torch.get_num_threads(), []
+def test_threads(monkeypatch, threads, omp, number):
+    """OMP_NUM_THREADS is an upper bound of `auto`."""
+    before = torch.get_num_threads()
     monkeypatch.setattr(device, "available_processors", lambda: 8)
-    monkeypatch.setattr(device, "share_waited", lambda: waited)
-    monkeypatch.setenv("OMP_NUM_THREADS", omp) if omp else monkeypatch.delenv(
-        "OMP_NUM_THREADS", raising=False
-    )
+    monkeypatch.setenv("OMP_NUM_THREADS", omp)
     try:
-        assert device.set_threads(threads, said.append) == torch.get_num_threads() == number
+        assert device.set_threads(threads) == torch.get_num_threads() == number
     finally:
         torch.set_num_threads(before)
-    assert [
-        line.startswith("warning: other programs keep the processors busy") for line in said
-    ] == [True] * warned
-
-
-@pytest.mark.parametrize("omp", ["many", ",4", "2.5", "-1"])
-def test_a_limit_that_is_no_number_is_refused(monkeypatch, omp):
-    monkeypatch.setenv("OMP_NUM_THREADS", omp)
-    with pytest.raises(UserError, match="OMP_NUM_THREADS="):
-        device.set_threads("auto")
 
 
 def test_a_later_run_of_the_process_may_be_deterministic(monkeypatch):
-    """cuBLAS reads its variable once: it is there from the first run on, whatever that run asks for."""
+    """cuBLAS reads its variable once: it is there from the first run on, whatever that run asks."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     device.set_deterministic(False, torch.device("cpu"))
     assert device.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-def test_affinity_and_quota(monkeypatch, tmp_path):
-    def opened(path):
-        assert path == "/sys/fs/cgroup/cpu.max"
-        return open(tmp_path / "cpu.max")
+@pytest.mark.parametrize(
+    "quota, processors",
+    [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 6), (None, 6)],
+)
+def test_affinity_and_quota(monkeypatch, quota, processors):
+    def read_text(path):
+        assert str(path) == "/sys/fs/cgroup/cpu.max"
+        if quota is None:
+            raise FileNotFoundError
+        return f"{quota}\n"
 
     monkeypatch.setattr(device.os, "sched_getaffinity", lambda process: set(range(6)))
-    monkeypatch.setattr(device, "open", opened, raising=False)
-    for content, processors in {
-        "max 100000": 6,
-        "250000 100000": 2,
-        "50000 100000": 1,
-        "900000 100000": 6,
-    }.items():
-        (tmp_path / "cpu.max").write_text(content + "\n")
-        assert device.available_processors() == processors
-
-
-def test_the_share_that_this_process_waited(tmp_path):
-    assert device.share_waited(tmp_path / "nowhere") == 0
-    for content, share in {"0 0 0": 0, "300 100 7": 0.25}.items():
-        (tmp_path / "schedstat").write_text(f"{content}\n")
-        assert device.share_waited(tmp_path / "schedstat") == share
-    assert 0 <= device.share_waited() <= 1
+    monkeypatch.setattr(device.Path, "read_text", read_text)
+    assert device.available_processors() == processors

@@ -2,16 +2,18 @@
 
 Fake tensors have shapes, strides and a device but no data. A tensor that is left behind on the CPU and a
 read by the host inside a step (`.item()`, `if tensor`) are errors here, as in a captured CUDA graph.
-Backward passes and updates are left out: autograd needs a real device. Numbers are not covered.
+Backward passes are left out, autograd needs a real device; of an update its fused kernel is. Numbers are
+not covered.
 """
 
+import itertools
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 from hydra_config import config
-from plain import invented_batches
+from plain import in_train, invented_batches
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import train
@@ -32,49 +34,40 @@ NETWORKS = [  # of every family, small where it can be
 ]
 
 
-class Steps:
-    """In place of with_graph: the steps of a `fit` that is left before its first epoch."""
-
-    def __init__(self):
-        self.found = []
-
-    def __call__(self, step, batches, tensors, *rest):
-        self.found.append((step, batches, tensors))
-
-
-def steps_of(network, bf16, **settings):
+def steps_of(network, bf16, optimizer):
     """[(step, batches, tensors)] for training and test, by train.py's own fit."""
-    chosen = config() | {"allocator": False} | settings
-    chosen["schedule"] |= {"batch_size": 16}
-    data = SimpleNamespace(
-        train=lambda *_: BATCHES, test=lambda *_: BATCHES, num_classes=10, image_size=32
-    )
+    chosen = config(schedule__batch_size=16, schedule__optimizer=optimizer, allocator=False)
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False)
-    steps = Steps()
     run = SimpleNamespace(threads=1, begin=lambda *_: None, epochs=lambda *_: ())
+    steps = []  # of a `fit` that is left before its first epoch
     with (
-        mock.patch.object(train, "build_network", lambda *_, **__: network),
-        mock.patch.object(train, "build_data", lambda _: data),
-        mock.patch.object(train, "count", lambda *_: None),
+        in_train(network, BATCHES, BATCHES),
         mock.patch.object(train, "set_up", lambda *_, **__: (DEVICE, autocast, 1)),
         mock.patch.object(train, "describe_device", lambda _: "fake"),
-        mock.patch.object(train, "with_graph", steps),
-        mock.patch.object(
-            network, "to", lambda *_, **__: network
-        ),  # fake parameters cannot be swapped
+        mock.patch.object(train, "with_graph", lambda *facts: steps.append(facts[:3])),
+        # fake parameters cannot be swapped
+        mock.patch.object(network, "to", lambda *_, **__: network),
     ):
         train.fit(chosen, run)
-    return steps.found
+    return steps
 
 
 @pytest.fixture(autouse=True)
-def no_backward(monkeypatch):
-    """Autograd and the fused update need a real device; autocast asks for one."""
+def on_a_gpu(monkeypatch):
+    """Autocast asks for a device; the fused kernels of the updates have no fake ones."""
+    # Autograd's engine starts before it sees a fake device: for a device it would start a thread, after
+    # which no forked process can train.
+    torch.ones((), requires_grad=True).backward()
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    monkeypatch.setattr(torch.Tensor, "backward", lambda *_: None)
-    for optimizer in (torch.optim.SGD, torch.optim.AdamW):
-        monkeypatch.setattr(optimizer, "step", lambda *_: None)
+    for kernel in ("_fused_sgd_", "_fused_adamw_"):
+        monkeypatch.setattr(torch, kernel, updated)
+
+
+def updated(parameters, gradients, *lists, lr, found_inf, **numbers):
+    """In place of a fused kernel: all its tensors are on the device."""
+    for tensor in [*parameters, *gradients, *itertools.chain(*lists), lr, found_inf]:
+        assert tensor.device == DEVICE
 
 
 def on_fake_device(network):
@@ -91,30 +84,36 @@ def on_fake_device(network):
     return network
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("bf16, optimizer", [(False, "sgd"), (True, "adamw")])
 @pytest.mark.parametrize("attention", choices("attention"))
 @pytest.mark.parametrize("model, overrides", NETWORKS)
-def test_a_step(model, overrides, attention, bf16):
+def test_a_step(model, overrides, attention, bf16, optimizer):
     network = build_network(model, attention, **overrides).to(memory_format=torch.channels_last)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        seen = take_steps(on_fake_device(network), bf16)
+        seen = take_steps(on_fake_device(network), bf16, optimizer)
     assert set(seen) == {torch.bfloat16 if bf16 else torch.float32} and len(seen) == 4
 
 
-def take_steps(network, bf16):
+def take_steps(network, bf16, optimizer="sgd"):
     """A training and a test step for each size of a batch; returns the types of the first convolution's maps."""
     seen = []
     first = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
     first.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
-    for step, batches, tensors in steps_of(network, bf16):
+
+    def backward(loss):
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    for step, batches, tensors in steps_of(network, bf16, optimizer):
         assert isinstance(batches, ResidentBatches)
-        assert all(tensor.device == DEVICE for tensor in [*tensors, *batches.tensors()])
-        batches.start(1)
+        assert all(tensor.device == DEVICE for tensor in [*tensors, *batches.plan, batches.cursor])
         for size in batches.sizes():
+            batches.start(1)
             images, labels = batches.take(size)
             assert images.device == labels.device == DEVICE
             assert images.is_contiguous(memory_format=torch.channels_last)
-            step(images, labels)
+            with mock.patch.object(torch.Tensor, "backward", backward):
+                step(images, labels)
     return seen
 
 

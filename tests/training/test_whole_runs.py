@@ -1,0 +1,150 @@
+"""Whole runs by the real command: a schedule and modules of one's own, random ones too, whole, killed
+and continued, alone and in a sweep, compiled or not: the same metrics.jsonl."""
+
+import json
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from test_compiled import needs_compiler
+from tiny import after_step, command, die
+from torch import nn
+
+from lcm.models import Site
+from lcm.training.state import TrainingState
+
+STEPS = 23  # of an epoch: 1437 digits in batches of 64
+CONFIGS = {
+    "model/small": "family: small\nimage_size: 32\n_target_: test_whole_runs.Small",
+    "attention/dropout": "_target_: test_whole_runs.Dropout\nsites: every",
+    "attention/noise": "_target_: test_whole_runs.Noise\nsites: every",
+    "schedule/mine": "decay: cosine\nwarm_up: 1\noptimizer: adamw\nlabel_smoothing: 0.1\n"
+    "learning_rate: 0.002\ndefaults: [digits]",
+    "schedule/mixed": "mixup: 0.2\ndefaults: [digits]",
+}
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+        self.site = Site(4, 1)
+        self.fc = nn.Linear(4 * 64, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.site(self.conv(x).relu()).flatten(1))
+
+
+class Dropout(nn.Module):
+    """Draws from torch's generator, in evaluation too; its gate is to be zero at the start."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.2) + self.gate * x
+
+
+class Noise(Dropout):
+    """Draws from numpy's and Python's, too."""
+
+    def forward(self, x):
+        return x * (1 + self.gate) + 0.1 * (np.random.rand() + random.random())
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    for name, text in CONFIGS.items():
+        file = folder / "conf" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"name: {file.stem}\n{text}\n")
+    return folder
+
+
+def show_gates():
+    """Print whether each `gate` is zero when the first step begins."""
+    original = TrainingState.tensors
+
+    def tensors(self):
+        named = self.network.named_parameters()
+        print("gates", [tensor.any().item() for name, tensor in named if name.endswith("gate")])
+        return original(self)
+
+    TrainingState.tensors = tensors
+
+
+@pytest.fixture
+def trained(folder):
+    """A function: the lines of metrics.jsonl without times, {attention: lines}, after commands.
+
+    Each of them `(prepare, words)` on the same runs; the last one ends them.
+    """
+
+    def train(name, *commands):
+        always = [
+            "model=small",
+            "threads=1",
+            "device=cpu",
+            "tensorboard=false",
+            "schedule.epochs=2",
+        ]
+        for code, prepare, words in commands:
+            words = ["--config-dir", folder / "conf", f"runs={folder}/{name}", *always, *words]
+            ended = command(folder, *words, prepare=prepare)
+            assert ended.code == code, ended
+        found = {}
+        for file in (folder / name).rglob("metrics.jsonl"):
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            times = {"seconds": 0, "images_per_second": 0}
+            found[file.parent.parent.name] = [row | times for row in rows]
+        return found, ended.out
+
+    return train
+
+
+def killed(words):
+    """The command that is killed in step 9 of its last epoch, with a checkpoint after step 7."""
+    dies = after_step(STEPS + 9, die)
+    return -signal.SIGKILL, dies, [*words, "checkpoint.every=5 steps"]
+
+
+def test_a_schedule_of_ones_own_is_continued_exactly(trained):
+    words = ["attention=none", "schedule=mine"]
+    whole, out = trained("whole", (0, None, words))
+    said = "0.002 falling as a cosine after a warm-up of 1 epoch, label smoothing 0.1, AdamW\n"
+    assert said in out and [row["lr"] for row in whole["none"]] == [0.002, 0.002]
+    parts, out = trained("parts", killed(words), (0, None, words))
+    assert "continuing  from epoch 2, step 7" in out and parts == whole
+
+
+def test_a_word_of_a_schedule_that_train_py_does_not_read_is_refused(folder):
+    ended = command(folder, "--config-dir", folder / "conf", "schedule=mixed")
+    assert ended.code == 2 and "schedule.mixup: no such key" in ended.err
+    assert "anything else is written into the training step in train.py" in ended.err
+
+
+def test_random_modules_give_the_same_bits_alone_continued_and_in_a_sweep(trained):
+    swept, out = trained("swept", (0, show_gates, ["-m", "attention=noise,dropout"]))
+    assert out.count("gates [False]") == 2
+    for name in ("noise", "dropout"):
+        words = [f"attention={name}"]
+        whole, _ = trained(f"whole {name}", (0, None, words))
+        parts, out = trained(f"parts {name}", killed(words), (0, None, words))
+        assert "continuing  from epoch 2, step 7" in out
+        assert whole[name] == parts[name] == swept[name]
+    assert swept["noise"] != swept["dropout"]
+
+
+@needs_compiler
+def test_compiled_too(trained):
+    swept, out = trained(
+        "swept compiled", (0, show_gates, ["-m", "attention=dropout,noise", "compile=true"])
+    )
+    assert out.count("gates [False]") == 2 and out.count("compiled in") == 2
+    words = ["attention=noise", "compile=true"]
+    parts, _ = trained("parts compiled", killed(words), (0, None, words))
+    assert parts["noise"] == swept["noise"] != swept["dropout"]
