@@ -1,4 +1,4 @@
-"""Time this project's training and a plain PyTorch loop in turns, on this machine.
+"""This project's training beside a plain PyTorch loop: in turns, in one run, on this machine.
 
     python scripts/benchmark.py                            # a quarter of an hour on two cores
     python scripts/benchmark.py --out results/benchmark.csv --attentions se,lcm1,lcm2
@@ -62,7 +62,7 @@ class Invented(ResidentSet):
 
 
 def composed(network, words=(), steps=20):
-    """train.py's config, with random images for `steps` steps per epoch. Raises UserError."""
+    """train.py's config with invented images for `steps` steps an epoch. UserError: it is bad."""
     size = load("model", network)["image_size"]
     data = "cifar10" if size == 32 else "mini_imagenet"
     overrides = [f"model={network}", f"data={data}", "schedule=cifar", *words]
@@ -185,7 +185,7 @@ class Side:
     Args:
         network, attention: names of files in configs/.
         variant: of VARIANTS, or "plain".
-        words: further arguments of train.py.
+        words: further words of train.py.
         steps: of an epoch.
     """
 
@@ -235,7 +235,7 @@ def groups(options):
 
 
 def parse(arguments):
-    """The command line as options. Raises UserError for invalid ones."""
+    """The command line as options. Raises UserError for what it cannot mean."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument

@@ -42,14 +42,18 @@ from lcm.reporting.statistics import (
 COUNTS = {"params": "parameters", "gfloat": "GFloat", "macs": "multiply-accumulates"}
 NOT_JUDGED = "not judged"
 METHOD = (
-    "Accuracies are top-1. A claim has the worst verdict of its comparisons. A comparison is **supported** (the 95 % interval of the paired difference lies where the claim says and the "
+    "Accuracies are top-1. A claim has the worst verdict of its comparisons. A comparison is "
+    "**supported** (the 95 % interval of the paired difference lies where the claim says and the "
     "corrected p-value is at most 0.05), **contradicted** (the same on the other side), "
     "**inconclusive** (anything else) or **not tested yet** (fewer than 6 pairs of seeds: no exact "
-    "two-sided test can reach 0.05). In brackets: the number of pairs, and the fewest with which any comparison of the table can be significant. One contradicted comparison contradicts a claim only where its "
-    "p-value, corrected over the claim's own comparisons, is at most 0.05 too. A claim about an average is one test. Almost the same: two one-sided tests. Intervals: BCa bootstrap, too narrow "
-    "where seeds are few; P: share of pairs with A above B, a tie counts half; p: sign-flip test, "
-    "exact up to 20 pairs, 9,999 random patterns above. Holm's correction is over all comparisons "
-    "that the claims make in one table of the paper, with runs or without; a comparison that is in two tables has the larger p-value in both. Methods and sources: "
+    "two-sided test can reach 0.05). In brackets: the number of pairs, and the fewest with which "
+    "any comparison of the table can be significant. One contradicted comparison contradicts a "
+    "claim only where its p-value, corrected over the claim's own comparisons, is at most 0.05 "
+    "too. A claim about an average is one test. Almost the same: two one-sided tests. Intervals: "
+    "BCa bootstrap, too narrow where seeds are few; P: share of pairs with A above B, a tie counts "
+    "half; p: sign-flip test, exact up to 20 pairs, 9,999 random patterns above. Holm's correction "
+    "is over all comparisons that the claims make in one table of the paper, with runs or without; "
+    "a comparison that is in two tables has the larger p-value in both. Methods and sources: "
     "`lcm/reporting/statistics.py`; error rates and power of the verdicts: `results/power.md`."
 )
 

@@ -51,7 +51,8 @@ METHOD = (
     "(`results/power.md`); not excluded: the largest loss and gain that the test does not reject "
     "at 5 %; P(better): share of seeds on which the first arm is above the other, a tie counts "
     "half; p: two-sided sign-flip test, exact up to 20 pairs, 9,999 random patterns above. A "
-    "diverged run counts as the worst of its arm and loses its pair; no verdict rests on leaving it out. Parameters and MACs are those of the trained network."
+    "diverged run counts as the worst of its arm and loses its pair; no verdict rests on leaving "
+    "it out. Parameters and MACs are those of the trained network."
 )
 
 
