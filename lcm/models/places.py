@@ -84,8 +84,8 @@ def refuse_wrapped(network):
         if kinds or module._compiled_call_impl is not None:
             what = f"wrapped in {min(kinds)}" if kinds else "compiled"
             raise ValueError(
-                f"{name or 'the network'} is {what}, which does not see a change: fill the network "
-                "first"
+                f"{name or 'the network'} is {what}, which does not see a change: change the "
+                "network first"
             )
 
 

@@ -109,8 +109,10 @@ def fill_sites(
 def remove_attention(network, after=None):
     """Take out what `fill_sites(after=)` put behind the layers whose names fit, or behind all.
 
-    Returns the network. Raises ValueError where there is nothing to take out.
+    Returns the network. Raises ValueError where there is nothing to take out, and for a network
+    that is wrapped, compiled or scripted.
     """
+    refuse_wrapped(network)
     found = [p for p in places(network) if attentions(p.module)]
     found = [p for p in found if after is None or fits(p.name, after)]
     if not found:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from lcm import fill_sites
+from lcm import fill_sites, remove_attention
 from lcm.attention import SqueezeExcite
 from lcm.models import add_sites, sites
 
@@ -236,7 +236,7 @@ WRAPPED = {
     "FSDPModule": fsdp,
     "OptimizedModule": torch.compile,
     "compiled": compiled_in_place,
-    "ScriptModule": torch.jit.script,
+    "ScriptModule": lambda network: torch.jit.trace(network.eval(), images(64)),
     "layer2 is wrapped in FSDPModule": with_a_part(fsdp),
     "layer2 is compiled": with_a_part(compiled_in_place),
     "layer2 is wrapped in OptimizedModule": with_a_part(torch.compile),
@@ -246,10 +246,13 @@ WRAPPED = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_network_that_does_not_see_a_change_is_refused(name):
-    network = WRAPPED[name](tv.resnet18())
+    network = WRAPPED[name](fill_sites(tv.resnet18(), nn.BatchNorm2d, after="layer1.0.bn1"))
+    message = f"{name}, which does not see a change: change the network first"
     for keys in ({"after": "*"}, {"instead_of": "*"}, {}):
-        with pytest.raises(ValueError, match=f"{name}, which does not see a change: fill the net"):
+        with pytest.raises(ValueError, match=message):
             fill_sites(network, se, **keys)
+    with pytest.raises(ValueError, match=message):
+        remove_attention(network)
 
 
 class Child(nn.Module):
