@@ -1,8 +1,8 @@
-"""Read the finished runs into results/: runs.csv (one row per run) and metrics/ (one compact record per run).
+"""Read the finished runs into results/: runs.csv (a row a run) and metrics/ (a record a run).
 
-    python scripts/collect.py                         # runs/ into results/; existing records of other runs stay
+    python scripts/collect.py                         # runs/ into results/; other records stay
     python scripts/collect.py other/runs
-    python scripts/collect.py --from results/metrics  # runs.csv from the records alone, byte for byte
+    python scripts/collect.py --from results/metrics  # runs.csv from the records alone
 
 Damaged runs are named and left out; the others are collected.
 """

@@ -1,15 +1,15 @@
-"""Compare runs that differ in attention and seed alone, whatever their protocol: table, verdicts, forest plot.
+"""Compare runs that differ in attention and seed alone, whatever their protocol.
 
     python scripts/compare.py runs                                     # every run below runs/
     python scripts/compare.py runs data=digits schedule.epochs=30      # those with these settings
-    python scripts/compare.py results/metrics data=digits --against se # recorded runs, compared with se
+    python scripts/compare.py results/metrics data=digits --against se  # recorded runs
     python scripts/compare.py runs --by schedule.learning_rate         # a table part for each value
     python scripts/compare.py runs --by attention.reduction            # an arm for each value
-    python scripts/compare.py runs --out comparisons/mine              # also mine.md, .csv, .tex and .svg
+    python scripts/compare.py runs --out comparisons/mine            # mine.md, .csv, .tex and .svg
 
-Runs of one seed are pairs. Verdicts are corrected for all comparisons of the command. Where runs
-cannot be compared, a message says in which settings they differ (exit code 2). mine.tex has fewer
-columns than mine.md: it fits into a column of a thesis.
+Prints a table with verdicts, corrected for all comparisons of the command; runs of one seed are
+pairs. Where runs cannot be compared, a message says in which settings they differ (exit code 2).
+mine.tex has fewer columns than mine.md: it fits into a column of a thesis.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Measure a training step of every network of the paper's tables; writes results/cost.csv (minutes).
+"""Measure a training step of every network of the paper's tables: results/cost.csv (minutes).
 
     python scripts/cost.py
     python scripts/tables.py --all --readme docs/sweeps.md  # the table of what each table costs
 
-Two steps each, after one that is not counted; where images are large, with few of them: the time of an image hardly depends on it.
+Two steps each, after one that is not counted; where images are large, with few of them: the time
+of an image hardly depends on it.
 """
 
 import argparse

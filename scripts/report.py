@@ -1,4 +1,4 @@
-"""Make results/report.html, one self-contained page, and results/figures/*.svg from the committed results.
+"""Make results/report.html, one self-contained page, and results/figures/*.svg from results/.
 
 python scripts/report.py
 python scripts/report.py --results other/results

@@ -1,12 +1,13 @@
 """Build the tables and the list of claims from results/runs.csv and results/paper.csv.
 
-    python scripts/tables.py                                  # the paper's own schedules: table1 ... table5, claims
-    python scripts/tables.py --schedule digits                # every attention on the built-in digits
-    python scripts/tables.py --schedule short --precision bf16  # the same tables from other runs, under other names
-    python scripts/tables.py --all                            # the tables of all protocols that have runs
-    python scripts/tables.py --all --readme REPRODUCTION.md docs/sweeps.md  # also fill the result blocks of these files
+    python scripts/tables.py                      # the paper's own schedules: table1 ..., claims
+    python scripts/tables.py --schedule digits    # every attention on the built-in digits
+    python scripts/tables.py --schedule short --precision bf16  # other runs, other names
+    python scripts/tables.py --all                # the tables of all protocols that have runs
+    python scripts/tables.py --all --readme REPRODUCTION.md  # and the result blocks there
 
-Each table is written as Markdown, CSV and LaTeX. Where nothing was run it has a dash, and below it the command for that run.
+Each table is written as Markdown, CSV and LaTeX. Where nothing was run it has a dash, and below it
+the command for that run.
 """
 
 import argparse
@@ -39,9 +40,8 @@ def write_protocol(runs, protocol, results):
         write(file, claims_page(claims, runs, protocol, complexity, read_chances(results)))
         print(f"{file}: {len(claims)} claims")
     for table in tables:
-        print(
-            f"{results}/{table.name}.md, .csv, .tex: {table.filled} of {len(table.records)} cells have runs"
-        )
+        cells = f"{table.filled} of {len(table.records)} cells have runs"
+        print(f"{results}/{table.name}.md, .csv, .tex: {cells}")
 
 
 @exit_on_user_error

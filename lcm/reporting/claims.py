@@ -1,8 +1,8 @@
 """The paper's comparative statements, judged by paired runs: results/claims.yaml -> claims.md.
 
-A claim is a dict: an entry of claims.yaml, which explains its keys, with `statements`, those of them
-that the paper's own numbers do not bear out (`against_it`), and whether these contradict the claim
-(`contradicts_itself`). Judged it has three more: `verdict`, and in words what the paper's own
+A claim is a dict: an entry of claims.yaml, which explains its keys, with `statements`, those of
+them that the paper's own numbers do not bear out (`against_it`), and whether these contradict the
+claim (`contradicts_itself`). Judged it has three more: `verdict`, and in words what the paper's own
 numbers (`paper`) and the runs (`ours`) say.
 """
 
@@ -43,25 +43,25 @@ COUNTS = {"params": "parameters", "gfloat": "GFloat", "macs": "multiply-accumula
 NOT_JUDGED = "not judged"
 METHOD = (
     "Accuracies are top-1. An `every` claim has the worst verdict of its comparisons; a comparison "
-    "is **supported** (the 95 % interval of the paired difference lies where the claim says and the "
-    "corrected p-value is at most 0.05), **contradicted** (the same on the other side), "
+    "is **supported** (the 95 % interval of the paired difference lies where the claim says and "
+    "the corrected p-value is at most 0.05), **contradicted** (the same on the other side), "
     "**inconclusive** (anything else) or **not tested yet** (fewer than 6 pairs of seeds: no exact "
-    "two-sided test can reach 0.05). In brackets: the pairs there are, and those below which nothing "
-    "in the table can be decided. One contradicted comparison contradicts a claim only where its "
-    "p-value, corrected over the claim's own comparisons, is at most 0.05 too. An average is one "
-    "test of its own. Almost the same: two one-sided tests. Intervals: BCa bootstrap, too narrow "
-    "where seeds are few; P: share of pairs with A above B, a tie counts half; p: sign-flip test, "
-    "exact up to 20 pairs, 9,999 random patterns above. Holm's correction is over all comparisons "
-    "that the claims make in one table of the paper, with runs or without; a comparison that two "
-    "tables make has the larger p-value in both. Methods and sources: "
+    "two-sided test can reach 0.05). In brackets: the pairs there are, and those below which "
+    "nothing in the table can be decided. One contradicted comparison contradicts a claim only "
+    "where its p-value, corrected over the claim's own comparisons, is at most 0.05 too. An "
+    "average is one test of its own. Almost the same: two one-sided tests. Intervals: BCa "
+    "bootstrap, too narrow where seeds are few; P: share of pairs with A above B, a tie counts "
+    "half; p: sign-flip test, exact up to 20 pairs, 9,999 random patterns above. Holm's correction "
+    "is over all comparisons that the claims make in one table of the paper, with runs or without; "
+    "a comparison that two tables make has the larger p-value in both. Methods and sources: "
     "`lcm/reporting/statistics.py`; wrong verdicts, and the chance of a right one: "
     "`results/power.md`."
 )
 
 
 class Statement(NamedTuple):
-    """One comparison of the paper in top-1: arm `a` minus arm `b` is said to lie between `least` and
-    `most`, and is `paper` points in its table."""
+    """One comparison of the paper in top-1: arm `a` minus arm `b` is said to lie between `least`
+    and `most`, and is `paper` points in its table."""
 
     data: str
     model: str

@@ -21,8 +21,8 @@ SHARED = (
 
 
 def cells(results):
-    """{table: {(data, model, attention), ...}} of the paper: the runs of one seed. Tables 1, 3 and 4
-    share some."""
+    """{table: {(data, model, attention), ...}} of the paper: the runs of one seed. Tables 1, 3 and
+    4 share some."""
     return {
         table: set(rows[ARM].itertuples(index=False, name=None))
         for table, rows in read_paper(results).groupby("table")
@@ -61,8 +61,8 @@ def steps(results, on_card):
     macs = read_complexity(results).drop_duplicates(names).set_index(names)["macs"]
     return (3 * 2 * macs / H200).to_dict(), (
         "Computed, not measured: the least that an H200 can take in float32, six operations for "
-        f"each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s and no time for memory or launches; "
-        "small networks take several times as long"
+        f"each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s and no time for memory or "
+        "launches; small networks take several times as long"
     )
 
 

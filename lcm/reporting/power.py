@@ -163,9 +163,9 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
     parts = [
         "# Wrong verdicts, and the chance of a right one",
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
-        f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from {repetitions} "
-        f"repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points. A cell "
-        f"has two shares: `{SUPPORTED}` / `{CONTRADICTED}`.",
+        f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
+        f"{repetitions} repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points. A "
+        f"cell has two shares: `{SUPPORTED}` / `{CONTRADICTED}`.",
         "## One comparison: is A above B?\n\n"
         "Wrong are both shares in the row without a difference, the first where A is below B, the "
         f"second where A is above. With fewer than {MINIMUM_PAIRS} seeds nothing is decided.",
@@ -180,8 +180,8 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         "All arms of a claim have the same seeds. First the fewest seeds, of "
         f"{', '.join(map(str, SEEDS))}, with which a claim is supported with a chance of 0.5 and "
         "of 0.8 if the paper's own numbers are the true accuracies (never, where these contradict "
-        f"the claim). Then both shares, supported / contradicted, with {SHOWN[0]} and {SHOWN[1]} seeds "
-        "if the paper's numbers are true, and if no module changes anything: there every "
+        f"the claim). Then both shares, supported / contradicted, with {SHOWN[0]} and {SHOWN[1]} "
+        "seeds if the paper's numbers are true, and if no module changes anything: there every "
         f"`{SUPPORTED}` but that of an `almost the same` is wrong.",
     ]
     found = {
@@ -207,8 +207,8 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         parts.append(pipes(["claim", "seeds for 0.5", "seeds for 0.8", *found], lines))
     parts += [
         "## Coverage of the 95 % BCa interval\n\n"
-        "How often it contains the true difference. It is too narrow for few seeds, which is why no "
-        "verdict rests on it alone.",
+        "How often it contains the true difference. It is too narrow for few seeds, which is why "
+        "no verdict rests on it alone.",
         pipes(["", *count], [["coverage", *(_share(coverage(n, repetitions)) for n in PAIRS)]]),
     ]
     return "\n\n".join(parts) + "\n"
