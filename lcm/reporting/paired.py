@@ -258,7 +258,7 @@ def pair_notes(pairs):
 
     pairs: a list of DataFrames.
     """
-    pairs = pd.concat([NO_PAIRS, *pairs])
+    pairs = pd.concat([found for found in pairs if len(found)] or [NO_PAIRS])
     parts = []
     for key, words in ENVIRONMENT.items():
         differ = pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]
