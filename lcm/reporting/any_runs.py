@@ -1,4 +1,4 @@
-"""Any runs that differ in attention and seed alone, compared seed by seed: a protocol of one's own."""
+"""Any runs that differ in attention and seed alone, compared seed by seed: one's own protocol."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ FREE = ("attention", *(key for key in NO_DEVIATION if key != "precision"))
 
 
 def read_folders(folders):
-    """([run.json of each finished or failed run], [what was left out and why]) of folders of runs or
-    of records. Raises UserError where a folder is missing."""
+    """([run.json of each finished or failed run], [what was left out and why]) of folders of runs
+    or of records. Raises UserError where a folder is missing."""
     found, left_out = [], []
     for folder in map(Path, folders):
         if not folder.is_dir():

@@ -1,8 +1,8 @@
 """The paper's comparative statements, judged by paired runs: results/claims.yaml -> claims.md.
 
-A claim is a dict: an entry of claims.yaml, which explains its keys, with `statements`, those of them
-that the paper's own numbers do not bear out (`against_it`), and whether these contradict the claim
-(`contradicts_itself`). Judged it has three more: `verdict`, and in words what the paper's own
+A claim is a dict: an entry of claims.yaml, which explains its keys, with `statements`, those of
+them that the paper's own numbers do not bear out (`against_it`), and whether these contradict the
+claim (`contradicts_itself`). Judged it has three more: `verdict`, and in words what the paper's own
 numbers (`paper`) and the runs (`ours`) say.
 """
 
@@ -59,8 +59,8 @@ METHOD = (
 
 
 class Statement(NamedTuple):
-    """One comparison of the paper in top-1: arm `a` minus arm `b` is said to lie between `least` and
-    `most`, and is `paper` points in its table."""
+    """One comparison of the paper in top-1: arm `a` minus arm `b` is said to lie between `least`
+    and `most`, and is `paper` points in its table."""
 
     data: str
     model: str

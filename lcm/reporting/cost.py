@@ -21,8 +21,8 @@ SHARED = (
 
 
 def cells(results):
-    """{table: {(data, model, attention), ...}} of the paper: the runs of one seed. Tables 1, 3 and 4
-    share some."""
+    """{table: {(data, model, attention), ...}} of the paper: the runs of one seed. Tables 1, 3 and
+    4 share some."""
     return {
         table: set(rows[ARM].itertuples(index=False, name=None))
         for table, rows in read_paper(results).groupby("table")

@@ -83,7 +83,8 @@ class Row(NamedTuple):
 
 
 def paired(a, b):
-    """One row a seed that both arms have on the same pixels and network: `difference`, `lost`, environments.
+    """One row a seed that both arms have on the same pixels and network: `difference`, `lost`,
+    environments.
 
     a, b: the finished and diverged runs of an arm, several of a seed perhaps: the two that are most
     alike are a pair. A diverged run counts as the worst of its arm; `lost`: see `compare`.
@@ -109,7 +110,7 @@ def paired(a, b):
 
 
 def make_rows(runs, wanted):
-    """The Rows of selected runs for each (data, model, a, b) or (data, model, a, b, least, most)."""
+    """The Rows of selected runs for each (data, model, a, b) or (data, ..., least, most)."""
     used, tried, rows = arms_of(runs[runs["used"]]), arms_of(runs[runs["tried"]]), []
     for data, model, a, b, *statement in wanted:
         found, arm = tried(data, model, a), used(data, model, a)
@@ -257,7 +258,7 @@ def pair_notes(pairs):
 
     pairs: a list of DataFrames.
     """
-    pairs = pd.concat([NO_PAIRS, *pairs])
+    pairs = pd.concat([found for found in pairs if len(found)] or [NO_PAIRS])
     parts = []
     for key, words in ENVIRONMENT.items():
         differ = pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]

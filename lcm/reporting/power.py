@@ -163,9 +163,9 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
     parts = [
         "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
-        f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from {repetitions} "
-        f"repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points. A cell "
-        f"has two shares: `{SUPPORTED}` / `{CONTRADICTED}`.",
+        f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
+        f"{repetitions} repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points. A "
+        f"cell has two shares: `{SUPPORTED}` / `{CONTRADICTED}`.",
         "## One comparison: is A above B?\n\n"
         "Without a true difference both shares are wrong verdicts. Where A is below B the first is, "
         f"where A is above B the second. With fewer than {MINIMUM_PAIRS} seeds there is no verdict.",

@@ -1,4 +1,5 @@
-"""The paper's protocol: its names and their order, schedules and accuracies; and which runs a table takes.
+"""The paper's protocol: its names and their order, schedules and accuracies; and which runs a table
+takes.
 
 Without pandas: train.py asks here for the paper's number.
 """
@@ -49,7 +50,8 @@ PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.csv"
 
 
 def in_order(names, known=ATTENTIONS):
-    """The different `names`, those that the paper knows first and in its order, the others after them by name."""
+    """The different `names`, those that the paper knows first and in its order, the others after
+    them by name."""
     known = list(known)
     return sorted(
         set(names),
@@ -83,8 +85,9 @@ def paper_accuracy(data, model, attention, file=PAPER):
 
 
 def paper_comparison(state):
-    """What is printed below the result of a finished run (its run.json `state`): the paper's numbers, and the settings in which
-    the run differs from the paper's protocol; "" where the paper has no such row."""
+    """What is printed below the result of a finished run (its run.json `state`): the paper's
+    numbers, and the settings in which the run differs from the paper's protocol; "" where the paper
+    has no such row."""
     paper = paper_accuracy(state["data"], state["model"], state["attention"])
     if not paper:
         return ""
@@ -101,7 +104,8 @@ def paper_comparison(state):
 
 
 class Protocol(NamedTuple):
-    """Which runs a table takes: `schedule=None` stands for the paper's own schedule of each data set."""
+    """Which runs a table takes: `schedule=None` stands for the paper's own schedule of each data
+    set."""
 
     schedule: str | None = None
     precision: str = "fp32"
@@ -118,7 +122,7 @@ class Protocol(NamedTuple):
         return f"{schedule}, precision={self.precision}"
 
     def command(self, plan=None, **choices):
-        """The command line that trains a run of this protocol, as its plan says where it has one."""
+        """The command line that trains a run of this protocol, as its plan says if it has one."""
         settings = {**choices, "schedule": self.schedule, "precision": self.precision}
         for key, value in plan["settings"].items() if plan else ():
             settings[key] = json.dumps(value).strip('"')
@@ -132,14 +136,16 @@ class Protocol(NamedTuple):
         return self.schedule or PAPER_SCHEDULE.get(data)
 
     def takes(self, runs):
-        """The mask of the runs that follow this protocol. Runs of the paper's own schedule follow no other protocol."""
+        """The mask of the runs that follow this protocol. Runs of the paper's own schedule follow
+        no other protocol."""
         paper = runs["schedule"] == runs["data"].map(PAPER_SCHEDULE).fillna("")
         schedule = paper if self.schedule is None else (runs["schedule"] == self.schedule) & ~paper
         return schedule & (runs["precision"] == self.precision) & (runs["deviations"] == "{}")
 
 
 def protocols(runs):
-    """The paper's protocol, then every other one that finished runs without deviations follow, sorted."""
+    """The paper's protocol, then every other one that finished runs without deviations follow,
+    sorted."""
     followed = runs[(runs["state"] == "finished") & (runs["deviations"] == "{}")]
     found = {
         Protocol(
@@ -173,7 +179,7 @@ def select(runs, protocol, plan=None):
 
 
 def _versions_apart(names, digests):
-    """`names`, with the digest of the source behind those of which the runs have several versions."""
+    """`names`, with the digest of the source behind those that have several versions."""
     several = digests.groupby(names).transform("nunique") > 1
     return names.mask(several & (digests != ""), names + " source=" + digests.str[:8])
 

@@ -1,8 +1,10 @@
-"""Run directories and their records: found, read, checked, written. Without pandas: status.py and repeat.py read runs too.
+"""Run directories and their records: found, read, checked, written. Without pandas: status.py and
+repeat.py read runs too.
 
-A record, `metrics/<data>-<model>-<attention>-seed<k>-<hash8>.jsonl`, begins with the line `{"run": {...}, "columns": [...]}`: the
-run's run.json without what belongs to a machine (host, folders), and the names of the columns. Then follows one JSON array per
-epoch. Run directories and records may come from anybody: nothing in them is used before `check` has passed.
+A record, `metrics/<data>-<model>-<attention>-seed<k>-<hash8>.jsonl`, begins with the line
+`{"run": {...}, "columns": [...]}`: the run's run.json without what belongs to a machine (host,
+folders), and the names of the columns. Then follows one JSON array per epoch. Run directories and
+records may come from anybody: nothing in them is used before `check` has passed.
 
 A run is read as (run, epochs): its run.json as a dict, and {column: [its value in each epoch]}.
 """
@@ -19,9 +21,9 @@ IN_MEMORY = 64  # lcm.data.folder's, whose import takes seconds (torch)
 # the states that enter results; running and stopped runs will change
 RECORDED = ("finished", "failed")
 # The columns of runs.csv with their pandas dtypes. Accuracies in percent, of the last epoch unless
-# named `best`, which is chosen on the test set and never used as a result; `seconds` of training and
-# evaluation. `data_verified`: the images were compared with the official ones; empty where a data
-# set has no such key. Device, versions and commit are "A, then B" where a run was continued
+# named `best`, which is chosen on the test set and never used as a result; `seconds` of training
+# and evaluation. `data_verified`: the images were compared with the official ones; empty where a
+# data set has no such key. Device, versions and commit are "A, then B" where a run was continued
 # elsewhere; `dirty`: in any of its parts.
 COLUMNS = {
     **dict.fromkeys(("run", "state", "data", "model", "attention"), "str"),
@@ -43,8 +45,8 @@ COLUMNS = {
 }
 # Columns only where a run has them. data_cache: what mini-ImageNet's training regions are cut from:
 # "256" (pixels of the cached images' short side), "full size" or "files". own_attention, own_model:
-# the digest of a module's source where it is the user's own; empty where it is the repository's, and
-# where the record does not say.
+# the digest of a module's source where it is the user's own; empty where it is the repository's,
+# and where the record does not say.
 OPTIONAL = dict.fromkeys(("data_cache", "own_attention", "own_model"), "str")
 NAMES = ("data", "model", "attention", "schedule", "precision")  # they enter file names
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

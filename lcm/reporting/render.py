@@ -46,14 +46,16 @@ def columns(rows):
 
 
 def rounded(number, places):
-    """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185); a dash for a missing one."""
+    """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185); a dash for
+    a missing one."""
     if pd.isna(number):
         return DASH
     return str(Decimal(str(number)).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP))
 
 
 def as_printed(number, cell):
-    """The number rounded as the paper rounded its printed `cell`: to three decimals, half up, and again to the cell's."""
+    """The number rounded as the paper rounded its printed `cell`: to three decimals, half up, and
+    again to the cell's."""
     return DASH if pd.isna(number) else rounded(rounded(number, 3), len(cell.partition(".")[2]))
 
 
@@ -105,7 +107,8 @@ def inert(text):
 
 
 def pipes(header, rows, labels=1):
-    """Rows of text as a Markdown table; its first `labels` columns are aligned left, the others right."""
+    """Rows of text as a Markdown table; its first `labels` columns are aligned left, the others
+    right."""
     rows = [[inert(cell).replace("|", r"\|") for cell in row] for row in rows]
     lines = [header, ["---"] * labels + ["---:"] * (len(header) - labels), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -150,7 +153,8 @@ def latex(table):
 
 
 def csv_text(table):
-    """One line for each cell of the table, numbers with four decimals, several in one field with spaces between them."""
+    """One line for each cell of the table, numbers with four decimals, several in one field with
+    spaces between them."""
 
     def field(value):
         if isinstance(value, tuple):

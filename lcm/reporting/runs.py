@@ -1,4 +1,4 @@
-"""The DataFrame of runs, a row a run, from run directories to results/runs.csv: all else follows."""
+"""The DataFrame of runs, a row a run, from run directories to results/runs.csv."""
 
 from pathlib import Path
 from typing import NamedTuple

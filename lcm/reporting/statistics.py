@@ -120,9 +120,11 @@ def _interval(differences):
 
 
 def bca_interval(differences, level=0.95):
-    """The BCa bootstrap interval (low, high) of the mean; the resamples are drawn with a fixed seed.
+    """The BCa bootstrap interval (low, high) of the mean; the resamples are drawn with a fixed
+    seed.
 
-    Differences that are all equal (to rounding) have no spread to resample: the interval is that one value.
+    Differences that are all equal (to rounding) have no spread to resample: the interval is that
+    one value.
     """
     d = np.asarray(differences, dtype=float)
     if np.ptp(d) <= 1e-9 * max(1.0, np.abs(d).max()):
@@ -135,10 +137,11 @@ def bca_interval(differences, level=0.95):
 
 
 def sign_flip_p(differences):
-    """Two-sided p-value of the sign-flip test: the share of the 2**n sign patterns with a mean at least as far from 0.
+    """Two-sided p-value of the sign-flip test: the share of the 2**n sign patterns with a mean at
+    least as far from 0.
 
-    Exact up to 20 pairs; above, 9,999 random patterns with a fixed seed (the observed one counted in). Sums that differ by
-    rounding alone count as equal. All differences zero: 1.
+    Exact up to 20 pairs; above, 9,999 random patterns with a fixed seed (the observed one counted
+    in). Sums that differ by rounding alone count as equal. All differences zero: 1.
     """
     d = np.asarray(differences, dtype=float)
     if len(d) > ENUMERATED:
@@ -152,7 +155,8 @@ def sign_flip_p(differences):
 
 
 def holm(p_values):
-    """Holm's adjusted p-values, in the order given. None, a comparison without runs, stays None and counts in the family."""
+    """Holm's adjusted p-values, in the order given. None, a comparison without runs, stays None and
+    counts in the family."""
     adjusted = list(p_values)
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     highest = 0.0
@@ -235,7 +239,8 @@ def prediction_interval(comparison, level=1 - ALPHA):
 
 
 def pairs_to_reach(comparisons=1):
-    """The fewest pairs with which the smallest of `comparisons` p-values can survive Holm's correction."""
+    """The fewest pairs with which the smallest of `comparisons` p-values can survive Holm's
+    correction."""
     n = MINIMUM_PAIRS
     while 2 / 2**n * comparisons > ALPHA:
         n += 1

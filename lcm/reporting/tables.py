@@ -1,8 +1,9 @@
 """The tables: the paper's five, its numbers beside ours, and every attention against none.
 
-A cell takes the finished runs of its row (network, attention, data) with the protocol's schedule and precision and without
-deviations, one per seed, and shows the last epoch's test accuracy: mean, sample standard deviation (n - 1), number of seeds.
-Where nothing was run it has a dash, and the command that trains the run is below the table.
+A cell takes the finished runs of its row (network, attention, data) with the protocol's schedule
+and precision and without deviations, one per seed, and shows the last epoch's test accuracy: mean,
+sample standard deviation (n - 1), number of seeds. Where nothing was run it has a dash, and the
+command that trains the run is below the table.
 """
 
 import json
@@ -48,8 +49,8 @@ METHOD = (
     "one image (matrix products included)."
 )
 FAMILY = {
-    "paper": "p (Holm) and verdict are those of `claims.md`, corrected over all comparisons that the "
-    "claims make in a table of the paper; where the paper claims nothing there is no verdict.",
+    "paper": "p (Holm) and verdict are those of `claims.md`, corrected over all comparisons that "
+    "the claims make in a table of the paper; where the paper claims nothing there is no verdict.",
     "plan": "p (Holm): over each planned family, for each data set (`results/plans/{name}.yaml`, "
     "written before the first run); other rows have no verdict. Tested once all {seeds} seeds are "
     "there. The paper's differences are those of its own schedule.",
