@@ -39,6 +39,8 @@ FILES = {
         "name: plain\nfamily: plain\nimage_size: 32\n_target_: lcm.models.CifarResNet\nlayers: 8\n"
         "paper: {se: {reduction: 2}, lcm2: {reduction: 8, expand_bias: true}}\n"
     ),
+    "model/large.yaml": "name: large\nfamily: large\nimage_size: 64\n_target_: torch.nn.Identity\n",
+    "data/middle.yaml": "name: middle\nimage_size: 48\nnum_classes: 3\n_target_: lcm.data.Digits\n",
     "row/a.yaml": "# @package _global_\nseed: 7\n",
 }
 
@@ -203,10 +205,9 @@ def test_a_schedule_that_lacks_a_key_is_told_where_to_have_it_from(own):
 
 
 def test_a_network_without_a_data_set_of_its_size(own):
-    found = composed(own, "model=plain", "attention=none")
-    found["model"]["image_size"] = found["data"]["image_size"] = 64
-    found["data"]["image_size"] = 48
-    assert check(found)[0].endswith("no file in configs/ fits either of them")
+    found = composed(own, "model=large", "attention=none", "data=middle", "schedule=cifar")
+    (problem,) = check(found)
+    assert problem.endswith("no file in configs/ fits either of them")
 
 
 # Inside a program of somebody else's

@@ -1,9 +1,7 @@
 """Sweeps, as real processes; most of them train in milliseconds (fake_train.py), so that what is tested is the sweep."""
 
 import csv
-import random
 import signal
-import time
 
 import pytest
 from hydra.core.config_loader import ConfigLoader
@@ -14,7 +12,6 @@ from processes import (
     ROOT,
     finish,
     kill,
-    record,
     start,
     states,
     succeed,
@@ -154,27 +151,6 @@ def test_a_signal_saves_the_run_and_ends_the_sweep(tmp_path, name):
     assert states(tmp_path)["stopped"] == 1 and sum(states(tmp_path).values()) < 6
     succeed(FAKE, *GRID, cwd=tmp_path)
     assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in trained(tmp_path).values())
-
-
-def test_killed_and_started_again_every_run_finishes_once(tmp_path):
-    chance = random.Random(0)
-    for _ in range(3):
-        epochs = sum(map(len, trained(tmp_path).values()))
-        process = start(FAKE, *GRID, cwd=tmp_path, FAKE_SECONDS=0.2)
-        wait_until(lambda: sum(map(len, trained(tmp_path).values())) > epochs)  # noqa: B023
-        time.sleep(chance.uniform(0, 0.6))
-        assert process.poll() is None
-        kill(process)
-    succeed(FAKE, *GRID, cwd=tmp_path)
-    for epochs in trained(tmp_path).values():
-        numbers = [epoch for epoch, _ in epochs]
-        assert sorted(set(numbers)) == [1, 2, 3]
-        assert (
-            numbers == sorted(numbers) and len(numbers) <= 3 + 3
-        )  # an epoch that was cut short is done again
-    (tmp_path / "undisturbed").mkdir()
-    sweep(FAKE, *GRID, cwd=tmp_path / "undisturbed")
-    assert record(tmp_path / "runs") == record(tmp_path / "undisturbed" / "runs")
 
 
 # Several sweeps on one folder
