@@ -89,8 +89,7 @@ def fit(config, run):
         test_step, test_batches, tested.tensors(), capture, network.eval, (seed, "test")
     )
     for epoch, start in run.epochs(state, train_batches):
-        rate = learning_rate(schedule, epoch)
-        optimizer.param_groups[0]["lr"].fill_(rate)
+        optimizer.param_groups[0]["lr"].fill_(rate := learning_rate(schedule, epoch))
         if start == 0:  # otherwise the sums of its first part are in the checkpoint
             trained.clear()
         network.train()
