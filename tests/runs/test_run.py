@@ -162,7 +162,7 @@ def test_every_continuation_is_counted_and_each_new_environment_recorded(monkeyp
         (KeyboardInterrupt(), "failed", "KeyboardInterrupt: "),
     ],
 )
-def test_run_json_says_how_it_ended(tmp_path, error, state, message):
+def test_run_json_says_how_it_ended(tmp_path, capsys, error, state, message):
     run = Run(config(run_directory=str(tmp_path / "run")))
     try:
         with run.owned():
@@ -177,6 +177,8 @@ def test_run_json_says_how_it_ended(tmp_path, error, state, message):
     after = read_state(run.directory)
     assert (after["state"], after["message"], after["result"]) == (state, message, RESULT)
     assert (after["end"] is not None) == (state == "finished") and run.state == after
+    run.report()
+    assert f"run directory: {run.directory}\n" in capsys.readouterr().out
 
 
 def begin(run, threads=1, device="cpu"):
@@ -200,6 +202,17 @@ def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
         begin(run)
         monkeypatch.setattr(lcm.runs.run, "write_state", full)
         raise UserError("checkpoint: no space left")
+
+
+@pytest.mark.parametrize(
+    ("asked", "saved", "threads"),
+    [("auto", None, "auto"), ("auto", {"epoch": 1}, 3), (2, {"epoch": 1}, 2)],
+)
+def test_threads_are_those_of_the_command_or_of_the_checkpoint(asked, saved, threads, tmp_path):
+    run = Run(config(run_directory=str(tmp_path / "run"), threads=asked))
+    run.state["threads"] = 3
+    run.saved = saved
+    assert run.threads == threads
 
 
 def test_a_run_that_ends_before_it_begins_leaves_no_run_json(tmp_path):
