@@ -72,17 +72,24 @@ class Resident:
         self.labels = torch.as_tensor(labels)
         self.mean, self.std = tuple(mean), tuple(std)
         self.pad, self.mirror, self.seed = pad, mirror, seed
-        facts = self.mean, self.std, self.images.shape[1:], self.images.device
-        self.scale, self.shift = normalisation(*facts)
+        self.scale, self.shift = normalisation(
+            self.mean, self.std, self.images.shape[1:], self.images.device
+        )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device) -> "Resident":
         """The same set with its tensors on `device`."""
-        images, labels = self.images.to(device), self.labels.to(device)
-        drawn = {"pad": self.pad, "mirror": self.mirror, "seed": self.seed}
-        return Resident(images, labels, self.mean, self.std, **drawn)
+        return Resident(
+            self.images.to(device),
+            self.labels.to(device),
+            self.mean,
+            self.std,
+            pad=self.pad,
+            mirror=self.mirror,
+            seed=self.seed,
+        )
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """What an epoch, counted from 1, shows, on the CPU.
@@ -162,25 +169,33 @@ class Epoch:
         return self.assemble(*(drawn[rows] for drawn in self.plan))
 
 
-class EpochBatches:
-    """All epochs of `images` images in batches; a subclass has `epoch(number)`, an `Epoch`.
+class Batches:
+    """All epochs of a source's images, in batches.
+
+    source  has len(), `seed`, `mean` and `std` of the pixels in [0, 1], `plan(epoch)` and
+            `assemble(*rows of the plan)`, as `Resident` does
 
     With a seed (training) the images are shuffled each epoch and a last batch of a single image is
     left out: batch norm of a 1x1 map needs two values. Without a seed (test) all images come in the
     stored order.
 
-    mean, std       of the pixels in [0, 1]
-    len(batches)    steps an epoch
-    batches.images  images an epoch
+    len(batches)      steps an epoch
+    batches.images    images an epoch
+    batches.resident  the source, where a GPU can assemble its own batches from that; None otherwise
     """
 
-    def __init__(self, images: int, batch_size: int, workers: int, seed, mean: tuple, std: tuple):
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.mean, self.std = mean, std
-        self.images = images - 1 if seed is not None and images % batch_size == 1 else images
+    def __init__(self, source, batch_size: int, workers: int = 0):
+        self.source, self.batch_size, self.workers = source, batch_size, workers
+        self.resident = source if isinstance(source, Resident) else None
+        alone = source.seed is not None and len(source) % batch_size == 1
+        self.images = len(source) - alone
 
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
+
+    def epoch(self, epoch: int) -> Epoch:
+        """The raw batches of epoch `epoch`: images uint8 (B, H, W, C), labels int64 (B,)."""
+        return Epoch(self.source.plan(epoch), self.batch_size, len(self), self.source.assemble)
 
     def iterate(self, epoch: int, start: int = 0):
         """The raw batches of epoch `epoch` from step `start`.
@@ -192,21 +207,8 @@ class EpochBatches:
     def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
         """A raw batch -> images float32 (B, C, H, W), normalised; labels int64 (B,)."""
         images, labels = (part.to(device, non_blocking=True) for part in raw)
-        facts = self.mean, self.std, images.shape[1:], images.device
-        return normalise(images, *normalisation(*facts)), labels
-
-
-class Batches(EpochBatches):
-    """Batches of a set in memory, `resident`; a GPU can assemble its own from that."""
-
-    def __init__(self, resident: Resident, batch_size: int, workers: int = 0):
-        facts = resident.seed, resident.mean, resident.std
-        super().__init__(len(resident), batch_size, workers, *facts)
-        self.resident = resident
-
-    def epoch(self, epoch: int) -> Epoch:
-        """The raw batches of epoch `epoch`: images uint8 (B, H, W, C), labels int64 (B,)."""
-        return Epoch(self.resident.plan(epoch), self.batch_size, len(self), self.resident.assemble)
+        mean, std = self.source.mean, self.source.std
+        return normalise(images, *normalisation(mean, std, images.shape[1:], images.device)), labels
 
 
 class ResidentSet:
@@ -230,8 +232,9 @@ class ResidentSet:
 
     def train(self, batch_size: int, seed: int) -> Batches:
         """The training images, shuffled and augmented by (seed, epoch)."""
-        drawn = {"pad": self.pad, "mirror": self.mirror, "seed": seed}
-        resident = Resident(*self._train, self.mean, self.std, **drawn)
+        resident = Resident(
+            *self._train, self.mean, self.std, pad=self.pad, mirror=self.mirror, seed=seed
+        )
         return Batches(resident, batch_size, self.workers)
 
     def test(self, batch_size: int) -> Batches:

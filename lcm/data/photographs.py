@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from lcm.data.image_cache import decode, each, list_digest, open_cache, shrunk
-from lcm.data.in_memory import Epoch, EpochBatches, keyed_generator
+from lcm.data.in_memory import Batches, keyed_generator
 from lcm.errors import UserError, one_line
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as torchvision's networks expect
@@ -65,19 +65,19 @@ class Photographs:
         self.labels = torch.tensor([self.classes.index(name.split("/")[1]) for name in files])
         self.train_images = sum(map(len, found["train"].values()))  # these come first
 
-    def train(self, batch_size: int, seed: int) -> "PhotographBatches":
+    def train(self, batch_size: int, seed: int) -> Batches:
         """The training images, shuffled and augmented by (seed, epoch)."""
         views = [v2.RandomResizedCrop(self.image_size, antialias=True)]
         views += [v2.RandomHorizontalFlip()] * self.mirror
         index = torch.arange(self.train_images)
-        return PhotographBatches(self, index, v2.Compose(views), batch_size, seed)
+        return Batches(Views(self, index, v2.Compose(views), seed), batch_size, self.workers)
 
-    def test(self, batch_size: int) -> "PhotographBatches":
+    def test(self, batch_size: int) -> Batches:
         """The test images, sorted by class and name, not augmented."""
         side = self.image_size
         views = [v2.Resize(short_side_of(side), antialias=True), v2.CenterCrop(side)]
         index = torch.arange(self.train_images, len(self.labels))
-        return PhotographBatches(self, index, v2.Compose(views), batch_size, None)
+        return Batches(Views(self, index, v2.Compose(views), None), batch_size, self.workers)
 
 
 class ImageFiles:
@@ -101,25 +101,29 @@ class ImageFiles:
             raise UserError(f"{self.paths[i]} cannot be read: {one_line(error)}") from error
 
 
-class PhotographBatches(EpochBatches):
-    """Batches of the images `index` of `photographs`.
+class Views:
+    """The images `index` of `photographs`, each in its view.
 
     view    a transform of torchvision: uint8 (3, H, W) -> (3, side, side)
+    seed    of all random numbers; None: the stored order (test sets)
     """
 
-    def __init__(self, photographs, index: Tensor, view, batch_size, seed):
-        super().__init__(len(index), batch_size, photographs.workers, seed, MEAN, STD)
-        self.photographs, self.index, self.view = photographs, index, view
+    mean, std = MEAN, STD
 
-    def epoch(self, epoch: int) -> Epoch:
-        """The raw batches of epoch `epoch`: images uint8 (B, side, side, 3), labels int64 (B,)."""
-        index, seeds = self.index, torch.zeros_like(self.index)
-        if self.seed is not None:
-            order = torch.randperm(len(index), generator=keyed_generator(self.seed, epoch, "order"))
-            crop = keyed_generator(self.seed, epoch, "crop")
-            index = index[order]
-            seeds = torch.randint(2**62, (len(index),), generator=crop)
-        return Epoch((index, seeds), self.batch_size, len(self), self.assemble)
+    def __init__(self, photographs, index: Tensor, view, seed):
+        self.photographs, self.index, self.view, self.seed = photographs, index, view, seed
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """What an epoch shows: the images in its order, and a seed for each."""
+        index = self.index
+        if self.seed is None:
+            return index, torch.zeros_like(index)
+        order = torch.randperm(len(index), generator=keyed_generator(self.seed, epoch, "order"))
+        crop = keyed_generator(self.seed, epoch, "crop")
+        return index[order], torch.randint(2**62, (len(index),), generator=crop)
 
     def assemble(self, index: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """A raw batch: each image in its view, drawn by its seed."""

@@ -146,6 +146,13 @@ def test_the_size_decides_on_memory_and_the_cache(halves):
     assert load(halves, 65, cache_size=90).fingerprint == data.fingerprint
 
 
+@pytest.mark.parametrize("processors, workers", [(None, 1), (2, 2), (64, 4)])
+def test_large_images_have_loader_processes(halves, monkeypatch, processors, workers):
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    assert load(halves, 72, workers=None, cache_size=90).workers == workers
+    assert load(halves, 32, workers=None).workers == 0
+
+
 @pytest.mark.parametrize("test", ["test", "val", "validation"])
 def test_the_test_folder_may_have_three_names(halves, test):
     expected = load(halves)
