@@ -192,14 +192,14 @@ def _module(factory, seed, blend, name, channels, shape):
     if not isinstance(module, nn.Module):
         raise ValueError(f"the factory gives {in_words(module)}, which is no torch.nn.Module")
     kind = type(module).__name__
-    shape = shape or (blend and (channels, 8, 8))
-    if shape:
+    maps = (2, *(shape or (channels, 8, 8)))
+    if shape or blend:
         said = f"{name}: a {kind} does not fit"
-        check_map(lambda device: copy.deepcopy(module).to(device), (2, *shape), said)
+        check_map(lambda device: copy.deepcopy(module).to(device), maps, said)
     if not blend:
         return module
     with torch.no_grad(), generators(0, "blend"), torch.device("cpu"):
-        x = torch.randn(2, *shape)
+        x = torch.randn(maps)
         given = x.clone()
         y = copy.deepcopy(module).train()(given)
     if not torch.equal(given, x):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torchvision
-from strangers import images
+from strangers import Scale, images
 from torch import nn
 
 from lcm import build_network, fill_sites
@@ -39,6 +39,13 @@ def test_a_blend_starts_as_the_network_was_and_learns(name):
         optimizer.step()
     for key, parameter in network.named_parameters():
         assert key.endswith(SHIFTS) or parameter.grad.any(), key
+
+
+def test_a_blend_goes_from_the_map_to_its_attention():
+    x, blend = images(), Blend(Scale(3))
+    for a, expected in ((0, x), (0.5, (x + blend.attention(x)) / 2), (1, blend.attention(x))):
+        nn.init.constant_(blend.a, a)
+        torch.testing.assert_close(blend(x), expected)
 
 
 def test_a_module_that_starts_as_an_identity_is_placed_without_a_blend_and_that_is_said():

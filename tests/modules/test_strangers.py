@@ -284,6 +284,8 @@ def test_a_child_with_a_name_that_is_needed_is_refused():
 
 def test_attributes_are_those_of_the_layer_and_tensors_are_not():
     network = fill_sites(tv.resnet18(), se, after="bn1")
+    network.eval()
+    assert not any(module.training for module in network.modules())
     network.bn1.eps = 0.5
     assert network.bn1.layer.eps == network.bn1.eps == 0.5 and network.bn1.num_features == 64
     network.bn1.weight = nn.Parameter(torch.zeros(64))
