@@ -254,7 +254,7 @@ def test_other_errors_are_no_missing_graph(cuda, number, words):
     with pytest.raises(RuntimeError, match=words):
         made.bind(True)
     assert same() and cuda.current == "default" and cuda.captures == number
-    assert calls == [16] if number == 0 else [16, 6] * 3 + [16, 6][:number]
+    assert calls == ([16, 6] * 3 + [16, 6][:number] if number else [16])
 
 
 @pytest.mark.parametrize("kind, captures", [(ResidentBatches, 2), (HostBatches, 0)])
