@@ -8,7 +8,6 @@
 What is compared with what: docs/benchmark.md. The last command shows that it works.
 """
 
-import argparse
 import datetime
 import functools
 import multiprocessing
@@ -19,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 import numpy as np
 import pandas as pd
 import torch
@@ -236,8 +235,7 @@ def groups(options):
 
 def parse(arguments):
     """The command line as options. Raises UserError for what it cannot mean."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = checkout.parser(__doc__)
     add = parser.add_argument
     add("words", nargs="*", metavar="key=value", help="further words of train.py, for all sides")
     names = {"type": lambda text: text.split(","), "metavar": "NAME,..."}

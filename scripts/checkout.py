@@ -1,6 +1,33 @@
 """Every script imports this first: `lcm` is then that of its own checkout, as in train.py."""
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def parser(documentation, config_dir=False):
+    """An argument parser with a script's documentation; config_dir: with train.py's --config-dir."""
+    made = argparse.ArgumentParser(
+        description=documentation,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if config_dir:
+        made.add_argument(
+            "--config-dir",
+            type=_search,
+            metavar="FOLDER",
+            help="where further attentions, networks, data sets and schedules are, as for train.py",
+        )
+    return made
+
+
+def _search(folder):
+    """Look names up in a folder, too. Returns its absolute path."""
+    from lcm.config import compose
+
+    place = Path(folder).absolute()
+    compose.use_configs(compose.CONFIGS, [place.as_uri()])
+    return place

@@ -7,9 +7,7 @@
 It names damaged runs, leaves them out and collects the others.
 """
 
-import argparse
-
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 
 from lcm.errors import exit_on_user_error
 from lcm.reporting.runs import collect, rebuild
@@ -17,11 +15,7 @@ from lcm.reporting.runs import collect, rebuild
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__)
     parser.add_argument(
         "runs", nargs="?", default="runs", help="the folder of runs (default: runs)"
     )

@@ -12,10 +12,9 @@ runs cannot be compared, a message names the settings in which they differ (exit
 has fewer columns than mine.md, so that it fits into a text column.
 """
 
-import argparse
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
@@ -26,11 +25,7 @@ from lcm.reporting.render import write_tables
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__)
     parser.add_argument(
         "what", nargs="*", help="folders of runs or records (default: runs), and key=value"
     )

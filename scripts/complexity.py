@@ -9,10 +9,9 @@ tensors included (lcm/complexity.py). Exit code 1: a count differs from the pape
 """
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 import pandas as pd
 
 from lcm.complexity import count
@@ -29,9 +28,7 @@ PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = checkout.parser(__doc__, config_dir=True)
     parser.add_argument(
         "network", nargs="*", metavar="key=value", help="model=..., and other keys of one network"
     )

@@ -7,10 +7,9 @@ Two steps are timed, after an epoch that warms up. Batches of large images are s
 image hardly depends on the batch size.
 """
 
-import argparse
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 import pandas as pd
 from benchmark import Side
 
@@ -38,11 +37,7 @@ def measured(model, attention, device):
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__)
     parser.add_argument(
         "--results", default="results", help="folder of the results (default: results)"
     )

@@ -7,10 +7,9 @@ Prints the accuracy by class, and whether the total is that of run.json. Writes 
 as a picture (its name ends in .png, .svg or .pdf) and the predictions as CSV.
 """
 
-import argparse
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 import pandas
 from sklearn.metrics import confusion_matrix
 
@@ -56,11 +55,7 @@ def main(arguments=None):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__, config_dir=True)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or its checkpoint.pt")
     parser.add_argument(
         "--confusion", type=Path, metavar="FILE", help="default: confusion.png in the run directory"

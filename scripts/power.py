@@ -5,10 +5,9 @@
 Writes results/power.md and results/power.csv.
 """
 
-import argparse
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
@@ -19,11 +18,7 @@ from lcm.reporting.tables import read_paper, top1
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__)
     parser.add_argument(
         "--results", default="results", help="folder of the results (default: results)"
     )

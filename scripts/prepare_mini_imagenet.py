@@ -9,9 +9,7 @@ test/ of class folders with 500 and 100 images.
 If the copy has problems, all of them are listed and the exit code is 2.
 """
 
-import argparse
-
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 
 from lcm.data.mini_imagenet import prepare
 from lcm.errors import exit_on_user_error
@@ -19,11 +17,7 @@ from lcm.errors import exit_on_user_error
 
 @exit_on_user_error
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__)
     parser.add_argument("source", help="folder with the images")
     parser.add_argument(
         "destination", help="folder for train/<wnid>/*, test/<wnid>/* and manifest.csv"

@@ -11,14 +11,13 @@ names what differs between the environments. Further arguments, such as data.roo
 Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
 """
 
-import argparse
 import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 
 from lcm.errors import SIGNALS, UserError, exit_on_user_error, plural
 from lcm.reporting.records import DamagedRecord, read_record, read_run
@@ -50,13 +49,13 @@ def read(path):
     return run, epochs
 
 
-def train(overrides):
+def train(words):
     """Run train.py to its end, passing signals on to it. Returns its exit code.
 
     It runs in a session of its own, so that Ctrl-C does not reach it twice: a second one does not
     save.
     """
-    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
     child = subprocess.Popen(command, start_new_session=True)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -67,11 +66,7 @@ def train(overrides):
 
 @exit_on_user_error
 def main(command_line=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__, config_dir=True)
     parser.add_argument("run", help="a record (results/metrics/*.jsonl) or a run directory")
     parser.add_argument(
         "further", nargs="*", metavar="key=value", help="further arguments of train.py"
@@ -85,10 +80,12 @@ def main(command_line=None):
     options = parser.parse_intermixed_args(command_line)
     run, epochs = read(options.run)
     overrides = [*arguments(run, options.further), f"runs={quoted(options.runs)}"]
-    print(f"python train.py {shlex.join(overrides)}", flush=True)
+    folder = ["--config-dir", str(options.config_dir)] if options.config_dir else []
+    words = [*folder, *overrides]
+    print(f"python train.py {shlex.join(words)}", flush=True)
     if options.show:
         return
-    if code := train(overrides):
+    if code := train(words):
         sys.exit(code)
     again, epochs_again = read(Path(options.runs) / run["run"])
     tolerance = tolerances(run)

@@ -4,9 +4,7 @@ python scripts/report.py
 python scripts/report.py --results other/results
 """
 
-import argparse
-
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 
 from lcm.errors import exit_on_user_error
 from lcm.reporting.report import write_report
@@ -14,11 +12,7 @@ from lcm.reporting.report import write_report
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__)
     parser.add_argument(
         "--results", default="results", help="folder of the results (default: results)"
     )

@@ -11,11 +11,10 @@ square and resized to the training images' size. A .json beside the first figure
 has the runs, the images, P and the predicted classes.
 """
 
-import argparse
 import json
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 import torch
 
 from lcm.errors import UserError, exit_on_user_error, nearest
@@ -86,11 +85,7 @@ def images_of(options, data):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__, config_dir=True)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, or their checkpoint.pt"
     )

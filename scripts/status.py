@@ -6,10 +6,9 @@ python scripts/status.py experiment=table2 seed='range(10)'    # a grid, as trai
 python scripts/status.py -m model=resnet20 attention=none,lcm2
 """
 
-import argparse
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 
 from lcm.config.compose import CONFIGS
 from lcm.errors import UserError, exit_on_user_error, listed
@@ -17,7 +16,7 @@ from lcm.reporting.records import BEGUN, find_runs
 from lcm.runs.status import status_of, table, time_left, totals
 
 
-def jobs_of(arguments):
+def jobs_of(arguments, config_dir=None):
     """Every GridRun that train.py would train with these arguments."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -27,6 +26,8 @@ def jobs_of(arguments):
     from lcm.config.command_line import override_problems
     from lcm.runs.grid import grid
 
+    if config_dir:
+        arguments = [f"hydra.searchpath=['{config_dir.as_uri()}']", *arguments]
     if found := override_problems(arguments, multirun=True):
         raise listed("the arguments have problems:", found)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
@@ -40,11 +41,7 @@ def jobs_of(arguments):
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__, config_dir=True)
     parser.add_argument(
         "what", nargs="*", default=["runs"], help="a folder of runs, or train.py's arguments"
     )
@@ -54,7 +51,8 @@ def main(arguments=None):
         action="store_true",
         help="accepted and ignored: several values are a grid anyway",
     )
-    what = parser.parse_intermixed_args(arguments).what
+    options = parser.parse_intermixed_args(arguments)
+    what = options.what
     if len(what) == 1 and "=" not in what[0]:
         runs, jobs = Path(what[0]), None
         if not runs.is_dir():
@@ -63,7 +61,7 @@ def main(arguments=None):
             )
         statuses = [status_of(directory) for directory in find_runs(runs, (*BEGUN, "log.txt"))]
     else:
-        jobs = jobs_of(what)
+        jobs = jobs_of(what, options.config_dir)
         runs = Path(jobs[0].config["runs"])
         statuses = [status_of(job.directory)._replace(config=job.config) for job in jobs]
     print(f"{table(statuses, runs)}\n\n{totals(statuses)}")

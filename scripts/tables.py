@@ -10,10 +10,9 @@ Each table is written as Markdown, CSV and LaTeX. A cell without a run has a das
 trains the run is below the table.
 """
 
-import argparse
 from pathlib import Path
 
-import checkout  # noqa: F401  before lcm
+import checkout  # before lcm
 
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
@@ -46,11 +45,7 @@ def write_protocol(runs, protocol, results):
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = checkout.parser(__doc__)
     parser.add_argument(
         "--schedule", help="use runs of this schedule (default: the paper's of each data set)"
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lcm.config.compose import known_targets
+from lcm.config.compose import CONFIGS, known_targets, use_configs
 from lcm.data import build_data
 from lcm.errors import UserError
 from lcm.models.build import build_network
@@ -10,25 +10,29 @@ from lcm.runs.state import read_state
 from lcm.training.checkpoint import load_model_weights
 
 
-def load_run(directory):
+def load_run(directory, config_dir=None):
     """A finished run's network and config: `network, config = lcm.load_run(DIRECTORY)`.
 
     Args:
         directory: of the run, or the checkpoint.pt in it.
+        config_dir: a folder of further YAML files, as train.py's --config-dir.
 
     Returns:
         The network with the trained weights, on the CPU, in evaluation mode; and the resolved
         config, nested plain dicts. A run.json may come from anybody: each `_target_` is that of the
-        file in configs/ with the same name.
+        file in configs/, or in `config_dir`, with the same name.
 
     Raises:
-        UserError: no run, not finished, a name that configs/ lacks, weights of another network.
+        UserError: no run, not finished, a name that these lack, weights of another network.
     """
     directory, state = read_finished(directory)
+    if config_dir:
+        use_configs(CONFIGS, [Path(config_dir).absolute().as_uri()])
     config = known_targets(state["config"])
     weights = load_model_weights(directory)
+    classes = config["data"].get("num_classes") or state.get("num_classes")  # class folders: counted
     try:
-        network = build_network(config["model"], config["attention"], config["data"]["num_classes"])
+        network = build_network(config["model"], config["attention"], classes)
         network.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()

@@ -166,7 +166,8 @@ def begun(config, directory, state, saved, data, complexity, threads, here):
             raise UserError(other_images(directory, config))
         return continued(state, here)
     counts = {"params": complexity.params, "gfloat": complexity.gfloat, "macs": complexity.macs}
-    facts = counts | {"threads": threads, "data_fingerprint": data.fingerprint} | here
+    images = {"data_fingerprint": data.fingerprint, "num_classes": data.num_classes}
+    facts = counts | {"threads": threads} | images | here
     new = new_state(config, **facts)
     if state:
         new["interruptions"] = state.get("interruptions", 0) + 1

@@ -13,11 +13,13 @@ from PIL import Image
 from scenes import scene
 from tiny import after_step, run
 
+import lcm
 from lcm.config import compose
 from lcm.config.compose import load as load_config
 from lcm.data import build_data
 from lcm.data.folder import list_images
 from lcm.errors import UserError
+from lcm.runs.evaluation import evaluate
 
 CLASSES = ("bird", "cat", "dog")
 NETWORK = """from torch import nn
@@ -88,6 +90,15 @@ def test_a_whole_run(halves, train, side, tmp_path):
     state = json.loads(file.read_text())
     assert (state["state"], state["data"], state["epochs"]) == ("finished", "pets", 2)
     assert "already finished" in train(halves, side).out
+
+    compose.use_configs(compose.CONFIGS)  # as in a process that knows of no other folder
+    with pytest.raises(UserError, match=f"model=net{side}: no such model"):
+        lcm.load_run(file.parent)
+    lcm.load_run(file.parent, config_dir=tmp_path / "choices")
+    _, _, probabilities, labels = evaluate(file.parent)
+    assert probabilities.shape == (6, 3)
+    right = (probabilities.argmax(1) == labels).float().mean().item()
+    assert 100 * right == pytest.approx(state["result"]["test_top1"], abs=1e-4)
 
 
 @pytest.mark.parametrize("begun", [True, False])

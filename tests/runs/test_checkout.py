@@ -38,4 +38,4 @@ def test_a_script_of_a_copy_imports_the_copy(script, copy, monkeypatch):
 def test_a_missing_file_of_the_repository_comes_back_in_its_folder(tmp_path, read):
     with pytest.raises(UserError) as refused:
         read(tmp_path / "paper.csv")
-    assert f"`git checkout results/paper.csv` in {ROOT} brings" in str(refused.value)
+    assert f"restore it with `git checkout results/paper.csv` in {ROOT}" in str(refused.value)

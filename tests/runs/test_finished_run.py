@@ -59,6 +59,11 @@ def predicted_plainly(directory):
     return labels, network(((pixels - mean) / std).permute(0, 3, 1, 2)).softmax(1)
 
 
+def uncounted(state):
+    """A run.json that does not say how many classes there are."""
+    del state["config"]["data"]["num_classes"], state["num_classes"]
+
+
 def test_load_run_gives_the_trained_network_in_evaluation_mode_and_its_config(trained):
     network, config = lcm.load_run(str(trained))
     state = json.loads((trained / "run.json").read_text())
@@ -95,9 +100,9 @@ def test_a_foreign_run_json_imports_and_calls_nothing(group, key, trained, tmp_p
         (lambda state: state.update(state="running"), "not finished, its state is 'running'"),
         (lambda state: state["config"]["model"].update(name="mine"), "model=mine: no such model"),
         (lambda state: state["config"]["attention"].update(name="os"), "attention=os: no such"),
-        (lambda state: state["config"]["data"].pop("num_classes"), "num_classes"),
         (lambda state: state["config"]["model"].update(layers=14), "weights do not fit"),
         (lambda state: state["config"]["data"].update(num_classes=9), "weights do not fit"),
+        (lambda state: uncounted(state), "weights do not fit"),
     ],
 )
 def test_what_cannot_be_loaded_is_a_user_error(change, words, trained, tmp_path):
