@@ -25,9 +25,8 @@ def parser(documentation, config_dir=False):
 
 
 def _search(folder):
-    """Look names up in a folder, too. Returns its absolute path."""
+    """Look names up in a folder, too. Returns it."""
     from lcm.config import compose
 
-    place = Path(folder).absolute()
-    compose.use_configs(compose.CONFIGS, [place.as_uri()])
-    return place
+    compose.use_configs(compose.CONFIGS, [compose.place_of(folder)])
+    return folder

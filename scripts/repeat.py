@@ -80,7 +80,7 @@ def main(command_line=None):
     options = parser.parse_intermixed_args(command_line)
     run, epochs = read(options.run)
     overrides = [*arguments(run, options.further), f"runs={quoted(options.runs)}"]
-    folder = ["--config-dir", str(options.config_dir)] if options.config_dir else []
+    folder = ["--config-dir", options.config_dir] if options.config_dir else []
     words = [*folder, *overrides]
     print(f"python train.py {shlex.join(words)}", flush=True)
     if options.show:

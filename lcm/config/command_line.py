@@ -63,7 +63,7 @@ def override_problems(arguments, multirun=False, config_dir=None):
                 "a value with special characters takes two pairs of quotes: key=\"'value'\""
             )
     values = {override.key_or_group: override.value() for _, override in overrides}
-    further = [f"file://{Path(config_dir).absolute()}"] if config_dir else []
+    further = [compose.place_of(config_dir)] if config_dir else []
     compose.use_configs(compose.CONFIGS, further + list(values.get("hydra.searchpath") or []))
     problems += _shadowed()
     names = {group: values[group] for group in GROUPS if values.get(group) in choices(group)}

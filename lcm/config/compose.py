@@ -62,6 +62,11 @@ def use_configs(folder, further=()):
             cached.cache_clear()
 
 
+def place_of(folder):
+    """A folder of further YAML files as a place that Hydra searches."""
+    return f"file://{Path(folder).absolute()}"
+
+
 def use_sources(sources):
     """Read the places that a program of Hydra's reads: its `hydra.runtime.config_sources`."""
     (main,) = [source.path for source in sources if source.provider == "main"]

@@ -153,18 +153,74 @@ def printed_difference(row, paper):
     return None if a is None or b is None else a - b
 
 
-def _beside_the_paper(row, comparisons, paper):
-    """(columns of the CSV file, cells) of a planned row: what all `comparisons` of the plan exclude
-    at once, the paper's difference and one more pair."""
+def _beside_the_paper(row, at_once, paper):
+    """What all comparisons of a plan exclude at once, the paper's difference and one more pair, as
+    columns of a CSV file."""
+    loss, gain = not_excluded(row.comparison.differences, at_once)
+    low, high = prediction_interval(row.comparison)
     claimed = printed_difference(row, paper)
-    at_once = 1 - ALPHA / comparisons
-    excluded = not_excluded(row.comparison.differences, at_once)
-    predicted = prediction_interval(row.comparison)
     names = ("loss_at_once", "gain_at_once", "paper", "next_low", "next_high")
-    return dict(zip(names, (*excluded, claimed, *predicted), strict=True)), {
-        f"not excluded, all {comparisons} at once ({100 * at_once:.0f} %)": interval(*excluded),
-        "paper": signed(claimed),
-        "one more pair (95 %)": interval(*predicted),
+    return dict(zip(names, (loss, gain, claimed, low, high), strict=True))
+
+
+def _record(row, protocol, plan, more):
+    """A Row as columns of a CSV file, with `more` of a planned one."""
+    ours = row.comparison
+    params, macs = row.arm[["params", "macs"]].iloc[0] if len(row.arm) else (None, None)
+    loss, gain = not_excluded(ours.differences)
+    names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
+    missing = not row.tried and not row.settings
+    return {
+        **names,
+        "schedule": protocol.schedule_of(row.data),
+        "precision": protocol.precision,
+        "params": params,
+        "macs": macs,
+        **measured(row.arm, row.tried),
+        "against": row.b,
+        "pairs": ours.n,
+        "difference": ours.mean,
+        "wins": ours.wins,
+        "differences": ours.differences,
+        "difference_deviation": ours.deviation,
+        "low": ours.low,
+        "high": ours.high,
+        "loss": loss,
+        "gain": gain,
+        **more,
+        "p": ours.p,
+        "p_holm": row.adjusted,
+        "needed": row.needed,
+        "verdict": row.verdict if row.tried else None,
+        "command": protocol.command(plan, **names) if missing else "",
+    }
+
+
+def _cells(record, settings, single, at_once):
+    """The cells of a Row's record as {column: text}."""
+    word = in_words(record["verdict"], record["pairs"], record["needed"])
+    cells = {
+        "Data": DATA_TITLE.get(record["data"], record["data"]),
+        "Network": record["model"],
+        **{key: record.get(key, DASH) for key in settings},
+        "Attention": record["attention"],
+        **({} if single else {"against": record["against"] or DASH}),
+        "Para (M)": scaled(record["params"], 6, 3),
+        "MACs (G)": scaled(record["macs"], 9, 4),
+        "Test top-1 (%)": reached(record),
+        f"minus {single}" if single else "difference": signed(record["difference"]),
+        "95 % interval": interval(record["low"], record["high"]),
+        "not excluded": interval(record["loss"], record["gain"]),
+    }
+    if "paper" in record:
+        excluded = interval(record["loss_at_once"], record["gain_at_once"])
+        cells |= {at_once: excluded, "paper": signed(record["paper"])}
+        cells["one more pair (95 %)"] = interval(record["next_low"], record["next_high"])
+    return cells | {
+        "P(better)": rounded(record["wins"], 2),
+        "p": p_value(record["p"]),
+        "p (Holm)": p_value(record["p_holm"]),
+        f"better than {single}?" if single else "better?": word,
     }
 
 
@@ -175,67 +231,15 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
     """
     against = sorted({row.b for row in rows if row.b})
     single = against[0] if len(against) == 1 else None
-    settings = dict.fromkeys((key for row in rows for key in row.settings), DASH)
-    planned = sum(map(len, plan["families"])) if plan else 0
-    cells, records = [], []
-    for row in rows:
-        ours = row.comparison
-        params, macs = row.arm[["params", "macs"]].iloc[0] if len(row.arm) else (None, None)
-        found = measured(row.arm, row.tried)
-        loss, gain = not_excluded(ours.differences)
-        more, more_cells = _beside_the_paper(row, planned, paper) if plan else ({}, {})
-        word = row.verdict if row.tried else None
-        names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
-        missing = not row.tried and not row.settings
-        records.append(
-            {
-                **names,
-                "schedule": protocol.schedule_of(row.data),
-                "precision": protocol.precision,
-                "params": params,
-                "macs": macs,
-                **found,
-                "against": row.b,
-                "pairs": ours.n,
-                "difference": ours.mean,
-                "wins": ours.wins,
-                "differences": ours.differences,
-                "difference_deviation": ours.deviation,
-                "low": ours.low,
-                "high": ours.high,
-                "loss": loss,
-                "gain": gain,
-                **more,
-                "p": ours.p,
-                "p_holm": row.adjusted,
-                "needed": row.needed,
-                "verdict": word,
-                "command": protocol.command(plan, **names) if missing else "",
-            }
-        )
-        cells.append(
-            {
-                "Data": DATA_TITLE.get(row.data, row.data),
-                "Network": row.model,
-                **(settings | row.settings),
-                "Attention": row.a,
-                **({} if single else {"against": row.b or DASH}),
-                "Para (M)": scaled(params, 6, 3),
-                "MACs (G)": scaled(macs, 9, 4),
-                "Test top-1 (%)": reached(found),
-                f"minus {single}" if single else "difference": signed(ours.mean),
-                "95 % interval": interval(ours.low, ours.high),
-                "not excluded": interval(loss, gain),
-                **more_cells,
-                "P(better)": rounded(ours.wins, 2),
-                "p": p_value(ours.p),
-                "p (Holm)": p_value(row.adjusted),
-                f"better than {single}?" if single else "better?": in_words(
-                    word, ours.n, row.needed
-                ),
-            }
-        )
-    header, lines = columns(cells)
+    settings = dict.fromkeys(key for row in rows for key in row.settings)
+    planned = sum(map(len, plan["families"])) if plan else 1
+    level = 1 - ALPHA / planned
+    records = [
+        _record(row, protocol, plan, _beside_the_paper(row, level, paper) if plan else {})
+        for row in rows
+    ]
+    at_once = f"not excluded, all {planned} at once ({100 * level:.0f} %)"
+    header, lines = columns([_cells(record, settings, single, at_once) for record in records])
     labels = header.index("Para (M)")
     narrow = ("Attention", "against", *settings, "Test top-1 (%)", header[labels + 3])
     return Table(

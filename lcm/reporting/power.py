@@ -147,6 +147,33 @@ def _share(*values):
     return " / ".join(f"{100 * value:.1f}" for value in values) + " %"
 
 
+def _whole_claims(claims, accuracies, rows, repetitions):
+    """A heading and a table for the claims of each of the paper's tables."""
+    parts = []
+    found = {
+        words.format(n): claim_shares(claims, true, n, repetitions)
+        for words, true in {
+            "paper true, {} seeds": accuracies,
+            "no difference, {}": dict.fromkeys(accuracies, 90),
+        }.items()
+        for n in SHOWN
+    }
+    fewest = rows.set_index("claim")
+    for table, family in families(claims).items():
+        parts.append(
+            f"### Table {table}: {len(family)} comparisons, none can be significant with fewer than "
+            f"{pairs_to_reach(len(family))} seeds"
+        )
+        lines = [
+            [f"{number} {claim['id']}", *fewest.loc[claim["id"]]]
+            + [_share(*shares[claim["id"]]) for shares in found.values()]
+            for number, claim in enumerate(claims, 1)
+            if {table} & {s.table for s in claim["statements"]}
+        ]
+        parts.append(pipes(["claim", "seeds for 0.5", "seeds for 0.8", *found], lines))
+    return parts
+
+
 def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
     """results/power.md as text; `rows`: what `chances` returned."""
     count = [f"{n} seeds" for n in PAIRS]
@@ -184,27 +211,7 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         "numbers are true and if no module changes anything. In the second case every "
         f"`{SUPPORTED}` is wrong, except of claims that two modules are almost the same.",
     ]
-    found = {
-        words.format(n): claim_shares(claims, true, n, of_claims)
-        for words, true in {
-            "paper true, {} seeds": accuracies,
-            "no difference, {}": dict.fromkeys(accuracies, 90),
-        }.items()
-        for n in SHOWN
-    }
-    fewest = rows.set_index("claim")
-    for table, family in families(claims).items():
-        parts.append(
-            f"### Table {table}: {len(family)} comparisons, none can be significant with fewer than "
-            f"{pairs_to_reach(len(family))} seeds"
-        )
-        lines = [
-            [f"{number} {claim['id']}", *fewest.loc[claim["id"]]]
-            + [_share(*shares[claim["id"]]) for shares in found.values()]
-            for number, claim in enumerate(claims, 1)
-            if {table} & {s.table for s in claim["statements"]}
-        ]
-        parts.append(pipes(["claim", "seeds for 0.5", "seeds for 0.8", *found], lines))
+    parts += _whole_claims(claims, accuracies, rows, of_claims)
     parts += [
         "## Coverage of the 95 % BCa interval\n\n"
         "How often it contains the true difference. It is too narrow where seeds are few, so no verdict rests on it alone.",

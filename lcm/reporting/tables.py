@@ -91,14 +91,8 @@ def paper_table(number, runs, protocol, plan, paper, complexity):
     """Table `number` of the paper beside the runs that a protocol has selected."""
     keys = ["table", "model", "attention"]
     cells = paper[paper["table"] == number].merge(complexity, how="left", on=keys)
-    header = [
-        "Model",
-        "Para (M) paper",
-        "Para (M) ours",
-        "GFloat paper",
-        "GFloat ours",
-        "MACs (G) ours",
-    ]
+    counted = [f"{name} {whose}" for name in ("Para (M)", "GFloat") for whose in ("paper", "ours")]
+    header = ["Model", *counted, "MACs (G) ours"]
     for data, metric in dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)):
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
         header += [f"{title} paper", f"{title} ours", "ours - paper"]
