@@ -44,7 +44,7 @@ class HostBatches:
         """The sizes of an epoch's batches, the larger first."""
         return sorted({self.size(0), self.size(len(self) - 1)}, reverse=True)
 
-    def start(self, epoch, step=0):
+    def start(self, epoch, step):
         """Begin an epoch, counted from 1, at one of its steps, counted from 0."""
         self._iterator = self.batches.iterate(epoch, step)
 
@@ -66,7 +66,7 @@ class ResidentBatches(HostBatches):
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         self.range = torch.arange(self.batch_size, device=device)
 
-    def start(self, epoch, step=0):
+    def start(self, epoch, step):
         for buffer, drawn in zip(self.plan, self.resident.plan(epoch), strict=True):
             buffer.copy_(drawn)
         self.cursor.fill_(step * self.batch_size)
@@ -179,7 +179,7 @@ def warm_up(step, batches):
     stream.wait_stream(torch.cuda.current_stream(batches.device))
     with torch.cuda.stream(stream):
         for size in batches.sizes() * WARM_UPS:
-            batches.start(1)
+            batches.start(1, step=0)
             step(*batches.take(size))
     torch.cuda.current_stream(batches.device).wait_stream(stream)
     return stream
@@ -191,7 +191,7 @@ def captured(step, batches, stream, warn):
     graphs = {}
     try:
         for size in batches.sizes():
-            batches.start(1)
+            batches.start(1, step=0)
             graphs[size] = torch.cuda.CUDAGraph()
             # the stream is named: torch's own default for captures may be another device's
             with torch.cuda.graph(graphs[size], pool=pool, stream=stream):

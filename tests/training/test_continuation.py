@@ -131,7 +131,7 @@ def test_without_a_usable_checkpoint_nothing_is_touched(config, directory, refus
     refused(
         config,
         "no usable checkpoint:",
-        f"{directory / NAME}: empty",
+        f"{directory / NAME}: cut",
         f"{directory / PREVIOUS}: cut",
         advice,
     )

@@ -108,7 +108,7 @@ def take_steps(network, bf16, optimizer="sgd"):
         assert isinstance(batches, ResidentBatches)
         assert all(tensor.device == DEVICE for tensor in [*tensors, *batches.plan, batches.cursor])
         for size in batches.sizes():
-            batches.start(1)
+            batches.start(1, step=0)
             images, labels = batches.take(size)
             assert images.device == labels.device == DEVICE
             assert images.is_contiguous(memory_format=torch.channels_last)
