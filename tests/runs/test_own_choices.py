@@ -159,7 +159,8 @@ def test_a_sweep_over_choices_of_ones_own_is_one_command(place, tmp_path):
     words = ["-m", place.format(own=tmp_path / "my own"), "model=plain", "schedule=brief"]
     succeed(FAKE, *words, "attention=none,se,lcm2,mine,own/se4", cwd=tmp_path)
     assert states(tmp_path) == {"finished": 5}
-    output = succeed(ROOT / "scripts/status.py", *words, "attention=none,mine", cwd=tmp_path)
+    status, paths = ROOT / "scripts" / "status.py", f"{tmp_path}:{ROOT}"
+    output = succeed(status, *words, "attention=none,mine", cwd=tmp_path, PYTHONPATH=paths)
     assert "2 runs: 2 finished" in output
     code, output = sweep(FAKE, *words, "attention=none,gc,broken", cwd=tmp_path)
     assert code == 2 and "gc has no sizes" in output and "Traceback" not in output
