@@ -67,7 +67,7 @@ def class_folders(
     if complete is not None and (len(classes), counts) != (num_classes, complete):
         here, whole = ("{:,} training and {:,} test images".format(*n) for n in (counts, complete))
         notes.append(
-            f"not the whole of {name}: {len(classes)} classes, {here}, where that has "
+            f"not the whole of {name}: {len(classes)} classes, {here}, where the whole has "
             f"{num_classes} classes, {whole}; accuracies are not those of the whole"
         )
     facts = (label or name, num_classes or len(classes), image_size)
