@@ -16,6 +16,8 @@ from lcm import build_network, fill_sites
 from lcm.attention import SqueezeExcite
 from lcm.models import CifarDenseNet, CifarResNet, Site, add_sites, sites
 
+tv = torchvision.models
+
 
 @pytest.mark.parametrize(
     ("model", "expected"),
@@ -98,7 +100,7 @@ def test_a_network_without_free_sites_is_refused():
         ValueError, match=r"Linear has no free site: name the modules .*after=.*lcm\.models\.Site"
     ):
         fill_sites(nn.Linear(3, 3), nn.Identity)
-    network = fill_sites(torchvision.models.resnet18(), se)
+    network = fill_sites(tv.resnet18(), se)
     with pytest.raises(ValueError, match="ResNet has no free site"):
         fill_sites(network, se)
 
@@ -115,10 +117,7 @@ def emptied(network):
 
 @torch.no_grad()
 def test_a_site_ends_the_residual_branch_before_the_addition():
-    basic, bottleneck = (
-        emptied(make()).layer1[0]
-        for make in (torchvision.models.resnet18, torchvision.models.resnet50)
-    )
+    basic, bottleneck = (emptied(make()).layer1[0] for make in (tv.resnet18, tv.resnet50))
     x = torch.randn(2, 64, 8, 8)
     assert torch.equal(basic(x), x.relu())
     assert torch.equal(bottleneck(x), bottleneck.downsample(x).relu())
@@ -130,7 +129,7 @@ def test_a_site_ends_the_residual_branch_before_the_addition():
 @pytest.mark.parametrize("torchvisions", [False, True])
 def test_a_site_of_a_dense_layer_sees_only_its_new_maps(torchvisions):
     if torchvisions:
-        network, width, new = torchvision.models.densenet121(), 64, 6 * 32
+        network, width, new = tv.densenet121(), 64, 6 * 32
         block = emptied(network).features.denseblock1
     else:
         network, width, new = CifarDenseNet(10, 12, 10), 24, 2 * 12
@@ -166,7 +165,7 @@ def test_the_cifar_networks_do_not_import_torchvision():
 
 
 def without_a_stage():
-    network = torchvision.models.resnet18()
+    network = tv.resnet18()
     network.layer4, network.fc = nn.Identity(), nn.Linear(256, 10)
     return network
 
@@ -174,11 +173,11 @@ def without_a_stage():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: torchvision.models.DenseNet(8, (2, 3, 1)), [2, 3, 1]),
-        (lambda: torchvision.models.DenseNet(8, (1, 1, 2, 1, 1), memory_efficient=True), [1, 1, 2, 1, 1]),
-        (lambda: torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 2, 1, 1], norm_layer=lambda c: nn.GroupNorm(2, c)), [1, 2, 1, 1]),
+        (lambda: tv.DenseNet(8, (2, 3, 1)), [2, 3, 1]),
+        (lambda: tv.DenseNet(8, (1, 1, 2, 1, 1), memory_efficient=True), [1, 1, 2, 1, 1]),
+        (lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 2, 1, 1], norm_layer=lambda c: nn.GroupNorm(2, c)), [1, 2, 1, 1]),
         (without_a_stage, [2, 2, 2]),
-        (lambda: torchvision.models.segmentation.fcn_resnet50(weights_backbone=None), [3, 4, 6, 3]),
+        (lambda: tv.segmentation.fcn_resnet50(weights_backbone=None), [3, 4, 6, 3]),
     ],
     ids=["three blocks", "five blocks", "group norms", "without a stage", "segmentation"],
 )  # fmt: skip
@@ -199,9 +198,7 @@ def test_any_number_of_stages(make, expected):
 @pytest.mark.parametrize("after", ["layer*", "layer*.*", "layer*.*.conv2"])
 def test_stages_are_the_same_where_attention_stands_already(after):
     """Behind blocks and stages, before they are given sites."""
-    network = fill_sites(
-        torchvision.models.resnet18(), Scale, after=after, example=images(64)
-    ).eval()
+    network = fill_sites(tv.resnet18(), Scale, after=after, example=images(64)).eval()
     x, names = images(64), list(network.state_dict())
     y = network(x)
     found = [(name, site.stage) for name, site in sites(add_sites(network))]
