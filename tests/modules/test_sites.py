@@ -9,12 +9,14 @@ from collections import Counter
 import pytest
 import torch
 import torchvision
-from strangers import se
+from strangers import Scale, images, se
 from torch import nn
 
 from lcm import build_network, fill_sites
 from lcm.attention import SqueezeExcite
 from lcm.models import CifarDenseNet, CifarResNet, Site, add_sites, sites
+
+tv = torchvision.models
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_network_without_free_sites_is_refused():
         ValueError, match=r"Linear has no free site: name the modules .*after=.*lcm\.models\.Site"
     ):
         fill_sites(nn.Linear(3, 3), nn.Identity)
-    network = fill_sites(torchvision.models.resnet18(), se)
+    network = fill_sites(tv.resnet18(), se)
     with pytest.raises(ValueError, match="ResNet has no free site"):
         fill_sites(network, se)
 
@@ -115,10 +117,7 @@ def emptied(network):
 
 @torch.no_grad()
 def test_a_site_ends_the_residual_branch_before_the_addition():
-    basic, bottleneck = (
-        emptied(make()).layer1[0]
-        for make in (torchvision.models.resnet18, torchvision.models.resnet50)
-    )
+    basic, bottleneck = (emptied(make()).layer1[0] for make in (tv.resnet18, tv.resnet50))
     x = torch.randn(2, 64, 8, 8)
     assert torch.equal(basic(x), x.relu())
     assert torch.equal(bottleneck(x), bottleneck.downsample(x).relu())
@@ -130,7 +129,7 @@ def test_a_site_ends_the_residual_branch_before_the_addition():
 @pytest.mark.parametrize("torchvisions", [False, True])
 def test_a_site_of_a_dense_layer_sees_only_its_new_maps(torchvisions):
     if torchvisions:
-        network, width, new = torchvision.models.densenet121(), 64, 6 * 32
+        network, width, new = tv.densenet121(), 64, 6 * 32
         block = emptied(network).features.denseblock1
     else:
         network, width, new = CifarDenseNet(10, 12, 10), 24, 2 * 12
@@ -163,3 +162,48 @@ def test_the_cifar_networks_do_not_import_torchvision():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout == "False\n"
+
+
+def without_a_stage():
+    network = tv.resnet18()
+    network.layer4, network.fc = nn.Identity(), nn.Linear(256, 10)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: tv.DenseNet(8, (2, 3, 1)), [2, 3, 1]),
+        (lambda: tv.DenseNet(8, (1, 1, 2, 1, 1), memory_efficient=True), [1, 1, 2, 1, 1]),
+        (lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 2, 1, 1], norm_layer=lambda c: nn.GroupNorm(2, c)), [1, 2, 1, 1]),
+        (without_a_stage, [2, 2, 2]),
+        (lambda: tv.segmentation.fcn_resnet50(weights_backbone=None), [3, 4, 6, 3]),
+    ],
+    ids=["three blocks", "five blocks", "group norms", "without a stage", "segmentation"],
+)  # fmt: skip
+def test_any_number_of_stages(make, expected):
+    network = make().eval()
+    x = images(64)
+    y, before = network(x), list(network.state_dict())
+    found = [site.stage for _, site in sites(add_sites(network))]
+    assert [found.count(stage + 1) for stage in range(len(expected))] == expected
+    y_ = network(x)
+    if isinstance(y, dict):
+        y, y_ = y["out"], y_["out"]
+    assert torch.equal(y, y_) and list(network.state_dict()) == before
+    fill_sites(network, se)
+    network(x)
+
+
+@pytest.mark.parametrize("after", ["layer*", "layer*.*", "layer*.*.conv2"])
+def test_stages_are_the_same_where_attention_stands_already(after):
+    """Behind blocks and stages, before they are given sites."""
+    network = fill_sites(tv.resnet18(), Scale, after=after, example=images(64)).eval()
+    x, names = images(64), list(network.state_dict())
+    y = network(x)
+    found = [(name, site.stage) for name, site in sites(add_sites(network))]
+    assert found == [(f"layer{i}.{block}.site", i) for i in (1, 2, 3, 4) for block in (0, 1)]
+    assert torch.equal(network(x), y) and list(network.state_dict()) == names
+    fill_sites(network, Scale, {"last_of_stage": 2})
+    assert set(network.state_dict()) - set(names) == {"layer2.1.site.scale"}
+    assert not torch.equal(network(x), y)

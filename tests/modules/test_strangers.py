@@ -17,7 +17,6 @@ from torch.distributed.fsdp import fully_shard
 
 from lcm import fill_sites, remove_attention
 from lcm.attention import SqueezeExcite
-from lcm.models import add_sites, sites
 
 tv = torchvision.models
 
@@ -306,51 +305,6 @@ def test_a_module_with_two_names_is_one_module():
 
 # ------------------------------------------------------------------------------------------------------------------
 # Networks of torchvision's blocks
-
-
-def without_a_stage():
-    network = tv.resnet18()
-    network.layer4, network.fc = nn.Identity(), nn.Linear(256, 10)
-    return network
-
-
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (lambda: tv.DenseNet(8, (2, 3, 1)), [2, 3, 1]),
-        (lambda: tv.DenseNet(8, (1, 1, 2, 1, 1), memory_efficient=True), [1, 1, 2, 1, 1]),
-        (lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 2, 1, 1], norm_layer=lambda c: nn.GroupNorm(2, c)), [1, 2, 1, 1]),
-        (without_a_stage, [2, 2, 2]),
-        (lambda: tv.segmentation.fcn_resnet50(weights_backbone=None), [3, 4, 6, 3]),
-    ],
-    ids=["three blocks", "five blocks", "group norms", "without a stage", "segmentation"],
-)  # fmt: skip
-def test_any_number_of_stages(make, expected):
-    network = make().eval()
-    x = images(64)
-    y, before = network(x), list(network.state_dict())
-    found = [site.stage for _, site in sites(add_sites(network))]
-    assert [found.count(stage + 1) for stage in range(len(expected))] == expected
-    y_ = network(x)
-    if isinstance(y, dict):
-        y, y_ = y["out"], y_["out"]
-    assert torch.equal(y, y_) and list(network.state_dict()) == before
-    fill_sites(network, se)
-    network(x)
-
-
-@pytest.mark.parametrize("after", ["layer*", "layer*.*", "layer*.*.conv2"])
-def test_stages_are_the_same_where_attention_stands_already(after):
-    """Behind blocks and stages, before they are given sites."""
-    network = fill_sites(tv.resnet18(), Scale, after=after, example=images(64)).eval()
-    x, names = images(64), list(network.state_dict())
-    y = network(x)
-    found = [(name, site.stage) for name, site in sites(add_sites(network))]
-    assert found == [(f"layer{i}.{block}.site", i) for i in (1, 2, 3, 4) for block in (0, 1)]
-    assert torch.equal(network(x), y) and list(network.state_dict()) == names
-    fill_sites(network, Scale, {"last_of_stage": 2})
-    assert set(network.state_dict()) - set(names) == {"layer2.1.site.scale"}
-    assert not torch.equal(network(x), y)
 
 
 def test_a_derived_block_is_refused_and_nothing_is_filled():
