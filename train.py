@@ -27,7 +27,7 @@ from lcm.training.state import Sums, TrainingState
 def train(config):
     """Train the run of one resolved config (nested plain dicts) to its end. Returns its run.json.
 
-    Raises UserError (what a user can mend), OwnedElsewhere (another process trains it), Stopped
+    Raises UserError (a user can solve it), OwnedElsewhere (another process trains the run), Stopped
     (by a signal; saved) and NotFinite (a loss or a weight became infinite or NaN).
     """
     if found := problems(config):

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def parser(documentation, config_dir=False):
-    """An argument parser with a script's documentation; config_dir: with train.py's --config-dir."""
+    """A script's argument parser; config_dir: with the option --config-dir of train.py."""
     made = argparse.ArgumentParser(
         description=documentation,
         formatter_class=argparse.RawDescriptionHelpFormatter,

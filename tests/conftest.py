@@ -7,7 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs be
 
 import pytest
 
-# A suite started with nohup, or in the background of a script, ignores these; its processes are to obey them.
+# A suite started with nohup, or in the background of a script, ignores these; its processes are to
+# obey them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -32,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The tiny setting (tests/helpers/tiny.py) for a module: a function from overrides to a config."""
+    """The tiny setting (tests/helpers/tiny.py) for a module: from overrides to a config."""
     import tiny
 
     import lcm.config.compose

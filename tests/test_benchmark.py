@@ -1,4 +1,4 @@
-"""The benchmark: its sides do the same work on the same images; its file, and what is said of it."""
+"""The benchmark: its sides do the same work on the same images; its file, the docs."""
 
 import os
 import re

@@ -123,7 +123,7 @@ RULES = {
     "schedule.divide_at": list_of(
         number(float, above=0, below=1),
         lambda shares: shares == sorted(set(shares)),
-        "a rising list of shares of the epochs between 0 and 1",
+        "a rising list of fractions of the epochs, each between 0 and 1",
     ),
     "schedule.divide_by": number(float, low=1),
     "schedule.warm_up": number(int, low=0),
@@ -173,8 +173,8 @@ RECIPE = re.compile(
     r"(drop_?)?path|cosine|adamw?|lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
 )
 WHAT_THERE_IS = (
-    "; there are decay, warm_up, label_smoothing, optimizer and weight_decay of the schedule, "
-    "pad and mirror of the data; anything else is written into the training step in train.py"
+    "; the schedule has decay, warm_up, label_smoothing, optimizer and weight_decay, the data have "
+    "pad and mirror; write anything else into the training step in train.py"
 )
 
 
@@ -263,7 +263,7 @@ def _sized_by_network(data):
 def _value_problem(key, value, default, is_fact):
     """What the value of a known key must be; None where it fits."""
     if key.endswith("._target_") or is_fact:
-        fact = f"{default} (a fact of {key.partition('.')[0]}, not a choice)"
+        fact = f"{default} (fixed by the choice of {key.partition('.')[0]})"
         return None if value == default else fact
     if value is None and default is None:
         return None

@@ -27,7 +27,7 @@ EXTRAS = {
     "slurm": "hydra_plugins.hydra_submitit_launcher",
 }
 REFUSED = {  # settings of Hydra's that would only move or litter
-    "hydra.job.chdir": "runs are trained where the command is given",
+    "hydra.job.chdir": "runs keep the working directory of the command",
     "hydra.run.dir": "a run's directory follows from its config; run_directory= chooses another",
     "hydra.sweep.dir": "a run's directory follows from its config; runs= chooses another",
     "hydra.sweep.subdir": "a run's directory follows from its config; runs= chooses another",
@@ -80,7 +80,7 @@ def override_problems(arguments, multirun=False, config_dir=None):
 
 
 def _shadowed():
-    """Files of one's own that nothing would ever read: configs/ has their names, and comes first."""
+    """Own files that nothing would ever read: configs/ has their names, and comes first."""
     for place in compose.FURTHER:
         folder = Path(place.removeprefix("file://"))
         for file in sorted(folder.glob("*/**/*.yaml")):

@@ -225,7 +225,7 @@ def resolve(config):
             part = key.partition(".")[2]
             raise UserError(
                 f"{key}: attention={attention} has no sizes for networks of the family "
-                f"{model.family}: give {key}=... yourself, or put `paper: {{{attention}: "
+                f"{model.family}: set {key}=... yourself, or put `paper: {{{attention}: "
                 f"{{{part}: ...}}}}` into the YAML file of model={model.name}"
             ) from error
         raise UserError(f"the config does not resolve: {key}: {reason}") from error

@@ -92,9 +92,9 @@ class Cifar(ResidentSet):
         _check_counts(train, test, classes, place, official)
         if verify and _contents(train, test) != official.contents:
             raise UserError(
-                f"{place} has not exactly the images and labels of {official.title}: it is damaged "
-                "or altered (copies as JPEG always are). Move it away to have the archive unpacked "
-                "or downloaded; data.verify=false accepts the copy as it is."
+                f"{place} does not have exactly the images and labels of {official.title}: it is "
+                "damaged or altered (JPEG copies always are). Move it away to unpack "
+                "or download the archive; data.verify=false accepts the copy as it is."
             )
         if official.sorted:
             train, test = _canonical(*train), _canonical(*test)

@@ -16,11 +16,11 @@ from lcm.errors import UserError, one_line
 
 
 class _Refused(pickle.UnpicklingError):
-    """The file asks for something that CIFAR files never hold."""
+    """The file asks for something that no CIFAR file has."""
 
 
 class _Dtype:
-    """In place of numpy.dtype: bytes, or refused."""
+    """In place of numpy.dtype; refuses every type but bytes."""
 
     def __init__(self, code, *_):
         if code not in ("u1", b"u1"):
@@ -94,7 +94,7 @@ def read_cifar_pickle(path: Path) -> dict:
         raise UserError(
             f"{path} ({len(data):,} bytes) is damaged and cannot be read to its end "
             f"({one_line(error) if data else 'it is empty'}). "
-            f"Delete {path.parent} to have the archive unpacked or downloaded again."
+            f"Delete {path.parent} to unpack or download the archive again."
         ) from error
     if not isinstance(record, dict):
         raise UserError(

@@ -57,7 +57,7 @@ def _read_digits(root) -> tuple[np.ndarray, np.ndarray]:
         remedy = "Install scikit-learn again: pip install --force-reinstall --no-deps scikit-learn"
     else:
         path = Path(root).expanduser() / "digits.csv.gz"
-        remedy = "Give data.root=null for scikit-learn's own copy."
+        remedy = "Set data.root=null for scikit-learn's own copy."
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
         table = np.loadtxt(lines or ["nothing"], np.uint8, delimiter=",", ndmin=2)

@@ -20,9 +20,9 @@ IN_MEMORY = 64  # pixels of an image's side
 TEST = ("test", "val", "validation")  # names of the test images' folder, the first that is there
 IGNORED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # written by file managers
 LAYOUT = (
-    "Expected are train/ and test/ (or val/, validation/) of class folders with images, or class "
-    "folders alone, of which about data.test_share of each go into the test (docs/data.md; "
-    "scripts/prepare_mini_imagenet.py makes this of copies of mini-ImageNet)."
+    "Expected are train/ and test/ (or val/, validation/) with class folders of images, or "
+    "class folders alone, of which about data.test_share becomes the test set (docs/data.md; "
+    "scripts/prepare_mini_imagenet.py prepares mini-ImageNet)."
 )
 
 
@@ -45,14 +45,12 @@ def class_folders(
     """The data set of the class folders under `root`: a `ResidentSet`, or `Photographs`.
 
     num_classes  None: as many as there are; otherwise the most that are accepted
-    workers      loader processes; None: none for a set in memory, otherwise one a processor, 4 at
-                 most
-    pad          of a set in memory
-    test_share   of the images go into the test, where `root` has no test folder; None: it has one
-    limit        training images of a class; None: all
-    label        the name of the set in paths and tables; None: `name`
-    cache, ...   of `Photographs`
-    complete     [training, test] images of the whole set; a copy with others is named in `notes`
+    workers      loader processes; None: none for a set in memory, otherwise one per processor, at
+                 most 4 pad          of a set in memory test_share   share of the images that goes
+                 into the test where `root` has no test folder; None:
+                 it has one limit        training images per class; None: all label        the name
+                 of the set in paths and tables; None: `name` cache, ...   of `Photographs` complete
+                 [training, test] images of the whole set; a copy with others is named in `notes`
 
     Raises `UserError`.
     """
@@ -127,7 +125,7 @@ def list_images(root, test_share: float | None = None, limit: int | None = None)
         alone = halves[0]
         problems.append(
             f"{alone}/ is there and {'test/' if alone == 'train' else 'train/'} is not: add it, or "
-            f"give data.root={root / alone} to have a share of its images taken for the test"
+            f"give data.root={root / alone} to split its images by data.test_share"
         )
     elif test_share is not None:
         train, test = _split(_classes(top, problems), test_share)
@@ -147,7 +145,7 @@ def list_images(root, test_share: float | None = None, limit: int | None = None)
         )
     problems += empty
     if len(names) == 1:
-        problems.append(f"there is one class, {names[0]}; a network needs two and more")
+        problems.append(f"there is one class, {names[0]}; a network needs at least two")
     if not problems and not names:
         problems.append(
             f"there are no {'train/ and test/' if test_share is None else 'class folders'}"
@@ -176,7 +174,7 @@ def _classes(folders: dict[str, Path], problems: list[str]) -> dict[str, list[Pa
     classes = {}
     for name, path in folders.items():
         inner, classes[name] = _sorted_out(path, problems)
-        problems += [f"{below} is a folder inside of a class" for below in inner.values()]
+        problems += [f"{below} is a folder inside a class folder" for below in inner.values()]
     return classes
 
 

@@ -90,7 +90,7 @@ def open_cache(files: dict[str, str], folder, short_side: int | None) -> ImageCa
         pixels, index = folder / f"{key}.pixels", folder / f"{key}.json"
         if (cache := _opened(pixels, index)) is None:
             folder.mkdir(parents=True, exist_ok=True)
-            waiting = f"another process makes the image cache {pixels}: waiting for it"
+            waiting = f"another process is making the image cache {pixels}: waiting for it"
             with file_lock(folder / f"{key}.lock", waiting):
                 # Another process may have made it meanwhile.
                 if (cache := _opened(pixels, index)) is None:

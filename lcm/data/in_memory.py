@@ -60,7 +60,7 @@ class Resident:
     labels      int64 (N,)
     scale, shift  float32 (H, W, C) with images * scale + shift = (images / 255 - mean) / std
     pad         zero pixels on each side before a window of H x W is cut; 0: no crop
-    mirror      mirror each image with probability 0.5
+    mirror      flip each image horizontally with probability 0.5
     seed        of all random numbers; None: the stored order, no augmentation (test sets)
 
     The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`:

@@ -39,9 +39,9 @@ class Attended(nn.Module):
             value = getattr(super().__getattr__("layer"), name)
         if isinstance(value, (torch.Tensor, types.MethodType)):
             raise AttributeError(
-                f"attention stands behind this layer: its {name} is .layer.{name}. Who replaces "
-                "the layer (by a fused one, say) replaces the attention too: do that before "
-                "lcm.fill_sites, or take the attention out by lcm.remove_attention"
+                f"attention stands behind this layer: its {name} is .layer.{name}. Replacing the "
+                "layer (by a fused one, say) replaces the attention too: do that before "
+                "lcm.fill_sites, or remove the attention with lcm.remove_attention"
             )
         return value
 

@@ -61,11 +61,11 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
 def site_problems(model, attention, num_classes, image_size=None):
     """Why a network or the attention at its sites will not do, a line each; [] where all is well.
 
-    Both are resolved mappings. The network has to build and to make logits (2, num_classes) of two images of `image_size` (the
-    model's own, if None); the attention has to build for each width and to keep shape and type of
-    the maps at each site, in training and in evaluation. All of this runs on the meta device,
-    without memory and without arithmetic, or on the CPU for what reads values. An attention without
-    `_target_` leaves the network alone to be checked.
+    Both are resolved mappings. The network has to build and to make logits (2, num_classes) of two
+    images of `image_size` (the model's own, if None); the attention has to build for each width and
+    to keep shape and type of the maps at each site, in training and in evaluation. All of this runs
+    on the meta device, without memory and without arithmetic, or on the CPU for what reads values.
+    An attention without `_target_` leaves the network alone to be checked.
     """
     size = image_size or model["image_size"]
     images = (2, 3, size, size)
@@ -151,7 +151,7 @@ def _compose(model, attention, overrides):
         mapping = pair["model" if key in pair["model"] else "attention"]
         if isinstance(mapping[key], int) and type(value) is not type(mapping[key]):
             raise UserError(
-                f"{key}={value}: of the kind of {mapping[key]}, which {mapping['name']} has"
+                f"{key}={value}: must have the type of {mapping['name']}'s value, {mapping[key]}"
             )
         mapping[key] = value
     resolved = resolve(pair)

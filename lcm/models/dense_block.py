@@ -1,5 +1,4 @@
-"""Two forward passes of a dense block that compute the same: plain, and in memory linear in its
-depth.
+"""Two equal forward passes of a dense block: a plain one, and one with memory linear in its depth.
 
 G. Pleiss et al., "Memory-Efficient Implementation of DenseNets", 2017,
 https://arxiv.org/abs/1707.06990, keeps one copy of each map and recomputes what batch norm makes of
@@ -186,8 +185,8 @@ class _OneBuffer(torch.autograd.Function):
                 shift = torch.addcmul(beta, mean[:channels], scale, value=-1)
                 a = _normalised(maps, scale, shift, ctx.dtype)
                 g, g_weight, _ = torch.ops.aten.convolution_backward(
-                    g, a, weight.to(ctx.dtype), None, conv.stride, conv.padding, conv.dilation, False, (0, 0), 1,
-                    (True, True, False),
+                    g, a, weight.to(ctx.dtype), None, conv.stride, conv.padding, conv.dilation,
+                    False, (0, 0), 1, (True, True, False),
                 )  # fmt: skip
                 # From here on: of the batch norm's result.
                 g = torch.ops.aten.threshold_backward.grad_input(g, a, 0, grad_input=g)

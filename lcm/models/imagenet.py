@@ -63,7 +63,7 @@ def possible_sites(network):
             found.setdefault(block, Place(f"{name}.site", block, "site", site))
         elif isinstance(block, tuple(WITH_SITE)) and type(block) not in WITH_SITE.values():
             raise ValueError(
-                f"{name} is a {type(block).__name__}, which may compute otherwise than "
+                f"{name} is a {type(block).__name__}, which may compute something else than "
                 "torchvision's: name the modules that attention is to follow "
                 '(after="layer*.*.bn3")'
             )

@@ -145,7 +145,7 @@ def choose(free, where):
 
 
 def _found(network, where, pattern, example):
-    """The places that new modules are for, and their layers' calls, as `maps_through` tells them."""
+    """The places that new modules are for, and their layers' calls, as of `maps_through`."""
     if pattern is not None:
         found = matching(network, pattern)
         layers = [place.module for place in found]

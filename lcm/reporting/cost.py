@@ -1,5 +1,4 @@
-"""What the paper's tables cost in time: a training step of each network, measured or computed,
-times images, epochs and runs."""
+"""The hours of the paper's tables: a training step of each network times images, epochs, runs."""
 
 from pathlib import Path
 
@@ -15,8 +14,8 @@ EVALUATION = 1 / 3  # an image costs a forward pass in evaluation, and about thr
 # float32 operations a second outside of tensor cores: NVIDIA's figure for the H200 SXM
 H200 = 67e12
 SHARED = (
-    "Multiplied by images and epochs; an evaluated image counts a third. `all` counts a run that two tables "
-    "share once."
+    "Multiplied by images and epochs; an evaluated image counts a third. `all` counts a run "
+    "that two tables share once."
 )
 
 
@@ -61,8 +60,8 @@ def steps(results, on_card):
     macs = read_complexity(results).drop_duplicates(names).set_index(names)["macs"]
     return (3 * 2 * macs / H200).to_dict(), (
         "Computed, not measured: a lower bound for an H200 in float32, six operations for "
-        f"each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s and no time for memory or kernel launches; "
-        "small networks take several times as long"
+        f"each multiply-accumulate at {H200 / 1e12:.0f} TFLOP/s and no time for memory or "
+        "kernel launches; small networks take several times as long"
     )
 
 

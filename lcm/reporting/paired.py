@@ -83,8 +83,8 @@ class Row(NamedTuple):
 
 
 def paired(a, b):
-    """One row a seed that both arms have on the same pixels and network: `difference`, `lost`,
-    environments.
+    """One row for each seed of both arms on the same pixels and network, with `difference` and
+    `lost`.
 
     a, b: the finished and diverged runs of an arm, several of a seed perhaps: the two that are most
     alike are a pair. A diverged run counts as the worst of its arm; `lost`: see `compare`.

@@ -161,8 +161,8 @@ def _whole_claims(claims, accuracies, rows, repetitions):
     fewest = rows.set_index("claim")
     for table, family in families(claims).items():
         parts.append(
-            f"### Table {table}: {len(family)} comparisons, none can be significant with fewer than "
-            f"{pairs_to_reach(len(family))} seeds"
+            f"### Table {table}: {len(family)} comparisons, none can be significant "
+            f"with fewer than {pairs_to_reach(len(family))} seeds"
         )
         lines = [
             [f"{number} {claim['id']}", *fewest.loc[claim["id"]]]
@@ -191,11 +191,13 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
         f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
-        f"{repetitions} repetitions is uncertain by up to {100 * 1.96 * 0.5 / repetitions**0.5:.1f} points. A "
-        f"cell has two shares: `{SUPPORTED}` / `{CONTRADICTED}`.",
+        f"{repetitions} repetitions is uncertain by up to "
+        f"{100 * 1.96 * 0.5 / repetitions**0.5:.1f} points. A cell has two shares: `{SUPPORTED}` / "
+        f"`{CONTRADICTED}`.",
         "## One comparison: is A above B?\n\n"
-        "Without a true difference both shares are wrong verdicts. Where A is below B the first is, "
-        f"where A is above B the second. With fewer than {MINIMUM_PAIRS} seeds there is no verdict.",
+        "Without a true difference both shares are wrong verdicts. Where A is below "
+        f"B the first is, where A is above B the second. With fewer than {MINIMUM_PAIRS} seeds "
+        "there is no verdict.",
         pipes(["true difference", *count], one_size(1, repetitions)),
         f"## The same with Holm's correction over {FAMILY} comparisons\n\n"
         f"All {FAMILY} with the same true difference ({families_of_six} families). With 6 seeds no "
@@ -205,16 +207,18 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         pipes(["", *count], [["share", *any_wrong]]),
         "## Whole claims\n\n"
         "All arms of a claim have the same seeds. First: the fewest seeds, of "
-        f"{', '.join(map(str, SEEDS))}, that support a claim with a chance of 0.5 and of 0.8 if the "
-        "paper's own numbers are the true accuracies (never, where these contradict the claim). Then: "
-        f"both shares, supported / contradicted, with {SHOWN[0]} and {SHOWN[1]} seeds, if the paper's "
-        "numbers are true and if no module changes anything. In the second case every "
-        f"`{SUPPORTED}` is wrong, except of claims that two modules are almost the same.",
+        f"{', '.join(map(str, SEEDS))}, that support a claim with a chance of 0.5 "
+        "and of 0.8 if the paper's own numbers are the true accuracies (never, where "
+        "these contradict the claim). Then: both shares, supported / contradicted, with "
+        f"{SHOWN[0]} and {SHOWN[1]} seeds, if the paper's numbers are true and if no "
+        f"module changes anything. In the second case every `{SUPPORTED}` is wrong, except "
+        "of claims that two modules are almost the same.",
     ]
     parts += _whole_claims(claims, accuracies, rows, of_claims)
     parts += [
         "## Coverage of the 95 % BCa interval\n\n"
-        "How often it contains the true difference. It is too narrow where seeds are few, so no verdict rests on it alone.",
+        "How often it contains the true difference. It is too narrow where seeds are few, so no "
+        "verdict rests on it alone.",
         pipes(["", *count], [["coverage", *(_share(coverage(n, repetitions)) for n in PAIRS)]]),
     ]
     return "\n\n".join(parts) + "\n"

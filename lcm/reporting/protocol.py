@@ -1,5 +1,4 @@
-"""The paper's protocol: its names and their order, schedules and accuracies; and which runs a table
-takes.
+"""The paper's names, schedules and accuracies, and which runs a table takes.
 
 Without pandas: train.py asks here for the paper's number.
 """
@@ -104,8 +103,7 @@ def paper_comparison(state):
 
 
 class Protocol(NamedTuple):
-    """Which runs a table takes: `schedule=None` stands for the paper's own schedule of each data
-    set."""
+    """Which runs a table takes. schedule=None: the paper's own of each data set."""
 
     schedule: str | None = None
     precision: str = "fp32"

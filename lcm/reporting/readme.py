@@ -1,5 +1,4 @@
-"""The result blocks of a README, generated between `<!-- results:begin NAME -->` and
-`<!-- results:end -->`."""
+"""The blocks of READMEs between `<!-- results:begin NAME -->` and `<!-- results:end -->`."""
 
 import re
 from pathlib import Path

@@ -37,7 +37,10 @@ class Table(NamedTuple):
     @property
     def missing_words(self):
         """The line above the commands that fill the dashes."""
-        return f"Not run yet: {len(self.missing)}, each with its command (append `seed='range(10)'` for ten seeds)"
+        return (
+            f"Not run yet: {len(self.missing)}, each with its command (append "
+            "`seed='range(10)'` for ten seeds)"
+        )
 
 
 def columns(rows):
@@ -107,8 +110,7 @@ def inert(text):
 
 
 def pipes(header, rows, labels=1):
-    """Rows of text as a Markdown table; its first `labels` columns are aligned left, the others
-    right."""
+    """Rows of text as a Markdown table; the first `labels` columns are aligned left."""
     rows = [[inert(cell).replace("|", r"\|") for cell in row] for row in rows]
     lines = [header, ["---"] * labels + ["---:"] * (len(header) - labels), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -120,8 +120,7 @@ def _interval(differences):
 
 
 def bca_interval(differences, level=0.95):
-    """The BCa bootstrap interval (low, high) of the mean; the resamples are drawn with a fixed
-    seed.
+    """The BCa bootstrap interval (low, high) of the mean, with a fixed seed.
 
     Differences that are all equal (to rounding) have no spread to resample: the interval is that
     one value.
@@ -137,8 +136,7 @@ def bca_interval(differences, level=0.95):
 
 
 def sign_flip_p(differences):
-    """Two-sided p-value of the sign-flip test: the share of the 2**n sign patterns with a mean at
-    least as far from 0.
+    """Two-sided p-value of the sign-flip test: the share of sign patterns with as large a mean.
 
     Exact up to 20 pairs; above, 9,999 random patterns with a fixed seed (the observed one counted
     in). Sums that differ by rounding alone count as equal. All differences zero: 1.
@@ -155,8 +153,7 @@ def sign_flip_p(differences):
 
 
 def holm(p_values):
-    """Holm's adjusted p-values, in the order given. None, a comparison without runs, stays None and
-    counts in the family."""
+    """Holm's adjusted p-values. None, a comparison without runs, stays None and counts."""
     adjusted = list(p_values)
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     highest = 0.0
@@ -239,8 +236,7 @@ def prediction_interval(comparison, level=1 - ALPHA):
 
 
 def pairs_to_reach(comparisons=1):
-    """The fewest pairs with which the smallest of `comparisons` p-values can survive Holm's
-    correction."""
+    """The fewest pairs with which one of `comparisons` p-values can survive Holm's correction."""
     n = MINIMUM_PAIRS
     while 2 / 2**n * comparisons > ALPHA:
         n += 1

@@ -43,10 +43,10 @@ TEN_CLASSES = (
 HEADING = "The paper heads this table's column CIFAR-10; its caption and its text say CIFAR-100."
 NOTES = {1: [TEN_CLASSES], 2: [TEN_CLASSES], 4: [HEADING, TEN_CLASSES]}
 METHOD = (
-    "Ours: test accuracy of the last epoch, mean ± sample standard deviation (number of seeds). The "
-    "paper does not say how many runs its numbers stand for, nor whether they are the last or the "
-    "best epoch. GFloat is counted as in the paper, MACs are the true multiply-accumulates of "
-    "one image (matrix products included)."
+    "Ours: test accuracy of the last epoch, mean ± sample standard deviation (number "
+    "of seeds). The paper does not say how many runs its numbers stand for, nor whether they are "
+    "the last or the best epoch. GFloat is counted as in the paper, MACs are the true "
+    "multiply-accumulates of one image (matrix products included)."
 )
 FAMILY = {
     "paper": "p (Holm) and verdict are those of `claims.md`, corrected over all comparisons that "

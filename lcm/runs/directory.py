@@ -1,4 +1,4 @@
-"""Where a run is stored: a directory that follows from its config alone, so that the same command finds it again."""
+"""Where a run is stored: its config alone decides, so that the same command finds it again."""
 
 from datetime import datetime, timezone
 from pathlib import Path
@@ -7,7 +7,9 @@ from lcm.config.identity import config_hash
 
 
 def run_name(config):
-    """`<data>/<model>/<attention>/seed<k>-<hash8>`: the path of this config's run below the runs folder."""
+    """`<data>/<model>/<attention>/seed<k>-<hash8>`: the path of this config's run below the runs
+    folder.
+    """
     names = [data_name(config), *(config[group]["name"] for group in ("model", "attention"))]
     return "/".join([*names, f"seed{config['seed']}-{config_hash(config)[:8]}"])
 
@@ -18,7 +20,7 @@ def data_name(config):
 
 
 def run_directory(config):
-    """The run's directory: `config["run_directory"]` where it is set, below `config["runs"]`, under its name, otherwise."""
+    """The run's directory: `config["run_directory"]` if set, else by name below `runs`."""
     return Path(config["run_directory"] or Path(config["runs"]) / run_name(config))
 
 

@@ -49,8 +49,8 @@ class GridRun(NamedTuple):
 def problems(config):
     """Every problem of a composed config, a line each; [] where there is none.
 
-    Where model or attention are not the repository's own, or differ from their YAML files, a network
-    on the meta device tells whether the module fits its sites.
+    Where model or attention are not the repository's own, or differ from their YAML files, a
+    network on the meta device tells whether the module fits its sites.
     """
     found = check(config)
     if found:
@@ -136,8 +136,8 @@ def _refuse_twins(one, other):
         )
     if one is not other:
         raise UserError(
-            f"{one.name} and {other.name} are the same run: what differs between them is no part of "
-            "it; give one value"
+            f"{one.name} and {other.name} are the same run: what differs between them cannot "
+            "change a number; give one value"
         )
 
 
@@ -151,8 +151,8 @@ def _values(key, override):
             found = [f"{key}={value}" for value in override.sweep_string_iterator()]
     if not found:
         raise UserError(
-            f"the grid cannot be expanded: {override.input_line}: no list of values; "
-            "write them out, or range(...)"
+            f"the grid cannot be expanded: {override.input_line}: this has no list of values; "
+            "write them out, or use range(...)"
         )
     return found
 

@@ -1,8 +1,8 @@
-"""Who trains a run: the lock on its directory, which the kernel releases when its owner ends, however
-it ends.
+"""Who trains a run: a lock on its directory, which the kernel releases when its owner ends.
 
 POSIX record locks: they work on shared folders and are not inherited by loader workers. A process
-that closes any descriptor of a locked file loses its lock: nobody asks about a directory of its own.
+that closes any descriptor of a locked file loses its lock: nobody asks about a directory of its
+own.
 """
 
 import contextlib
@@ -52,15 +52,18 @@ def owner(directory):
 
 
 def _lock(stream, kind):
-    """Whether the lock was free, and is held now. UserError where the file system keeps no locks."""
+    """Whether the lock was free, and is held now.
+
+    UserError where the file system keeps no locks.
+    """
     try:
         fcntl.lockf(stream, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
         raise UserError(
-            f"{stream.name} cannot be locked ({error.strerror}): two processes could train the same "
-            "run; set runs= to a folder on a file system with locks"
+            f"{stream.name} cannot be locked ({error.strerror}): two processes could "
+            "train the same run; set runs= to a folder on a file system with locks"
         ) from error
     return True
 

@@ -1,4 +1,4 @@
-"""A recorded run once more: the command line that trains it, and what differs between two records of it."""
+"""Repeat a recorded run: the command line that trains it, and what differs from the record."""
 
 import json
 import re
@@ -15,7 +15,9 @@ TIMES = ("images_per_second", "seconds")  # of an epoch; wall time differs alway
 
 
 def quoted(value):
-    """A value as Hydra's grammar reads it back: `true`, `[0.5,0.75]`, `{stages:[2,3]}`, `'10 minutes'`."""
+    """A value as Hydra's grammar reads it back: `true`, `[0.5,0.75]`, `{stages:[2,3]}`,
+    `'10 minutes'`.
+    """
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{quoted(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
@@ -26,10 +28,10 @@ def quoted(value):
 
 
 def arguments(run, further=()):
-    """train.py's arguments for the run of a record, as a list: its names, every key that differs from their values, threads.
+    """train.py's arguments for a recorded run: its names, every key that differs, its threads.
 
-    Raises UserError where this version of the program has no such run, and where one of the `further` arguments would make
-    it another run.
+    Raises UserError where this version of the program has no such run, and where one of the
+    `further` arguments would make it another run.
     """
     for text in further:
         if not is_under(text.partition("=")[0].strip("+~"), FREE):
@@ -41,7 +43,7 @@ def arguments(run, further=()):
     choice = [f"{group}={name}" for group, name in names.items()]
     if lacking := [f"{g}={name}" for g, name in names.items() if name not in choices(g)]:
         raise UserError(
-            f"{run['run']}: this checkout has no {lacking[0]}; take the one that has trained it"
+            f"{run['run']}: this checkout has no {lacking[0]}; use the checkout that trained it"
         )
     recorded, standard = identity(config), flatten(plain(config))
     unknown = recorded.keys() ^ identity(plain(config)).keys()
@@ -64,9 +66,10 @@ FOLDED = {"test_loss": 1e-5}  # relative: what folding batch norms changed by ro
 
 
 def tolerances(run):
-    """{column: relative tolerance} for a recorded run (its run.json); exact where a column is not in it.
+    """{column: relative tolerance} for a recorded run (its run.json); other columns are exact.
 
-    Versions that had `fold_batch_norm` evaluated with batch norms folded into the convolutions before them.
+    Versions that had `fold_batch_norm` evaluated with batch norms folded into the convolutions
+    before them.
     """
     return FOLDED if (run.get("config") or {}).get("fold_batch_norm") else {}
 
@@ -84,7 +87,8 @@ def differences(before, now, tolerance):
         if apart:
             largest, (then, here) = max(abs(a - b) for a, b in pairs), pairs[-1]
             lines.append(
-                f"{column}: differs from epoch {apart[0]} on, by {largest:.3g} at most; at the end {then:.6g} then, {here:.6g} now"
+                f"{column}: differs from epoch {apart[0]} on, by {largest:.3g} at most; at the end "
+                f"{then:.6g} then, {here:.6g} now"
             )
     return lines
 
@@ -109,5 +113,5 @@ def other_environment(before, now):
     then, here = facts(before), facts(now)
     lines = [f"{key}: {then[key]} then, {here[key]} now" for key in then if then[key] != here[key]]
     if before.get("continued"):
-        lines.append("then: continued in another environment, which its record names (`continued`)")
+        lines.append("then: continued in another environment (`continued` in its record)")
     return lines

@@ -1,4 +1,4 @@
-"""A run as train.py sees it: its directory, owned; run.json; where it goes on; what an epoch adds; how it ended."""
+"""A run as train.py sees it: directory, lock, run.json, checkpoints, how it ended."""
 
 import contextlib
 import json
@@ -22,8 +22,8 @@ class Run:
     """The run of one resolved config (nested plain dicts).
 
     With `rerun` the run that its directory holds is set aside first.
-    Raises UserError where its directory holds another config's run, or a damaged run.json, or where a
-    module of the user's own is not what it was.
+    Raises UserError where its directory holds another config's run, or a damaged run.json, or where
+    a module of the user's own is not what it was.
     """
 
     def __init__(self, config):
@@ -47,7 +47,7 @@ class Run:
     def owned(self):
         """Own the directory; after `begin`, run.json says how the block ended. Signals stop it.
 
-        Finished; stopped where a signal or something that a user can mend ended it; failed otherwise.
+        Finished; stopped, if a signal or a UserError ended it; failed otherwise.
         Raises OwnedElsewhere where another process trains the run.
         """
         with owner(self.directory), STOP.listening() as self._stop:
@@ -175,7 +175,7 @@ class Run:
     def save(self, epoch, done):
         """A checkpoint after `done` steps of an epoch; raises Stopped if a signal has come.
 
-        Behind the last epoch there is nothing left to stop.
+        After the last epoch there is nothing left to stop.
         """
         run = {"config_hash": self.state["config_hash"], "run": json.dumps(self.state)}
         place = {"epoch": epoch, "index": done, "seconds": self.seconds, "timed": self._timed}

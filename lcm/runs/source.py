@@ -1,7 +1,7 @@
-"""The source of a run's attention and network: which files it trained with, and whether they are the same now.
+"""The source files of a run's attention and network, and whether they have changed.
 
-A file counts as its syntax tree without docstrings, so that comments and layout do not count. Files of
-the standard library and of installed packages are left to the versions that run.json has.
+A file counts as its syntax tree without docstrings, so that comments and layout do not count. Files
+of the standard library and of installed packages are left to the versions that run.json has.
 """
 
 import ast
@@ -38,7 +38,9 @@ def source(config):
 
 
 def keep_own(config, directory):
-    """Copy the user's own files to `directory`/source. Returns {"attention": one digest of all its own
+    """Copy the user's own files to `directory`/source.
+
+    Returns {"attention": one digest of all its own
     files}, {} where attention and network are the repository's."""
     digests = {}
     for group, target in _targets(config).items():
@@ -76,8 +78,8 @@ def refuse_changed_source(config, state):
         ]:
             raise UserError(
                 f"{files[changed[0]]} has changed since {directory} was begun (comments do not "
-                f"count): undo the change ({directory / 'source'} has the file as it was), or train "
-                "anew with rerun=true"
+                f"count): undo the change ({directory / 'source'} has the file as it "
+                "was), or train anew with rerun=true"
             )
 
 
@@ -93,7 +95,8 @@ def set_aside(configs):
 
     These are the runs of another source; where all runs of the command are finished, all of them.
     Otherwise the command was stopped, and what it has trained stays.
-    Raises UserError where a directory holds another config's run, OwnedElsewhere where it is trained.
+    Raises UserError where a directory holds another config's run, OwnedElsewhere where it is
+    trained.
     """
     configs = [config for config in configs if config["rerun"]]
     states = [read_state(run_directory(config)) for config in configs]
@@ -114,7 +117,7 @@ def set_aside(configs):
 
 
 def _recorded(state):
-    """The sources that a run.json has, the last ones where it was continued; {} where it has none."""
+    """The sources in a run.json, the last ones where it was continued; {} where it has none."""
     parts = [state, *(state.get("continued") or [])]
     return next((part["source"] for part in reversed(parts) if part.get("source")), {})
 
@@ -193,7 +196,7 @@ def _imports(tree, package):
 
 
 def _home(module, name):
-    """The local module that `from module import name` leads to: where a class or function is defined."""
+    """The local module in which `name` of `from module import name` is defined."""
     if _local(f"{module}.{name}"):
         return f"{module}.{name}"
     value = getattr(sys.modules.get(module), name, None)

@@ -1,4 +1,4 @@
-"""run.json: the state of a run, the config and the environment that its numbers come from, and its result."""
+"""run.json: the state of a run, its config and environment, and its result."""
 
 import functools
 import json
@@ -56,13 +56,13 @@ def write_state(directory, state):
 
 
 def refuse_another_config(directory, state, config):
-    """Raise UserError where the directory holds a run of another config; the message shows each difference."""
+    """Raise UserError where the directory holds a run of another config, with the differences."""
     if "config" not in state or config_hash(state["config"]) == config_hash(config):
         return
     old, new = identity(state["config"]), identity(config)
     other = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     lines = [f"{key}: {old.get(key, '-')} there, {new.get(key, '-')} here" for key in other]
-    lines.append("take another directory, or the config that it has")
+    lines.append("choose another directory, or use that config")
     raise listed(f"{directory} holds a run of another config:", lines)
 
 
@@ -90,9 +90,7 @@ def commit():
 
 
 def new_state(config, **facts):
-    """run.json of a run that starts; `facts` are what only the caller knows (params, gfloat, ...,
-    and `environment`).
-    """
+    """run.json of a run that starts; `facts`: params, gfloat, ..., and the `environment`."""
     return {
         "state": "running",
         "message": None,
@@ -118,9 +116,7 @@ def new_state(config, **facts):
 
 
 def environment(device):
-    """What a run's numbers depend on besides its config: {"versions", "device", "commit", "dirty"};
-    `device` in words.
-    """
+    """What a run's numbers depend on besides its config; `device` in words."""
     import torch
 
     versions = {
@@ -135,9 +131,7 @@ def environment(device):
 
 
 def continued(state, here):
-    """`state` of a run that continues now: one interruption more; a new environment is appended to
-    `continued`, with the time.
-    """
+    """`state` of a run that continues now: one interruption more, and the environment if new."""
     parts = state.get("continued", [])
     before = {key: (parts[-1] if parts else state).get(key) for key in here}
     parts = parts if before == here else [*parts, {"start": now(), **here}]
@@ -157,8 +151,8 @@ def other_images(directory, config):
 def begun(config, directory, state, saved, data, complexity, threads, here):
     """run.json of a run that begins now, or continues the one that `state` and `saved` have.
 
-    state: run.json so far, {} for a new run. saved: its checkpoint, None where there is none: the run
-    then starts from nothing. here: the environment of now, with the sources.
+    state: run.json so far, {} for a new run. saved: its checkpoint, None where there is none: the
+    run then starts from nothing. here: the environment of now, with the sources.
     Raises UserError where it would continue with other images.
     """
     if saved:

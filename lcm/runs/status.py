@@ -1,4 +1,4 @@
-"""Where runs stand, read from their directories: no torch, no Hydra, a thousand runs in a moment."""
+"""The state of runs, read from their directories: no torch, no Hydra, a thousand at once."""
 
 import contextlib
 import json
@@ -28,7 +28,8 @@ class Status(NamedTuple):
 
     state: finished; live (a process trains it now); stopped (begun, and no process trains it: the
     same command continues it); failed; to do (never started).
-    top1: in percent, of its last epoch. left: in seconds. pace: in seconds an epoch. config: resolved.
+    top1: in percent, of its last epoch. left: in seconds. pace: in seconds per epoch. config:
+    resolved.
     """
 
     directory: Path
@@ -92,7 +93,7 @@ def last_row(directory):
 
 
 def last_error(directory):
-    """Why a run ended before it had a run.json, from the last part of its log.txt; None where it does not say."""
+    """Why a run ended before it had a run.json, from its log.txt; None if that does not say."""
     try:
         text = (Path(directory) / "log.txt").read_text(errors="replace")
     except OSError:
@@ -104,7 +105,7 @@ def last_error(directory):
 def varied(configs):
     """For each config {key: value}: what tells it from the others, its path and its seed apart.
 
-    Compared are the schedules' names among configs of one path, all else among those of one schedule too.
+    It compares the schedules' names among configs of one path, all else also within one schedule.
     """
     flat = [identity(config or {}) for config in configs]
     groups = defaultdict(list)
@@ -130,9 +131,10 @@ def _differing(configs):
 
 
 def time_left(configs, statuses):
-    """How long the unfinished runs of a grid take one after another, in words: "about 12 min 5 s", "not known yet".
+    """The time of a grid's unfinished runs in words: "about 12 min 5 s", "not known yet".
 
-    A run's pace is the median over the grid's runs of its data, network and precision that have made epochs.
+    A run's pace is the median over the grid's runs of its data, network and precision that have
+    made epochs.
     """
     kinds = [(data_name(c), c["model"]["name"], c["precision"], c["compile"]) for c in configs]
     paces, seconds, unknown = defaultdict(list), 0.0, 0
@@ -157,7 +159,7 @@ def totals(statuses):
 
 
 def table(statuses, runs=None):
-    """One line a run: path (below the folder `runs`) and what a sweep varies, state, epochs, top-1, remark.
+    """One line per run: path below `runs` and varied keys, state, epochs, top-1, remark.
 
     The remark is the time left, or what went wrong.
     """

@@ -6,7 +6,7 @@ from lcm.training.schedule import described
 
 
 def print_plan(config, data, complexity, state, directory, saved):
-    """What will run; `state` is its run.json, `saved` the checkpoint that it continues from, or None."""
+    """Print what will run; `state`: run.json; `saved`: the checkpoint to continue from, or None."""
     schedule, notes = config["schedule"], getattr(data, "notes", [])
     train, test = data.train(schedule["batch_size"], 0), data.test(schedule["test_batch_size"])
     device = (state.get("continued") or [state])[-1]["device"]
@@ -29,7 +29,7 @@ def print_plan(config, data, complexity, state, directory, saved):
 
 
 def best_and_last(rows):
-    """The result of a run, from the rows of its metrics.jsonl: its last epoch, and the best (the first of equals)."""
+    """The result of a run, from the rows of its metrics.jsonl: its last and its best epoch."""
     best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
     last = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
     best = {"best_test_top1": best["test_top1"], "best_epoch": best["epoch"]}
@@ -37,10 +37,11 @@ def best_and_last(rows):
 
 
 def result_line(state):
-    """The result of a finished run (its run.json), with the paper's number beside it where the paper has this row."""
+    """The result of a finished run (its run.json), beside the paper's number where there is one."""
     result, epochs = state["result"], state["epochs"]
     line = (
-        f"test top-1 {result['test_top1']:.2f} %, top-5 {result['test_top5']:.2f} % after the last of {plural(epochs, 'epoch')} "
-        f"(best epoch {result['best_epoch']}: {result['best_test_top1']:.2f} %)"
+        f"test top-1 {result['test_top1']:.2f} %, top-5 {result['test_top5']:.2f} % after the last "
+        f"of {plural(epochs, 'epoch')} (best epoch {result['best_epoch']}: "
+        f"{result['best_test_top1']:.2f} %)"
     )
     return "\n".join(filter(None, [line, paper_comparison(state)]))

@@ -1,10 +1,9 @@
-"""Many runs in one command, on top of Hydra's multirun: checked as a whole, finished runs left
-alone, one failure stops nothing.
+"""Many runs in one command, on top of Hydra's multirun.
 
 Hydra expands the grid and its launchers start the runs (one after another, joblib's workers, SLURM
-jobs). What is added: the whole grid is composed and checked before the first step; runs that are
-finished are not started; runs that another process owns are skipped and checked again at the end,
-so that several sweeps on one folder share the work; a summary.
+jobs). This adds four things: the whole grid is composed and checked before the first step; finished
+runs are not started; runs that another process owns are skipped and checked again at the end, so
+that several sweeps on one folder share the work; a summary ends the sweep.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ def sweep(loader, master, arguments, launcher, max_batch_size=None):
     use_sources(master.hydra.runtime.config_sources)
     if master.hydra.job.chdir:  # from a file; on the command line it is refused before
         raise UserError(
-            "hydra.job.chdir: runs are trained where the command is given; leave it out"
+            "hydra.job.chdir: runs keep the working directory of the command; leave it out"
         )
     runs = grid(loader, master, arguments)
     set_aside([run.config for run in runs])
@@ -66,7 +65,7 @@ def sweep(loader, master, arguments, launcher, max_batch_size=None):
         raise stopped
     unfinished = {status.state for status in statuses} - {"finished"}
     if unfinished == {"live"}:
-        raise OwnedElsewhere("other processes train what is left of this sweep")
+        raise OwnedElsewhere("other processes train the rest of this sweep")
     if unfinished:
         raise SweepFailed("not every run of this sweep has finished: see above")
 

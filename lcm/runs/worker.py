@@ -1,5 +1,4 @@
-"""One run of a sweep, in whatever process a launcher starts it: its log, its signals, its GPU, and
-how it ended.
+"""One run of a sweep in a launcher's process: its log, its signals, its GPU, how it ended.
 
 A run of a sweep never raises: what went wrong with it is in its Outcome and its log.txt.
 """
@@ -24,9 +23,7 @@ from lcm.training.signals import STOP
 
 
 class Outcome(NamedTuple):
-    """How a run of a sweep ended. state: finished, failed, owned (by another process), stopped (by
-    `signal`), lost (unknown).
-    """
+    """How a run of a sweep ended: finished, failed, owned, stopped (by `signal`) or lost."""
 
     state: str
     message: str | None = None
@@ -34,7 +31,8 @@ class Outcome(NamedTuple):
 
 
 def run_one(train, config):
-    """Train the run of a resolved config with `train(config)`; returns an Outcome, whatever happens.
+    """Train the run of a resolved config with `train(config)`; returns an Outcome, whatever
+    happens.
 
     In a worker of the parallel launcher what it prints goes to its log.txt alone, and one line at
     its end says how it ended.
@@ -59,8 +57,9 @@ def run_one(train, config):
 
 
 def _train(train, config, log):
-    """The Outcome of train(config), whose output goes to the log; at its end the log says why it
-    ended.
+    """The Outcome of train(config).
+
+    Its output goes to the log, which says at its end why it ended.
     """
     errors = sys.stderr if log.terminal else log
     try:

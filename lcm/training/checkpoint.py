@@ -59,7 +59,7 @@ def read(file, config_hash=None):
     """The payload of one checkpoint file.
 
     Raises DamagedCheckpoint, with the reason, where it is incomplete or another run's; UserError
-    where the system cannot read it, which on a network folder may pass.
+    where the system cannot read it now, for example on a network folder.
     """
     try:
         data = Path(file).read_bytes()
@@ -85,7 +85,7 @@ def read(file, config_hash=None):
 def newest(directory, config_hash=None, warn=print, set_aside=False):
     """The payload of a run's newest usable checkpoint; None where the run has no checkpoint yet.
 
-    A damaged one is reported through `warn` and the one before is taken. `set_aside`, for the run's
+    A damaged one is reported through `warn`, and the one before is used. `set_aside`, for the run's
     owner, renames the damaged one, so that the next `save` does not keep it instead of the good
     one. Raises UserError where there are checkpoints but none is usable; nothing is deleted.
     """
@@ -111,10 +111,7 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
 
 
 def restore(directory, saved, training):
-    """Load a checkpoint's payload into a TrainingState.
-
-    Raises UserError where its tensors are not this network's.
-    """
+    """Load a checkpoint's payload into a TrainingState. UserError: it is another network's."""
     try:
         training.restore(saved)
     except (KeyError, RuntimeError, TypeError) as error:

@@ -47,7 +47,7 @@ def compiled(network, batch_size, image_size, autocast, layout):
         raise UserError(
             f"compile=true: torch.compile cannot compile here ({reason}): it needs a C++ compiler "
             "(g++, or what the environment variable CXX names) and Python's header files; install "
-            "them, or take compile=false"
+            "them, or set compile=false"
         ) from error
     network.zero_grad()
     for buffer, value in zip(network.buffers(), kept, strict=True):

@@ -32,11 +32,11 @@ def choose_device(name):
     if not torch.cuda.is_available():
         found = "torch finds no usable NVIDIA GPU or driver"
         reason = found if torch.version.cuda else "this torch is built without CUDA"
-        raise UserError(f"device={name}: {reason}; take device=cpu, or device=auto")
+        raise UserError(f"device={name}: {reason}; set device=cpu or device=auto")
     device, count = torch.device(name if ":" in name else "cuda:0"), torch.cuda.device_count()
     if device.index >= count:
         raise UserError(
-            f"device={name}: there are {count} GPUs, counted from cuda:0; take one of them"
+            f"device={name}: there are {count} GPUs, counted from cuda:0; choose one of them"
         )
     torch.cuda.set_device(device)
     return device
@@ -72,16 +72,16 @@ def set_precision(precision, device):
     bf16 = precision == "bf16"
     if precision == "tf32" and not (on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)):
         raise UserError(
-            "precision=tf32: only NVIDIA GPUs from Ampere on have it; take precision=fp32"
+            "precision=tf32: only NVIDIA GPUs from Ampere on have it; set precision=fp32"
         )
     if bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
-            f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; take precision=fp32"
+            f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; set precision=fp32"
         )
     if bf16 and not on_gpu and not {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split()):
         raise UserError(
             f"precision=bf16: this processor ({processor()}) has neither avx512_bf16 nor amx_bf16, "
-            "so bf16 would be slower than fp32; take precision=fp32"
+            "so bf16 would be slower than fp32; set precision=fp32"
         )
     if on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -93,7 +93,7 @@ def set_precision(precision, device):
 def set_deterministic(deterministic, device):
     """On a GPU: deterministic kernels alone, or those that cuDNN finds fastest.
 
-    On a CPU all kernels are deterministic.
+    A CPU has no others.
     """
     # cuBLAS reads it once in a process, of which a later run may be deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -24,7 +24,7 @@ class HostBatches:
         batches: of a data set (lcm.data).
         device: a torch.device.
 
-    len() is the number of steps an epoch, `images` that of its images.
+    len() is the number of steps per epoch, `images` that of its images.
     """
 
     def __init__(self, batches, device):

@@ -1,4 +1,4 @@
-"""The display of a run's progress: a bar on a terminal, one line an epoch in a log."""
+"""The display of a run's progress: a bar on a terminal, one line per epoch in a log."""
 
 import sys
 import time
@@ -49,7 +49,7 @@ class Progress:
         if enough and not self._estimated:
             self._estimated = True
             left = clock(self._left(epoch, done))
-            self.say(f"estimated time: {left} for training, and evaluation on top")
+            self.say(f"estimated time: {left} for training, plus evaluation")
         if self.bar_wanted:
             self._show_bar(epoch, done, sums)
         elif now - self._said > EVERY:

@@ -1,7 +1,4 @@
-"""SIGTERM, SIGINT, SIGUSR1, SIGHUP, which a cluster sends before it takes a machine away.
-
-Saved within one step, then stopped.
-"""
+"""How SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop a run: it saves within one step."""
 
 import contextlib
 import signal
@@ -35,12 +32,12 @@ class StopRequest:
 
     def _stop_now(self):
         self.at_once = True
-        raise Stopped(self.requested, "nothing was in progress that is not saved")
+        raise Stopped(self.requested, "there was nothing to save")
 
     def behind(self, error):
         """The Stopped behind an exception: other code may catch the signal's and raise its own."""
         if self.at_once and not isinstance(error, Stopped):
-            return Stopped(self.requested, "nothing was in progress that is not saved")
+            return Stopped(self.requested, "there was nothing to save")
         return error
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ def not_finite(what, epoch):
     """The exception for a loss or weight that became infinite or NaN in an epoch."""
     return NotFinite(
         f"{what} stopped being a finite number in epoch {epoch}; the last checkpoint is from "
-        "before it. Lower schedule.learning_rate, or take precision=fp32"
+        "before it. Lower schedule.learning_rate, or set precision=fp32"
     )
 
 

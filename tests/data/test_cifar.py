@@ -78,7 +78,7 @@ def test_class_folders(small, name, tmp_path):
 def test_jpeg_copies_are_not_verified(small, tmp_path):
     small("cifar10")
     class_folders(tmp_path / "jpg", "cifar10", "jpg")
-    with pytest.raises(UserError, match=r"has not exactly the images .*copies as JPEG"):
+    with pytest.raises(UserError, match=r"does not have exactly the images .*copies as JPEG"):
         load(tmp_path / "jpg", "cifar10")
 
 
@@ -102,7 +102,7 @@ def test_the_content_decides_and_not_the_order(small, name, alter):
         record[official.labels_key] = record[official.labels_key][::-1]
         (root / official.folder / file).write_bytes(pickle.dumps(record))
     if alter:
-        words = rf"{official.folder} has not exactly the images .*data\.verify=false accepts"
+        words = rf"{official.folder} does not have exactly the images .*data\.verify=false accepts"
         with pytest.raises(UserError, match=words):
             load(root, name)
     data = load(root, name, verify=not alter)

@@ -42,13 +42,20 @@ def shorten(path):
 
 
 ZEROS = np.zeros((40, 3072), np.uint8)
-CONTENT = r"does not hold data \(N, 3072\) and labels, N integers from 0 to 9: it is damaged or not of CIFAR-10"
+CONTENT = (
+    r"does not hold data \(N, 3072\) and labels, N integers from 0 to 9: it is damaged or "
+    r"not of CIFAR-10"
+)
 DAMAGE = {  # what is done to data_batch_2, and the message
-    "missing": (Path.unlink, "has no data_batch_2; CIFAR-10 consists of data_batch_1, data_batch_2"),
-    "empty": (lambda p: p.write_bytes(b""), r"data_batch_2 \(0 bytes\) is damaged.*it is empty.*Delete"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-5000]), "is damaged and cannot be read to its end"),
-    "a web page": (lambda p: p.write_bytes(b"<html>404 not found</html>"), "is damaged and cannot be read"),
-    "a list": (lambda p: p.write_bytes(pickle.dumps([1, 2])), "holds a list where a dictionary is expected"),
+    "missing": (Path.unlink, "has no data_batch_2; CIFAR-10 consists of "
+                             "data_batch_1, data_batch_2"),
+    "empty": (lambda p: p.write_bytes(b""),
+        r"data_batch_2 \(0 bytes\) is damaged.*it is empty.*Delete"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-5000]),
+        "is damaged and cannot be read to its end"),
+    "a web page": (lambda p: p.write_bytes(b"<html>404 not found</html>"),
+        "is damaged and cannot be read"),
+    "a list": (lambda p: p.write_bytes(pickle.dumps([1, 2])), "holds a list, not a dictionary"),
     "no labels": (rewrite(labels=None), CONTENT),
     "keys of cifar100": (rewrite(labels=None, fine_labels=[0] * 40), CONTENT),
     "wrong shape": (rewrite(data=ZEROS[:, :-1]), CONTENT),
@@ -60,7 +67,8 @@ DAMAGE = {  # what is done to data_batch_2, and the message
     "labels as text": (rewrite(labels=["0"] * 40), CONTENT),
     "label too high": (relabel(3, 10), CONTENT),
     "label below zero": (relabel(3, -1), CONTENT),
-    "one wrong label": (relabel(3, 4), r"(19|21) of class [34] \(class0[34]\); CIFAR-10 has 200, 20 of each class"),
+    "one wrong label": (relabel(3, 4), r"(19|21) of class [34] \(class0[34]\); CIFAR-10 has 200, "
+                                       r"20 of each class"),
     "one image less": (shorten, "holds 199 train images, 19 of class .*The copy is incomplete"),
 }  # fmt: skip
 
@@ -103,16 +111,22 @@ def test_an_archive_is_judged_by_its_content(small, monkeypatch):
 
 SWAP = {"test/class01": "x", "test/class02": "test/class01", "x": "test/class02"}
 FOLDER_DAMAGE = {
-    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")], "in 9 classes: .*another set"),
+    "nine classes": (lambda r: [shutil.rmtree(f) for f in r.glob("*/class09")],
+        "in 9 classes: .*another set"),
     "no test": (lambda r: shutil.rmtree(r / "test"), "train/ is there and test/ is not"),
-    "another class": (lambda r: (r / "test" / "class09").rename(r / "test" / "cat"), "cat: no training images"),
-    "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(), r"199 \+ 100 images in 10 classes"),
-    "a text for an image": (lambda r: next((r / "train" / "class03").iterdir()).write_text("?"), "1 images cannot be read"),
+    "another class": (lambda r: (r / "test" / "class09").rename(r / "test" / "cat"),
+        "cat: no training images"),
+    "one image less": (lambda r: next((r / "train" / "class03").iterdir()).unlink(),
+        r"199 \+ 100 images in 10 classes"),
+    "a text for an image": (lambda r: next((r / "train" / "class03").iterdir()).write_text("?"),
+        "1 images cannot be read"),
     "two classes swapped": (
-        lambda r: [(r / old).rename(r / new) for old, new in SWAP.items()], "not exactly the images and labels",
+        lambda r: [(r / old).rename(r / new) for old, new in SWAP.items()],
+            "not have exactly the images and labels",
     ),
     "a large image": (
-        lambda r: Image.new("RGB", (64, 48)).save(next((r / "test" / "class00").iterdir())), "not exactly the images"
+        lambda r: Image.new("RGB", (64, 48)).save(next((r / "test" / "class00").iterdir())),
+            "not have exactly the images"
     ),
 }  # fmt: skip
 
@@ -151,7 +165,8 @@ class Calls:
         return self.call
 
 
-ATTACKS = {  # what the message names, and a pickle that creates the file `marker` when `pickle.loads` reads it
+# what the message names, and a pickle that creates the file `marker` when `pickle.loads` reads it
+ATTACKS = {
     "builtins.exec": lambda marker: pickle.dumps(
         {"data": Calls(exec, f"open({str(marker)!r}, 'w').close()")}
     ),
@@ -180,7 +195,7 @@ def test_malicious_pickles_are_refused_by_name_and_not_run(small, tmp_path, name
     (folder / "test_batch").write_bytes(attack)
     with pytest.raises(
         UserError,
-        match=rf"test_batch asks for {named}, which the files of CIFAR never hold.*nothing",
+        match=rf"test_batch asks for {named}, which no CIFAR file has.*nothing",
     ):
         load(folder.parent, "cifar10", verify=False)
     assert not marker.exists()

@@ -48,8 +48,9 @@ def test_digits_have_a_stratified_split_that_no_seed_changes():
 
 def test_start_up_imports_neither_scikit_learn_nor_torchvision():
     code = (
-        "import sys; from lcm.data import Digits; batches = Digits().train(64, 0); batches.prepare(batches.epoch(1)[0], 'cpu');"
-        "print([name for name in ('sklearn', 'torchvision', 'scipy', 'pandas') if name in sys.modules])"
+        "import sys; from lcm.data import Digits; batches = Digits().train(64, 0); "
+        "batches.prepare(batches.epoch(1)[0], 'cpu');print([name for name in ('sklearn', "
+        "'torchvision', 'scipy', 'pandas') if name in sys.modules])"
     )
     assert (
         subprocess.run(
@@ -64,9 +65,7 @@ DAMAGED = [b"", b"1,2,3\n", b"\x1f\x8b\x08\x00", gzip.compress(b"1,2,3\n" * 1797
 
 @pytest.mark.parametrize("content", DAMAGED, ids=["empty", "text", "cut", "another table"])
 def test_damaged_digits_are_one_message(tmp_path, content):
-    words = (
-        r"digits\.csv\.gz (is missing or damaged|does not hold the 1,797 digits).*data\.root=null"
-    )
+    words = r"digits\.csv\.gz (is missing or damaged|does not hold 1,797 digits).*data\.root=null"
     with pytest.raises(UserError, match=words):
         Digits(root=tmp_path)
     (tmp_path / "digits.csv.gz").write_bytes(content)

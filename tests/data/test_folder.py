@@ -266,33 +266,46 @@ def hide(path):
 
 WRONG = {  # what is done to a good folder, and what the one message says
     "no folder": (shutil.rmtree, ["set cannot be read (No such file"]),
-    "a file": (lambda r: (shutil.rmtree(r), r.write_text("")), ["set cannot be read (Not a directory)"]),
-    "empty": (lambda r: (shutil.rmtree(r), r.mkdir()), ["there are no class folders", "Expected are train/"]),
+    "a file": (lambda r: (shutil.rmtree(r), r.write_text("")),
+        ["set cannot be read (Not a directory)"]),
+    "empty": (lambda r: (shutil.rmtree(r), r.mkdir()),
+        ["there are no class folders", "Expected are train/"]),
     "images without classes": (
-        lambda r: (shutil.rmtree(r), picture(r / "a.png")), ["there are no class folders", "class folders"]
+        lambda r: (shutil.rmtree(r), picture(r / "a.png")),
+            ["there are no class folders", "class folders"]
     ),
     "one class": (
-        lambda r: [shutil.rmtree(r / half / name) for half in ("train", "test") for name in ("cat", "dog")],
+        lambda r: [shutil.rmtree(r / half / name) for half in ("train", "test") for name in ("cat",
+            "dog")],
         ["there is one class, bird"],
     ),
-    "a class missing in the test": (lambda r: shutil.rmtree(r / "test" / "cat"), ["cat: no test images"]),
+    "a class missing in the test": (lambda r: shutil.rmtree(r / "test" / "cat"),
+        ["cat: no test images"]),
     "classes of other names": (
-        lambda r: (r / "test" / "cat").rename(r / "test" / "Cat"), ["cat: no test images", "Cat: no training images"]
+        lambda r: (r / "test" / "cat").rename(r / "test" / "Cat"),
+            ["cat: no test images", "Cat: no training images"]
     ),
     "empty classes": (
-        lambda r: [(r / half / "fish").mkdir() for half in ("train", "test")], ["fish: no training", "fish: no test"]
+        lambda r: [(r / half / "fish").mkdir() for half in ("train", "test")],
+            ["fish: no training", "fish: no test"]
     ),
-    "no test": (lambda r: shutil.rmtree(r / "test"), ["train/ is there and test/ is not", "data.root="]),
-    "no train": (lambda r: shutil.rmtree(r / "train"), ["test/ is there and train/ is not", "data.root="]),
+    "no test": (lambda r: shutil.rmtree(r / "test"),
+        ["train/ is there and test/ is not", "data.root="]),
+    "no train": (lambda r: shutil.rmtree(r / "train"),
+        ["test/ is there and train/ is not", "data.root="]),
     "texts": (texts, ["2 images cannot be read", "dog/a.txt: no image", "cat/b.csv: no image"]),
-    "loops of links": (loop, ["again is a folder inside of a class", "itself.png cannot be read (a broken link"]),
-    "a broken link": (lambda r: hide(r / "test" / "cat" / "4.png"), ["4.png cannot be read (a broken link"]),
+    "loops of links": (loop, ["again is a folder inside a class folder",
+        "itself.png cannot be read (a broken link"]),
+    "a broken link": (lambda r: hide(r / "test" / "cat" / "4.png"),
+        ["4.png cannot be read (a broken link"]),
     "16 bits": (deep_photographs, ["x.png", "more than 8 bits a channel; convert it"]),
     "a cut image": (
-        lambda r: (r / "train/cat/0.png").write_bytes((r / "train/cat/1.png").read_bytes()[:500]), ["cat/0.png", "1 images"]
+        lambda r: (r / "train/cat/0.png").write_bytes((r / "train/cat/1.png").read_bytes()[:500]),
+            ["cat/0.png", "1 images"]
     ),
-    "one folder too high": (lambda r: (r.rename(r.with_name("x")), r.mkdir(), r.with_name("x").rename(r / "pets")),
-        ["there is one class, pets", "pets/train is a folder inside of a class"]),
+    "one folder too high": (lambda r: (r.rename(r.with_name("x")), r.mkdir(),
+        r.with_name("x").rename(r / "pets")),
+        ["there is one class, pets", "pets/train is a folder inside a class folder"]),
 }  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def test_of_several_processes_one_makes_the_cache(files, tmp_path, decoded, monk
     with ThreadPoolExecutor(4) as threads:
         made = threads.map(lambda _: open_cache(files, tmp_path / "cache", 32), range(4))
         assert len({cache.fingerprint for cache in made}) == 1 and len(decoded) == 9
-    assert "another process makes the image cache" in capsys.readouterr().err
+    assert "another process is making the image cache" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["an image is cut", "the disk is full"])

@@ -44,50 +44,71 @@ def empty(root):
 
 
 one = listed(A, 1)
-BAD = {  # how a good copy is damaged (a dict that it returns replaces arguments of `prepare`), its layout, the message
-    "no such folder": (lambda r: {"source": r / "missing"}, class_folders, ["missing is not a folder"]),
-    "an archive": (lambda r: {"source": Path(__file__)}, class_folders, ["is not a folder", "unpack an archive"]),
-    "few-shot pickles": (lambda r: write(r / "cache.pkl", b""), empty, ["no class folders", "it holds cache.pkl"]),
-    "no lists": (lambda r: {"lists": r / "no"}, class_folders, ["no/train.csv cannot be read (No such file"]),
+# how a good copy is damaged (a dict that it returns replaces arguments of `prepare`), its layout,
+# the message
+BAD = {
+    "no such folder": (lambda r: {"source": r / "missing"}, class_folders,
+        ["missing is not a folder"]),
+    "an archive": (lambda r: {"source": Path(__file__)}, class_folders,
+        ["is not a folder", "unpack an archive"]),
+    "few-shot pickles": (lambda r: write(r / "cache.pkl", b""), empty,
+        ["no class folders", "it holds cache.pkl"]),
+    "no lists": (lambda r: {"lists": r / "no"}, class_folders,
+        ["no/train.csv cannot be read (No such file"]),
     "other lists": (
         with_lists(lambda f: (f / "train.csv").write_text("image,class\n")), class_folders,
         ["train.csv, line 1: 'image,class' is not like n0153282900000005.jpg,n01532829"],
     ),
-    "another name": (append("train.csv", f"dog.jpg,{A}"), class_folders, [f"train.csv, line 8: 'dog.jpg,{A}' is not like"]),
-    "another class": (append("test.csv", f"{one},{C}"), class_folders, [f"test.csv, line 8: '{one},{C}' is not like"]),
-    "a short list": (with_lists(numbers=range(1, 6)), class_folders, [f"{A}: 4 + 1 training + test images, 5 + 1 expected"]),
+    "another name": (append("train.csv", f"dog.jpg,{A}"), class_folders,
+        [f"train.csv, line 8: 'dog.jpg,{A}' is not like"]),
+    "another class": (append("test.csv", f"{one},{C}"), class_folders,
+        [f"test.csv, line 8: '{one},{C}' is not like"]),
+    "a short list": (with_lists(numbers=range(1, 6)), class_folders,
+        [f"{A}: 4 + 1 training + test images, 5 + 1 expected"]),
     "a listed number beyond the class": (
-        with_lists(numbers=(1, 2, 3, 4, 5, 14)), imagenet, [f"{A}: 1 listed images are not there: {listed(A, 14)}"],
+        with_lists(numbers=(1, 2, 3, 4, 5, 14)), imagenet,
+            [f"{A}: 1 listed images are not there: {listed(A, 14)}"],
     ),
     "an incomplete class of ImageNet": (
-        lambda r: [(r / B / f"{B}_{n}.JPEG").unlink() for n in (7, 12)] and with_lists()(r), imagenet,
+        lambda r: [(r / B / f"{B}_{n}.JPEG").unlink() for n in (7, 12)] and with_lists()(r),
+            imagenet,
         [f"{B}: 11 images", "wrong images"],
     ),
     "an image too many in a class of ImageNet": (
-        lambda r: write(r / B / f"{B}_1.JPEG", picture(77)) or with_lists()(r), imagenet, [f"{B}: 14 images"],
+        lambda r: write(r / B / f"{B}_1.JPEG", picture(77)) or with_lists()(r), imagenet,
+            [f"{B}: 14 images"],
     ),
-    "lists for a split copy": (with_lists(), split_copy, ["holds test, train. Expected are class folders alone"]),
-    "tar files": (lambda r: write(r / f"{A}.tar", b""), empty, [f"it holds {A}.tar", "unpack tar files"]),
-    "images in images/ of other names": (lambda r: write(r / "images" / "a.jpg", b""), empty, ["it holds images. Give"]),
+    "lists for a split copy": (with_lists(), split_copy,
+        ["holds test, train. Expected are class folders alone"]),
+    "tar files": (lambda r: write(r / f"{A}.tar", b""), empty,
+        [f"it holds {A}.tar", "unpack tar files"]),
+    "images in images/ of other names": (lambda r: write(r / "images" / "a.jpg", b""), empty,
+        ["it holds images. Give"]),
     "a missing class": (lambda r: shutil.rmtree(r / C), class_folders, [f"{C}: 0 + 0 training"]),
     "wrong counts": (
         lambda r: (r / A / one).unlink() or write(r / C / listed(C, 7), picture(7)), class_folders,
         [f"{A}: 4 + 1", f"{C}: 5 + 2 training", "--allow-partial"],
     ),
     "another class of ImageNet": (
-        lambda r: shutil.copytree(r / A, r / "n09999999"), class_folders, ["n09999999 is not a class of mini-ImageNet"],
+        lambda r: shutil.copytree(r / A, r / "n09999999"), class_folders,
+            ["n09999999 is not a class of mini-ImageNet"],
     ),
     "a broken link": (
-        lambda r: (r / A / one).unlink() or (r / A / one).symlink_to("gone"), class_folders, ["No such file or directory", one]
+        lambda r: (r / A / one).unlink() or (r / A / one).symlink_to("gone"), class_folders,
+            ["No such file or directory", one]
     ),
     "no test": (lambda r: shutil.rmtree(r / "test"), split_copy, ["holds train. Expected are"]),
-    "no train": (lambda r: (r / "train").rename(r / "val"), split_copy, ["holds test, val. Expected are"]),
-    "three splits": (lambda r: shutil.copytree(r / "test", r / "val"), split_copy, ["holds test, train, val. Expected are"]),
+    "no train": (lambda r: (r / "train").rename(r / "val"), split_copy,
+        ["holds test, val. Expected are"]),
+    "three splits": (lambda r: shutil.copytree(r / "test", r / "val"), split_copy,
+        ["holds test, train, val. Expected are"]),
     "an image in both splits": (
-        lambda r: shutil.copy(r / "train" / A / one, r / "test" / A / one), split_copy, [f"{A}: 5 + 2 training + test"],
+        lambda r: shutil.copy(r / "train" / A / one, r / "test" / A / one), split_copy,
+            [f"{A}: 5 + 2 training + test"],
     ),
     "a file at the destination": (
-        lambda r: write(r.parent / "taken", b"") or {"destination": r.parent / "taken"}, class_folders, ["taken is a file"],
+        lambda r: write(r.parent / "taken", b"") or {"destination": r.parent / "taken"},
+            class_folders, ["taken is a file"],
     ),
 }  # fmt: skip
 

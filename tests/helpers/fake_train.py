@@ -1,7 +1,9 @@
-"""train.py with a training that takes milliseconds: what the sweep's tests start, as real processes, to watch the sweep itself.
+"""train.py with a training that takes milliseconds: what the sweep's tests start, as real
+processes, to watch the sweep itself.
 
-FAKE_SECONDS: how long an epoch takes (0.01). FAKE_FAULT: runs whose directory has this text in it fail in their 2nd epoch.
-Every epoch leaves a line in the run's trained.txt: which process trained it.
+FAKE_SECONDS: how long an epoch takes (0.01). FAKE_FAULT: runs whose directory has this text in it
+fail in their 2nd epoch. Every epoch leaves a line in the run's trained.txt: which process trained
+it.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Configs for tests: as Hydra composes a command line, and as the names alone give them; and the run.json of one."""
+"""Configs for tests: as Hydra composes a command line, and as the names alone give them; and the
+run.json of one.
+"""
 
 from pathlib import Path
 

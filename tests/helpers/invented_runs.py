@@ -1,4 +1,6 @@
-"""Run directories for the tests of reporting: invented numbers in the exact form that train.py writes."""
+"""Run directories for the tests of reporting: invented numbers in the exact form that train.py
+writes.
+"""
 
 import hashlib
 import json
@@ -44,7 +46,10 @@ def invented_metrics(epochs, top1, noise):
 def invented_run(
     folder, data="cifar10", model="resnet20", attention="none", seed=0, top1=92.0, **changes
 ):
-    """Write one run directory; returns it. `changes`: schedule, epochs, deviations, and whatever else run.json has."""
+    """Write one run directory; returns it.
+
+    `changes`: schedule, epochs, deviations, and whatever else run.json has.
+    """
     facts = {
         "schedule": "cifar",
         "precision": "fp32",
@@ -52,7 +57,8 @@ def invented_run(
         "state": "finished",
         "deviations": {},
     } | changes
-    identity = f"{data}{model}{attention}{seed}{facts['schedule']}{facts['precision']}{facts['epochs']}{facts['deviations']}"
+    identity = f"{data}{model}{attention}{seed}{facts['schedule']}{facts['precision']}"
+    identity += f"{facts['epochs']}{facts['deviations']}"
     digest = hashlib.sha256(identity.encode()).hexdigest()
     name = f"{data}/{model}/{attention}/seed{seed}-{digest[:8]}"
     metrics = list(invented_metrics(facts["epochs"], top1, random.Random(identity)))
@@ -115,7 +121,8 @@ def edit(directory, **changes):
 
 
 def results_of(folder, runs=()):
-    """A folder of results with the given files, the plans and the collected `runs`, each the keywords
+    """A folder of results with the given files, the plans and the collected `runs`, each the
+    keywords
     of an `invented_run`."""
     results = folder / "results"
     results.mkdir(parents=True)

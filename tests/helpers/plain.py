@@ -1,4 +1,5 @@
-"""train.py's own loop on networks and images of a test's own, without a run directory, and the plain loop
+"""train.py's own loop on networks and images of a test's own, without a run directory, and the
+plain loop
 that it has to equal."""
 
 import contextlib
@@ -21,7 +22,9 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def invented_batches(count=320, batch=16, seed=0):
-    """Batches of images that can be learned: a pattern for each class, and noise; seed None: a test set."""
+    """Batches of images that can be learned: a pattern for each class, and noise; seed None: a test
+    set.
+    """
     generator = torch.Generator().manual_seed(5)
     labels = torch.randint(0, 10, (count,), generator=generator)
     patterns = (
@@ -57,7 +60,8 @@ def sgd(network, rate=0.1, **options):
 
 
 class Rows:
-    """In place of lcm.runs.run.Run: no directory, no checkpoint; `rows` are the metrics of each epoch.
+    """In place of lcm.runs.run.Run: no directory, no checkpoint; `rows` are the metrics of each
+    epoch.
 
     epochs: pairs (epoch, step at which it begins). act: called with the epoch and the steps done.
     """
@@ -183,7 +187,9 @@ def small_network(model, memory="fast", device=CPU):
 
 
 def randomise(module):
-    """Random values everywhere, also where a module starts with zeros or ones and where it keeps running statistics."""
+    """Random values everywhere, also where a module starts with zeros or ones and where it keeps
+    running statistics.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in [

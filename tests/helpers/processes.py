@@ -1,4 +1,6 @@
-"""Starting real sweeps as processes, and reading what they left: for the tests of sweeps and launchers."""
+"""Starting real sweeps as processes, and reading what they left: for the tests of sweeps and
+launchers.
+"""
 
 import contextlib
 import json
@@ -22,14 +24,17 @@ TINY = [
 
 
 def start(script, *arguments, cwd, **environment):
-    """Start a sweep in a process group of its own; its output can be read from `.stdout` (stderr included)."""
+    """Start a sweep in a process group of its own; its output can be read from `.stdout` (stderr
+    included).
+    """
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         **{key: str(value) for key, value in environment.items()},
     }
     return subprocess.Popen(
-        [sys.executable, str(script), *arguments], cwd=cwd, env=environment, text=True, start_new_session=True,
+        [sys.executable, str(script), *arguments], cwd=cwd, env=environment, text=True,
+            start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -88,7 +93,9 @@ def trained(runs):
 
 
 def record(runs):
-    """{run: (epochs without wall time, weights)} of finished runs; the weights as {name: bytes}, {} of fake trainings."""
+    """{run: (epochs without wall time, weights)} of finished runs; the weights as {name: bytes}, {}
+    of fake trainings.
+    """
     found = {}
     for directory in sorted(file.parent for file in Path(runs).rglob("run.json")):
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -1,9 +1,12 @@
-"""A setting in which a whole run takes about a second on one core: what the proofs and the tests train.
+"""A setting in which a whole run takes about a second on one core: what the proofs and the tests
+train.
 
-Configs of its own under the names of real ones (digits, resnet20), so that all else is the real thing: the checks, train.train,
-the run directories, the tables. 48 training and 24 test images, ResNet-8, 3 epochs of 6 steps.
+Configs of its own under the names of real ones (digits, resnet20), so that all else is the real
+thing: the checks, train.train, the run directories, the tables. 48 training and 24 test images,
+ResNet-8, 3 epochs of 6 steps.
 
-Runs are processes of their own, forked from this one, which has torch imported: they start in milliseconds.
+Runs are processes of their own, forked from this one, which has torch imported: they start in
+milliseconds.
 """
 
 import contextlib
@@ -39,7 +42,9 @@ class FewDigits(Digits):
 
 
 def use(folder):
-    """Write the setting's configs to `folder`/configs and let this process, and what it forks, check against them."""
+    """Write the setting's configs to `folder`/configs and let this process, and what it forks,
+    check against them.
+    """
     configs = Path(folder) / "configs"
     shutil.copytree(ROOT / "configs", configs)
     for file, changes in {
@@ -73,7 +78,9 @@ _warm = False
 
 
 def warm_up(folder):
-    """Train one epoch here, once, so that processes forked from this one have everything imported and start in a moment."""
+    """Train one epoch here, once, so that processes forked from this one have everything imported
+    and start in a moment.
+    """
     global _warm
     if _warm:
         return
@@ -93,7 +100,9 @@ class Ended(NamedTuple):
 
 
 class Process(multiprocessing.get_context("fork").Process):
-    """A forked process, leader of its own group, that runs function(*args); what it prints goes to `folder`/`name`.out, .err."""
+    """A forked process, leader of its own group, that runs function(*args); what it prints goes to
+    `folder`/`name`.out, .err.
+    """
 
     def __init__(self, folder, function, *args, name="process"):
         super().__init__(target=function, args=args)
@@ -135,7 +144,7 @@ class Process(multiprocessing.get_context("fork").Process):
 
 
 def train_as_main(config, prepare=None):
-    """Train as `python train.py` does once the config is composed: its signals, its messages, its exit codes.
+    """Train as `python train.py` does with a composed config: signals, messages, exit codes.
 
     `prepare` is called first; there a test can arrange what is to happen in this process.
     """
@@ -157,7 +166,9 @@ def run(folder, config, prepare=None):
 
 
 def after_step(number, act, kind="train"):
-    """A `prepare`: the process calls act() behind its step `number` of a kind (train, test), from 1."""
+    """A `prepare`: the process calls act() behind its step `number` of a kind (train, test), from
+    1.
+    """
 
     def prepare():
         from lcm.training.graphs import Repeated

@@ -77,7 +77,8 @@ def test_building_leaves_the_callers_mappings_alone():
         ("model=resnet20 attention=lcm", "attention=lcm: no such attention; choose from "),
         (
             "model=resnet20 attention=se reducton=8",
-            "'reducton' is no key of resnet20 and attention se; nearest: reduction; the keys are: layers",
+            "'reducton' is no key of resnet20 and attention se; nearest: reduction; the "
+            "keys are: layers",
         ),
         ("model=resnet20 reduction=8", "the keys are: layers."),
         (

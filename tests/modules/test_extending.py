@@ -48,7 +48,8 @@ def python(tmp_path_factory):
     ("words", "model", "attentions"),
     [
         ("attention=mine model.layers=8", "resnet20", "mine"),
-        (f"-m model=wide_resnet attention=none,se,lcm2,mine {SMALL['wide_resnet']}", "wide_resnet", "none,se,lcm2,mine"),
+        (f"-m model=wide_resnet attention=none,se,lcm2,mine {SMALL['wide_resnet']}", "wide_resnet",
+            "none,se,lcm2,mine"),
         (f"model=wide_resnet attention=cbam {SIZES} {SMALL['wide_resnet']}", "wide_resnet", "cbam"),
         (f"model=convnext attention=lcm2 {SMALL['convnext']}", "convnext", "lcm2"),
     ],
@@ -64,9 +65,11 @@ def test_an_example_trains(python, words, model, attentions):
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        ("model=convnext attention=gc", "attention=gc has no sizes for networks of the family conv"),
+        ("model=convnext attention=gc", "attention=gc has no sizes for networks of "
+                                        "the family conv"),
         ("attention=mine attention.reduction=17", "reduction 17 is larger than the 16 channels"),
-        ("model=wide_resnet attention=mine model.layers=11", "6n + 4 layers (10, 16, 22, 28, ...), not 11"),
+        ("model=wide_resnet attention=mine model.layers=11", "6n + 4 layers (10, 16, 22, "
+                                                             "28, ...), not 11"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(python, words, found):

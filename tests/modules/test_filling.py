@@ -113,8 +113,10 @@ def test_compiles_as_one_graph(backend):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"after": "blok*.bn"}, r"no module of Sequential has a name like 'blok\*\.bn'; nearest: block[12]"),
-        ({"after": "block*"}, "block1 is a Sequential, which does not say how many channels its maps have"),
+        ({"after": "blok*.bn"}, r"no module of Sequential has a name like 'blok\*\.bn'; "
+                                r"nearest: block[12]"),
+        ({"after": "block*"}, "block1 is a Sequential, which does not say how many "
+                              "channels its maps have"),
         ({"after": "block*.bn", "where": {"stages": [1]}}, "exclude each other"),
     ],
     ids=str,

@@ -52,7 +52,7 @@ def test_every_pair_runs_channels_last_and_every_parameter_gets_a_finite_gradien
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Initialisation
 
 
@@ -147,7 +147,7 @@ def test_no_backbone_rule_reaches_the_attention(model, attention):
         assert layer.weight.abs().max() <= 1 / math.sqrt(layer.weight[0].numel())
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The networks
 
 

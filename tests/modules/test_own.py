@@ -124,7 +124,7 @@ class Backbone(nn.Module):
         return self.fc(self.last(self.down(x)).mean((2, 3)))
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Checks before anything starts
 
 
@@ -193,15 +193,33 @@ MADE = {
         (own("SelfAttention"), ""),
         (load("attention", "cbam") | {"name": "mine", "reduction": 4, "bias": True}, ""),
         (own("Returns", make="reads values"), ""),
-        (own("Returns", make="weights"), "it makes (2, 16, 1, 1) float32 of a map (2, 16, 32, 32) float32 in training"),
-        (own("Returns", make="wide", sites={"stages": [3]}), "it makes (2, 128, 8, 8) float32 of a map (2, 64, 8, 8)"),
+        (
+            own("Returns", make="weights"),
+            "it makes (2, 16, 1, 1) float32 of a map (2, 16, 32, 32) float32 in training",
+        ),
+        (
+            own("Returns", make="wide", sites={"stages": [3]}),
+            "it makes (2, 128, 8, 8) float32 of a map (2, 64, 8, 8)",
+        ),
         (own("Returns", make="tuple"), "it makes a tuple of a map (2, 16, 32, 32) float32"),
         (own("Returns", make="nothing"), "it makes a NoneType of a map"),
-        (own("Returns", make="half"), "it makes (2, 16, 32, 32) float16 of a map (2, 16, 32, 32) float32"),
-        (own("Returns", make="smaller in evaluation"), "makes (2, 16, 32, 31) float32 of a map (2, 16, 32, 32) float32 in eval"),
+        (
+            own("Returns", make="half"),
+            "it makes (2, 16, 32, 32) float16 of a map (2, 16, 32, 32) float32",
+        ),
+        (
+            own("Returns", make="smaller in evaluation"),
+            "makes (2, 16, 32, 31) float32 of a map (2, 16, 32, 32) float32 in eval",
+        ),
         (own("Returns", make="reads values, weights"), "it makes (2, 16, 1, 1) float32 of a map"),
-        (own("Returns", make="fails"), "it fails on a map (2, 16, 32, 32) float32 in training: RuntimeError"),
-        (own("Sized", size=32), "it fails on a map (2, 32, 16, 16) float32 in training: RuntimeError"),
+        (
+            own("Returns", make="fails"),
+            "it fails on a map (2, 16, 32, 32) float32 in training: RuntimeError",
+        ),
+        (
+            own("Sized", size=32),
+            "it fails on a map (2, 32, 16, 16) float32 in training: RuntimeError",
+        ),
         (own("Sized", size=32, sites={"stages": [1]}), ""),
         (own("Late"), "its forward pass makes the parameter conv.bias: make it in the constructor"),
         (own("Refusing"), "ValueError"),
@@ -211,7 +229,7 @@ MADE = {
         ({"name": "mine", "_target_": "math.sqrt"}, "a float is no torch.nn.Module"),
     ],
     ids=lambda value: "".join(str(v) for v in value.values()) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_a_module_is_checked_before_anything_starts(attention, problem):
     before = torch.get_rng_state()
     found = site_problems(RESNET, attention, 10)
@@ -230,16 +248,36 @@ def test_a_module_is_checked_before_anything_starts(attention, problem):
         ({}, own("Gate"), ""),
         ({"image_size": 40}, own("Sized", size=20, sites={"stages": [1]}), ""),
         ({}, own("Sized", size=16), "does not fit model=mine: it fails on a map (2, 6, 8, 8)"),
-        ({"logits": 4}, own("Gate"), "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)"),
+        (
+            {"logits": 4},
+            own("Gate"),
+            "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)",
+        ),
         ({"logits": 4}, {"name": "none"}, "model=mine: it makes (2, 4) float32"),
         ({"_target_": "torchvision.models.vgg11"}, {"name": "none"}, ""),
-        ({"_target_": "torchvision.models.vgg11"}, own("Gate"), "attention.sites: model=mine: the network has no"),
+        (
+            {"_target_": "torchvision.models.vgg11"},
+            own("Gate"),
+            "attention.sites: model=mine: the network has no",
+        ),
         ({"_target_": "torchvision.models.resnet18"}, own("Gate"), ""),
-        ({"_target_": "torchvision.models.alexnet"}, {"name": "none"}, "model=mine: AlexNet fails on (2, 3, 32, 32)"),
-        ({"_target_": f"{__name__}.late_network"}, {"name": "none"}, "model=mine: its forward pass makes the parameter 1.weight"),
-        ({}, own("Gate", sites={"stages": [3]}), "attention.sites: model=mine: there is no free site in stage 3"),
+        (
+            {"_target_": "torchvision.models.alexnet"},
+            {"name": "none"},
+            "model=mine: AlexNet fails on (2, 3, 32, 32)",
+        ),
+        (
+            {"_target_": f"{__name__}.late_network"},
+            {"name": "none"},
+            "model=mine: its forward pass makes the parameter 1.weight",
+        ),
+        (
+            {},
+            own("Gate", sites={"stages": [3]}),
+            "attention.sites: model=mine: there is no free site in stage 3",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_network_is_checked_before_anything_starts(keys, attention, problem):
     model = {"name": "mine", "family": "mine", "image_size": 32, "_target_": f"{__name__}.Backbone"}
     found = site_problems(model | keys, attention, 10)

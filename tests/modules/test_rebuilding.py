@@ -52,10 +52,13 @@ NETWORKS = {  # how it is made, the layers that attention follows, how many ther
     "timm regnet": (make_timm("regnety_002"), "s*.b*.conv3.bn", 13),
     "timm repvit": (make_timm("repvit_m0_9"), "stages.*.blocks.*.token_mixer", 20),
     "fcn": (lambda: tv.segmentation.fcn_resnet50(**segmentation), "backbone.layer*.*.bn3", 16),
-    "lraspp": (lambda: tv.segmentation.lraspp_mobilenet_v3_large(**segmentation), "backbone.*.block.0", 15),
-    "deeplab": (lambda: tv.segmentation.deeplabv3_mobilenet_v3_large(**segmentation), "classifier.0.convs.*", 5),
+    "lraspp": (lambda: tv.segmentation.lraspp_mobilenet_v3_large(**segmentation),
+        "backbone.*.block.0", 15),
+    "deeplab": (lambda: tv.segmentation.deeplabv3_mobilenet_v3_large(**segmentation),
+        "classifier.0.convs.*", 5),
     "faster rcnn": (lambda: detection("fasterrcnn_resnet50_fpn"), "body.layer*.*.bn3", 16),
-    "frozen norms": (lambda: resnet_fpn_backbone(backbone_name="resnet18", weights=None), "body.layer*.*.bn2", 8),
+    "frozen norms": (lambda: resnet_fpn_backbone(backbone_name="resnet18", weights=None),
+        "body.layer*.*.bn2", 8),
     "ssdlite": (lambda: detection("ssdlite320_mobilenet_v3_large"), "features.*.*", 18),
 }  # fmt: skip
 FAST = list(NETWORKS)[:8]
@@ -97,7 +100,7 @@ def same(network, x, expected):
             assert (y - y_).norm() <= 1e-3 * y_.norm()
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Operations: (network, image) -> another network, or the same
 
 

@@ -175,7 +175,8 @@ def without_a_stage():
     [
         (lambda: tv.DenseNet(8, (2, 3, 1)), [2, 3, 1]),
         (lambda: tv.DenseNet(8, (1, 1, 2, 1, 1), memory_efficient=True), [1, 1, 2, 1, 1]),
-        (lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 2, 1, 1], norm_layer=lambda c: nn.GroupNorm(2, c)), [1, 2, 1, 1]),
+        (lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 2, 1, 1],
+            norm_layer=lambda c: nn.GroupNorm(2, c)), [1, 2, 1, 1]),
         (without_a_stage, [2, 2, 2]),
         (lambda: tv.segmentation.fcn_resnet50(weights_backbone=None), [3, 4, 6, 3]),
     ],

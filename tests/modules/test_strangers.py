@@ -28,7 +28,7 @@ def state(network):
     return names, digest(network.state_dict()), generators
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Widths
 
 NORMS = {
@@ -91,12 +91,16 @@ def test_an_example_tells_widths_and_leaves_no_trace():
 @pytest.mark.parametrize(
     ("make", "after", "message"),
     [
-        (tv.resnet50, "layer1.*.relu", "layer1.0.relu is a ReLU that is called with maps of 64, 256 channels"),
+        (tv.resnet50, "layer1.*.relu", "layer1.0.relu is a ReLU that is called with maps of "
+                                       "64, 256 channels"),
         (tv.resnet18, "fc", r"fc is a Linear, which makes \(1, 1000\) float32, no map"),
-        (tv.swin_t, "features.1.*", r"features.1.0 is a .*, which makes \(1, 16, 16, 96\) float32, no map"),
+        (tv.swin_t, "features.1.*", r"features.1.0 is a .*, which makes \(1, 16, 16, 96\) "
+                                    r"float32, no map"),
         (tv.googlenet, "aux1.fc1", "aux1.fc1 is a Linear, .* not called with the example either"),
-        (lambda: nn.Sequential(nn.MaxPool2d(2, return_indices=True), nn.Identity()), "0", "makes a tuple, no map"),
-        (lambda: nn.Sequential(nn.ReLU(), nn.Linear(7, 7)), "0", r"Sequential fails on \(1, 3, 64, 64\) float32: Runtime"),
+        (lambda: nn.Sequential(nn.MaxPool2d(2, return_indices=True), nn.Identity()), "0",
+            "makes a tuple, no map"),
+        (lambda: nn.Sequential(nn.ReLU(), nn.Linear(7, 7)), "0", r"Sequential fails on \(1, 3, 64, "
+                                                                 r"64\) float32: Runtime"),
     ],
     ids=["widths", "linear", "channels last", "not called", "tuple", "fails"],
 )  # fmt: skip
@@ -119,7 +123,7 @@ def test_a_module_that_does_not_keep_the_shape_is_refused():
         fill_sites(network, lambda _: torch.relu_, after="0", example=images())
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What new modules take from the network
 
 
@@ -136,7 +140,7 @@ def test_new_modules_take_mode_and_type(where, dtype):
     assert network(images().to(dtype)).dtype == dtype
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # In place of layers
 
 
@@ -174,7 +178,7 @@ def test_only_what_keeps_the_shape_is_replaced(example):
     assert isinstance(network.layer2[0].bn1, SqueezeExcite)
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # All or nothing, and what is refused
 
 
@@ -303,7 +307,7 @@ def test_a_module_with_two_names_is_one_module():
     assert list(network[0]._modules) == ["layer", "attention", "attention2"]
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Networks of torchvision's blocks
 
 
@@ -314,6 +318,6 @@ def test_a_derived_block_is_refused_and_nothing_is_filled():
     network = tv.resnet18()
     network.layer3[0].__class__ = Block
     before = state(network)
-    with pytest.raises(ValueError, match=r"layer3.0 is a Block, which may compute otherwise"):
+    with pytest.raises(ValueError, match=r"layer3.0 is a Block, which may compute something else"):
         fill_sites(network, se)
     assert state(network) == before

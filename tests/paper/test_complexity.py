@@ -246,7 +246,8 @@ class Unknown(nn.Module):
         (nn.Linear(1, 1), lambda _, x: torch.cdist(x, x), ": aten._cdist_forward"),
         (
             nn.Parameter(torch.ones(2, 3, 3, 3)),
-            lambda w, x: torchvision.ops.deform_conv2d(x[..., None], torch.ones(1, 18, 14, 1), w, padding=(0, 1)),
+            lambda w, x: torchvision.ops.deform_conv2d(x[..., None], torch.ones(1, 18, 14, 1), w,
+                padding=(0, 1)),
             ": torchvision.deform_conv2d",
         ),
     ],

@@ -1,6 +1,8 @@
-"""Where the paper's words and its printed counts disagree, built as the words say: the printed cell is missed.
+"""Where the paper's words and its printed counts disagree, built as the words say: the printed cell
+is missed.
 
-REPRODUCTION.md lists the disagreements. That the networks of this repository meet all 114 cells is in test_complexity.py.
+REPRODUCTION.md lists the disagreements. That the networks of this repository meet all 114 cells is
+in test_complexity.py.
 """
 
 import pytest
@@ -79,20 +81,24 @@ def test_densenet121_has_growth_rate_32():
 
 
 def test_densenet121_counts_two_heads():
-    """Printed with one head of 100 classes it would be 7.056, with one of 1000 classes 7.979; it is 8.081."""
+    """Printed with one head of 100 classes it would be 7.056, with one of 1000 classes 7.979; it is
+    8.081.
+    """
     assert printed(parameters("densenet121", num_classes=100), "8.081") == "7.056"
     assert printed(parameters("densenet121", num_classes=1000), "8.081") == "7.979"
     assert parameters("densenet121", num_classes=1000) + 1024 * 100 + 100 == 8_081_356
 
 
 def test_f_is_no_3x3_convolution():
-    """ "a convolution operation with the filter size of 3 × 3" would hold 18 weights instead of 2 at each of 96 sites."""
+    """ "a convolution operation with the filter size of 3 × 3" would hold 18 weights instead of 2
+    at each of 96 sites.
+    """
     exact = parameters("densenet100", "lcm2")
     assert printed(exact, "7.100") == "7.100" and printed(exact + 96 * 16, "7.100") == "7.101"
 
 
 def test_w1_and_w2_are_no_3x3_convolutions():
-    """Eq. (5) speaks of "Conv, 3 × 3"; ResNet-20+LCM1 would have 0.342 M parameters, printed 0.278."""
+    """Eq. (5) says "Conv, 3 × 3"; ResNet-20+LCM1 would have 0.342 M parameters, not 0.278."""
     exact, base = parameters("resnet20", "lcm1"), parameters("resnet20")
     weights = sum(2 * 3 * c * (c // 4) for c in (16, 32, 64))  # W1 and W2 of three sites a stage
     assert exact - base == weights + sum(3 * (2 * (c // 4) + 2) for c in (16, 32, 64))
@@ -100,7 +106,9 @@ def test_w1_and_w2_are_no_3x3_convolutions():
 
 
 def test_on_a_1x1_map_only_the_centre_of_a_3x3_convolution_acts():
-    """Why 1x1 convolutions compute what 3x3 ones on padded descriptors would, with a ninth of the weights."""
+    """Why 1x1 convolutions compute what 3x3 ones on padded descriptors would, with a ninth of the
+    weights.
+    """
     x, weight = (
         torch.randn(2, 6, 1, 1, dtype=torch.float64),
         torch.randn(4, 6, 3, 3, dtype=torch.float64),
@@ -133,7 +141,10 @@ def test_cifar100_rows_count_ten_classes(model, cell):
     "kaiming, low, high", [(False, 95, 100), (True, 0, 85)]
 )  # 98.3 and 69.3 when this was written
 def test_lcm1_hardly_trains_from_kaiming_normal_weights(kaiming, low, high):
-    """The paper names no initialisation. Six epochs on digits: PyTorch's default and He's normal weights in W1 and W2."""
+    """The paper names no initialisation.
+
+    Six epochs on digits: PyTorch's default and He's normal weights in W1 and W2.
+    """
     network = build_network("resnet20", "lcm1", num_classes=10, seed=0)
     torch.manual_seed(0)
     for name, layer in network.named_modules():

@@ -2,8 +2,9 @@
 
     python tests/proofs/prove_owner.py --races 200
 
-The other one says who does and exits with 3, or comes so late that it finds the run finished and exits with 0. In every third
-race the directory has the lock of an owner that was killed. Exit code 1 if a race ends in any other way. See tiny.py.
+The other one says who does and exits with 3, or comes so late that it finds the run finished and
+exits with 0. In every third race the directory has the lock of an owner that was killed. Exit code
+1 if a race ends in any other way. See tiny.py.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from lcm.runs.directory import run_directory
 
 
 def contend(config, shared, own):
-    """Wait for the start, then do what `python train.py` does; the byte `own` of `shared` counts the trainings begun here."""
+    """Wait for the start, then train as train.py does; byte `own` of `shared` counts trainings."""
     import train
 
     original = train.fit
@@ -70,7 +71,10 @@ def race(folder, config, number):
         return f"trained {trained} times: {ends}", False
     winner = trained.index(1)
     won, lost = ends[winner], ends[1 - winner]
-    owner = rf"is being trained by process {processes[winner].pid} on {re.escape(socket.gethostname())} since 20\d\d-"
+    owner = (
+        rf"is being trained by process {processes[winner].pid} on "
+        rf"{re.escape(socket.gethostname())} since 20\d\d-"
+    )
     if won.code == 0 and lost.code == OwnedElsewhere.exit_code and re.search(owner, lost.err):
         return "one trained, the other named its owner and left", True
     if won.code == 0 and lost.code == 0 and "finished" in lost.out:

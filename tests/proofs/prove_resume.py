@@ -1,11 +1,14 @@
-"""Kill runs at random moments, continue them, and compare every byte with runs that nobody disturbed.
+"""Kill runs at random moments, continue them, and compare every byte with runs that nobody
+disturbed.
 
     python tests/proofs/prove_resume.py --kills 200
 
-Each part of a run is a process of its own, ended by SIGKILL in the middle of a training step, of evaluation, of writing metrics,
-run.json or a checkpoint; then the same run is started again, until it is finished. All seven attentions take part, with loader
-workers and without, with checkpoints after every step, every fourth, every epoch. Compared are the weights and momenta, every line
-of metrics.jsonl but wall time, and run.json's result. Exit code 1 if a byte differs. The setting is tiny.py; train.py runs in it.
+Each part of a run is a process of its own, ended by SIGKILL in the middle of a training step, of
+evaluation, of writing metrics, run.json or a checkpoint; then the same run is started again, until
+it is finished. All seven attentions take part, with loader workers and without, with checkpoints
+after every step, every fourth, every epoch. Compared are the weights and momenta, every line of
+metrics.jsonl but wall time, and run.json's result. Exit code 1 if a byte differs. The setting is
+tiny.py; train.py runs in it.
 """
 
 import argparse
@@ -32,7 +35,8 @@ PHASES = ("training", "evaluation", "metrics", "checkpoint", "run.json")
 
 
 def killed_in(phase, call, delay, group):
-    """A `prepare`: SIGKILL comes `delay` seconds after a process begins its call number `call` of a phase.
+    """A `prepare`: SIGKILL comes `delay` seconds after a process begins its call number `call` of a
+    phase.
 
     `group`: its loader workers are killed with it; otherwise they are left behind.
     """
@@ -71,7 +75,10 @@ def killed_in(phase, call, delay, group):
 
 
 def train(folder, config, kills, dice):
-    """Train a run to its end, killed so many times at most. Returns the Counter of the phases in which it was."""
+    """Train a run to its end, killed so many times at most.
+
+    Returns the Counter of the phases in which it was.
+    """
     hits = Counter()
     for number in range(kills + 1):
         every, workers = dice.choice(("1 steps", "4 steps", "epoch")), dice.choice((0,) * 9 + (2,))
@@ -97,7 +104,10 @@ def train(folder, config, kills, dice):
 
 
 def prove(folder, kills, seed):
-    """The proof, in `folder`. Returns (Counter of the phases in which runs were killed, differences)."""
+    """The proof, in `folder`.
+
+    Returns (Counter of the phases in which runs were killed, differences).
+    """
     tiny.use(folder)
     references = [
         tiny.compose(f"attention={name}", f"seed={seed}", f"runs={folder}/0")

@@ -1,4 +1,6 @@
-"""scripts/compare.py: runs of a protocol of one's own, and what it says where runs cannot be compared."""
+"""scripts/compare.py: runs of a protocol of one's own, and what it says where runs cannot be
+compared.
+"""
 
 import runpy
 
@@ -37,7 +39,10 @@ def refused(capsys, *arguments):
 def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
     main([str(runs), "data=digits", "schedule.epochs=30", "--out", str(tmp_path / "mine")])
     text = capsys.readouterr().out
-    title = "Every attention against none: ResNet-20 on digits, schedule=digits, precision=fp32, schedule.epochs=30\n"
+    title = (
+        "Every attention against none: ResNet-20 on digits, schedule=digits, precision=fp32, "
+        "schedule.epochs=30\n"
+    )
     assert text.startswith(title) and (tmp_path / "mine.md").read_text().startswith(f"# {title}")
     assert "Not the protocol of schedule=digits: schedule.epochs=30." in text
     assert "better than none?" in text and "Runs: 18" in text

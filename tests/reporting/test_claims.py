@@ -1,4 +1,6 @@
-"""The claims: what they quote of the paper's numbers is there, and the verdicts follow from the runs."""
+"""The claims: what they quote of the paper's numbers is there, and the verdicts follow from the
+runs.
+"""
 
 import csv
 import random
@@ -35,7 +37,9 @@ def claims():
 
 
 def simulated(seeds, effect, tables=(1, 2, 3, 4, 5)):
-    """Runs of the paper's rows; `effect(attention)` is the true gain over none, each run's deviation 0.1 points."""
+    """Runs of the paper's rows; `effect(attention)` is the true gain over none, each run's
+    deviation 0.1 points.
+    """
     noise, rows = random.Random(0), []
     facts = dict.fromkeys(COLUMNS) | {"state": "finished", "precision": "fp32", "test_top5": 99.0}
     facts |= {"deviations": "{}", "data_fingerprint": "f"}
@@ -210,7 +214,9 @@ def test_holm_is_over_one_table_with_the_comparisons_to_come(claims):
 
 
 def test_the_seeds_that_are_recommended_can_decide(claims):
-    """A family of k comparisons needs 2 k / 2**n <= 0.05: fewer seeds than that would be trained for nothing."""
+    """A family of k comparisons needs 2 k / 2**n <= 0.05: fewer seeds than that would be trained
+    for nothing.
+    """
     judged = judged_by(claims, NO_RUNS)
     for table in range(1, 6):
         family = [c for c in judged if c.table == table]

@@ -1,4 +1,4 @@
-"""What the tables cost: counted by hand from the paper's grids, and an exact sum of measured steps."""
+"""What the tables cost: counted by hand from the paper's grids, and summed from steps."""
 
 import shutil
 from pathlib import Path

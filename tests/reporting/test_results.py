@@ -1,5 +1,6 @@
-"""Every committed result follows from recorded runs and the files that are measured, computed or written by hand: results/ is
-regenerated from them, byte for byte. tests/paper/test_complexity.py counts complexity.csv again.
+"""Every committed result follows from recorded runs and the files that are measured, computed or
+written by hand: results/ is regenerated from them, byte for byte. tests/paper/test_complexity.py
+counts complexity.csv again.
 """
 
 import json
@@ -151,7 +152,10 @@ def gains_of_lcm2():
     rows = COMPARED[(COMPARED["attention"] == "lcm2") & (COMPARED["against"] == "none")]
     for row in rows[rows["pairs"] > 0].itertuples():
         same = (RUNS["data"] == row.data) & (RUNS["schedule"] == row.schedule)
-        name = f"{NETWORK_TITLE[row.model]}, {DATA_TITLE[row.data]}, {one(set(RUNS[same]['epochs']))} epochs"
+        name = (
+            f"{NETWORK_TITLE[row.model]}, {DATA_TITLE[row.data]}, "
+            f"{one(set(RUNS[same]['epochs']))} epochs"
+        )
         paper, planned = "–", plan_of(row.schedule)
         if planned or row.schedule == PAPER_SCHEDULE.get(row.data):
             arms = (of_paper(row.model, arm, row.data) for arm in ("lcm2", "none"))
@@ -177,7 +181,10 @@ def exclusions():
     """What a test at 5 % excludes, wherever there are pairs enough."""
     for name, _, row, planned in gains_of_lcm2():
         if row.pairs >= max(planned, MINIMUM_PAIRS):
-            yield f"{name}, {row.pairs} pairs: LCM2 minus none below {signed(row.loss)} or above {signed(row.gain)}"
+            yield (
+                f"{name}, {row.pairs} pairs: LCM2 minus none below {signed(row.loss)} or above "
+                f"{signed(row.gain)}"
+            )
 
 
 def plans_in_progress():
@@ -218,14 +225,16 @@ def phrases_of_readme():
     hours = RUNS[RUNS["schedule"] == "cifar"]["seconds"].sum() / 3600
     return {
         "**Is it true?**": [
-            f"Of the paper's {len(claims)} claims, {len(kinds[KINDS[0]])} are about accuracy: none of "
-            "them has enough runs for a verdict, and the paper's own numbers contradict 2 of them",
+            f"Of the paper's {len(claims)} claims, {len(kinds[KINDS[0]])} are about "
+            "accuracy: none of them has enough runs for a verdict, and the paper's own numbers "
+            "contradict 2 of them",
             f"The {len(kinds[KINDS[1]])} claims about cost are supported",
             f"The other {len(claims) - sum(map(len, kinds.values()))} cannot be tested",
         ],
         "| test top-1 (%)": [
             f"| {printed} | {equal} | – |",
-            f"| {paper_base:.2f} | {base:.2f} | 1 | close; {baselines - 1} other baselines not run |",
+            f"| {paper_base:.2f} | {base:.2f} | 1 | close; {baselines - 1} other "
+            "baselines not run |",
             *rows_of_lcm2(),
             f"| {-rival:+.2f} | – | 0 | the paper contradicts its claim 1 |",
             f"| {lower - higher:+.2f} | – | 0 | the paper contradicts its claim 2 |",
@@ -284,13 +293,14 @@ def phrases_of_reproduction():
         "## What was run, and what was not": [
             f"takes {len(set().union(*cells(RESULTS).values()))} different runs. "
             f"Under the paper's schedule {len(own)} of them",
-            f"They took {own['seconds'].sum() / 3600:.1f} hours in all, with {interruptions} interruptions",
-            f"reached {base:.2f} %, {base - paper_base:.2f} points above the paper's {paper_base:.2f}; "
-            f"the other {baselines - 1} baselines",
+            f"They took {own['seconds'].sum() / 3600:.1f} hours in all, with "
+            f"{interruptions} interruptions",
+            f"reached {base:.2f} %, {base - paper_base:.2f} points above the paper's "
+            f"{paper_base:.2f}; the other {baselines - 1} baselines",
             f"LCM2 reached {lcm2:.2f} %, {lcm2 - base:.2f} points above none (the paper: "
             f"{paper_lcm2 - paper_base:.2f})",
-            f"a test needs {MINIMUM_PAIRS} pairs, and {pairs_to_reach(family)} after correction for "
-            f"the {family} comparisons of Table 2",
+            f"a test needs {MINIMUM_PAIRS} pairs, and {pairs_to_reach(family)} after "
+            f"correction for the {family} comparisons of Table 2",
         ]
     }
 
@@ -314,7 +324,7 @@ def phrases_of_top5():
     ],
 )
 def test_every_number_of_a_hand_written_sentence(file, end, phrases):
-    """Each phrase is there with the numbers of runs.csv and the other files, and no other number.
+    """Each phrase is there with the numbers of the files in results, and no other number.
 
     New records make this fail: it says what has to be written by hand, and in which lines.
     """

@@ -1,4 +1,6 @@
-"""Runs become results: complete, sorted, stable; damaged and malicious ones named; nothing lost when runs are added."""
+"""Runs become results: complete, sorted, stable; damaged and malicious ones named; nothing lost
+when runs are added.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""The statistics against scipy, against brute force, and against simulated runs whose truth is known."""
+"""The statistics against scipy, against brute force, and against simulated runs whose truth is
+known.
+"""
 
 import itertools
 import math
@@ -103,7 +105,9 @@ def test_interval_and_mean_move_with_the_data():
 
 
 def test_holm_is_the_closed_test():
-    """Holm's adjusted p of a hypothesis: the largest Bonferroni p of any set of hypotheses that holds it."""
+    """Holm's adjusted p of a hypothesis: the largest Bonferroni p of any set of hypotheses that
+    holds it.
+    """
     for seed in range(20):
         p = np.random.default_rng(seed).beta(0.3, 2, 5)
         sets = [s for size in range(1, 6) for s in itertools.combinations(range(5), size)]
@@ -255,7 +259,9 @@ def test_every(words, word):
 
 
 def test_a_claim_of_many_parts_is_not_contradicted_by_chance():
-    """28 parts without a true difference: at 5 % each, some part is contradicted in about half of the families."""
+    """28 parts without a true difference: at 5 % each, some part is contradicted in about half of
+    the families.
+    """
     generator, contradicted = np.random.default_rng(5), 0
     for _ in range(20):
         parts = [compare(generator.normal(0, 0.3, 12)) for _ in range(28)]

@@ -1,4 +1,6 @@
-"""The tables: byte for byte from a small stored runs.csv, with no run, with one run and with three seeds."""
+"""The tables: byte for byte from a small stored runs.csv, with no run, with one run and with three
+seeds.
+"""
 
 import csv
 import runpy

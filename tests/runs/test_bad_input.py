@@ -1,8 +1,10 @@
-"""Bad input through the real command lines: exit code 2, one message (what, where, what to do), never a traceback.
+"""Bad input through the real command lines: exit code 2, one message (what, where, what to do),
+never a traceback.
 
-tests/runs/bad_inputs.md has the command lines and their messages; UPDATE=1 in the environment rewrites the messages, also those
-of new rows, which may be empty. A row may name, in brackets, what is arranged before. Each command is a process of its own, forked
-from this one after its imports; two are started as a user does.
+tests/runs/bad_inputs.md has the command lines and their messages; UPDATE=1 in the environment
+rewrites the messages, also those of new rows, which may be empty. A row may name, in brackets, what
+is arranged before. Each command is a process of its own, forked from this one after its imports;
+two are started as a user does.
 """
 
 import gzip
@@ -110,7 +112,9 @@ ARRANGED = {  # called in the command's process, with its folder
 
 
 def shown(text, folder):
-    """A message as it stands in the table: without what differs between machines and versions of Python."""
+    """A message as it stands in the table: without what differs between machines and versions of
+    Python.
+    """
     text = text.replace(str(folder), "FOLDER").replace(str(ROOT), ".")
     text = re.sub(r"\(choose from [^)]*\)", lambda choices: choices[0].replace("'", ""), text)
     text = re.sub(r"seed\d-[0-9a-f]{8}", "seed0-HASH", text)
@@ -119,13 +123,17 @@ def shown(text, folder):
 
 @pytest.fixture(scope="module")
 def imported():
-    """Hydra is imported here, and its parser has seen a command line: the commands are forked from this process."""
+    """Hydra is imported here, and its parser has seen a command line: the commands are forked from
+    this process.
+    """
     composed("seed=1")
 
 
 @pytest.fixture(scope="module")
 def messages():
-    """{(command line, what is arranged): its message}; with UPDATE=1 they are in the table at the end."""
+    """{(command line, what is arranged): its message}; with UPDATE=1 they are in the table at the
+    end.
+    """
     found = {}
     yield found
     if os.environ.get("UPDATE") == "1":

@@ -37,7 +37,7 @@ def test_every_combination_composes_and_only_those_that_fit_pass():
     ("group", "name"), [(g, n) for g in ("model", "attention", "data") for n in choices(g)]
 )
 def test_hydra_composes_what_the_check_expects(group, name):
-    """`plain` composes each name once and puts the parts together: what Hydra makes of the whole."""
+    """`plain` composes each name once and joins the parts as Hydra composes the whole."""
     large = name not in SMALL if group == "model" else name == "mini_imagenet"
     names = {"data": "mini_imagenet", "model": "resnet50"} if large else {}
     chosen = composed(*(f"{key}={value}" for key, value in (names | {group: name}).items()))
@@ -46,8 +46,10 @@ def test_hydra_composes_what_the_check_expects(group, name):
 
 
 NOT_IDENTITY = {
-    "device": "cuda:1", "threads": 3, "allocator": False, "capture": False, "runs": "elsewhere", "run_directory": "here",
-    "checkpoint__every": "5 minutes", "tensorboard": False, "progress": "bar", "debug": True, "data__root": "/data",
+    "device": "cuda:1", "threads": 3, "allocator": False, "capture": False, "runs": "elsewhere",
+        "run_directory": "here",
+    "checkpoint__every": "5 minutes", "tensorboard": False, "progress": "bar", "debug": True,
+        "data__root": "/data",
     "data__workers": 7, "rerun": True,
 }  # fmt: skip
 ROUNDING = {  # part of the identity, and no deviation from the protocol
@@ -55,10 +57,14 @@ ROUNDING = {  # part of the identity, and no deviation from the protocol
     "schedule__test_batch_size": 50,
 }  # fmt: skip
 DEVIATIONS = {
-    "model__layers": 32, "attention__reduction": 8, "attention__sites": {"stages": [2]}, "attention__expand_bias": True,
-    "data__pad": 2, "data__mirror": True, "schedule__epochs": 2, "schedule__batch_size": 32, "schedule__learning_rate": 0.2,
-    "schedule__divide_at": [0.5], "schedule__divide_by": 5, "schedule__momentum": 0.8, "schedule__nesterov": False,
-    "schedule__weight_decay": 0.0, "schedule__decay": "cosine", "schedule__warm_up": 1, "schedule__label_smoothing": 0.1,
+    "model__layers": 32, "attention__reduction": 8, "attention__sites": {"stages": [2]},
+        "attention__expand_bias": True,
+    "data__pad": 2, "data__mirror": True, "schedule__epochs": 2, "schedule__batch_size": 32,
+        "schedule__learning_rate": 0.2,
+    "schedule__divide_at": [0.5], "schedule__divide_by": 5, "schedule__momentum": 0.8,
+        "schedule__nesterov": False,
+    "schedule__weight_decay": 0.0, "schedule__decay": "cosine", "schedule__warm_up": 1,
+        "schedule__label_smoothing": 0.1,
     "schedule__optimizer": "adamw", "schedule__betas": [0.8, 0.99], "schedule__eps": 1e-6,
 }  # fmt: skip
 
@@ -119,12 +125,15 @@ VALUES = {  # right ones, wrong ones
     "threads": (["auto", 1, 1024], [0, 1025, "many", 1.5]),
     "runs": (["here"], ["", " ", None, 3]),
     "run_directory": ([None, "here"], ["", 3]),
-    "checkpoint.every": (["epoch", "1 step", "500 steps", "1 minute", "2.5 minutes"], ["never", "0 steps", "5", "1 hour", 5]),
+    "checkpoint.every": (["epoch", "1 step", "500 steps", "1 minute", "2.5 minutes"],
+        ["never", "0 steps", "5", "1 hour", 5]),
     "progress": (["auto", "bar", "lines"], [True, "none"]),
     "schedule.epochs": ([1, 10**6], [0, -1, 10**400, 1.5, "ten", float("inf"), True]),
     "schedule.batch_size": ([2], [0, 1, "64", None]),
-    "schedule.learning_rate": ([1e-9, 10], [0, -0.1, 10**400, float("nan"), float("inf"), "0.1", None]),
-    "schedule.divide_at": ([[], [0.1, 0.9]], [[0.75, 0.5], [0.5, 0.5], [150, 225], [0], [1], [0.5, "0.7"], 0.5, "0.5"]),
+    "schedule.learning_rate": ([1e-9, 10],
+        [0, -0.1, 10**400, float("nan"), float("inf"), "0.1", None]),
+    "schedule.divide_at": ([[], [0.1, 0.9]],
+        [[0.75, 0.5], [0.5, 0.5], [150, 225], [0], [1], [0.5, "0.7"], 0.5, "0.5"]),
     "schedule.divide_by": ([1, 2.5], [0.5, 0, "ten"]),
     "schedule.momentum": ([0, 0.999], [1, -0.1, "much"]),
     "schedule.weight_decay": ([0], [-1e-4, "none"]),
@@ -142,7 +151,8 @@ VALUES = {  # right ones, wrong ones
     "model.layers": ([8, 14], [21, 7, 0, "20", 20.0]),
     "attention.reduction": ([1, 16], [0, -4, 17, 2.5, "4"]),
     "attention.sites": (["every", {"stages": [1]}, {"stages": [3, 2]}, {"last_of_stage": 1}],
-                        ["some", [2, 3], {"stages": []}, {"stages": [0]}, {"stages": 2}, {"stage": 2}, {"last_of_stage": 9},
+                        ["some", [2, 3], {"stages": []}, {"stages": [0]}, {"stages": 2},
+                            {"stage": 2}, {"last_of_stage": 9},
                          {"last_of_stage": 0}, {"last_of_stage": 2, "stages": [2]}]),
     "attention.expand_bias": ([True], ["no", 0]),
 }  # fmt: skip
@@ -175,6 +185,6 @@ def test_the_hashes_of_the_recorded_runs_stay():
 
 
 def test_the_hash_of_the_planned_runs_stays():
-    """schedule=tenth extends cifar now; it was written out when results/plans/tenth.yaml was made."""
+    """schedule=tenth extends cifar now; it was written out when its plan was made."""
     planned = config("resnet20", "lcm2", "cifar100", "tenth")
     assert config_hash(planned).startswith("57e0981df85f5427")

@@ -1,4 +1,6 @@
-"""The launchers: several processes on one machine, and jobs that are put back into the queue when their time is up."""
+"""The launchers: several processes on one machine, and jobs that are put back into the queue when
+their time is up.
+"""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""TensorBoard's events, read back: the scalars of every epoch, and what the run was trained with."""
+"""TensorBoard's events, read back: the scalars of every epoch and the settings."""
 
 import shutil
 import sys

@@ -27,11 +27,14 @@ class Mine(nn.Module):
         return x
 """
 FILES = {
-    "attention/mine.yaml": "name: mine\n_target_: my_module.Mine\neps: 1e-5\nscales: [0.5, 1.0]\nsites: every\n",
+    "attention/mine.yaml": "name: mine\n_target_: my_module.Mine\neps: 1e-5\nscales: [0.5, "
+    "1.0]\nsites: every\n",
     "attention/own/se4.yaml": "defaults:\n  - /attention/se@_here_\nname: se4\nreduction: 4\n",
-    "attention/odd.yaml": "name: other_name\n_target_: my_module.Mine\neps: 0.1\nscales: [1]\nsites: every\n",
+    "attention/odd.yaml": "name: other_name\n_target_: my_module.Mine\neps: 0.1\nscales: "
+    "[1]\nsites: every\n",
     "attention/broken.yaml": "name: broken\n  eps: [\n",
-    "schedule/brief.yaml": "defaults: [short]\nname: brief\nepochs: 1\nweight_decay: 5e-4\nlearning_rate: 1\n",
+    "schedule/brief.yaml": "defaults: [short]\nname: brief\nepochs: 1\nweight_decay: "
+    "5e-4\nlearning_rate: 1\n",
     "schedule/bare.yaml": "name: bare\nepochs: 1\n",
     "schedule/cosine.yaml": "defaults: [brief]\nname: cosine\ndecay: cosine\n",
     "model/wide.yaml": "defaults: [resnet20]\nname: wide\nlayers: 26\n",
@@ -174,7 +177,7 @@ def test_a_file_cannot_move_a_sweep_elsewhere_either(tmp_path):
     )
     words = ["--config-dir=own", "experiment=moved", "seed=0,1"]
     code, output = sweep(FAKE, *words, cwd=tmp_path)
-    assert code == 2 and "hydra.job.chdir: runs are trained where" in output, output
+    assert code == 2 and "hydra.job.chdir: runs keep the working directory" in output, output
     assert {path.name for path in tmp_path.iterdir()} == {"own"}
 
 
@@ -223,11 +226,15 @@ from hydra.core.utils import JobRuntime
 from hydra.version import getbase
 import lcm
 
+def state():
+    own = GlobalHydra.instance()
+    return own, own.hydra, JobRuntime.instance().get("name"), getbase()
+
 @hydra.main(version_base="1.2", config_path="conf", config_name="app")
 def main(cfg):
-    before = GlobalHydra.instance(), GlobalHydra.instance().hydra, JobRuntime.instance().get("name"), getbase()
+    before = state()
     network = lcm.build_network("resnet20", "lcm2", layers=8)
-    after = GlobalHydra.instance(), GlobalHydra.instance().hydra, JobRuntime.instance().get("name"), getbase()
+    after = state()
     assert all(a is b or a == b for a, b in zip(before, after)), (before, after)
     assert hydra.compose("app", ["learning_rate=2"]).learning_rate == 2
     print("parameters", lcm.count(network, 32).params)

@@ -103,10 +103,12 @@ WHOLE = {
     "epochs": 3,
 }
 DAMAGES = {
-    "empty": "", "zeros": "\0" * 100, "cut": '{"state": "running", "conf', "a list": "[]", "a number": "3", "no keys": "{}",
+    "empty": "", "zeros": "\0" * 100, "cut": '{"state": "running", "conf', "a list": "[]",
+        "a number": "3", "no keys": "{}",
     "no UTF-8": b"\xff\xfe\x00", "no config": json.dumps(WHOLE | {"config": None}),
     "finished without a result": json.dumps(WHOLE | {"state": "finished"}),
-    "finished with half of one": json.dumps(WHOLE | {"state": "finished", "result": RESULT | {"test_top1": None}}),
+    "finished with half of one": json.dumps(WHOLE | {"state": "finished",
+        "result": RESULT | {"test_top1": None}}),
 }  # fmt: skip
 
 
@@ -238,7 +240,7 @@ def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of
 
 
 def test_a_reader_that_goes_away_ends_nothing(tmp_path):
-    """python train.py | head -1, or a terminal that is closed: the prints have nowhere to go, the run goes on."""
+    """python train.py | head -1, or a closed terminal: the prints go nowhere, the run goes on."""
     process = start(FAKE, "schedule.epochs=3", "runs=runs", cwd=tmp_path)
     process.stdout.close()
     assert process.wait(120) == 0 and states(tmp_path) == {"finished": 1}

@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm on a real SLURM: local_slurm.sh starts one where its programs are installed."""
+"""hydra/launcher=slurm on a real SLURM: local_slurm.sh starts one if it is installed."""
 
 import os
 import shutil
@@ -60,7 +60,9 @@ def command(*arguments, slurm):
 
 
 def requeue(run, slurm):
-    """Take the job that trains the run off its node and put it back into the queue, as pre-emption does."""
+    """Take the job that trains the run off its node and put it back into the queue, as pre-emption
+    does.
+    """
     process = (run / "owner.lock").read_text().split()[1]
     variables = dict(
         v.split("=", 1)

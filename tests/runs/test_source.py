@@ -1,4 +1,6 @@
-"""A run knows the source of a module of the user's own: a changed one neither continues nor passes as finished."""
+"""A run knows the source of a module of the user's own: a changed one neither continues nor passes
+as finished.
+"""
 
 import json
 import signal
@@ -52,7 +54,9 @@ CHANGED = PARTS.replace("2", "3")
 
 @pytest.fixture
 def train(tiny, tmp_path, monkeypatch):
-    """A run with own_gate.py or own_net.py of the test, which import own_parts.py, in a process of its own."""
+    """A run with own_gate.py or own_net.py of the test, which import own_parts.py, in a process of
+    its own.
+    """
     files = {"own_gate.py": MODULE, "own_net.py": NETWORK, "own_parts.py": PARTS}
     for name, text in files.items():
         (tmp_path / name).write_text(text)

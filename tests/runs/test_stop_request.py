@@ -15,7 +15,9 @@ def send(*numbers):
 
 
 def test_the_first_signal_counts():
-    """SIGUSR1 says that a job's time is up; the SIGTERM that follows must not make another reason of it."""
+    """SIGUSR1 says that a job's time is up; the SIGTERM that follows must not make another reason
+    of it.
+    """
     stop = StopRequest()
     with stop.listening(), stop.patient():
         send(signal.SIGUSR1, signal.SIGTERM)
@@ -33,12 +35,12 @@ def test_a_worker_remembers_between_runs_and_ends_the_next_at_once():
         with stop.impatient(), stop.listening() as same, same.patient():
             send(signal.SIGTERM)
             assert stop.requested == "SIGTERM"
-        with pytest.raises(Stopped, match="SIGTERM: nothing was in progress"), stop.impatient():
+        with pytest.raises(Stopped, match="SIGTERM: there was nothing to save"), stop.impatient():
             pytest.fail("the next run began")
 
 
 def test_at_any_other_time_it_ends_at_once():
     stop = StopRequest()
-    with pytest.raises(Stopped, match="SIGTERM: nothing was in progress"), stop.listening():
+    with pytest.raises(Stopped, match="SIGTERM: there was nothing to save"), stop.listening():
         send(signal.SIGTERM)
     assert stop.at_once

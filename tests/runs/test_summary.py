@@ -26,8 +26,8 @@ def test_a_deviation_from_the_papers_protocol_is_named(changes, difference):
     own, paper = result_line(STATE | {"result": RESULT} | changes).splitlines()
     epochs = changes.get("epochs", 300)
     assert (
-        own
-        == f"test top-1 92.50 %, top-5 99.80 % after the last of {epochs} epochs (best epoch 280: 92.75 %)"
+        own == f"test top-1 92.50 %, top-5 99.80 % after the last of {epochs} epochs (best "
+        "epoch 280: 92.75 %)"
     )
     words = f", under its own protocol; this run differs: {difference}" if difference else ""
     assert paper.startswith("the (retracted) paper prints top-1 9") and paper.endswith(

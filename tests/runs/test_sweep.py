@@ -1,4 +1,6 @@
-"""Sweeps, as real processes; most of them train in milliseconds (fake_train.py), so that what is tested is the sweep."""
+"""Sweeps, as real processes; most of them train in milliseconds (fake_train.py), so that what is
+tested is the sweep.
+"""
 
 import csv
 import signal

@@ -16,7 +16,10 @@ def reference(request, tiny, tmp_path_factory):
 
 @pytest.fixture
 def ends(tmp_path):
-    """A function: train a run; it ends with this exit code and one message, which has these words. Returns Ended."""
+    """A function: train a run; it ends with this exit code and one message, which has these words.
+
+    Returns Ended.
+    """
 
     def end(config, code, *words, prepare=None):
         ended = run(tmp_path, config, prepare)
@@ -29,7 +32,9 @@ def ends(tmp_path):
 
 @pytest.fixture
 def finishes_exactly(ends, reference):
-    """A function: train a run to its end, which has the bytes of the undisturbed run and was continued from a place."""
+    """A function: train a run to its end, which has the bytes of the undisturbed run and was
+    continued from a place.
+    """
 
     def finish(config, place="", prepare=None):
         ended = ends(config, 0, prepare=prepare)

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, damage recognised, nothing but weights read from them."""
+"""Checkpoints: written whole or not at all, damage recognised, nothing but weights read."""
 
 import contextlib
 import errno
@@ -117,7 +117,9 @@ def test_there_may_be_none_yet(tmp_path):
 
 
 def test_500_damages_recognised_and_the_one_before_used(directory):
-    """Bits flipped anywhere, checksum included, and files cut anywhere; who only reads changes nothing."""
+    """Bits flipped anywhere, checksum included, and files cut anywhere; who only reads changes
+    nothing.
+    """
     whole, dice = (directory / NAME).read_bytes(), random.Random(0)
     for number in range(500):
         damaged = bytearray(whole[: dice.randrange(len(whole)) if number % 2 else None])
@@ -133,7 +135,9 @@ def test_500_damages_recognised_and_the_one_before_used(directory):
 
 
 class Malice:
-    """Unpickled by a reader that runs what it reads, it fails the test: no `except Exception` has that."""
+    """Unpickled by a reader that runs what it reads, it fails the test: no `except Exception` has
+    that.
+    """
 
     def __reduce__(self):
         return pytest.fail, ("code of a checkpoint ran",)
@@ -165,7 +169,9 @@ def test_malice_is_what_it_is_said_to_be():
 
 
 def test_nothing_in_this_repository_unpickles():
-    """torch.load with weights_only=True alone; data files and results are read by readers that can run nothing."""
+    """torch.load with weights_only=True alone; data files and results are read by readers that can
+    run nothing.
+    """
     unsafe = re.compile(
         r"pickle\.(load|loads|Unpickler)\(|allow_pickle=True|read_pickle|weights_only=False"
     )
@@ -234,7 +240,9 @@ def test_a_damaged_one_never_replaces_the_good_one(directory, monkeypatch):
 
 
 def test_a_death_between_any_two_system_calls_loses_nothing(directory, monkeypatch):
-    """Before and after each call that changes the directory: the old newest or the new one is found."""
+    """Before and after each call that changes the directory: the old newest or the new one is
+    found.
+    """
     found = []
     for moment in range(20):
         save(directory, payload(1))

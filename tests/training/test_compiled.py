@@ -70,6 +70,6 @@ def test_a_machine_without_compiler_is_told_so(tiny, ends, tmp_path):
     message = ends(config, 2, "/nowhere/g++", prepare=no_compiler).err.splitlines()[-1]
     assert message.startswith("error: compile=true: torch.compile cannot compile here")
     assert (
-        message.endswith("install them, or take compile=false")
+        message.endswith("install them, or set compile=false")
         and state_of(config)["state"] == "stopped"
     )

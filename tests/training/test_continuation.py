@@ -1,4 +1,6 @@
-"""What may be lost or damaged in a run's directory: restored and continued exactly, or reported; nothing is thrown away."""
+"""What may be lost or damaged in a run's directory: restored and continued exactly, or reported;
+nothing is thrown away.
+"""
 
 import json
 import os
@@ -13,7 +15,9 @@ from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS
 
 @pytest.fixture(scope="module")
 def killed(tiny, tmp_path_factory):
-    """The directory of a run that was killed in step 3 of its last epoch; checkpoints after every second step."""
+    """The directory of a run that was killed in step 3 of its last epoch; checkpoints after every
+    second step.
+    """
     folder = tmp_path_factory.mktemp("killed")
     config = tiny(f"runs={folder}", "checkpoint.every=2 steps")
     assert run(folder, config, after_step(15, die)).code == -signal.SIGKILL
@@ -35,7 +39,9 @@ def directory(config):
 
 @pytest.fixture
 def refused(directory, ends):
-    """A function: a run ends with exit code 2 and these words, and touches nothing in `directory` but run.json."""
+    """A function: a run ends with exit code 2 and these words, and touches nothing in `directory`
+    but run.json.
+    """
 
     def refuse(config, *words):
         def contents():

@@ -32,7 +32,9 @@ def test_twice_the_same_bits(attention):
 
 
 def test_arms_of_one_seed_get_the_same_images(monkeypatch):
-    """All seven attentions: the same images in the same order (tests/modules: the same initialisation)."""
+    """All seven attentions: the same images in the same order (tests/modules: the same
+    initialisation).
+    """
     take = HostBatches.take
     seen = {name: [] for name in ATTENTIONS}
 
@@ -67,7 +69,7 @@ def test_no_step_after_a_loss_that_is_no_number_changes_a_weight(optimizer):
 
 
 def test_what_is_no_number_is_neither_saved_nor_recorded():
-    """A finite loss can have gradients that are not; a checkpoint after that step would keep them."""
+    """A finite loss can have infinite gradients; a checkpoint after that step would keep them."""
     layer, sums = torch.nn.Linear(3, 2), Sums("cpu", top5=True)
     state = TrainingState(layer, sgd(layer), Sums("cpu"))
     with torch.no_grad():

@@ -21,7 +21,7 @@ def test_emulated_bf16_is_refused(monkeypatch):
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
-    with pytest.raises(UserError, match="an old GPU has no bf16; take precision=fp32"):
+    with pytest.raises(UserError, match="an old GPU has no bf16; set precision=fp32"):
         set_precision("bf16", CUDA)
 
 

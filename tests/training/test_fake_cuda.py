@@ -1,9 +1,10 @@
-"""train.py's own steps and batches on a fake CUDA device: every network family, attention and precision.
+"""train.py's own steps and batches on a fake CUDA device: every network family, attention and
+precision.
 
-Fake tensors have shapes, strides and a device but no data. A tensor that is left behind on the CPU and a
-read by the host inside a step (`.item()`, `if tensor`) are errors here, as in a captured CUDA graph.
-Backward passes are left out, autograd needs a real device; of an update its fused kernel is. Numbers are
-not covered.
+Fake tensors have shapes, strides and a device but no data. A tensor that is left behind on the CPU
+and a read by the host inside a step (`.item()`, `if tensor`) are errors here, as in a captured CUDA
+graph. Backward passes are left out, autograd needs a real device; of an update its fused kernel is.
+Numbers are not covered.
 """
 
 import itertools
@@ -55,8 +56,8 @@ def steps_of(network, bf16, optimizer):
 @pytest.fixture(autouse=True)
 def on_a_gpu(monkeypatch):
     """Autocast asks for a device; the fused kernels of the updates have no fake ones."""
-    # Autograd's engine starts before it sees a fake device: for a device it would start a thread, after
-    # which no forked process can train.
+    # Autograd's engine starts before it sees a fake device: for a device it would start a thread,
+    # after which no forked process can train.
     torch.ones((), requires_grad=True).backward()
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
@@ -71,7 +72,9 @@ def updated(parameters, gradients, *lists, lr, found_inf, **numbers):
 
 
 def on_fake_device(network):
-    """Its parameters and buffers become fake tensors on the device; other tensors stay what they are."""
+    """Its parameters and buffers become fake tensors on the device; other tensors stay what they
+    are.
+    """
     for module in network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
@@ -95,7 +98,9 @@ def test_a_step(model, overrides, attention, bf16, optimizer):
 
 
 def take_steps(network, bf16, optimizer="sgd"):
-    """A training and a test step for each size of a batch; returns the types of the first convolution's maps."""
+    """A training and a test step for each size of a batch; returns the types of the first
+    convolution's maps.
+    """
     seen = []
     first = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
     first.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))

@@ -1,4 +1,6 @@
-"""The fast path against plain PyTorch: the same steps, the same weights, the same results (tests/data: the same batches)."""
+"""The fast path against plain PyTorch: the same steps, the same weights, the same results
+(tests/data: the same batches).
+"""
 
 import pytest
 import torch
@@ -20,9 +22,10 @@ from lcm.training.device import keep_pages
 from lcm.training.graphs import HostBatches, ResidentBatches
 
 
-# Training amplifies differences. In float64 the fast path stays with the plain one at the protocol's own rate. In float32 no
-# two orders of summation stay together there: a ReLU's input of 1e-8 changes its sign, and after 20 steps at 0.1 plain eager
-# networks that differ in their memory layout alone are 1e-2 apart: hence the smaller rate.
+# Training amplifies differences. In float64 the fast path stays with the plain one at the
+# protocol's own rate. In float32 no two orders of summation stay together there: a ReLU's input of
+# 1e-8 changes its sign, and after 20 steps at 0.1 plain eager networks that differ in their memory
+# layout alone are 1e-2 apart: hence the smaller rate.
 @pytest.mark.parametrize(
     "dtype, rate, tolerance",
     [(torch.float64, 0.1, 1e-10), (torch.float32, 1e-3, 1e-4)],
@@ -32,7 +35,9 @@ from lcm.training.graphs import HostBatches, ResidentBatches
     "model, memory", [("resnet20", "fast"), ("densenet40", "fast"), ("densenet40", "linear")]
 )
 def test_twenty_steps(model, memory, dtype, rate, tolerance):
-    """Channels-last, allocator, batches from bytes, fused SGD, linear memory, folded evaluation: the plain path's weights."""
+    """Channels-last, allocator, batches from bytes, fused SGD, linear memory, folded evaluation:
+    the plain path's weights.
+    """
     keep_pages()
     network, plain = (small(model, m).to(dtype) for m in (memory, "fast"))
     tests = [invented_batches(50, 25, seed=None) for _ in range(2)]
@@ -46,7 +51,9 @@ def test_twenty_steps(model, memory, dtype, rate, tolerance):
 
 
 def test_resident_batches_show_those_of_the_host():
-    """The GPU's path, run on the CPU: the same bits, whatever the epoch, the step in it and the size of the last batch."""
+    """The GPU's path, run on the CPU: the same bits, whatever the epoch, the step in it and the
+    size of the last batch.
+    """
     batches = invented_batches(70, 16)
     host, resident = HostBatches(batches, CPU), ResidentBatches(batches, CPU)
     for epoch, start in ((1, 0), (8, 0), (8, 3)):
@@ -62,7 +69,10 @@ def test_resident_batches_show_those_of_the_host():
 
 @pytest.mark.slow
 def test_bf16_learns_the_digits_as_float32_does():
-    """Within the spread of the seeds. Where the processor has no bf16 it is emulated: the same rounding, slowly."""
+    """Within the spread of the seeds.
+
+    Where the processor has no bf16 it is emulated: the same rounding, slowly.
+    """
     plain, half = (
         torch.tensor(
             [
@@ -77,7 +87,7 @@ def test_bf16_learns_the_digits_as_float32_does():
 
 
 def test_training_metrics_are_means_over_images():
-    """At a rate of almost 0, where plain PyTorch sees the same weights in each batch of each epoch."""
+    """At a rate of almost 0, where plain PyTorch sees the same weights in each batch."""
     network, batches = small("resnet20"), invented_batches(70, 16)  # the last batch is smaller
     rows = fit(network, batches, rate=1e-30, epochs=2).rows
     for epoch, row in enumerate(rows, 1):

@@ -1,4 +1,6 @@
-"""On a GPU: captured steps equal eager ones, deterministic runs repeat and continue exactly, and it learns as a CPU does."""
+"""On a GPU: captured steps equal eager ones, deterministic runs repeat and continue exactly, and it
+learns as a CPU does.
+"""
 
 import signal
 
@@ -19,7 +21,10 @@ pytestmark = pytest.mark.gpu
     "model, keys", [("resnet20", {}), ("densenet40", {}), ("densenet40", {"memory": "linear"})]
 )
 def test_a_captured_step_is_the_eager_one(monkeypatch, deterministic, model, keys, precision):
-    """Two epochs whose last batch is smaller: two graphs. The same kernels in the same order: the same bits."""
+    """Two epochs whose last batch is smaller: two graphs.
+
+    The same kernels in the same order: the same bits.
+    """
     states, watched = [], []
     original = graphs.Repeated.__init__
 

@@ -26,7 +26,7 @@ CUDA = torch.device("cuda:0")
 
 
 class Recorder(TorchDispatchMode):
-    """Records operations; `replay` runs them on the same tensors without the Python between them."""
+    """Records operations; `replay` runs them on the same tensors without any Python between."""
 
     def __init__(self):
         super().__init__()

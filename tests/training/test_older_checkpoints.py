@@ -1,7 +1,7 @@
 """A run that commit b6be2a3 began is continued: the names in a checkpoint are part of the format.
 
-stored/b6be2a3 holds a DenseNet of 10 layers with LCM2 on the digits, stopped by SIGTERM in step 5 of its
-second and last epoch, and `whole.jsonl`, the record of the same run that nobody stopped:
+stored/b6be2a3 holds a DenseNet of 10 layers with LCM2 on the digits, stopped by SIGTERM in step 5
+of its second and last epoch, and `whole.jsonl`, the record of the same run that nobody stopped:
 
     python train.py model=densenet40 model.layers=10 model.growth_rate=2 attention=lcm2 \
         schedule.epochs=2 threads=1 tensorboard=false device=cpu

@@ -1,4 +1,4 @@
-"""What a user reads while a run trains: estimates that hold for a run that is continued anywhere."""
+"""What a user reads while a run trains: estimates that hold after any continuation."""
 
 import re
 
@@ -36,7 +36,9 @@ class Batches:
 
 
 def walk(now, shown, epochs, first=0, step=1.0, evaluation=20.0, slow=0.0):
-    """Train on a fake clock, from step `first` of the first of `epochs`; the process's first step is slow."""
+    """Train on a fake clock, from step `first` of the first of `epochs`; the process's first step
+    is slow.
+    """
     for epoch in epochs:
         for done in range(first + 1 if epoch == epochs[0] else 1, 101):
             now[0] += step + slow
@@ -67,7 +69,9 @@ def test_what_is_left_is_near_the_truth(now, capsys, epochs, keys):
 
 @pytest.mark.parametrize("first", [100, 99, 1])
 def test_a_part_of_an_epoch_is_no_estimate(now, capsys, first):
-    """Continued in step 2 or 100 of epoch 3, or in the evaluation after it, where no speed is known."""
+    """Continued in step 2 or 100 of epoch 3, or in the evaluation after it, where no speed is
+    known.
+    """
     shown = Progress("lines", 5, Batches())
     walk(now, shown, [3], first=first)
     assert capsys.readouterr().out.endswith("  64 images/s\n")
@@ -80,7 +84,7 @@ def test_the_first_estimate_leaves_the_first_step_out(now, capsys):
     for step in range(1, 30):
         now[0] += 100 if step == 1 else 1
         shown.step(1, step)
-    words = "estimated time: 3 min 8 s for training, and evaluation on top\n"
+    words = "estimated time: 3 min 8 s for training, plus evaluation\n"
     assert capsys.readouterr().out == words  # after step 12 of 200
 
 

@@ -1,4 +1,6 @@
-"""A signal at any moment: saved within one step, exit code 75, and the continued run ends with the same bytes."""
+"""A signal at any moment: saved within one step, exit code 75, and the continued run ends with the
+same bytes.
+"""
 
 import json
 import os
@@ -16,12 +18,14 @@ REFERENCE = [TWO]
 
 
 def signal_in(kind, call, *numbers):
-    """Arrange that the process's whole group gets signals in the `call`-th training or test step."""
+    """Let the process's whole group get signals in the `call`-th training or test step."""
     return after_step(call, lambda: [os.killpg(0, number) for number in numbers], kind)
 
 
 def before_data(act):
-    """Arrange that the process calls act(), for example a signal that comes, when it starts to read its data."""
+    """Arrange that the process calls act(), for example a signal that comes, when it starts to read
+    its data.
+    """
 
     def prepare():
         original = setting.FewDigits.__init__
@@ -38,7 +42,9 @@ def before_data(act):
 def test_saved_within_one_step_and_continued_exactly(
     tiny, ends, finishes_exactly, tmp_path, number, kind, call, index, workers
 ):
-    """In step 2 of epoch 2, and in the second of the three test batches after it; then with another number of workers."""
+    """In step 2 of epoch 2, and in the second of the three test batches after it; then with another
+    number of workers.
+    """
     first, then = (tiny(f"runs={tmp_path}", TWO, f"data.workers={n}") for n in workers)
     ended = ends(first, 75, prepare=signal_in(kind, call, number))
     message = f"{number.name}: saved after step {index} of epoch 2"
@@ -76,7 +82,7 @@ def test_while_data_are_read_it_ends_at_once(tiny, ends, tmp_path):
     config, started = tiny(f"runs={tmp_path}", TWO), time.monotonic()
     waiting = before_data(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60)))
     assert ends(config, 75, prepare=waiting).err.startswith(
-        "stopped by SIGINT: nothing was in progress"
+        "stopped by SIGINT: there was nothing to save"
     )
     assert time.monotonic() - started < 30 and not (directory_of(config) / "run.json").exists()
 
@@ -92,8 +98,7 @@ def test_a_signal_that_other_code_swallows_is_still_seen(tiny, ends, tmp_path):
     ended = ends(tiny(f"runs={tmp_path}", TWO), 75, prepare=before_data(swallowed))
     assert "epoch   1/2" not in ended.out
     assert (
-        ended.err
-        == "stopped by SIGTERM: nothing was in progress that is not saved; the same command continues\n"
+        ended.err == "stopped by SIGTERM: there was nothing to save; the same command continues\n"
     )
 
 

@@ -1,4 +1,5 @@
-"""Whole runs by the real command: a schedule and modules of one's own, random ones too, whole, killed
+"""Whole runs by the real command: a schedule and modules of one's own, random ones too, whole,
+killed
 and continued, alone and in a sweep, compiled or not: the same metrics.jsonl."""
 
 import json
