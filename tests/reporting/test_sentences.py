@@ -1,0 +1,276 @@
+"""The numbers in sentences that are written by hand are those of the files in results."""
+
+import operator
+import re
+
+import pandas as pd
+import pytest
+import yaml
+from invented_runs import ROOT
+
+from lcm.reporting.claims import families, judge, judge_statements, read_chances, read_claims
+from lcm.reporting.cost import cells
+from lcm.reporting.protocol import (
+    DATA_TITLE,
+    NETWORK_TITLE,
+    PAPER_SCHEDULE,
+    Protocol,
+    in_order,
+    select,
+)
+from lcm.reporting.records import read_record, record_name
+from lcm.reporting.render import as_printed, signed
+from lcm.reporting.runs import read_runs
+from lcm.reporting.statistics import MINIMUM_PAIRS, pairs_to_reach
+from lcm.reporting.tables import read_complexity, read_paper
+
+RESULTS = ROOT / "results"
+
+RUNS = read_runs(RESULTS / "runs.csv")
+PAPER = read_paper(RESULTS)
+COMPARED = pd.concat(pd.read_csv(file) for file in sorted(RESULTS.glob("comparison*.csv")))
+NO_NUMBERS = (
+    r"`[^`]*`", r"LCM[12]", r"ResNets?(-\d+)?", r"DenseNet-\d+", r"ResNeXt-\d+", r"CIFAR-100?",
+    r"Table 2", r"top-\d", r"seed 0", "95 % interval", "a test at 5 %",
+)  # fmt: skip
+
+
+def one(found):
+    (value,) = found
+    return value
+
+
+def of_paper(model, attention, data, metric="top1"):
+    names = PAPER[["model", "attention", "data", "metric"]].apply(tuple, axis=1)
+    return one(set(PAPER[names == (model, attention, data, metric)]["value"]))
+
+
+def trained(attention):
+    """The accuracy of the one run of ResNet-20 on CIFAR-10 under the paper's schedule."""
+    rows = RUNS[(RUNS["schedule"] == "cifar") & (RUNS["data"] == "cifar10")]
+    return one(rows[rows["attention"] == attention]["test_top1"])
+
+
+def plan_of(schedule):
+    """The seeds that were planned for a schedule; 0 where nothing was."""
+    file = RESULTS / "plans" / f"{schedule}.yaml"
+    return len(yaml.safe_load(file.read_text())["seeds"]) if file.exists() else 0
+
+
+def what_was_run():
+    """Whatever groups of runs there are, README names each."""
+    assert RUNS["device"].str.startswith("cpu").all(), "README says: on a CPU"
+    networks = " and ".join(
+        NETWORK_TITLE[model] for model in in_order(RUNS["model"], NETWORK_TITLE)
+    )
+    counts = RUNS.groupby(["schedule", "data", "epochs"]).size()
+    yield f"{networks} on a CPU"
+    for (schedule, data, epochs), count in counts.items():
+        yield f"{count} of {epochs} epochs on {DATA_TITLE[data]} (`{schedule}`)"
+
+
+def gains_of_lcm2():
+    """(name, paper, row of comparison*.csv, planned seeds) wherever LCM2 and none have pairs."""
+    rows = COMPARED[(COMPARED["attention"] == "lcm2") & (COMPARED["against"] == "none")]
+    for row in rows[rows["pairs"] > 0].itertuples():
+        same = (RUNS["data"] == row.data) & (RUNS["schedule"] == row.schedule)
+        name = (
+            f"{NETWORK_TITLE[row.model]}, {DATA_TITLE[row.data]}, "
+            f"{one(set(RUNS[same]['epochs']))} epochs"
+        )
+        paper, planned = "–", plan_of(row.schedule)
+        if planned or row.schedule == PAPER_SCHEDULE.get(row.data):
+            arms = (of_paper(row.model, arm, row.data) for arm in ("lcm2", "none"))
+            paper = f"{operator.sub(*arms):+.2f}"
+        yield name, paper, row, planned
+
+
+def rows_of_lcm2():
+    """The lines of README's table: what a group means follows from its pairs."""
+    for name, paper, row, planned in gains_of_lcm2():
+        pairs, meaning = f"{row.pairs}", f"excludes gains above {row.gain:.2f} points"
+        if planned and row.pairs < planned:
+            pairs += f" of {planned}"
+            meaning = f"nothing yet: judged when all {planned} pairs are there"
+        elif row.pairs < MINIMUM_PAIRS:
+            meaning = f"nothing: a test needs {MINIMUM_PAIRS} pairs"
+        elif planned:
+            meaning = f"{row.verdict}; {meaning}"
+        yield f"| LCM2 - none, {name} | {paper} | {signed(row.difference)} | {pairs} | {meaning} |"
+
+
+def exclusions():
+    """What a test at 5 % excludes, wherever there are pairs enough."""
+    for name, _, row, planned in gains_of_lcm2():
+        if row.pairs >= max(planned, MINIMUM_PAIRS):
+            yield (
+                f"{name}, {row.pairs} pairs: LCM2 minus none below {signed(row.loss)} or above "
+                f"{signed(row.gain)}"
+            )
+
+
+def plans_in_progress():
+    for file in sorted((RESULTS / "plans").glob("*.yaml")):
+        planned = COMPARED[(COMPARED["schedule"] == file.stem) & COMPARED["needed"].notna()]
+        if planned.empty or planned["pairs"].min() < plan_of(file.stem):
+            yield f"`schedule={file.stem}` is in progress"
+
+
+def printed_counts():
+    """(how many of the paper's counts equal ours as the paper rounds them, how many there are)."""
+    keys = ["table", "model", "attention"]
+    rows = PAPER.drop_duplicates(["table", "label"]).merge(read_complexity(RESULTS), on=keys)
+    cells = [(row.params / 1e6, row.params_m) for row in rows.itertuples()]
+    cells += [(row.gfloat, row.gflops) for row in rows.itertuples()]
+    return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
+
+
+def phrases_of_readme():
+    """{words that begin a part of README: its phrases, with every number computed anew}"""
+    equal, printed = printed_counts()
+    claims = read_claims(RESULTS / "claims.yaml", PAPER)
+    judged = judge_statements(claims, select(RUNS, Protocol()))
+    verdicts = judge(claims, judged, read_complexity(RESULTS))
+    kinds = {kind: [c["verdict"] for c in verdicts if c["holds_if"] in kind] for kind in KINDS}
+    assert set(kinds[KINDS[0]]) == {"not tested yet"} and set(kinds[KINDS[1]]) == {"supported"}
+    assert [n for n, claim in enumerate(claims, 1) if claim["contradicts_itself"]] == [1, 2]
+    base, paper_base = trained("none"), of_paper("resnet20", "none", "cifar10")
+    top1 = PAPER[PAPER["metric"] == "top1"]
+    baselines = len(top1[top1["attention"] == "none"].drop_duplicates(["data", "model"]))
+    rivals = (of_paper("resnet50", arm, "mini_imagenet") for arm in ("cbam", "lcm2"))
+    rival = operator.sub(*rivals)
+    same = one({of_paper("densenet64", arm, "cifar10") for arm in ("lcm1", "lcm2")})
+    higher, lower = (of_paper("resnet20", arm, "cifar10") for arm in ("lcm1", "lcm2"))
+    fewest = pairs_to_reach(len(families(claims)[2]))
+    number, claim = one((n, c) for n, c in enumerate(claims, 1) if c["id"] == "resnet-better")
+    chances = read_chances(RESULTS)[claim["id"]].split(" / ")
+    hours = RUNS[RUNS["schedule"] == "cifar"]["seconds"].sum() / 3600
+    return {
+        "**Is it true?**": [
+            f"Of the paper's {len(claims)} claims, {len(kinds[KINDS[0]])} are about "
+            "accuracy: none of them has enough runs for a verdict, and the paper's own numbers "
+            "contradict 2 of them",
+            f"The {len(kinds[KINDS[1]])} claims about cost are supported",
+            f"The other {len(claims) - sum(map(len, kinds.values()))} cannot be tested",
+        ],
+        "| test top-1 (%)": [
+            f"| {printed} | {equal} | – |",
+            f"| {paper_base:.2f} | {base:.2f} | 1 | close; {baselines - 1} other "
+            "baselines not run |",
+            *rows_of_lcm2(),
+            f"| {-rival:+.2f} | – | 0 | the paper contradicts its claim 1 |",
+            f"| {lower - higher:+.2f} | – | 0 | the paper contradicts its claim 2 |",
+        ],
+        "**What was run?**": [*what_was_run(), *plans_in_progress()],
+        "A filled dot": [*under_the_picture()],
+        "* **Counts**": [f"the networks here have {equal} of the paper's {printed} printed counts"],
+        "* **Accuracy**": [
+            f"LCM2 is {trained('lcm2') - base:.2f} points above none in the only pair",
+            f"which took {hours:.1f} hours of a CPU",
+        ],
+        "* **What the runs exclude**": [*exclusions()],
+        "* **The paper against itself**": [
+            f"superior to the other modules (claim 1), but CBAM is {rival:.2f} points above LCM",
+            f"better than LCM1 (claim 2), but LCM2 is not on DenseNet-64 ({same:.2f} both) "
+            f"and ResNet-20 ({lower:.2f} against {higher:.2f})",
+        ],
+        "* **What would decide**": [
+            f"with fewer than {fewest} seeds, {fewest * len(top1[top1['table'] == 2])} runs, no "
+            "comparison of Table 2",
+            f"{chances[0]} seeds would support its claim that LCM improves ResNets "
+            f"(claim {number}) with probability 0.5, and {chances[1]} with 0.8",
+        ],
+    }
+
+
+KINDS = ("every on_average", "cost")
+
+
+def under_the_picture():
+    """Every attention minus none on the digits, from runs.csv alone."""
+    digits = RUNS[RUNS["data"] == "digits"].pivot(
+        index="seed", columns="attention", values=["test_top1", "torch"]
+    )
+    differences = digits["test_top1"].drop(columns="none").sub(digits["test_top1"]["none"], axis=0)
+    means = differences.astype(float).mean()
+    unlike = digits["torch"].drop(columns="none").ne(digits["torch"]["none"], axis=0).sum()
+    assert set(unlike[unlike > 0].index) == {"ca", "eca", "simam"}
+    largest = means.abs().idxmax()
+    yield f"None of the {len(means)} comparisons is significant"
+    yield f"for all of them that takes {pairs_to_reach(len(means))} pairs"
+    yield f"In {unlike.sum()} of the {differences.size} pairs"
+    yield f"the {means[largest]:.2f} points of `{largest}`"
+
+
+def phrases_of_reproduction():
+    own = RUNS[RUNS["schedule"] == "cifar"]
+    records = [read_record(RESULTS / "metrics" / record_name(run))[0] for run in own["run"]]
+    interruptions = sum(run.get("interruptions", 0) for run in records)
+    base, lcm2 = trained("none"), trained("lcm2")
+    paper_base, paper_lcm2 = (of_paper("resnet20", arm, "cifar10") for arm in ("none", "lcm2"))
+    top1 = PAPER[PAPER["metric"] == "top1"]
+    baselines = len(top1[top1["attention"] == "none"].drop_duplicates(["data", "model"]))
+    family = len(families(read_claims(RESULTS / "claims.yaml", PAPER))[2])
+    return {
+        "## What was run, and what was not": [
+            f"takes {len(set().union(*cells(RESULTS).values()))} different runs. "
+            f"Under the paper's schedule {len(own)} of them",
+            f"They took {own['seconds'].sum() / 3600:.1f} hours in all, with "
+            f"{interruptions} interruptions",
+            f"reached {base:.2f} %, {base - paper_base:.2f} points above the paper's "
+            f"{paper_base:.2f}; the other {baselines - 1} baselines",
+            f"LCM2 reached {lcm2:.2f} %, {lcm2 - base:.2f} points above none (the paper: "
+            f"{paper_lcm2 - paper_base:.2f})",
+            f"a test needs {MINIMUM_PAIRS} pairs, and {pairs_to_reach(family)} after "
+            f"correction for the {family} comparisons of Table 2",
+        ]
+    }
+
+
+def phrases_of_top5():
+    """What the paper's own top-5 says, in REPRODUCTION.md."""
+    top5 = [
+        f"{net} ({of_paper(model, 'cbam', 'mini_imagenet', 'top5'):.2f} against "
+        f"{of_paper(model, 'lcm2', 'mini_imagenet', 'top5'):.2f})"
+        for net, model in (("ResNet-50", "resnet50"), ("ResNeXt-50", "resnext50"))
+    ]
+    return {"in top-5 it is": [f"in top-5 it is above LCM on {' and '.join(top5)}"]}
+
+
+@pytest.mark.parametrize(
+    "file, end, phrases",
+    [
+        ("README.md", "## I want to", phrases_of_readme),
+        ("REPRODUCTION.md", "<!-- results", phrases_of_reproduction),
+        ("REPRODUCTION.md", '"LC module 2', phrases_of_top5),
+    ],
+)
+def test_every_number_of_a_hand_written_sentence(file, end, phrases):
+    """Each phrase is there with the numbers of the files in results, and no other number.
+
+    New records make this fail: it says what has to be written by hand, and in which lines.
+    """
+    whole = (ROOT / file).read_text(encoding="utf-8")
+    parts, problems = phrases(), []
+    starts = [whole.index(begin) for begin in parts]
+    ends = [*starts[1:], whole.index(end, starts[-1] + 30)]
+    for start, stop, own in zip(starts, ends, parts.values(), strict=True):
+        line = whole[:start].count("\n") + 1
+        text = re.sub(r"(\d) runs of", r"\1 of", " ".join(whole[start:stop].split()))
+        for phrase in own:
+            if phrase not in text:
+                problems.append(f"{file}:{line}: write: {phrase}")
+            text = text.replace(phrase, "")
+        for name in NO_NUMBERS:
+            text = re.sub(name, "", text)
+        if re.search(r"\d", text):
+            problems.append(f"{file}:{line}: a number that no file of results has: {text}")
+    assert not problems, "\n".join(problems)
+
+
+def test_the_advice_of_the_readme_can_decide():
+    """B2: the seeds of README's own example are enough for its comparisons."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"attention=(\S+) seed='range\((\d+)\)' schedule.epochs", text)
+    arms, seeds = found[1].split(","), int(found[2])
+    assert seeds == pairs_to_reach(len(arms) - 1)
