@@ -25,6 +25,16 @@ PARAMS = {
 }
 
 
+ENVIRONMENT = {
+    "versions": {"python": "3.11.2", "torch": "2.6.0", "lcm": "0.1.0"},
+    "device": "cpu (simulated)",
+    "data_fingerprint": "f00d",
+    "commit": "0123456789abcdef0123456789abcdef01234567",
+    "dirty": False,
+    "host": "somewhere",
+}
+
+
 def invented_metrics(epochs, top1, noise):
     """The lines of a metrics.jsonl whose last epoch has the test accuracy `top1`."""
     for epoch in range(1, epochs + 1):
@@ -89,13 +99,8 @@ def invented_run(
         "params": PARAMS.get(attention, 280000),
         "gfloat": 0.041306,
         "macs": 40813184,
-        "versions": {"python": "3.11.2", "torch": "2.6.0", "lcm": "0.1.0"},
-        "device": "cpu (simulated)",
-        "data_fingerprint": "f00d",
+        **ENVIRONMENT,
         "result": result if finished else None,
-        "commit": "0123456789abcdef0123456789abcdef01234567",
-        "dirty": False,
-        "host": "somewhere",
         "start": "2026-01-02T03:04:05+00:00",
         "end": "2026-01-02T03:05:05+00:00" if finished else None,
         "seconds": 60.25,
