@@ -31,6 +31,16 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def autograd_can_fork():
+    """The first backward pass of a process starts a thread for each device that there is, and a
+    process with such threads cannot fork one that trains. A FakeTensorMode pretends to have devices
+    that are not there: so here is the first one."""
+    import torch
+
+    torch.ones(1, requires_grad=True).backward()
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The tiny setting (tests/helpers/tiny.py) for a module: from overrides to a config."""

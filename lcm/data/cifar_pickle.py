@@ -87,7 +87,7 @@ def read_cifar_pickle(path: Path) -> dict:
         record = _Reader(io.BytesIO(data), encoding="bytes").load()
     except _Refused as error:
         raise UserError(
-            f"{path} asks for {error}, which the files of CIFAR never hold. It was refused and "
+            f"{path} asks for {error}, which no CIFAR file has. It was refused and "
             "nothing in it was run. Do not use this copy: get the official archive."
         ) from error
     except Exception as error:  # a damaged pickle raises almost anything

@@ -55,7 +55,7 @@ DAMAGE = {  # what is done to data_batch_2, and the message
         "is damaged and cannot be read to its end"),
     "a web page": (lambda p: p.write_bytes(b"<html>404 not found</html>"),
         "is damaged and cannot be read"),
-    "a list": (lambda p: p.write_bytes(pickle.dumps([1, 2])), "holds a list, not a dictionary"),
+    "a list": (lambda p: p.write_bytes(pickle.dumps([1, 2])), "holds a list where a dictionary"),
     "no labels": (rewrite(labels=None), CONTENT),
     "keys of cifar100": (rewrite(labels=None, fine_labels=[0] * 40), CONTENT),
     "wrong shape": (rewrite(data=ZEROS[:, :-1]), CONTENT),

@@ -65,7 +65,9 @@ DAMAGED = [b"", b"1,2,3\n", b"\x1f\x8b\x08\x00", gzip.compress(b"1,2,3\n" * 1797
 
 @pytest.mark.parametrize("content", DAMAGED, ids=["empty", "text", "cut", "another table"])
 def test_damaged_digits_are_one_message(tmp_path, content):
-    words = r"digits\.csv\.gz (is missing or damaged|does not hold 1,797 digits).*data\.root=null"
+    words = (
+        r"digits\.csv\.gz (is missing or damaged|does not hold the 1,797 digits).*data\.root=null"
+    )
     with pytest.raises(UserError, match=words):
         Digits(root=tmp_path)
     (tmp_path / "digits.csv.gz").write_bytes(content)

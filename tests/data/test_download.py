@@ -122,7 +122,7 @@ def test_an_archive_is_unpacked_whole(tmp_path):
         "b": b"second",
     }
     assert {path.name for path in tmp_path.iterdir()} == {"set", "set.tar.gz"}
-    with pytest.raises(UserError, match="has no folder other/"):
+    with pytest.raises(UserError, match="holds no folder other/"):
         unpack(tmp_path / "set.tar.gz", tmp_path / "other")
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_archive_is_one_message_and_leaves_nothing(tmp_path, damage):
     path = archive(tmp_path / "set.tar.gz", [("set/a", BODY)])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
-        UserError, match=r"set\.tar\.gz is damaged .*Delete it to download it again"
+        UserError, match=r"set\.tar\.gz is damaged .*Delete it to have it downloaded again"
     ):
         unpack(path, tmp_path / "set")
     assert list(tmp_path.iterdir()) == [path]

@@ -65,8 +65,7 @@ def train(tiny, tmp_path, monkeypatch):
     """A run on a folder, by a network of its own for 32 or 224 pixels, in a process of its own."""
     (tmp_path / "choices" / "model").mkdir(parents=True)
     for side in (32, 224):
-        file = tmp_path / "choices" / "model" / f"net{side}.yaml"
-        file.write_text(MODEL.format(side, side))
+        (tmp_path / f"choices/model/net{side}.yaml").write_text(MODEL.format(side, side))
     (tmp_path / "own_net.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(tmp_path)
     place = (tmp_path / "choices").as_uri()
@@ -93,8 +92,8 @@ def test_a_whole_run(halves, train, side, tmp_path):
     compose.use_configs(compose.CONFIGS)
     lcm.load_run(file.parent, config_dir=tmp_path / "choices")
     _, _, probabilities, labels = evaluate(file.parent)
-    right = (probabilities.argmax(1) == labels).double().mean().item()
-    assert 100 * right == pytest.approx(state["result"]["test_top1"], abs=1e-4)
+    top1 = 100 * (probabilities.argmax(1) == labels).double().mean().item()
+    assert top1 == pytest.approx(state["result"]["test_top1"], abs=1e-4)
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -29,8 +29,8 @@ def held(tmp_path):
     while not process.out.exists() or "has it" not in process.out.read_text():
         time.sleep(0.002)
     yield directory, process
-    if not process.ended:
-        process.kill(group=True)
+    process.kill()
+    process.wait()
 
 
 def test_the_second_one_is_told_who_since_when_and_where(held):
@@ -72,7 +72,8 @@ def test_the_lock_is_free_again_behind_its_block(tmp_path):
 
 def test_a_dead_owners_lock_is_free_at_once(held):
     directory, process = held
-    process.kill(group=False)
+    process.kill()
+    process.wait()
     assert (directory / "owner.lock").read_text().startswith(f"process {process.pid} on ")
     assert not is_owned(directory)
     with owner(directory):

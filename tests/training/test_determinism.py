@@ -40,7 +40,7 @@ def test_arms_of_one_seed_get_the_same_images(monkeypatch):
 
     def taken(self, *args):
         images, labels = take(self, *args)
-        if self.batches.seed is not None:  # not those of the test
+        if self.batches.source.seed is not None:  # not those of the test
             seen[attention].append(digest({"images": images, "labels": labels}))
         return images, labels
 
