@@ -29,7 +29,7 @@ class Net(nn.Sequential):
         layers = [nn.Conv2d(3, 4, 7, stride=32), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         super().__init__(*layers, nn.Linear(4, num_classes))
 """
-MODEL = "name: net{}\nfamily: net\nimage_size: {}\n_target_: own_net.Net\n"
+MODEL = "name: net{}\nfamily: net\nimage_size: {}\n_target_: folder_net.Net\n"
 
 
 def load(root, side=32, **options):
@@ -66,7 +66,7 @@ def train(tiny, tmp_path, monkeypatch):
     (tmp_path / "choices" / "model").mkdir(parents=True)
     for side in (32, 224):
         (tmp_path / f"choices/model/net{side}.yaml").write_text(MODEL.format(side, side))
-    (tmp_path / "own_net.py").write_text(NETWORK)
+    (tmp_path / "folder_net.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(tmp_path)
     place = (tmp_path / "choices").as_uri()
     compose.use_configs(compose.CONFIGS, [place])
