@@ -28,7 +28,7 @@ def python(tmp_path_factory):
     for folder in ("lcm", "hydra_plugins", "configs", "scripts"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     files = BLOCK.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
-    assert len(files) == 9
+    assert len(files) == 10
     for name, text in files:
         assert not (copy / name).exists()
         (copy / name).write_text(text, encoding="utf-8")
@@ -74,6 +74,15 @@ def test_an_example_trains(python, words, model, attentions):
 )  # fmt: skip
 def test_what_is_missing_is_named(python, words, found):
     assert found in python(f"train.py {words} {SHORT}", code=2)
+
+
+@pytest.mark.slow  # tests/runs/test_swept_values.py has it in small
+def test_a_sweep_over_any_key_is_compared_by_it(python):
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for command in re.findall(r"^python (.*schedule[.=](?:adamw|learning).*)$", text, re.M):
+        small = " model.layers=8 threads=1 runs=swept" if command.startswith("train.py") else ""
+        shown = python(command.replace(" runs ", " swept ") + small)
+    assert "mine reduction=8" in shown and "none" in shown
 
 
 def test_fine_tuning_starts_from_the_trained_network(python):
