@@ -54,7 +54,9 @@ def test_in_parallel_the_same_bytes_as_one_after_another(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize(
-    "group", [False, True], ids=["SIGTERM to the sweep alone", "Ctrl-C, to all processes"]
+    "group",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["SIGTERM to the sweep alone", "Ctrl-C, to all processes"],
 )
 def test_in_parallel_a_signal_saves_every_run_in_progress(tmp_path, group):
     process = start(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_SECONDS=0.5)

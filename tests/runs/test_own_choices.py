@@ -153,7 +153,12 @@ def test_a_backbone_may_bring_its_sizes_for_the_papers_attentions(own):
         composed(own, "model=plain", "attention=gc")
 
 
-@pytest.mark.parametrize("place", ["--config-dir=my own", "hydra.searchpath=['file://{own}']"])
+slow = pytest.mark.slow  # two places, one way to look there
+
+
+@pytest.mark.parametrize(
+    "place", ["--config-dir=my own", pytest.param("hydra.searchpath=['file://{own}']", marks=slow)]
+)
 def test_a_sweep_over_choices_of_ones_own_is_one_command(place, tmp_path):
     for name, text in FILES.items():
         (tmp_path / "my own" / name).parent.mkdir(parents=True, exist_ok=True)

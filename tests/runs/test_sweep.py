@@ -142,7 +142,7 @@ def test_a_finished_run_or_sweep_trains_nothing(tmp_path):
     assert trained(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
 def test_a_signal_saves_the_run_and_ends_the_sweep(tmp_path, name):
     process = start(FAKE, *GRID, cwd=tmp_path, FAKE_SECONDS=0.3)
     wait_until(lambda: len(trained(tmp_path)) >= 2)
