@@ -6,6 +6,7 @@
     python scripts/compare.py runs --by schedule.learning_rate          # rows for each value
     python scripts/compare.py runs --by attention.reduction             # an arm for each value
     python scripts/compare.py runs --out comparisons/mine               # mine.md, .csv, .tex, .svg
+    python scripts/compare.py runs --out comparisons/mine.pdf           # the picture as PDF (PNG)
 
 Two runs of one seed are a pair. Verdicts are corrected for all comparisons of the command. Where
 runs cannot be compared, a message names the settings in which they differ (exit code 2). mine.tex
@@ -20,6 +21,7 @@ from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting import figures
 from lcm.reporting.any_runs import choose, compare_runs, read_folders, terminal
+from lcm.reporting.captions import METADATA, save_figure
 from lcm.reporting.render import write_tables
 
 
@@ -43,20 +45,30 @@ def main(arguments=None):
         help="rows for each value of this key; can be repeated",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="STEM", help="also write STEM.md, .csv, .tex and .svg"
+        "--out",
+        type=Path,
+        metavar="STEM",
+        help="also write STEM.md, .csv, .tex and .svg; STEM.pdf and STEM.png change the picture",
     )
     options = parser.parse_intermixed_args(arguments)
     choices = [text for text in options.what if "=" in text]
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
-    name = options.out.name if options.out else "comparison"
+    picture = options.out or Path("comparison")
+    if picture.suffix not in METADATA:
+        picture = picture.with_name(f"{picture.name}.svg")
+    name = picture.stem
     table, figure = compare_runs(choose(runs, choices), options.against, name, options.by)
+    if options.out:
+        write_tables([table], picture.parent)
+        if picture.suffix == ".svg":
+            write(picture, figures.svg(figure))
+        else:
+            save_figure(figure, picture)
     print(terminal(table))
     for line in left_out:
         print(f"left out: {line}")
     if options.out:
-        write_tables([table], options.out.parent)
-        write(options.out.with_name(f"{name}.svg"), figures.svg(figure))
-        print(f"{options.out}.md, .csv, .tex, .svg written")
+        print(f"{picture.with_suffix('')}.md, .csv, .tex, {picture.suffix} written")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,12 @@ def choose(runs, choices):
             wanted = read(f"[{values}]")
         except COMPOSITION_ERRORS:
             raise UserError(f"{text}: {values} is not a value") from None
-        runs = [run for run in runs if flatten(run["config"]).get(name) in wanted]
+        runs = [
+            run
+            for run in runs
+            if flatten(run["config"]).get(name) in wanted
+            or (name == "data.name" and run["data"] in wanted)  # its label
+        ]
     if not runs:
         raise UserError(f"no finished run there has {' '.join(choices) or 'a result'}")
     return runs

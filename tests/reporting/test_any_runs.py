@@ -36,6 +36,16 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("out", "begins"), [("a.b.pdf", b"%PDF"), ("a.b.png", b"\x89PNG")])
+def test_the_picture_has_the_format_of_the_names_ending(tmp_path, out, begins):
+    for attention in ("none", "se"):
+        run = invented_run(tmp_path / "runs", data="pets", attention=attention, schedule="digits")
+        edit(run, config__data__name="folder")  # as with data.label=pets
+    main([str(tmp_path / "runs"), "data=pets", "--out", str(tmp_path / "new" / out)])
+    assert (tmp_path / "new" / out).read_bytes().startswith(begins)
+    assert (tmp_path / "new" / "a.b.md").exists()
+
+
 def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
     main([str(runs), "data=digits", "schedule.epochs=30", "--out", str(tmp_path / "mine")])
     text = capsys.readouterr().out
