@@ -96,7 +96,7 @@ def rows_of_lcm2():
         pairs, meaning = f"{row.pairs}", f"excludes gains above {row.gain:.2f} points"
         if planned and row.pairs < planned:
             pairs += f" of {planned}"
-            meaning = f"judged once {planned} pairs exist"
+            meaning = f"judged at {planned} pairs"
         elif row.pairs < MINIMUM_PAIRS:
             meaning = f"nothing: a test needs {MINIMUM_PAIRS} pairs"
         elif planned:
