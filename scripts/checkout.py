@@ -26,7 +26,7 @@ def parser(documentation, config_dir=False):
 
 def _search(folder):
     """Look names up in a folder, too. Returns it."""
-    from lcm.config import compose
+    from lcm.config.compose import use_config_dir
 
-    compose.use_configs(compose.CONFIGS, [compose.place_of(folder)])
+    use_config_dir(folder)
     return folder

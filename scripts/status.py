@@ -10,7 +10,7 @@ from pathlib import Path
 
 import checkout  # before lcm
 
-from lcm.config.compose import CONFIGS, place_of
+from lcm.config.compose import CONFIGS, place_of, search_path
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs
 from lcm.runs.status import status_of, table, time_left, totals
@@ -27,7 +27,7 @@ def jobs_of(arguments, config_dir=None):
     from lcm.runs.grid import grid
 
     if config_dir:
-        arguments = [f"hydra.searchpath=['{place_of(config_dir)}']", *arguments]
+        arguments = [search_path([place_of(config_dir)]), *arguments]
     if found := override_problems(arguments, multirun=True):
         raise listed("the arguments have problems:", found)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):

@@ -67,6 +67,17 @@ def place_of(folder):
     return f"file://{Path(folder).absolute()}"
 
 
+def use_config_dir(folder):
+    """Read a folder of further YAML files, too, from here on: --config-dir."""
+    use_configs(CONFIGS, [place_of(folder)])
+
+
+def search_path(places):
+    """The override with which Hydra searches these places, too."""
+    quoted = ",".join("'" + place.replace("'", r"\'") + "'" for place in places)
+    return f"hydra.searchpath=[{quoted}]"
+
+
 def use_sources(sources):
     """Read the places that a program of Hydra's reads: its `hydra.runtime.config_sources`."""
     (main,) = [source.path for source in sources if source.provider == "main"]
@@ -86,7 +97,6 @@ def _hydra():
     outer = instance.hydra
     version = VersionBase.instance().getbase()
     job = JobRuntime.instance().get("name")
-    places = ",".join("'" + place.replace("'", r"\'") + "'" for place in FURTHER)
     instance.clear()
     try:
         with (
@@ -94,7 +104,7 @@ def _hydra():
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("error", message="provider=.* is not available")
-            yield [f"hydra.searchpath=[{places}]"] if places else []
+            yield [search_path(FURTHER)] if FURTHER else []
     finally:
         instance.hydra = outer
         GlobalHydra.set_instance(instance)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lcm.config.compose import CONFIGS, known_targets, place_of, use_configs
+from lcm.config.compose import known_targets, use_config_dir
 from lcm.data import build_data
 from lcm.errors import UserError
 from lcm.models.build import build_network
@@ -27,12 +27,11 @@ def load_run(directory, config_dir=None):
     """
     directory, state = read_finished(directory)
     if config_dir:
-        use_configs(CONFIGS, [place_of(config_dir)])
+        use_config_dir(config_dir)
     config = known_targets(state["config"])
     weights = load_model_weights(directory)
-    classes = config["data"].get("num_classes") or state.get(
-        "num_classes"
-    )  # class folders: counted
+    counted = state.get("num_classes")  # of class folders, whose config has no number
+    classes = config["data"].get("num_classes") or counted
     try:
         network = build_network(config["model"], config["attention"], classes)
         network.load_state_dict(weights)

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from processes import (
     FAKE,
+    GRID,
     REAL,
     ROOT,
     TINY,
@@ -30,7 +31,6 @@ pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the ext
 submitit = pytest.importorskip("submitit", reason="needs the extra `slurm`")
 
 PARALLEL = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "device=cpu"]
-GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=runs"]  # 6 runs
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra_config import composed
 from processes import (
     FAKE,
+    GRID,
     REAL,
     ROOT,
     finish,
@@ -27,7 +28,6 @@ from lcm.config.compose import choices
 
 PAPER = csv.DictReader((ROOT / "results" / "paper.csv").read_text().splitlines())
 ROWS = {(row["table"], row["data"], row["model"], row["attention"]) for row in PAPER}
-GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=runs"]  # 6 runs
 
 
 # The grids
