@@ -1,10 +1,9 @@
-"""Make data/mini-imagenet from a copy of mini-ImageNet, or from ImageNet itself.
+"""Make data/mini-imagenet from a copy of mini-ImageNet.
 
-python scripts/prepare_mini_imagenet.py IMAGENET/train data/mini-imagenet --lists FOLDER
 python scripts/prepare_mini_imagenet.py COPY data/mini-imagenet
 
-COPY holds 100 class folders of 600 images, or images/n0153282900000005.jpg, ..., or train/ and
-test/ of class folders with 500 and 100 images.
+COPY holds 100 class folders of 600 images, alone or in train/, val/ and test/; or images/ with
+n0153282900000005.jpg, ...; or train/ and test/ of class folders with 500 and 100 images.
 
 If the copy has problems, all of them are listed and the exit code is 2.
 """
@@ -21,9 +20,6 @@ def main():
     parser.add_argument("source", help="folder with the images")
     parser.add_argument(
         "destination", help="folder for train/<wnid>/*, test/<wnid>/* and manifest.csv"
-    )
-    parser.add_argument(
-        "--lists", help="folder with the few-shot lists train.csv, val.csv and test.csv"
     )
     parser.add_argument("--allow-partial", action="store_true", help="accept an incomplete copy")
     print(prepare(**vars(parser.parse_args())))

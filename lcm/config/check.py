@@ -144,7 +144,6 @@ RULES = {
     "data.image_size": number(int, low=1),
     "data.label": matching(r"\w[\w.-]*", "a word of letters, digits, _, . and -"),
     "data.test_share": number(float, above=0, below=1),
-    "data.limit": number(int, low=1),
     "data.workers": number(int, low=0, high=1024),
     "data.pad": number(int, low=0, high=16),
     "data.cache_size": either(None, number(int, low=1)),

@@ -37,11 +37,9 @@ NO_DEVIATION = (
     "channels_last",
     "model.memory",
     "schedule.test_batch_size",
-    "data.cache",  # regions cut from cached images or from the files' pixels: the paper is silent
-    "data.cache_size",
+    "data.cache_size",  # of the images that regions are cut from: the paper is silent
     "data.label",  # images of one's own: the protocol says nothing about them
     "data.test_share",
-    "data.limit",
 )
 
 

@@ -66,7 +66,7 @@ class Cifar(ResidentSet):
     The first of these that is found under `root` is read:
       1. the unpacked archive: cifar-10-batches-py/ or cifar-100-python/, also one folder deeper, or
          `root` itself;
-      2. class folders with the right numbers of images: train/<class>/* and test/<class>/*;
+      2. class folders: train/<class>/* and test/<class>/*;
       3. the archive, cifar-10-python.tar.gz or cifar-100-python.tar.gz, unpacked beside it;
       4. with `download`, the archive from the first mirror of `places` that delivers it.
 
@@ -77,10 +77,8 @@ class Cifar(ResidentSet):
     images. Raises `UserError`.
     """
 
-    def __init__(
-        self, name, num_classes, image_size, root, workers, verify, download, places, pad, mirror
-    ):
-        super().__init__(name, num_classes, image_size, workers, pad, mirror)
+    def __init__(self, name, num_classes, image_size, root, verify, download, places, pad, mirror):
+        super().__init__(name, num_classes, image_size, pad, mirror)
         official, root = OFFICIAL[name], Path(root).expanduser()
         try:
             train, test, classes, place = _read(root, official, download, places)
@@ -89,7 +87,14 @@ class Cifar(ResidentSet):
                 f"{error.filename or root} cannot be read or written ({error.strerror}). Make "
                 "room, change its permissions, or choose another folder: data.root=FOLDER."
             ) from error
-        _check_counts(train, test, classes, place, official)
+        counts = {"train": len(train[1]), "test": len(test[1])}
+        if (counts, len(classes)) != (IMAGES, num_classes):
+            here, whole = ("{train:,} + {test:,}".format(**each) for each in (counts, IMAGES))
+            raise UserError(
+                f"{place} holds {here} images in {len(classes)} classes; {official.title} has "
+                f"{whole} in {num_classes}: it is incomplete or another set. Move it away to "
+                "unpack or download the archive, or choose another folder: data.root=FOLDER."
+            )
         if verify and _contents(train, test) != official.contents:
             raise UserError(
                 f"{place} does not have exactly the images and labels of {official.title}: it is "
@@ -103,38 +108,26 @@ class Cifar(ResidentSet):
 
 def _read(root: Path, official, download: bool, places):
     """(train, test, classes, where they were found), of the first place that has them."""
-    folder, other_set = root / official.folder, ""
+    folder = root / official.folder
     for place in (folder, *sorted(root.glob(f"*/{official.folder}")), root):
         if any((place / file).is_file() for file in official.train):
             return *_read_batches(place, official), place
     if (root / "train").is_dir() and not folder.exists():
-        try:
-            found, _ = list_images(root)
-        except UserError as error:
-            other_set = str(error)
-        else:
-            counts = {half: sum(map(len, classes.values())) for half, classes in found.items()}
-            classes = list(found["train"])
-            if (counts, len(classes)) == (IMAGES, official.num_classes):
-                return *read_in_memory(found, 32), classes, root
-            other_set = (
-                f"{root}/train and test hold {counts['train']:,} + {counts['test']:,} images in "
-                f"{len(classes)} classes: they were taken for another set."
-            )
+        found, _ = list_images(root)
+        return *read_in_memory(found, 32), list(found["train"]), root
     if not folder.exists():
-        _unpack_archive(root, official, download, places, other_set)
+        _unpack_archive(root, official, download, places)
     return *_read_batches(folder, official), folder
 
 
-def _unpack_archive(root: Path, official, download: bool, places, other_set) -> None:
+def _unpack_archive(root: Path, official, download: bool, places) -> None:
     """Unpack the archive under `root`, downloaded where it is not there."""
     folder, archive = root / official.folder, root / official.archive
     if not (download or archive.is_file()):
         raise UserError(
             f"{official.title} is not under {root.absolute()}: there is no folder "
             f"{official.folder}, no train/<class>/*.png and no {official.archive}. Set "
-            "data.root=FOLDER to the folder that holds one of them, or data.download=true. "
-            f"{other_set}".rstrip()
+            "data.root=FOLDER to the folder that holds one of them, or data.download=true."
         )
     root.mkdir(parents=True, exist_ok=True)
     waiting = f"{archive}: another process is preparing it; waiting"
@@ -149,12 +142,6 @@ def _unpack_archive(root: Path, official, download: bool, places, other_set) -> 
 def _read_batches(folder: Path, official):
     """(train, test, classes) of a folder in the official layout."""
     files = (*official.train, *official.test, official.meta)
-    if missing := [file for file in files if not (folder / file).is_file()]:
-        raise UserError(
-            f"{folder} has no {', '.join(missing)}; {official.title} consists of "
-            f"{', '.join(files)}. Restore them, or move {folder} away to have the archive unpacked "
-            "or downloaded again."
-        )
     records = {file: read_cifar_pickle(folder / file) for file in files}
     names = records[official.meta].get(official.names_key)
     if not isinstance(names, list) or len(names) != official.num_classes:
@@ -189,20 +176,6 @@ def _batch(record: dict, path: Path, official):
         )
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # from planes of red, green, blue
     return np.ascontiguousarray(images), np.array(labels, np.int64)
-
-
-def _check_counts(train, test, classes, place: Path, official) -> None:
-    """As many images of each class as the official set has."""
-    for (split, count), (_, labels) in zip(IMAGES.items(), (train, test), strict=True):
-        each, right = np.bincount(labels, minlength=len(classes)), count // len(classes)
-        if (each != right).any():
-            odd = int(np.abs(each - right).argmax())
-            raise UserError(
-                f"{place} holds {len(labels):,} {split} images, {each[odd]:,} of class {odd} "
-                f"({classes[odd]}); {official.title} has {count:,}, {right:,} of each class. The "
-                "copy is incomplete or its labels are wrong: move it away to have the archive "
-                "unpacked or downloaded, or give data.root=FOLDER of a complete one."
-            )
 
 
 def _contents(train, test) -> str:

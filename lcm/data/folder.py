@@ -35,9 +35,7 @@ def class_folders(
     pad=4,
     mirror=True,
     test_share=None,
-    limit=None,
     label=None,
-    cache=True,
     cache_dir=None,
     cache_size=256,
     complete=None,
@@ -45,16 +43,17 @@ def class_folders(
     """The data set of the class folders under `root`: a `ResidentSet`, or `Photographs`.
 
     num_classes  None: as many as there are; otherwise the most that are accepted
-    workers      loader processes; None: none for a set in memory, otherwise one per processor, at
-                 most 4 pad          of a set in memory test_share   share of the images that goes
-                 into the test where `root` has no test folder; None:
-                 it has one limit        training images per class; None: all label        the name
-                 of the set in paths and tables; None: `name` cache, ...   of `Photographs` complete
-                 [training, test] images of the whole set; a copy with others is named in `notes`
+    workers      loader processes of large images; None: one per processor, at most 4
+    pad          of a set in memory
+    test_share   share of the images that goes into the test where `root` has no test folder; None:
+                 it has one
+    label        the name of the set in paths and tables; None: `name`
+    cache_...    of `Photographs`
+    complete     [training, test] images of the whole set; a copy with others is named in `notes`
 
     Raises `UserError`.
     """
-    found, notes = list_images(root, test_share, limit)
+    found, notes = list_images(root, test_share)
     classes = list(found["train"])
     if num_classes is not None and len(classes) > num_classes:
         raise UserError(
@@ -70,7 +69,7 @@ def class_folders(
         )
     facts = (label or name, num_classes or len(classes), image_size)
     if image_size <= IN_MEMORY:
-        data = ResidentSet(*facts, workers or 0, pad, mirror)
+        data = ResidentSet(*facts, pad, mirror)
         train, test = read_in_memory(found, image_size)
         data.hold(train, test, classes, *statistics(train[0]))
     else:
@@ -78,8 +77,7 @@ def class_folders(
 
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
         cache_dir = cache_dir or Path(root).expanduser() / ".cache"
-        data = Photographs(*facts, workers, mirror, found, cache, cache_dir, cache_size)
-        notes += low_resolution(data.sizes, image_size)
+        data = Photographs(*facts, mirror, found, workers, cache_dir, cache_size)
     data.notes = notes
     data.files = files_digest(found)
     return data
@@ -102,7 +100,7 @@ def entries(folder: Path) -> list[Path]:
     return sorted(p for p in found if not p.name.startswith(".") and p.name not in IGNORED)
 
 
-def list_images(root, test_share: float | None = None, limit: int | None = None):
+def list_images(root, test_share: float | None = None):
     """({"train": {class: [path, ...]}, "test": {...}}, what a reader of the results must know).
 
     Classes in the order of their names, or of their numbers where all are numbers. Whether a file
@@ -152,8 +150,6 @@ def list_images(root, test_share: float | None = None, limit: int | None = None)
         )
     if problems:
         raise listed(f"{root} cannot be used. {LAYOUT}", problems)
-    if limit is not None:
-        train = {name: sorted(sorted(train[name], key=_share)[:limit]) for name in names}
     return {half: {n: c[n] for n in names} for half, c in (("train", train), ("test", test))}, notes
 
 
@@ -218,14 +214,3 @@ def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1)
     # Where all images are of one colour a channel is only shifted.
     return mean, np.where(variance > 0, np.sqrt(variance), 1.0)
-
-
-def low_resolution(sizes: np.ndarray, side: int) -> list[str]:
-    """A note where most images are smaller than what a network sees. sizes: (N, 2)."""
-    height, width = sorted(sizes.tolist(), key=min)[len(sizes) // 2]
-    if min(height, width) >= side:
-        return []
-    return [
-        f"low resolution: images of {width}x{height}, where the network sees {side}x{side}; every "
-        "view is enlarged, and accuracies do not compare with those of full-size images"
-    ]

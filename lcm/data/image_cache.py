@@ -49,17 +49,11 @@ def shrunk(data: bytes, short_side: int | None) -> np.ndarray:
     return np.array(image)
 
 
-def list_digest(names: list[str], digests: list[str], short_side=None) -> str:
-    """The fingerprint of some files: their names and contents, and the size that is kept."""
-    lines = [f"{name} {digest}" for name, digest in zip(names, digests, strict=True)]
-    return hashlib.sha256(os.fsencode("\n".join([*lines, f"{short_side}"]))).hexdigest()
-
-
 class ImageCache:
     """The open cache.
 
     sizes        int64 (N, 2): height and width of each image
-    fingerprint  `list_digest` of the files
+    fingerprint  a digest of the files' names and contents, and of the size that is kept
     """
 
     def __init__(self, pixels: Path, sizes: np.ndarray, fingerprint: str):
@@ -100,8 +94,8 @@ def open_cache(files: dict[str, str], folder, short_side: int | None) -> ImageCa
         return cache
     except OSError as error:
         raise UserError(
-            f"the image cache in {folder} cannot be written or read ({error}). Make room, choose "
-            "another disk with data.cache_dir=FOLDER, or do without: data.cache=false."
+            f"the image cache in {folder} cannot be written or read ({error}). Make room, or "
+            "choose another disk: data.cache_dir=FOLDER."
         ) from error
 
 
@@ -138,7 +132,9 @@ def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
         os.replace(draft, pixels)
     finally:
         draft.unlink(missing_ok=True)
-    facts = {"fingerprint": list_digest(list(files), digests, short_side), "sizes": sizes}
+    lines = [f"{name} {digest}" for name, digest in zip(files, digests, strict=True)]
+    kept = hashlib.sha256(os.fsencode("\n".join([*lines, f"{short_side}"])))
+    facts = {"fingerprint": kept.hexdigest(), "sizes": sizes}
     write_atomically(index, json.dumps(facts).encode())
 
 

@@ -8,19 +8,15 @@ All random numbers of an epoch depend on (seed, epoch) alone: not on earlier epo
 worker processes, the device, or the step at which a run was continued.
 """
 
-import atexit
 import functools
 import hashlib
-import multiprocessing
-import signal
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lcm.errors import SIGNALS, UserError
+from lcm.data.workers import in_workers
 
 
 def keyed_generator(seed, epoch, what) -> torch.Generator:
@@ -32,16 +28,17 @@ def keyed_generator(seed, epoch, what) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """uint8 (B, H, W, C) -> images * scale + shift, float32 (B, C, H, W) in channels-last memory.
+def normalise(images: Tensor, mean: tuple, std: tuple) -> Tensor:
+    """uint8 (B, H, W, C) -> (images / 255 - mean) / std, float32 (B, C, H, W).
 
-    `scale` and `shift` are (H, W, C), on the device of `images`.
+    In channels-last memory. mean, std: of each channel, of pixels in [0, 1].
     """
+    scale, shift = scale_and_shift(mean, std, images.shape[1:], images.device)
     return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def normalisation(mean: tuple, std: tuple, shape: tuple, device="cpu") -> tuple[Tensor, Tensor]:
+def scale_and_shift(mean: tuple, std: tuple, shape: tuple, device) -> tuple[Tensor, Tensor]:
     """scale, shift float32 (H, W, C) with images * scale + shift = (images / 255 - mean) / std.
 
     Expanded to a whole image: the CPU multiplies rows of H * W * C values instead of rows of C.
@@ -58,7 +55,7 @@ class Resident:
 
     images      uint8 (N, H, W, C), as decoded: neither padded nor normalised
     labels      int64 (N,)
-    scale, shift  float32 (H, W, C) with images * scale + shift = (images / 255 - mean) / std
+    mean, std   of each channel, of training pixels in [0, 1]
     pad         zero pixels on each side before a window of H x W is cut; 0: no crop
     mirror      flip each image horizontally with probability 0.5
     seed        of all random numbers; None: the stored order, no augmentation (test sets)
@@ -72,24 +69,15 @@ class Resident:
         self.labels = torch.as_tensor(labels)
         self.mean, self.std = tuple(mean), tuple(std)
         self.pad, self.mirror, self.seed = pad, mirror, seed
-        self.scale, self.shift = normalisation(
-            self.mean, self.std, self.images.shape[1:], self.images.device
-        )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device) -> "Resident":
         """The same set with its tensors on `device`."""
-        return Resident(
-            self.images.to(device),
-            self.labels.to(device),
-            self.mean,
-            self.std,
-            pad=self.pad,
-            mirror=self.mirror,
-            seed=self.seed,
-        )
+        images, labels = self.images.to(device), self.labels.to(device)
+        augmentation = {"pad": self.pad, "mirror": self.mirror, "seed": self.seed}
+        return Resident(images, labels, self.mean, self.std, **augmentation)
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """What an epoch, counted from 1, shows, on the CPU.
@@ -149,31 +137,13 @@ class Resident:
         return self.gather(index, offsets, mirror), self.labels[index]
 
 
-class Epoch:
-    """The raw batches of one epoch: a sequence whose item i is a function of (seed, epoch, i).
-
-    plan: tensors with one row for each image of the epoch. Item i is `assemble` of their rows in
-    batch i. An epoch can be pickled; worker processes share its tensors, they do not copy them.
-    """
-
-    def __init__(self, plan: tuple[Tensor, ...], batch_size: int, steps: int, assemble):
-        self.plan, self.batch_size, self.steps, self.assemble = plan, batch_size, steps, assemble
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
-        if not 0 <= i < self.steps:
-            raise IndexError(i)
-        rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
-        return self.assemble(*(drawn[rows] for drawn in self.plan))
-
-
 class Batches:
     """All epochs of a source's images, in batches.
 
-    source  has len(), `seed`, `mean` and `std` of the pixels in [0, 1], `plan(epoch)` and
-            `assemble(*rows of the plan)`, as `Resident` does
+    source   has len(), `seed`, `mean` and `std` of the pixels in [0, 1], `plan(epoch)`, tensors
+             with one row for each image of the epoch, and `assemble(*rows of the plan)`, as
+             `Resident` does
+    workers  processes that assemble batches; 0: none but this one. The bytes are the same.
 
     With a seed (training) the images are shuffled each epoch and a last batch of a single image is
     left out: batch norm of a 1x1 map needs two values. Without a seed (test) all images come in the
@@ -193,30 +163,32 @@ class Batches:
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
 
-    def epoch(self, epoch: int) -> Epoch:
-        """The raw batches of epoch `epoch`: images uint8 (B, H, W, C), labels int64 (B,)."""
-        return Epoch(self.source.plan(epoch), self.batch_size, len(self), self.source.assemble)
-
     def iterate(self, epoch: int, start: int = 0):
-        """The raw batches of epoch `epoch` from step `start`.
+        """The raw batches of epoch `epoch` from step `start`, each as `batch` returns it.
 
-        They are assembled here or in `workers` processes: the same bytes.
+        The global random state does not change.
         """
-        return iterate(self.epoch(epoch), start, self.workers)
+        batch = functools.partial(self.batch, self.source.plan(epoch))
+        steps = range(start, len(self))
+        return in_workers(batch, steps, self.workers) if self.workers else map(batch, steps)
+
+    def batch(self, plan: tuple[Tensor, ...], step: int) -> tuple[Tensor, Tensor]:
+        """The raw batch of a step of a plan: images uint8 (B, H, W, C), labels int64 (B,)."""
+        rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.source.assemble(*(drawn[rows] for drawn in plan))
 
     def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
         """A raw batch -> images float32 (B, C, H, W), normalised; labels int64 (B,)."""
         images, labels = (part.to(device, non_blocking=True) for part in raw)
-        mean, std = self.source.mean, self.source.std
-        return normalise(images, *normalisation(mean, std, images.shape[1:], images.device)), labels
+        return normalise(images, self.source.mean, self.source.std), labels
 
 
 class ResidentSet:
     """A data set in memory. `name`, `num_classes`, ... are the keys of its config."""
 
-    def __init__(self, name, num_classes, image_size, workers, pad, mirror):
+    def __init__(self, name, num_classes, image_size, pad, mirror):
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
-        self.workers, self.pad, self.mirror = workers, pad, mirror
+        self.pad, self.mirror = pad, mirror
 
     def hold(self, train, test, classes, mean, std):
         """train, test: (images uint8 (N, H, W, 3), labels int64 (N,)).
@@ -235,79 +207,8 @@ class ResidentSet:
         resident = Resident(
             *self._train, self.mean, self.std, pad=self.pad, mirror=self.mirror, seed=seed
         )
-        return Batches(resident, batch_size, self.workers)
+        return Batches(resident, batch_size)
 
     def test(self, batch_size: int) -> Batches:
         """The test images in their stored order, not augmented."""
-        return Batches(Resident(*self._test, self.mean, self.std), batch_size, self.workers)
-
-
-def iterate(epoch, start: int, workers: int):
-    """Items start, start + 1, ... of a map-style sequence, computed here or in `workers` processes.
-
-    The items are tuples of tensors (lists, from worker processes). The global random state does not
-    change.
-    """
-    if workers == 0:
-        return (epoch[i] for i in range(start, len(epoch)))
-    return _from_workers(epoch, range(start, len(epoch)), workers)
-
-
-class _ErrorsAsItems:
-    """A sequence that returns a UserError: a loader would put the worker's traceback into it."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def __getitem__(self, i):
-        try:
-            return self.epoch[i]
-        except UserError as error:
-            return error
-
-
-_RUNNING = set()  # a loader that is garbage cannot end its workers: it waits for them in vain
-
-
-def _from_workers(epoch, indices, workers: int):
-    """The items `indices` of a sequence, in order, computed in worker processes."""
-    loader = DataLoader(
-        _ErrorsAsItems(epoch),
-        batch_size=None,
-        sampler=indices,
-        num_workers=workers,
-        generator=torch.Generator(),  # a loader draws a seed: not from the global generator
-    )
-    end_workers_at_exit()
-    # A cluster signals the whole process group. Workers inherit this mask: they go on, so that this
-    # process can finish its step.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        running = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    _RUNNING.add(running)
-    try:
-        for item in running:
-            if isinstance(item, UserError):
-                raise item
-            yield item
-    finally:
-        _RUNNING.discard(running)
-        running._shutdown_workers()  # at once, also where a traceback still holds the loader
-
-
-@functools.cache
-def end_workers_at_exit():
-    """See to it that this process exits although an error has left workers behind.
-
-    multiprocessing would send them SIGTERM, which they do not get, and wait for ever.
-    """
-
-    def kill():
-        if workers := [child for child in multiprocessing.active_children() if child.daemon]:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler raises errors
-            for worker in workers:
-                worker.kill()
-
-    atexit.register(kill)
+        return Batches(Resident(*self._test, self.mean, self.std), batch_size)

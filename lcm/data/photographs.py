@@ -7,16 +7,13 @@ resized to 256/224 of that size and the central square taken. docs/data.md says 
 decoded images changes.
 """
 
-import hashlib
-
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lcm.data.image_cache import decode, each, list_digest, open_cache, shrunk
+from lcm.data.image_cache import open_cache
 from lcm.data.in_memory import Batches, keyed_generator
-from lcm.errors import UserError, one_line
+from lcm.errors import UserError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as torchvision's networks expect
 STD = (0.229, 0.224, 0.225)
@@ -28,25 +25,24 @@ def short_side_of(side: int) -> int:
 
 
 class Photographs:
-    """Large images in class folders, from a cache of decoded images or from their files.
+    """Large images in class folders, decoded once into a cache.
 
     Each view is cut by torchvision's transforms, in loader processes or here. The fingerprint is a
     digest of the files' names and contents, and of the size that is kept.
 
     found       as `list_images` returns it
-    cache       decode all images once into `cache_dir` and read them from there; False: read the
-                files in every epoch
+    cache_dir   the folder of the cache
     cache_size  short side of the cached images; None: images as they are
     """
 
     mean, std = MEAN, STD  # of the pixels in [0, 1]
 
     def __init__(
-        self, name, num_classes, image_size, workers, mirror, found, cache, cache_dir, cache_size
+        self, name, num_classes, image_size, mirror, found, workers, cache_dir, cache_size
     ):
         self.name, self.num_classes, self.image_size = name, num_classes, image_size
         self.workers, self.mirror = workers, mirror
-        if cache and cache_size is not None and cache_size < short_side_of(image_size):
+        if cache_size is not None and cache_size < short_side_of(image_size):
             raise UserError(
                 f"data.cache_size={cache_size}: test images of {image_size} pixels are cut from a "
                 f"short side of {short_side_of(image_size)}; set at least that, or null to store "
@@ -59,9 +55,8 @@ class Photographs:
             for name, members in classes.items()
             for path in members
         }
-        images = open_cache(files, cache_dir, cache_size) if cache else ImageFiles(files)
-        self.sizes, self.fingerprint = images.sizes, images.fingerprint
-        self.image = images.image
+        self.cache = open_cache(files, cache_dir, cache_size)
+        self.fingerprint = self.cache.fingerprint
         self.labels = torch.tensor([self.classes.index(name.split("/")[1]) for name in files])
         self.train_images = sum(map(len, found["train"].values()))  # these come first
 
@@ -78,27 +73,6 @@ class Photographs:
         views = [v2.Resize(short_side_of(side), antialias=True), v2.CenterCrop(side)]
         index = torch.arange(self.train_images, len(self.labels))
         return Batches(Views(self, index, v2.Compose(views), None), batch_size, self.workers)
-
-
-class ImageFiles:
-    """Images that are read from their files each time; `files` {name: path}, as for a cache."""
-
-    def __init__(self, files):
-        self.paths = list(files.values())
-
-        def inspect(path):
-            data = path.read_bytes()
-            return decode(data).size[::-1], hashlib.sha256(data).hexdigest()
-
-        sizes, digests = zip(*each(self.paths, inspect, "checking all images"), strict=True)
-        self.sizes, self.fingerprint = np.array(sizes), list_digest(list(files), digests)
-
-    def image(self, i: int) -> np.ndarray:
-        """Image i, uint8 (height, width, 3)."""
-        try:
-            return shrunk(self.paths[i].read_bytes(), None)
-        except Exception as error:  # Pillow raises many kinds
-            raise UserError(f"{self.paths[i]} cannot be read: {one_line(error)}") from error
 
 
 class Views:
@@ -133,6 +107,6 @@ class Views:
         with torch.random.fork_rng(devices=[]):
             for out, i, seed in zip(batch, index.tolist(), seeds.tolist(), strict=True):
                 torch.default_generator.manual_seed(seed)
-                image = torch.from_numpy(self.photographs.image(i)).permute(2, 0, 1)
+                image = torch.from_numpy(self.photographs.cache.image(i)).permute(2, 0, 1)
                 out.copy_(self.view(image).permute(1, 2, 0))
         return batch, self.photographs.labels[index]

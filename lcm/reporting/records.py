@@ -44,7 +44,7 @@ COLUMNS = {
     **dict.fromkeys(("start", "end", "message"), "str"),
 }
 # Columns only where a run has them. data_cache: what mini-ImageNet's training regions are cut from:
-# "256" (pixels of the cached images' short side), "full size" or "files". own_attention, own_model:
+# "256" (pixels of the cached images' short side) or "full size". own_attention, own_model:
 # the digest of a module's source where it is the user's own; empty where it is the repository's,
 # and where the record does not say.
 OPTIONAL = dict.fromkeys(("data_cache", "own_attention", "own_model"), "str")
@@ -101,8 +101,8 @@ def row(run):
     parts = [run, *(run.get("continued") or [])]
     versions = [part.get("versions") or {} for part in parts]
     pixels = None
-    if "cache" in data and (data.get("image_size") or 0) > IN_MEMORY:
-        pixels = str(data.get("cache_size") or "full size") if data["cache"] else "files"
+    if "cache_size" in data and (data.get("image_size") or 0) > IN_MEMORY:
+        pixels = str(data["cache_size"] or "full size")
     return {
         **{key: run.get(key) for key in COLUMNS},
         **{key: result.get(key) for key in RESULT},

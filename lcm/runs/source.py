@@ -65,7 +65,7 @@ def refuse_changed_source(config, state):
     if state.get("state") != "finished" and not saved:
         return
     if "data_files" in state:  # of class folders
-        chosen = {k: v for k, v in config["data"].items() if k in ("root", "test_share", "limit")}
+        chosen = {k: v for k, v in config["data"].items() if k in ("root", "test_share")}
         if state["data_files"] != _files_now(**chosen):
             raise UserError(other_images(directory, config))
     for group, target in _targets(config).items():
@@ -84,9 +84,9 @@ def refuse_changed_source(config, state):
 
 
 @functools.cache  # once for all runs of a sweep: a folder may hold 60,000 files
-def _files_now(root, test_share=None, limit=None):
+def _files_now(root, test_share=None):
     """The digest of the list of files under data.root."""
-    return files_digest(list_images(root, test_share, limit)[0])
+    return files_digest(list_images(root, test_share)[0])
 
 
 def set_aside(configs):

@@ -40,8 +40,9 @@ def from_test_set(batches, indices=()):
     for index in indices:
         if not 0 <= index < batches.images:
             raise UserError(f"--index {index}: the test images are 0 to {batches.images - 1}")
-    epoch = batches.epoch(1)
-    images, labels = zip(*(batches.prepare(epoch[index], "cpu") for index in indices), strict=True)
+    plan = batches.source.plan(1)
+    raws = (batches.batch(plan, index) for index in indices)
+    images, labels = zip(*(batches.prepare(raw, "cpu") for raw in raws), strict=True)
     return indices, torch.cat(images), torch.cat(labels)
 
 

@@ -77,13 +77,13 @@ class ResidentBatches(HostBatches):
         index, offsets, mirror = (drawn[positions] for drawn in self.plan)
         self.cursor += size
         crops = self.resident.crop(self.resident.images, index, offsets, mirror)
-        images = normalise(crops, self.resident.scale, self.resident.shift)
+        images = normalise(crops, self.resident.mean, self.resident.std)
         return images, self.resident.labels[index]
 
 
 def batches_on(device, batches):
     """A data set's batches on a device: resident on a GPU where the set allows it."""
-    resident = device.type == "cuda" and getattr(batches, "resident", None) is not None
+    resident = device.type == "cuda" and batches.resident is not None
     return (ResidentBatches if resident else HostBatches)(batches, device)
 
 

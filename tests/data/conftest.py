@@ -1,12 +1,11 @@
-"""Small stand-ins for CIFAR and for mini-ImageNet's numbers."""
+"""A small stand-in for CIFAR."""
 
 import pickle
 
 import pytest
-from mini_copies import CLASSES
 from small_cifar import arrays, records
 
-from lcm.data import cifar, mini_imagenet
+from lcm.data import cifar
 
 
 @pytest.fixture
@@ -25,12 +24,3 @@ def small(tmp_path, monkeypatch):
         return tmp_path / "root"
 
     return build
-
-
-@pytest.fixture
-def small_mini_imagenet(monkeypatch):
-    """3 classes of 5 + 1 images; 12 or 13 images in a class of ImageNet, in most classes 13."""
-    monkeypatch.setattr(mini_imagenet, "WNIDS", CLASSES)
-    monkeypatch.setattr(mini_imagenet, "PER_CLASS", {"train": 5, "test": 1})
-    monkeypatch.setattr(mini_imagenet, "FEWEST_IN_IMAGENET", 12)
-    monkeypatch.setattr(mini_imagenet, "MOST_IN_IMAGENET", 13)

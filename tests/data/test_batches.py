@@ -1,5 +1,6 @@
 """Batches: the windows that are cut, what random numbers depend on, that nothing changes a byte."""
 
+import functools
 import gc
 import itertools
 import multiprocessing
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from lcm.data.in_memory import Batches, Resident, iterate
-from lcm.errors import UserError
+from lcm.data.in_memory import Batches, Resident
+from lcm.data.workers import in_workers
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -79,29 +80,22 @@ def test_all_162_windows_come_equally_often():
     assert chisquare(list(counts.values())).pvalue > 0.001
 
 
-def test_prepare_normalises_after_padding_in_channels_last_memory():
-    batches = Batches(resident(), 16)
-    raw = batches.epoch(1)[0]
-    assert raw[0].dtype == torch.uint8 and raw[0].shape == (16, 32, 32, 3)
-    images, labels = batches.prepare(raw, "cpu")
-    assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32
-    assert labels.dtype == torch.int64
+def test_an_epoch_shows_every_image_once_normalised_after_padding():
+    batches = Batches(resident(), 40)
+    raws = list(batches.iterate(2))
+    order, _, _ = plan = batches.resident.plan(2)
+    assert sorted(order.tolist()) == list(range(150)) and order.tolist() != list(range(150))
+    bytes_, labels = (torch.cat(part) for part in zip(*raws, strict=True))
+    assert torch.equal(labels, batches.resident.labels[order])
+    assert torch.equal(bytes_, batches.resident.gather(*plan))
+    images, labels = batches.prepare(raws[0], "cpu")
+    assert images.shape == (40, 3, 32, 32) and images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, STD))
-    expected = (raw[0].permute(0, 3, 1, 2).double() / 255 - mean) / std
+    expected = (raws[0][0].permute(0, 3, 1, 2).double() / 255 - mean) / std
     assert (images - expected).abs().max() < 1e-6
-    assert (raw[0] == 0).all(-1).any()  # padding: -mean / std, not 0
-
-
-def test_an_epoch_shows_every_image_once_with_its_label():
-    batches = Batches(resident(pad=0, mirror=False), 40)
-    raws = list(batches.iterate(2))
-    images, labels = (torch.cat(part) for part in zip(*raws, strict=True))
-    order, _, _ = batches.resident.plan(2)
-    assert sorted(order.tolist()) == list(range(150)) and order.tolist() != list(range(150))
-    assert torch.equal(images, batches.resident.images[order]) and torch.equal(
-        labels, batches.resident.labels[order]
-    )
+    assert (raws[0][0] == 0).all(-1).any()  # padding: -mean / std, not 0
+    assert torch.equal(labels, raws[0][1]) and labels.dtype == torch.int64
 
 
 def test_epochs_are_functions_of_seed_and_epoch_alone():
@@ -112,21 +106,16 @@ def test_epochs_are_functions_of_seed_and_epoch_alone():
     once.plan(2)
     assert [drawn.tolist() for drawn in once.plan(3)] == draws(7, 3)
     several = [draws(seed, epoch) for seed in range(3) for epoch in range(3)]
-    for part in zip(
-        *several, strict=True
-    ):  # orders, windows, mirrors; (0, 1) and (1, 0) differ too
+    for part in zip(*several, strict=True):  # orders, windows, mirrors; (0, 1) and (1, 0) differ
         assert len({str(p) for p in part}) == 9
 
 
 def test_a_switched_off_augmentation_leaves_the_other_draws():
-    both, no_mirror, no_crop = (
-        resident().plan(1),
-        resident(mirror=False).plan(1),
-        resident(pad=0).plan(1),
-    )
-    assert torch.equal(both[0], no_mirror[0]) and torch.equal(both[0], no_crop[0])
-    assert torch.equal(both[1], no_mirror[1]) and not no_mirror[2].any()
-    assert torch.equal(both[2], no_crop[2]) and not no_crop[1].any()
+    order, offsets, mirror = resident().plan(1)
+    no_mirror, no_crop = resident(mirror=False).plan(1), resident(pad=0).plan(1)
+    assert torch.equal(order, no_mirror[0]) and torch.equal(order, no_crop[0])
+    assert torch.equal(offsets, no_mirror[1]) and not no_mirror[2].any()
+    assert torch.equal(mirror, no_crop[2]) and not no_crop[1].any()
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -168,43 +157,30 @@ def test_signals_do_not_stop_workers():
 def test_training_drops_a_last_batch_of_one_image(n, batch_size, steps, images):
     batches = Batches(resident(n=n), batch_size)
     assert (len(batches), batches.images) == (steps, images)
-    assert sum(len(labels) for _, labels in batches.epoch(1)) == images
+    assert sum(len(labels) for _, labels in batches.iterate(1)) == images
     test = Batches(resident(n=n, pad=0, seed=None), batch_size)
     seen = torch.cat([raw for raw, _ in test.iterate(1)])
     assert test.images == n and torch.equal(seen, test.resident.images)
 
 
-class Broken(list):
-    """A sequence whose sixth item raises `error`."""
-
-    def __init__(self, error):
-        super().__init__(range(50))
-        self.error = error
-
-    def __getitem__(self, i):
-        if i == 5:
-            raise self.error
-        return torch.zeros(1_000_000)
+def fails(error, step):
+    """A batch; the sixth one raises `error`."""
+    if step == 5 and error:
+        raise error
+    return torch.zeros(1_000_000)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_user_error_in_a_worker_arrives_as_itself(workers):
-    with pytest.raises(UserError) as caught:
-        list(iterate(Broken(UserError("a.jpg cannot be read")), 0, workers))
-    assert str(caught.value) == "a.jpg cannot be read"
-
-
-@pytest.mark.parametrize("error", [UserError("a broken image"), ValueError("a bug"), None])
+@pytest.mark.parametrize("error", [ValueError("a bug"), None])
 def test_workers_end_at_once_after_an_error(error):
     """Also where a cycle of garbage holds the loader: as a traceback and its frame do."""
 
     def use():
-        running = iterate(Broken(error) if error else [torch.zeros(1_000_000)] * 50, 0, 2)
+        running = in_workers(functools.partial(fails, error), range(50), 2)
         try:
             for item in running:
                 if error is None:
                     raise ZeroDivisionError(item)
-        except (UserError, ValueError, ZeroDivisionError) as caught:
+        except (ValueError, ZeroDivisionError) as caught:
             kept = [caught, running]
             kept.append(kept)  # garbage that only the collector finds
 
@@ -216,16 +192,14 @@ def test_workers_end_at_once_after_an_error(error):
 
 def test_a_process_exits_after_an_error_in_a_worker():
     code = """
-from lcm.data.in_memory import iterate
-class Broken(list):
-    def __getitem__(self, index):
-        raise ValueError("a broken image")
+from lcm.data.workers import in_workers
+def broken(step):
+    raise ValueError("a broken image")
 try:
-    list(iterate(Broken([1]), 0, 2))
+    list(in_workers(broken, range(1), 2))
 except ValueError:
     print("refused")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "refused\n") and "Traceback" not in done.stderr, (
-        done.stderr
-    )
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr

@@ -1,6 +1,5 @@
 """Digits, and the configs of all data sets."""
 
-import gzip
 import inspect
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import torch
 import lcm.data
 from lcm.config.compose import load
 from lcm.data import Digits
-from lcm.errors import UserError
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -49,7 +47,7 @@ def test_digits_have_a_stratified_split_that_no_seed_changes():
 def test_start_up_imports_neither_scikit_learn_nor_torchvision():
     code = (
         "import sys; from lcm.data import Digits; batches = Digits().train(64, 0); "
-        "batches.prepare(batches.epoch(1)[0], 'cpu');print([name for name in ('sklearn', "
+        "batches.prepare(next(batches.iterate(1)), 'cpu');print([name for name in ('sklearn', "
         "'torchvision', 'scipy', 'pandas') if name in sys.modules])"
     )
     assert (
@@ -60,21 +58,6 @@ def test_start_up_imports_neither_scikit_learn_nor_torchvision():
     )
 
 
-DAMAGED = [b"", b"1,2,3\n", b"\x1f\x8b\x08\x00", gzip.compress(b"1,2,3\n" * 1797)]
-
-
-@pytest.mark.parametrize("content", DAMAGED, ids=["empty", "text", "cut", "another table"])
-def test_damaged_digits_are_one_message(tmp_path, content):
-    words = (
-        r"digits\.csv\.gz (is missing or damaged|does not hold the 1,797 digits).*data\.root=null"
-    )
-    with pytest.raises(UserError, match=words):
-        Digits(root=tmp_path)
-    (tmp_path / "digits.csv.gz").write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        Digits(root=tmp_path)
-
-
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "folder", "mini_imagenet"])
 def test_the_yaml_has_the_arguments_of_its_class_and_its_defaults(name):
     config = load("data", name)
@@ -83,7 +66,7 @@ def test_the_yaml_has_the_arguments_of_its_class_and_its_defaults(name):
     bound = inspect.signature(target).bind(**config)
     missing = inspect.signature(target).parameters.keys() - bound.arguments.keys()
     if name == "mini_imagenet":  # whose images are large, all used, and split already
-        assert missing == {"pad", "mirror", "test_share", "limit", "label"}
+        assert missing == {"pad", "mirror", "test_share", "label"}
     else:
         assert missing <= {"complete"}
     assert config["name"] == name

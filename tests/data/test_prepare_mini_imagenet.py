@@ -1,133 +1,157 @@
-"""The preparation of mini-ImageNet from small copies of every layout."""
+"""The preparation of mini-ImageNet from small copies of every layout, and what is no copy of it."""
 
-import errno
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from mini_copies import (
-    CLASSES,
-    class_folders,
-    contents,
-    few_shot,
-    flat_copy,
-    imagenet,
-    listed,
-    lists,
-    split_copy,
-)
+from tiny import command
 
+from lcm.data import mini_imagenet
 from lcm.data.mini_imagenet import prepare
 from lcm.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("small_mini_imagenet")
-A, B, C = CLASSES
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_mini_imagenet.py"
+A, B, C = CLASSES = mini_imagenet.WNIDS[:3]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """3 classes of 5 + 1 images."""
+    monkeypatch.setattr(mini_imagenet, "WNIDS", CLASSES)
+    monkeypatch.setattr(mini_imagenet, "PER_CLASS", {"train": 5, "test": 1})
+
+
+def image(wnid, number):
+    return f"{wnid}{number:08}.jpg"
+
+
+def write(path, data=b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def copy(root, place, numbers=range(1, 7)):
+    """A copy with an image at place(wnid, number) for each class and number; no two are equal."""
+    for wnid in CLASSES:
+        for number in numbers:
+            write(root / place(wnid, number), f"{wnid} {number}".encode())
+    return root
+
+
+def class_folders(root):
+    return copy(root, lambda wnid, number: f"{wnid}/{image(wnid, number)}")
+
+
+def few_shot(root):
+    part = dict(zip(CLASSES, ("train", "val", "test"), strict=True))
+    return copy(root, lambda wnid, number: f"{part[wnid]}/{wnid}/{image(wnid, number)}")
+
+
+def one_folder(root):
+    """Beside the lists, which are not read."""
+    write(root / "train.csv")
+    return copy(root, lambda wnid, number: f"images/{image(wnid, number)}")
+
+
+def split_copy(root, test="test"):
+    def place(wnid, number):
+        return f"{'train' if number < 6 else test}/{wnid}/{image(wnid, number)}"
+
+    return copy(root, place)
+
+
+def contents(root):
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(
-    "layout", [class_folders, few_shot, flat_copy, lambda root: flat_copy(root) / "images"]
+    "layout", [class_folders, few_shot, one_folder, lambda root: one_folder(root) / "images"]
 )
 def test_a_copy_that_is_not_split_is_split_after_five_sixths(tmp_path, layout):
     source = layout(tmp_path / "copy")
-    draft = tmp_path / ".out.draft"
-    draft.mkdir()
-    (draft / "left.jpg").write_bytes(b"by a killed process")
+    write(tmp_path / ".out.draft" / "left.jpg", b"by a killed process")
+    (tmp_path / "out").mkdir()  # empty
     report = prepare(source, tmp_path / "out")
-    assert "3 classes, 15 training and 3 test images (the first 500" in report
-    names = {(wnid, number): listed(wnid, number) for wnid in CLASSES for number in range(1, 7)}
-    files = {path.name: path.read_bytes() for path in source.rglob("*.jpg")}
-    assert contents(tmp_path / "out") == {
-        f"{'train' if number < 6 else 'test'}/{wnid}/{name}": files[name]
-        for (wnid, number), name in names.items()
-    }
-    assert not draft.exists()
+    assert report.endswith(
+        "3 classes, 15 training and 3 test images (the first 500 of 600 of each class)"
+    )
+    assert contents(tmp_path / "out") == contents(split_copy(tmp_path / "expected"))
+    assert not (tmp_path / ".out.draft").exists()
+    with pytest.raises(UserError, match=r"out is a file or holds files already: delete it"):
+        prepare(tmp_path / "missing", tmp_path / "out")  # two copies would be one set of both
 
 
 @pytest.mark.parametrize("test", ["test", "val"])
 def test_a_split_copy_keeps_its_split(tmp_path, test):
     source = split_copy(tmp_path / "c", test)
     # not the first-500 rule
-    shutil.move(source / test / A / listed(A, 6), source / "train" / A / listed(A, 6))
-    shutil.move(source / "train" / A / listed(A, 2), source / test / A / listed(A, 2))
+    shutil.move(source / test / A / image(A, 6), source / "train" / A / image(A, 6))
+    shutil.move(source / "train" / A / image(A, 2), source / test / A / image(A, 2))
     assert "(the copy's own split)" in prepare(source, tmp_path / "out")
     made = contents(tmp_path / "out")
     assert made == {path.replace("val/", "test/"): data for path, data in contents(source).items()}
 
 
-def test_a_destination_that_holds_anything_is_refused_first(tmp_path):
-    """Two copies in one folder would be one set of both."""
-    source = class_folders(tmp_path / "b")
-    (tmp_path / "out").mkdir()
-    prepare(source, tmp_path / "out")  # empty
-    before = contents(tmp_path / "out")
-    for again in (source, split_copy(tmp_path / "c"), tmp_path / "missing"):
-        with pytest.raises(UserError, match=r"out is a file or holds files already: delete it"):
-            prepare(again, tmp_path / "out")
-    assert contents(tmp_path / "out") == before
-
-
-@pytest.mark.parametrize("layout", [class_folders, split_copy, flat_copy])
-def test_a_folder_that_is_not_used_is_named(tmp_path, layout):
-    source = layout(tmp_path / "copy")
-    assert "not used" not in prepare(source, tmp_path / "out")
-    (source / "masks").mkdir()
-    report = prepare(source, tmp_path / "again")
-    assert f"WARNING: not used: the folders masks of {source}" in report
-
-
-def test_lists_count_imagenets_images_from_one_in_the_order_of_their_numbers(tmp_path):
-    source = imagenet(tmp_path / "a")
-    shutil.copytree(source / A, source / "n09999999")  # a class that is not in the lists
-    chosen = lists(tmp_path / "lists")
-    assert "most classes" not in prepare(source, tmp_path / "out", lists=chosen)
-    made = contents(tmp_path / "out")
-    for wnid in CLASSES:
-        for position, split in zip((2, 3, 5, 7, 11, 12), ["train"] * 5 + ["test"], strict=True):
-            original = source / wnid / f"{wnid}_{7 + 5 * (position - 1)}.JPEG"
-            assert made[f"{split}/{wnid}/{listed(wnid, position)}"] == original.read_bytes()
-    assert len(made) == 18
-    (source / A / f"{A}_7.JPEG").unlink()
-    report = prepare(source, tmp_path / "out-12", lists=chosen)
-    assert f"WARNING: {A}: 12 images; most classes of ImageNet have 13" in report
-    assert "every listed number after it took a wrong image" in report and B not in report
-
-
-def test_lists_choose_listed_names(tmp_path):
-    source = class_folders(tmp_path / "b", range(1, 15))
-    prepare(source, tmp_path / "out", lists=lists(tmp_path / "lists"))
-    assert {Path(p).name for p in contents(tmp_path / "out") if A in p} == {
-        listed(A, n) for n in (2, 3, 5, 7, 11, 12)
-    }
-
-
-def test_imagenets_names_are_split_by_number_as_the_lists_are(tmp_path):
+def test_imagenets_names_are_split_by_number(tmp_path):
     numbers = range(8, 14)  # 10 comes after 9
-    source = class_folders(tmp_path / "b", numbers, lambda wnid, i: f"{wnid}_{i}.JPEG")
+    source = copy(tmp_path / "b", lambda wnid, i: f"{wnid}/{wnid}_{i}.JPEG", numbers)
     prepare(source, tmp_path / "out")
     assert (tmp_path / "out" / "test" / A / f"{A}_13.JPEG").exists()
 
 
 def test_a_partial_copy_needs_permission(tmp_path):
-    source = class_folders(tmp_path / "b", range(1, 4))
+    source = copy(tmp_path / "b", lambda wnid, i: f"{wnid}/{image(wnid, i)}", range(1, 4))
     with pytest.raises(UserError, match="--allow-partial"):
         prepare(source, tmp_path / "out")
-    command = [sys.executable, SCRIPT, source, tmp_path / "out", "--allow-partial"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "3 classes, 6 training and 3 test images" in done.stdout
+    words = [source, tmp_path / "out", "--allow-partial"]
+    ended = command(tmp_path, *words, script="scripts/prepare_mini_imagenet.py")
+    assert ended.code == 0 and "3 classes, 6 training and 3 test images" in ended.out, ended
     assert len(contents(tmp_path / "out")) == 9
 
 
-def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
-    source = class_folders(tmp_path / "b")
+ONE = image(A, 1)
+# how a good copy is damaged, its layout, the message
+BAD = {
+    "no such folder": (shutil.rmtree, class_folders, ["copy cannot be read (No such file"]),
+    "an archive": (lambda r: (shutil.rmtree(r), write(r)), class_folders,
+        ["copy cannot be read (Not a directory)", "unpack an archive"]),
+    "few-shot pickles": (lambda r: (shutil.rmtree(r), write(r / "cache.pkl")), class_folders,
+        ["holds no images of mini-ImageNet", "few-shot pickles cannot be used"]),
+    "images in images/ of other names": (
+        lambda r: (shutil.rmtree(r), write(r / "images" / "a.jpg")), class_folders,
+            ["holds no images of mini-ImageNet"]),
+    "a missing class": (lambda r: shutil.rmtree(r / C), class_folders, [f"{C}: 0 + 0 training"]),
+    "wrong counts": (
+        lambda r: ((r / A / ONE).unlink(), write(r / C / image(C, 7))), class_folders,
+        [f"{A}: 4 + 1", f"{C}: 5 + 2 training", "--allow-partial"],
+    ),
+    "another class of ImageNet": (
+        lambda r: shutil.copytree(r / A, r / "n09999999"), class_folders,
+            ["n09999999 is not a class of mini-ImageNet"],
+    ),
+    "a broken link": (
+        lambda r: ((r / A / ONE).unlink(), (r / A / ONE).symlink_to("gone")), class_folders,
+            ["No such file or directory", ONE, "out cannot be made", "Make room"]
+    ),
+    "no test": (lambda r: shutil.rmtree(r / "test"), split_copy, ["holds train. Expected are"]),
+    "no train": (lambda r: (r / "train").rename(r / "val"), split_copy,
+        ["holds val, test. Expected are"]),
+    "three splits": (lambda r: shutil.copytree(r / "test", r / "val"), split_copy,
+        ["holds train, val, test. Expected are"]),
+    "an image in both splits": (
+        lambda r: shutil.copy(r / "train" / A / ONE, r / "test" / A / ONE), split_copy,
+            [f"{A}: 5 + 2 training + test"],
+    ),
+    "a file at the destination": (lambda r: write(r.parent / "out"), class_folders,
+        ["out is a file"]),
+}  # fmt: skip
 
-    def full(path, data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(UserError, match=r"No space left on device.*Make room"):
-        prepare(source, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_and_leaves_nothing(name, tmp_path):
+    damage, layout, words = BAD[name]
+    root = layout(tmp_path / "copy")
+    damage(root)
+    with pytest.raises(UserError) as caught:
+        prepare(root, tmp_path / "out")
+    assert all(part in str(caught.value) for part in words), str(caught.value)
+    assert not (tmp_path / "out").is_dir() and not list(tmp_path.glob(".*draft"))

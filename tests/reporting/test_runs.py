@@ -53,9 +53,9 @@ def test_columns_that_some_data_sets_have(tmp_path):
     settings = (
         {"verify": True},
         {"verify": False},
-        {"cache": False, "image_size": 224},
-        {"cache": True, "image_size": 224, "cache_size": 256},
-        {"cache": True, "image_size": 32, "cache_size": 256},  # held in memory: no cache
+        {"image_size": 224, "cache_size": None},
+        {"image_size": 224, "cache_size": 256},
+        {"image_size": 32, "cache_size": 256},  # held in memory: no cache
     )
     for seed, changes in enumerate(settings):
         edit(
@@ -71,7 +71,7 @@ def test_columns_that_some_data_sets_have(tmp_path):
         None,
         None,
     ]
-    assert list(table["data_cache"]) == ["", "", "files", "256", ""]
+    assert list(table["data_cache"]) == ["", "", "full size", "256", ""]
 
 
 def test_every_environment_of_a_run_is_in_its_row(tmp_path):

@@ -7,7 +7,6 @@ is arranged before. Each command is a process of its own, forked from this one a
 two are started as a user does.
 """
 
-import gzip
 import json
 import os
 import re
@@ -34,16 +33,6 @@ def finished_run(folder, **damage):
     write_state(folder / "run", begun_state(config(), state="stopped"))
     for name, content in damage.items():
         (folder / "run" / name.replace("_", ".")).write_bytes(content)
-
-
-def short_digits(folder):
-    """scikit-learn's own file without its last line."""
-    import sklearn
-
-    text = gzip.decompress(
-        (Path(sklearn.__file__).parent / "datasets/data/digits.csv.gz").read_bytes()
-    )
-    (folder / "digits.csv.gz").write_bytes(gzip.compress(text[: text.rstrip().rindex(b"\n") + 1]))
 
 
 def malicious_cifar(folder):
@@ -93,8 +82,6 @@ ARRANGED = {  # called in the command's process, with its folder
     "without a GPU": no_gpu,
     "on a processor without it": no_bf16,
     "with 100 MB left": little_memory,
-    "damaged": lambda folder: (folder / "digits.csv.gz").write_bytes(b"\x1f\x8bnot"),
-    "one line short": short_digits,
     "another file of that name": lambda folder: (folder / "cifar-10-python.tar.gz").write_bytes(
         b"x" * 99
     ),

@@ -49,8 +49,7 @@ NOT_IDENTITY = {
     "device": "cuda:1", "threads": 3, "allocator": False, "capture": False, "runs": "elsewhere",
         "run_directory": "here",
     "checkpoint__every": "5 minutes", "tensorboard": False, "progress": "bar", "debug": True,
-        "data__root": "/data",
-    "data__workers": 7, "rerun": True,
+        "rerun": True,
 }  # fmt: skip
 ROUNDING = {  # part of the identity, and no deviation from the protocol
     "seed": 1, "precision": "bf16", "compile": True, "deterministic": True, "channels_last": False,
@@ -90,9 +89,9 @@ def test_every_key_is_on_one_side():
     facts = {
         key for key in keys if key.endswith((".name", ".image_size", ".family", ".num_classes"))
     }
-    sources = {f"data.{key}" for key in ("verify", "download", "places", "cache_dir")}
+    sources = {"root", "workers", "verify", "download", "places", "cache_dir"}
+    sources = {f"data.{key}" for key in sources}
     others = {
-        "data.cache",
         "data.cache_size",
         "data.complete",
         "model.growth_rate",
@@ -109,7 +108,9 @@ def test_every_key_is_on_one_side():
 def test_a_short_schedule_and_another_cache_are_no_deviations_and_two_epochs_are():
     uncached = config("resnet50", data="mini_imagenet", data__cache_size=None)
     assert check(uncached) == [] and deviations(uncached) == {}
-    assert len(check(config("resnet50", data="mini_imagenet", data__cache_size=0))) == 1
+    for key, value in {"cache_size": 0, "workers": -1, "root": ""}.items():
+        wrong = config("resnet50", data="mini_imagenet", **{f"data__{key}": value})
+        assert len(check(wrong)) == 1, key
     assert config_hash(uncached) != config_hash(config("resnet50", data="mini_imagenet"))
     assert deviations(config(data="cifar10", schedule="short")) == {}
     assert deviations(config(data="cifar10", schedule="short", schedule__epochs=2)) == {
@@ -144,8 +145,6 @@ VALUES = {  # right ones, wrong ones
     "schedule.optimizer": (["sgd", "adamw"], ["adam", None]),
     "schedule.betas": ([[0, 0.5]], [[0.9], [0.9, 1], 0.9, None]),
     "schedule.eps": ([1e-8], [0, -1]),
-    "data.root": ([None, "/data"], [""]),
-    "data.workers": ([0], [-1, 1.5, "two"]),
     "data.pad": ([0, 16], [-1, 17, 4.0]),
     "data.mirror": ([True], ["yes", 1]),
     "model.layers": ([8, 14], [21, 7, 0, "20", 20.0]),
