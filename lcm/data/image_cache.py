@@ -90,7 +90,6 @@ def open_cache(files: dict[str, str], folder, short_side: int | None) -> ImageCa
                 if (cache := _opened(pixels, index)) is None:
                     _make(files, pixels, index, short_side)
                     cache = _opened(pixels, index)
-                    _name_others(pixels)
         return cache
     except OSError as error:
         raise UserError(
@@ -136,13 +135,6 @@ def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
     kept = hashlib.sha256(os.fsencode("\n".join([*lines, f"{short_side}"])))
     facts = {"fingerprint": kept.hexdigest(), "sizes": sizes}
     write_atomically(index, json.dumps(facts).encode())
-
-
-def _name_others(pixels: Path) -> None:
-    """Say which other caches lie in the folder: each takes gigabytes."""
-    for other in sorted(set(pixels.parent.glob("*.pixels")) - {pixels}):
-        size = f"{other.stat().st_size / 1e9:.1f} GB"
-        print(f"{other} ({size}) is another cache; delete it if no other setting or copy uses it")
 
 
 def each(files: list, work, label: str | None = None):

@@ -70,16 +70,13 @@ def test_a_complete_cache_is_opened_without_decoding_or_reading_its_pixels(
     assert len(decoded) == 18 and larger.fingerprint != first.fingerprint
 
 
-def test_a_changed_file_gets_another_cache_and_the_other_is_named(files, tmp_path, capsys):
+def test_a_changed_file_gets_another_cache(files, tmp_path):
     first = open_cache(files, tmp_path / "cache", 32)
-    assert capsys.readouterr().out == ""
-    (old,) = (tmp_path / "cache").glob("*.pixels")
     path = files["train/3.png"]
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     second = open_cache(files, tmp_path / "cache", 32)
     check(second, files)
     assert second.fingerprint != first.fingerprint
-    assert f"{old} (0.0 GB) is another cache; delete it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ending", [".pixels", ".json"])

@@ -1,7 +1,6 @@
-"""Large images, mini-ImageNet above all: torchvision's views of them, from cache or files."""
+"""Large images, mini-ImageNet above all: torchvision's views of them."""
 
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -42,10 +41,6 @@ def cached(root, tmp_path):
     return load(root, cache_dir=tmp_path / "cache")
 
 
-def paths(root, half):
-    return sorted((root / half).glob("*/*"))
-
-
 def level(values):
     """Normalised (B, 3, H, W) -> grey levels 0 to 255, (B, H, W, 3)."""
     scale, shift = (torch.tensor(v)[:, None, None] for v in (STD, MEAN))
@@ -54,14 +49,14 @@ def level(values):
 
 def test_test_images_are_torchvisions(root, cached):
     view = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
-    images = [view(Image.open(path).convert("RGB")) for path in paths(root, "test")]
-    for data in (cached, load(root, cache=False)):
-        batches = data.test(6)
-        shown, labels = batches.prepare(next(batches.iterate(1)), "cpu")
-        assert shown.shape == (6, 3, 224, 224) and labels.tolist() == [0, 0, 1, 1, 2, 2]
-        assert shown.is_contiguous(memory_format=torch.channels_last)
-        difference = abs(level(shown) - np.stack([np.asarray(image) for image in images]))
-        assert difference.max() < 1.01  # torch rounds some bytes otherwise than Pillow
+    paths = sorted((root / "test").glob("*/*"))
+    images = [np.asarray(view(Image.open(path).convert("RGB"))) for path in paths]
+    batches = cached.test(6)
+    shown, labels = batches.prepare(next(batches.iterate(1)), "cpu")
+    assert shown.shape == (6, 3, 224, 224) and labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert shown.is_contiguous(memory_format=torch.channels_last)
+    # torch rounds some bytes otherwise than Pillow
+    assert abs(level(shown) - np.stack(images)).max() < 1.01
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -71,10 +66,9 @@ def test_training_images_are_torchvisions_regions_of_the_right_image(root, tmp_p
     for half, wnid in itertools.product(("train", "test"), WNIDS[:3]):
         (copy / half / wnid).mkdir(parents=True)
         scene(WNIDS.index(wnid), *size).save(copy / half / wnid / "0.png")
-    batches = load(copy, cache=False).train(3, seed=4)
-    epoch = batches.epoch(6)
-    images, labels = epoch[0]
-    index, seeds = epoch.plan
+    batches = load(copy, cache_size=None).train(3, seed=4)
+    images, labels = next(batches.iterate(6))
+    index, seeds = batches.source.plan(6)
     assert torch.equal(index, labels) and sorted(labels.tolist()) == [0, 1, 2]
     for shown, i, seed in zip(images.numpy(), index.tolist(), seeds.tolist(), strict=True):
         image = scene(i, *size)
@@ -99,7 +93,7 @@ def test_seeds_of_images_do_not_repeat_and_half_are_mirrored(tmp_path):
     for i in range(1, 400):
         Image.fromarray(pixels).save(tmp_path / "train" / WNIDS[0] / f"{i}.png")
     batches = load(tmp_path, cache_size=None, image_size=70).train(401, seed=0)
-    images, _ = batches.epoch(1)[0]
+    images, _ = next(batches.iterate(1))
     means = images.float().mean((1, 3))  # (B, columns)
     flipped = (means[:, 0] > means[:, -1]).float().mean()
     assert abs(flipped - 0.5) < 4 * 0.5 / 20
@@ -110,10 +104,9 @@ def bytes_of(batches, epoch, start=0):
     return [[part.numpy().tobytes() for part in raw] for raw in batches.iterate(epoch, start)]
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_neither_workers_nor_the_start_nor_the_past_change_a_byte(root, tmp_path, cache):
+def test_neither_workers_nor_the_start_nor_the_past_change_a_byte(root, tmp_path):
     def batches(workers):
-        given = {"cache": cache, "cache_dir": tmp_path, "workers": workers, "image_size": 72}
+        given = {"cache_dir": tmp_path, "workers": workers, "image_size": 72}
         return load(root, **given).train(4, seed=7)
 
     state = torch.get_rng_state()
@@ -126,32 +119,18 @@ def test_neither_workers_nor_the_start_nor_the_past_change_a_byte(root, tmp_path
 
 def test_an_epoch_shows_every_training_image_once_in_a_new_order(cached):
     batches = cached.train(4, seed=0)
-    orders = [batches.epoch(e).plan[0].tolist() for e in (1, 2, 3)]
+    orders = [batches.source.plan(e)[0].tolist() for e in (1, 2, 3)]
     assert all(sorted(order) == list(range(15)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
-    assert cached.train(4, seed=1).epoch(1).plan[0].tolist() != orders[0]
+    assert cached.train(4, seed=1).source.plan(1)[0].tolist() != orders[0]
     assert cached.train(7, seed=0).images == 14, "a last batch of one image is left out"
     assert [raw[-1].tolist() for raw in cached.test(5).iterate(1)] == [[0, 0, 1, 1, 2], [2]]
 
 
-@pytest.mark.parametrize("size, noted", [((84, 84), True), ((250, 300), False)])
-def test_a_part_and_small_images_are_noted(root, tmp_path, size, noted):
-    copy = shutil.copytree(root, tmp_path / "copy")
-    for path in copy.rglob("*.*g"):
-        scene(1, *size).save(path)
-    notes = load(copy, cache=False).notes
-    assert notes[0].startswith("not the whole of mini_imagenet: 3 classes, 15 training and 6 test ")
-    notes = load(copy, cache=False, complete=[15, 6]).notes
-    assert len(notes) == noted
-    assert not noted or notes[0].startswith("low resolution: images of 84x84, where the network ")
-
-
-def test_pairs_are_never_made_of_cached_and_other_pixels(root, cached, tmp_path):
-    """A pair of runs needs one fingerprint: it says which pixels regions are cut from."""
-    files, full = load(root, cache=False), load(root, cache_size=None, cache_dir=tmp_path / "c")
-    assert files.fingerprint == full.fingerprint != cached.fingerprint
-    raws = [next(data.train(15, seed=0).iterate(1))[0] for data in (files, full, cached)]
-    assert torch.equal(raws[0], raws[1]) and not torch.equal(raws[0], raws[2])
+def test_a_part_of_the_set_is_noted(root, cached, tmp_path):
+    (note,) = cached.notes
+    assert note.startswith("not the whole of mini_imagenet: 3 classes, 15 training and 6 test ")
+    assert load(root, cache_dir=tmp_path / "cache", complete=[15, 6]).notes == []
 
 
 BAD = {  # changed options, and the message
@@ -166,15 +145,3 @@ def test_bad_options_are_named(name, root):
     options, words = BAD[name]
     with pytest.raises(UserError, match=words):
         load(root, **options)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_is_damaged_since_is_named(root, tmp_path, workers):
-    copy = shutil.copytree(root, tmp_path / "copy")
-    data = load(copy, cache=False, workers=workers)
-    bad = next(copy.glob("test/*/*.jpg"))
-    bad.write_bytes(bad.read_bytes()[:200])
-    with pytest.raises(UserError) as caught:
-        list(data.test(4).iterate(1))
-    message = str(caught.value)
-    assert message.startswith(f"{bad} cannot be read: ") and "\n" not in message

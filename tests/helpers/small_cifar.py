@@ -10,8 +10,6 @@ from PIL import Image
 from lcm.config.compose import load as load_config
 from lcm.data import build_data, cifar
 
-CLASSES = {name: cifar.OFFICIAL[name].num_classes for name in cifar.OFFICIAL}
-
 
 def records(name):
     """{file: record} in the official layout: 200 + 100 images, as many of each class."""
@@ -54,13 +52,12 @@ def pack(root, name, monkeypatch):
     return archive
 
 
-def class_folders(root, name, kind="png"):
-    classes = [f"class{i:02}" for i in range(CLASSES[name])]
+def class_folders(root, name):
     for part in ("train", "test"):
         for i, (image, label) in enumerate(zip(*arrays(name, part), strict=True)):
-            folder = root / part / classes[label]
+            folder = root / part / f"class{label:02}"
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(image)).save(folder / f"{i:04}.{kind}")
+            Image.fromarray(np.ascontiguousarray(image)).save(folder / f"{i:04}.png")
 
 
 def load(root, name, **options):
@@ -80,11 +77,9 @@ def held(name, part):
 
 def holds(data, name):
     """Whether the data set is exactly records(name), in the order of `held`."""
-    train, test = data.train(64, seed=0).resident, data.test(64).resident
+    halves = {"train": data.train(64, seed=0).resident, "test": data.test(64).resident}
     return all(
         np.array_equal(resident.images, images) and np.array_equal(resident.labels, labels)
-        for resident, (images, labels) in (
-            (train, held(name, "train")),
-            (test, held(name, "test")),
-        )
+        for part, resident in halves.items()
+        for images, labels in [held(name, part)]
     )
