@@ -3,20 +3,14 @@
     python scripts/benchmark.py                            # a quarter of an hour on two cores
     python scripts/benchmark.py --out results/benchmark.csv --attentions se,lcm1,lcm2
     python scripts/benchmark.py --variants bf16 device=cuda channels_last=false
-    python scripts/benchmark.py --networks resnet20 --variants fp32 --rounds 1 --seconds 0
 
-What is compared with what: docs/benchmark.md. The last command shows that it works.
+What is compared with what: docs/benchmark.md.
 """
 
 import datetime
-import functools
 import multiprocessing
-import statistics
 import time
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import checkout  # before lcm
 import numpy as np
@@ -24,76 +18,47 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import transforms
 
 import train
-from lcm.config.compose import COMPOSITION_ERRORS, CONFIGS, composition_problem, load
+from lcm.config.compose import CONFIGS
 from lcm.data import build_data
-from lcm.data.in_memory import ResidentSet
-from lcm.errors import UserError, exit_on_user_error, listed
+from lcm.errors import exit_on_user_error, listed
 from lcm.files import write
 from lcm.models.build import build_network
 from lcm.runs.grid import problems, resolved
 from lcm.training.device import describe_device, set_up
 
-VARIANTS = {
+ROUNDS = 5  # in each of which every side has a turn
+DATA = ["data=digits", "data.mirror=true", "schedule=cifar"]  # images and batches as CIFAR's
+VARIANTS = {  # words of train.py
+    "plain": [],
     "fp32": [],
     "fp32 compiled": ["compile=true"],
     "bf16": ["precision=bf16"],
     "bf16 compiled": ["precision=bf16", "compile=true"],
 }
-OWN = ("model=", "attention=", "precision=", "compile=", "data")  # what no word may begin with
-KEY = ["machine", "what", "network", "attention", "variant"]  # a row replaces the one of its key
-COLUMNS = ["date", "torch", *KEY, "images_per_second", "ratio", "low", "high", "rounds"]
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's
-
-
-class Invented(ResidentSet):
-    """Random bytes in the shape of a network's images; the first ten are the test images, too."""
-
-    def __init__(self, images, image_size, pad=4, mirror=True):
-        super().__init__("invented", 10, image_size, workers=0, pad=pad, mirror=mirror)
-        draw = np.random.default_rng(0)
-        pixels = draw.integers(0, 256, (images, image_size, image_size, 3), np.uint8)
-        labels = draw.integers(0, 10, images)
-        self.hold((pixels, labels), (pixels[:10], labels[:10]), list("0123456789"), MEAN, STD)
-
-
-def composed(network, words=(), steps=20):
-    """train.py's config with invented images for `steps` steps an epoch. UserError: it is bad."""
-    size = load("model", network)["image_size"]
-    data = "cifar10" if size == 32 else "mini_imagenet"
-    overrides = [f"model={network}", f"data={data}", "schedule=cifar", *words]
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            config = resolved(compose("train", overrides=overrides))
-    except COMPOSITION_ERRORS as error:
-        raise UserError(f"train.py {' '.join(overrides)}: {composition_problem(error)}") from error
-    if found := problems(config):
-        raise listed("nothing was measured:", found)
-    images = steps * config["schedule"]["batch_size"]
-    config["data"] = {"_target_": "benchmark.Invented", "images": images, "image_size": size}
-    return config
+COLUMNS = ["date", "torch", "machine", "what", "network", "attention", "variant"]
+COLUMNS += ["images_per_second", "ratio", "low", "high", "rounds"]
 
 
 class Timed:
-    """In place of lcm.runs.run.Run: epochs for some seconds, nothing on the disk.
+    """In place of lcm.runs.run.Run: some epochs, nothing on the disk. `seconds`: of each epoch.
 
     The evaluation after an epoch is not timed. A step has its batch in it.
     """
 
-    def __init__(self, threads, seconds):
-        self.threads = threads
-        self.seconds = seconds
+    def __init__(self, threads, epochs):
+        self.threads, self.last = threads, epochs
+        self.seconds = []
 
     def begin(self, data, complexity, threads, device):
         self.machine = device
 
     def epochs(self, state, batches):
         self.batches = batches
-        for epoch, clock in enumerate(timed_epochs(self.seconds), 1):
-            self.clock = clock
+        for epoch in range(1, self.last + 1):
             self.began = time.perf_counter()
             yield epoch, 0
 
@@ -101,8 +66,7 @@ class Timed:
         if done == len(self.batches):
             if self.batches.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - self.began
-            self.clock.update(images=self.batches.images, step=seconds, epoch=seconds)
+            self.seconds.append(time.perf_counter() - self.began)
 
     def after_test_step(self, *_, **__):
         pass
@@ -110,34 +74,19 @@ class Timed:
     record = after_test_step
 
 
-def timed_epochs(seconds):
-    """For each epoch a Counter of `images` and the seconds of `step` and `epoch`, for it to add to.
+def project(config, epochs):
+    """This project's side, train.py's own `fit`: (machine, images/s of a step, of an epoch).
 
-    The first epoch is not counted: kernels are chosen, buffers allocated. One at least is.
+    After an epoch that is not counted: kernels are chosen, buffers allocated.
     """
-    yield Counter()
-    clock = Counter()
-    while clock["images"] == 0 or clock["epoch"] < seconds:
-        yield clock
-
-
-def project(config, seconds):
-    """This project's side, train.py's own `fit`: (machine, Counter)."""
-    run = Timed(config["threads"], seconds)
+    run = Timed(config["threads"], epochs + 1)
     train.fit(config, run)
-    return run.machine, run.clock
+    speed = run.batches.images * epochs / sum(run.seconds[1:])
+    return run.machine, speed, speed
 
 
-class Transformed(TensorDataset):
-    """Images (3, H, W), each transformed by itself, and labels."""
-
-    def __getitem__(self, index):
-        image, label = super().__getitem__(index)
-        return self.transform(image), label
-
-
-def plain(config, seconds):
-    """The other side, as torchvision's references and most public code have it: (machine, Counter).
+def plain(config, epochs):
+    """The other side, as torchvision's references and most public code have it; returns the same.
 
     Eager float32 in NCHW, torch's SGD, a DataLoader in the same process, metrics read in every
     step. Its step begins when the batch is on the device.
@@ -147,8 +96,7 @@ def plain(config, seconds):
         config["threads"], config["device"], "fp32", deterministic=False, allocator=False
     )
     data = build_data(config["data"]).train(schedule["batch_size"], seed=0).resident
-    dataset = Transformed(data.images.permute(0, 3, 1, 2).contiguous(), data.labels)
-    dataset.transform = transforms.Compose(
+    transform = transforms.Compose(
         [
             transforms.RandomCrop(data.images.shape[1:3], padding=data.pad),
             transforms.RandomHorizontalFlip(0.5 * data.mirror),
@@ -156,12 +104,19 @@ def plain(config, seconds):
             transforms.Normalize(data.mean, data.std),
         ]
     )
-    loader = DataLoader(dataset, schedule["batch_size"], shuffle=True)
+
+    def collate(samples):
+        return default_collate([(transform(image), label) for image, label in samples])
+
+    dataset = TensorDataset(data.images.permute(0, 3, 1, 2).contiguous(), data.labels)
+    loader = DataLoader(dataset, schedule["batch_size"], shuffle=True, collate_fn=collate)
     network = build_network(config["model"], config["attention"], seed=0).to(device)
     settings = {key: schedule[key] for key in ("momentum", "nesterov", "weight_decay")}
     optimizer = torch.optim.SGD(network.parameters(), schedule["learning_rate"], **settings)
-    for clock in timed_epochs(seconds):
-        began = time.perf_counter()
+    for epoch in range(epochs + 1):
+        if epoch < 2:  # the first one is not counted
+            began = time.perf_counter()
+            in_steps = 0
         loss_sum = hits = 0
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
@@ -173,68 +128,70 @@ def plain(config, seconds):
             optimizer.step()
             loss_sum += loss.item() * len(labels)
             hits += (logits.argmax(1) == labels).sum().item()
-            clock.update(images=len(labels), step=time.perf_counter() - ready)
-        clock.update(epoch=time.perf_counter() - began)
-    return describe_device(device), clock
+            in_steps += time.perf_counter() - ready
+    images = len(data) * epochs
+    return describe_device(device), images / in_steps, images / (time.perf_counter() - began)
 
 
-class Side:
-    """One of those that take turns. After a turn, `machine` is its device in words.
+def config_of(network, attention, variant, words):
+    """train.py's config of a side. Raises UserError for wrong values, and what Hydra raises."""
+    chosen = [f"model={network}", f"attention={attention}", *VARIANTS[variant], *words]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        config = resolved(compose("train", overrides=[*DATA, *chosen]))
+    if found := problems(config):
+        raise listed("nothing was measured:", found)
+    return config
 
-    Args:
-        network, attention: names of files in configs/.
-        variant: of VARIANTS, or "plain".
-        words: further words of train.py.
-        steps: of an epoch.
+
+def turn(variant, config, epochs):
+    """What a side returns, from a process of its own.
+
+    Raises what the process raises: UserError where the machine cannot do what words ask for.
     """
-
-    def __init__(self, network, variant, attention="none", words=(), steps=20):
-        shown = [word for word in words if not word.startswith(("device=", "threads="))]
-        self.names = [network, attention, " ".join([variant, *shown])]
-        self.loop = plain if variant == "plain" else project
-        own = [*VARIANTS.get(variant, []), f"attention={attention}"]
-        self.config = composed(network, [*words, *own], steps)
-
-    def turn(self, seconds=0):
-        """{"step": images a second, "epoch": the same} over some seconds, one epoch at least.
-
-        Raises what its process raises: UserError where the machine cannot do what words ask for.
-        """
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            try:
-                self.machine, clock = process.submit(self.loop, self.config, seconds).result()
-            except BrokenProcessPool:
-                raise UserError("the process of a side has died: out of memory?") from None
-        return {what: clock["images"] / clock[what] for what in ("step", "epoch")}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        side = plain if variant == "plain" else project
+        return process.submit(side, config, epochs).result()
 
 
-def rows(sides, reports, what):
-    """A row for each side, its ratios taken within a round.
+def rows(machine, what, sides, speeds):
+    """A DataFrame with a row for each side. Ratios to the first side are taken within a round.
 
+    sides: [(network, attention, variant in words)]. speeds: images/s, (rounds, sides).
     Of `step` and `epoch`: images/s over those of the first side. Of `attention`: time of a step.
     """
-    key = "step" if what == "attention" else what
-    for index, side in enumerate(sides):
-        rates = [report[index][key] for report in reports]
-        ratios = [rate / report[0][key] for rate, report in zip(rates, reports, strict=True)]
-        if what == "attention":
-            ratios = [1 / ratio for ratio in ratios]
-        numbers = [statistics.median(rates), statistics.median(ratios), min(ratios), max(ratios)]
-        row = [f"{datetime.date.today()}", torch.__version__, side.machine, what, *side.names]
-        yield [*row, *(f"{number:.6g}" for number in numbers), f"{len(reports)}"]
+    ratios = speeds / speeds[:, :1]
+    if what == "attention":
+        ratios = 1 / ratios
+    numbers = np.median(speeds, 0), np.median(ratios, 0), ratios.min(0), ratios.max(0)
+    facts = [f"{datetime.date.today()}", torch.__version__, machine, what]
+    found = [
+        [*facts, *side, *(f"{number:.6g}" for number in columns), len(speeds)]
+        for side, *columns in zip(sides, *numbers, strict=True)
+    ]
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
-def groups(options):
-    """(what is measured, the sides that take turns) for each network and its attentions."""
-    for network in options.networks:
-        own = functools.partial(Side, network, words=options.words, steps=options.steps)
-        yield ("step", "epoch"), [own(variant) for variant in ["plain", *options.variants]]
-        for variant in options.variants if options.attentions else ():
-            yield ("attention",), [own(variant, name) for name in ["none", *options.attentions]]
+def measured(group, words, epochs):
+    """The rows of sides [(network, attention, variant)] that take turns."""
+    configs = [config_of(*side, words) for side in group]
+    rounds = [
+        [turn(side[2], config, epochs) for side, config in zip(group, configs, strict=True)]
+        for _ in range(ROUNDS)
+    ]
+    machine = rounds[0][0][0]
+    shown = [word for word in words if not word.startswith(("device=", "threads="))]
+    sides = [
+        (network, attention, " ".join([variant, *shown])) for network, attention, variant in group
+    ]
+    steps, epochs = np.array([[speeds for _, *speeds in reports] for reports in rounds]).T
+    tables = {"step": steps.T, "epoch": epochs.T}
+    if group[0][2] != "plain":
+        tables = {"attention": steps.T}
+    return pd.concat([rows(machine, what, sides, found) for what, found in tables.items()])
 
 
-def parse(arguments):
-    """The command line as options. Raises UserError for what it cannot mean."""
+@exit_on_user_error
+def main(arguments=None):
     parser = checkout.parser(__doc__)
     add = parser.add_argument
     add("words", nargs="*", metavar="key=value", help="further words of train.py, for all sides")
@@ -242,37 +199,19 @@ def parse(arguments):
     add("--networks", **names, default=["resnet20", "densenet40"], help="resnet20,densenet40")
     add("--variants", **names, default=["fp32", "fp32 compiled"], help=f"of {', '.join(VARIANTS)}")
     add("--attentions", **names, default=[], help="whose step is measured as well, beside none")
-    add("--steps", type=int, default=20, help="of an epoch (default: %(default)s)")
-    add("--rounds", type=int, default=5, help="default: %(default)s")
-    add("--seconds", type=float, default=5, help="of a turn (default: %(default)s)")
-    add("--out", type=Path, metavar="FILE", help="where rows are added or replaced (default: none)")
+    add("--epochs", type=int, default=2, help="of the digits, of a turn (default: %(default)s)")
+    add("--out", metavar="FILE", help="where the rows go, instead of what it holds (default: none)")
     options = parser.parse_intermixed_args(arguments)
-    if unknown := set(options.variants) - set(VARIANTS):
-        raise UserError(f"--variants {unknown.pop()}: choose from {', '.join(VARIANTS)}")
-    if min(options.rounds, options.steps) < 1:
-        raise UserError("--rounds and --steps must be at least 1")
-    for word in options.words:
-        if word.startswith(OWN):
-            raise UserError(f"{word}: the benchmark chooses this itself, see --help")
-    return options
-
-
-@exit_on_user_error
-def main(arguments=None):
-    options = parse(arguments)
-    table = pd.DataFrame(columns=COLUMNS)
-    if options.out and options.out.exists():
-        table = pd.read_csv(options.out, dtype=str)
-    if list(table.columns) != COLUMNS:
-        raise UserError(f"{options.out}: not a table of this script; name another file with --out")
-    for whats, sides in list(groups(options)):  # each word is checked before the first side starts
-        reports = [[side.turn(options.seconds) for side in sides] for _ in range(options.rounds)]
-        found = [row for what in whats for row in rows(sides, reports, what)]
-        new = pd.DataFrame(found, columns=COLUMNS)
-        print(new[COLUMNS[3:]].to_string(index=False), flush=True)
-        table = pd.concat([table, new]).drop_duplicates(KEY, keep="last")
-        if options.out:
-            write(options.out, table.to_csv(index=False))
+    found = []
+    for network in options.networks:
+        groups = [[(network, "none", variant) for variant in ["plain", *options.variants]]]
+        for variant in options.variants if options.attentions else ():
+            groups.append([(network, name, variant) for name in ["none", *options.attentions]])
+        for group in groups:
+            found.append(measured(group, options.words, options.epochs))
+            print(found[-1][COLUMNS[3:]].to_string(index=False), flush=True)
+            if options.out:
+                write(options.out, pd.concat(found).to_csv(index=False))
 
 
 if __name__ == "__main__":

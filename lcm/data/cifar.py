@@ -161,13 +161,11 @@ def _read_batches(folder: Path, official):
 def _batch(record: dict, path: Path, official):
     """(images uint8 (N, 32, 32, 3), labels int64 (N,)) of one file, types and sizes checked."""
     data, labels = record.get("data"), record.get(official.labels_key)
-    complete = (
+    if not (
         isinstance(data, np.ndarray)
         and isinstance(labels, list)
         and data.shape == (len(labels), 3072)
-    )
-    if not complete or not all(
-        type(label) is int and 0 <= label < official.num_classes for label in labels
+        and all(type(label) is int and 0 <= label < official.num_classes for label in labels)
     ):
         raise UserError(
             f"{path} does not hold data (N, 3072) and {official.labels_key}, N integers from 0 to "

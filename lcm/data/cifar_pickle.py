@@ -50,17 +50,9 @@ def _frombuffer(data, dtype, shape, order):
     return array
 
 
-def _encode(text, encoding):
-    """In place of _codecs.encode, by which Python 3 writes bytes into pickles of protocol 2."""
-    if encoding not in ("latin1", b"latin1"):
-        raise _Refused(f"the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
 _ALLOWED = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
 }
 for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
@@ -84,7 +76,7 @@ def read_cifar_pickle(path: Path) -> dict:
     """
     data = path.read_bytes()
     try:
-        record = _Reader(io.BytesIO(data), encoding="bytes").load()
+        record = dict(_Reader(io.BytesIO(data), encoding="bytes").load())
     except _Refused as error:
         raise UserError(
             f"{path} asks for {error}, which no CIFAR file has. It was refused and "
@@ -96,11 +88,6 @@ def read_cifar_pickle(path: Path) -> dict:
             f"({one_line(error) if data else 'it is empty'}). "
             f"Delete {path.parent} to unpack or download the archive again."
         ) from error
-    if not isinstance(record, dict):
-        raise UserError(
-            f"{path} is not a file of CIFAR: it holds a {type(record).__name__} where a dictionary "
-            "is expected. Replace it by the official file."
-        )
     # Python 2 wrote the official files: its text arrives as bytes.
     return {
         key.decode("latin1") if isinstance(key, bytes) else key: (

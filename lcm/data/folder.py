@@ -119,35 +119,19 @@ def list_images(root, test_share: float | None = None):
         )
         if unused := sorted(set(top) - set(halves[:2])):
             notes.append(f"not used: {', '.join(unused)}")
-    elif halves:
-        alone = halves[0]
-        problems.append(
-            f"{alone}/ is there and {'test/' if alone == 'train' else 'train/'} is not: add it, or "
-            f"give data.root={root / alone} to split its images by data.test_share"
-        )
     elif test_share is not None:
         train, test = _split(_classes(top, problems), test_share)
     names = sorted(train.keys() | test.keys())
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
-    empty = [
+    problems += [
         f"{name}: no {half} images"
         for half, classes in (("training", train), ("test", test))
         for name in names
         if not classes.get(name)
     ]
-    if empty and not halves:
-        empty.append(
-            f"classes are split by data.test_share={test_share}: raise it where test images are "
-            "missing, lower it where training images are, or add images"
-        )
-    problems += empty
-    if len(names) == 1:
-        problems.append(f"there is one class, {names[0]}; a network needs at least two")
-    if not problems and not names:
-        problems.append(
-            f"there are no {'train/ and test/' if test_share is None else 'class folders'}"
-        )
+    if len(names) < 2:
+        problems.append(f"classes: {names[0] if names else 'none'}; a network needs at least two")
     if problems:
         raise listed(f"{root} cannot be used. {LAYOUT}", problems)
     return {half: {n: c[n] for n in names} for half, c in (("train", train), ("test", test))}, notes

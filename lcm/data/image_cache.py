@@ -5,7 +5,6 @@ each. `<key>.json` has their sizes and the fingerprint of the files; it is writt
 pixels are on the disk, so a cache that has one is complete.
 """
 
-import errno
 import hashlib
 import io
 import json
@@ -24,29 +23,22 @@ VERSION = 3  # of the layout and of how images are decoded
 AHEAD = 256  # images that wait in memory, decoded
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, short_side: int | None = None) -> Image.Image:
     """The image of a file's bytes, upright as its EXIF orientation says, in RGB.
 
+    Resized to `short_side` as torchvision's Resize does, but never enlarged. None: its own size.
     Raises ValueError, and whatever Pillow raises.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data)) as opened:
         # Pillow would clip 16 bits to 8: nearly every pixel would be white.
-        if image.mode.startswith(("I", "F")):
+        if opened.mode.startswith(("I", "F")):
             raise ValueError("more than 8 bits a channel; convert it to 8 bits")
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def shrunk(data: bytes, short_side: int | None) -> np.ndarray:
-    """The image of a file's bytes, uint8 (height, width, 3).
-
-    Resized to `short_side` as torchvision's Resize does, but never enlarged. None: its own size.
-    """
-    image = decode(data)
+        image = ImageOps.exif_transpose(opened).convert("RGB")
     if short_side is not None and min(image.size) > short_side:
         from torchvision.transforms.v2.functional import resize  # torchvision takes a second
 
         image = resize(image, [short_side])
-    return np.array(image)
+    return image
 
 
 class ImageCache:
@@ -115,7 +107,7 @@ def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
 
     def read(path):
         data = Path(path).read_bytes()
-        return shrunk(data, short_side), hashlib.sha256(data).hexdigest()
+        return np.array(decode(data, short_side)), hashlib.sha256(data).hexdigest()
 
     sizes, digests = [], []
     index.unlink(missing_ok=True)
@@ -141,8 +133,7 @@ def each(files: list, work, label: str | None = None):
     """Yield work(file) for each image file, in order, computed in threads.
 
     Pillow, zlib and reading release Python's lock while they work. `label`: of a progress bar.
-    Raises `UserError` at the end, with every file whose work failed, and why; OSError at once where
-    the disk is full.
+    Raises `UserError` at the end, with every file whose work failed, and why.
     """
 
     def attempt(file):
@@ -158,16 +149,12 @@ def each(files: list, work, label: str | None = None):
             some = files[start : start + AHEAD]
             for file, result in zip(some, pool.map(attempt, some), strict=True):
                 bar.update()
-                if getattr(result, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                    raise result
-                if isinstance(result, Exception):
-                    bad.append(f"{file}: {_reason(result)}")
+                # Pillow's own words have an address of memory in them.
+                if isinstance(result, UnidentifiedImageError):
+                    bad.append(f"{file}: no image")
+                elif isinstance(result, Exception):
+                    bad.append(f"{file}: {one_line(result)}")
                 else:
                     yield result
     if bad:
         raise listed(f"{len(bad)} images cannot be read; replace or remove them:", bad)
-
-
-def _reason(error: Exception) -> str:
-    """Why an image cannot be read; Pillow's own words have an address of memory in them."""
-    return "no image" if isinstance(error, UnidentifiedImageError) else one_line(error)

@@ -60,8 +60,8 @@ class Resident:
     mirror      flip each image horizontally with probability 0.5
     seed        of all random numbers; None: the stored order, no augmentation (test sets)
 
-    The CPU assembles batches with `gather`; a GPU keeps the same tensors (`to`) and calls `crop`:
-    the same bytes.
+    The CPU assembles batches with `gather`; a GPU keeps the images and calls `crop`: the same
+    bytes.
     """
 
     def __init__(self, images, labels, mean, std, *, pad=0, mirror=False, seed=None):
@@ -72,12 +72,6 @@ class Resident:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def to(self, device) -> "Resident":
-        """The same set with its tensors on `device`."""
-        images, labels = self.images.to(device), self.labels.to(device)
-        augmentation = {"pad": self.pad, "mirror": self.mirror, "seed": self.seed}
-        return Resident(images, labels, self.mean, self.std, **augmentation)
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """What an epoch, counted from 1, shows, on the CPU.

@@ -26,13 +26,11 @@ WNID = re.compile(r"n\d{8}")
 IN_ONE_FOLDER = re.compile(r"(n\d{8})\d{8}\.(?:jpg|jpeg|png)", re.I)
 
 
-def prepare(source, destination, allow_partial=False) -> str:
+def prepare(source, destination) -> str:
     """Make the prepared set `destination` from the copy `source`. Returns a report.
 
     `find_images` lists the layouts of copies. One that is not split has the first 500 images of
     each class, in the order of their numbers, for training.
-    allow_partial: fewer classes and other counts are accepted; five sixths of a class are for
-    training then.
 
     Images are copied byte for byte; the data set names those that cannot be decoded. A `UserError`
     names all problems. `destination` appears once it is complete; one that holds anything is
@@ -46,29 +44,22 @@ def prepare(source, destination, allow_partial=False) -> str:
         )
     try:
         halves, rule = find_images(source)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}): give the folder with the images; "
-            "unpack an archive first"
-        ) from error
-    if problems := _class_problems(halves["train"], halves["test"], allow_partial):
-        title = f"{source} cannot be used as it is (--allow-partial accepts an incomplete copy):"
-        raise listed(title, problems)
-    files = {
-        f"{half}/{wnid}/{name}": file
-        for half, classes in halves.items()
-        for wnid, images in classes.items()
-        for name, file in images.items()
-    }
-    try:
+        if problems := _class_problems(**halves):
+            raise listed(f"{source} cannot be used as it is:", problems)
+        files = {
+            f"{half}/{wnid}/{name}": file
+            for half, classes in halves.items()
+            for wnid, images in classes.items()
+            for name, file in images.items()
+        }
         _copy(files, destination)
     except OSError as error:
         raise UserError(
-            f"{destination} cannot be made: {error}. Make room, or give another destination."
+            f"{error}. Give the folder with the images (unpack an archive first), and a place with "
+            "room for them."
         ) from error
     train, test = (sum(map(len, classes.values())) for classes in halves.values())
-    classes = len(halves["train"])
-    return f"{destination}: {classes} classes, {train:,} training and {test:,} test images ({rule})"
+    return f"{destination}: {train:,} training and {test:,} test images ({rule})"
 
 
 def find_images(source: Path):
@@ -138,14 +129,14 @@ def _split(images: dict) -> dict:
     return halves
 
 
-def _class_problems(train: dict, test: dict, allow_partial: bool) -> list[str]:
+def _class_problems(train: dict, test: dict) -> list[str]:
     """Only classes of mini-ImageNet, and 500 + 100 images of each of the 100."""
     problems = [
         f"{wnid} is not a class of mini-ImageNet"
         for wnid in sorted((train.keys() | test.keys()) - set(WNIDS))
     ]
     expected = "{train} + {test}".format(**PER_CLASS)
-    for wnid in () if allow_partial else WNIDS:
+    for wnid in WNIDS:
         found = f"{len(train.get(wnid, ()))} + {len(test.get(wnid, ()))}"
         if found != expected:
             problems.append(f"{wnid}: {found} training + test images, {expected} expected")

@@ -108,7 +108,7 @@ class Run:
         """
         first = {"epoch": 1, "index": 0, "seconds": 0.0, "metrics": ""} | (self.saved or {})
         if self.saved:
-            checkpoint.restore(self.directory, self.saved, training)
+            training.restore(self.saved)
         self._training = training
         self._batches = batches
         self._seconds = first["seconds"]

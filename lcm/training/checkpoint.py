@@ -110,18 +110,6 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
     return None
 
 
-def restore(directory, saved, training):
-    """Load a checkpoint's payload into a TrainingState. UserError: it is another network's."""
-    try:
-        training.restore(saved)
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"{directory}/{NAME} was written by another version of this program "
-            f"({str(error).splitlines()[0]}): continue with that version, or start anew in another "
-            "directory"
-        ) from error
-
-
 def load_model_weights(directory):
     """The network's state_dict from a run's newest usable checkpoint, on the CPU.
 

@@ -1,7 +1,5 @@
 """torch.compile for training, before the first step."""
 
-import time
-
 import torch
 
 from lcm.errors import UserError
@@ -23,7 +21,6 @@ def compiled(network, batch_size, image_size, autocast, layout):
     Raises:
         UserError: torch.compile cannot compile here, for example without a C++ compiler.
     """
-    started = time.monotonic()
     kept = [buffer.clone() for buffer in network.buffers()]
     shape = (batch_size, 3, image_size, image_size)
     images = torch.zeros(shape, device=next(network.parameters()).device)
@@ -52,5 +49,4 @@ def compiled(network, batch_size, image_size, autocast, layout):
     network.zero_grad()
     for buffer, value in zip(network.buffers(), kept, strict=True):
         buffer.copy_(value)
-    print(f"compiled in {time.monotonic() - started:.0f} s")
     return lambda batch: (fast if len(batch) == batch_size else network)(batch)

@@ -26,18 +26,15 @@ def set_up(threads, device, precision, deterministic, allocator):
 
 
 def choose_device(name):
-    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. UserError where that GPU is not there."""
+    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. UserError where there is no GPU."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        found = "torch finds no usable NVIDIA GPU or driver"
-        reason = found if torch.version.cuda else "this torch is built without CUDA"
-        raise UserError(f"device={name}: {reason}; set device=cpu or device=auto")
-    device, count = torch.device(name if ":" in name else "cuda:0"), torch.cuda.device_count()
-    if device.index >= count:
         raise UserError(
-            f"device={name}: there are {count} GPUs, counted from cuda:0; choose one of them"
+            f"device={name}: torch finds no usable NVIDIA GPU or driver; set device=cpu or "
+            "device=auto"
         )
+    device = torch.device(name if ":" in name else "cuda:0")
     torch.cuda.set_device(device)
     return device
 

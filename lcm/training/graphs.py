@@ -61,7 +61,9 @@ class ResidentBatches(HostBatches):
 
     def __init__(self, batches, device):
         super().__init__(batches, device)
-        self.resident = batches.resident.to(device)
+        self.resident = batches.resident
+        self.pixels = self.resident.images.to(device)
+        self.labels = self.resident.labels.to(device)
         self.plan = [drawn.to(device) for drawn in self.resident.plan(1)]
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         self.range = torch.arange(self.batch_size, device=device)
@@ -76,9 +78,8 @@ class ResidentBatches(HostBatches):
         positions = self.cursor + self.range[:size]
         index, offsets, mirror = (drawn[positions] for drawn in self.plan)
         self.cursor += size
-        crops = self.resident.crop(self.resident.images, index, offsets, mirror)
-        images = normalise(crops, self.resident.mean, self.resident.std)
-        return images, self.resident.labels[index]
+        crops = self.resident.crop(self.pixels, index, offsets, mirror)
+        return normalise(crops, self.resident.mean, self.resident.std), self.labels[index]
 
 
 def batches_on(device, batches):
@@ -168,8 +169,6 @@ def with_graph(step, batches, tensors, capture, mode, key, warn=print):
         with torch.no_grad():
             for tensor, value in zip(tensors, kept, strict=True):
                 tensor.copy_(value)
-    if not graphs:
-        torch.cuda.empty_cache()
     return Repeated(step, batches, key, graphs)
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lcm.errors import UserError
-from lcm.files import unreadable, write_atomically
+from lcm.files import write_atomically
 
 TAGS = {  # of the columns that TensorBoard shows
     "train_loss": "loss/train_loss",
@@ -41,10 +41,7 @@ class RunLog:
 
     def _restore(self):
         """A killed run's file may be longer than its checkpoint's record; less is reported."""
-        try:
-            present = self.file.read_bytes() if self.file.exists() else b""
-        except OSError as error:
-            raise unreadable(self.file, error) from error
+        present = self.file.read_bytes() if self.file.exists() else b""
         if not self.text and (epochs := present.count(b"\n")) > 1:
             raise UserError(
                 f"{self.file} has {epochs} epochs, but there is no checkpoint to continue from: "

@@ -3,7 +3,7 @@
 import sys
 import time
 
-EVERY = 600  # seconds between the lines of one long epoch
+FIRST, EVERY = 10, 600  # seconds before the first line of a long epoch, and between the others
 
 
 def clock(seconds):
@@ -33,27 +33,23 @@ class Progress:
         self.epochs = epochs
         self.batches = batches
         self.bar = None
-        self._began = self._said = None  # the time from which steps are timed, and the last line's
+        self._began = None  # the time from which steps are timed
         self._timed = 0  # steps
-        self._estimated = False
+        self._next = None  # the time of the next line
 
     def step(self, epoch, done, sums=None):
         """Call after step `done` of an epoch; `sums`: those of training, unless reading waits."""
         now = time.monotonic()
-        self._said = self._said or now
         if self._began is not None:
             self._timed += 1
         elif done == 1:
             self._began = now
-        enough = self._timed and (now - self._began > 10 or done > len(self.batches) // 2)
-        if enough and not self._estimated:
-            self._estimated = True
-            left = clock(self._left(epoch, done))
-            self.say(f"estimated time: {left} for training, plus evaluation")
+        self._next = self._next or now + FIRST
         if self.bar_wanted:
             self._show_bar(epoch, done, sums)
-        elif now - self._said > EVERY:
-            self.say(f"epoch {epoch:>3}/{self.epochs}  step {done}/{len(self.batches)}")
+        elif now > self._next:
+            left = f"  {clock(self._left(epoch, done))} left" if self._timed else ""
+            self.say(f"epoch {epoch:>3}/{self.epochs}  step {done}/{len(self.batches)}{left}")
 
     def _left(self, epoch, done):
         """Seconds until the end of the run, after `done` steps of an epoch."""
@@ -88,7 +84,7 @@ class Progress:
         """Print a line in place of the bar, which the next step shows again."""
         self.clear()
         print(line, flush=True)
-        self._said = time.monotonic()
+        self._next = time.monotonic() + EVERY
 
     def clear(self):
         """Take the bar away."""

@@ -9,9 +9,8 @@ from lcm.errors import plural
 
 def described(schedule):
     """A schedule in words, for the plan that a run prints; what it does not have is left out."""
-    decay = "falling as a cosine"
-    if schedule["decay"] == "steps":
-        decay = f"divided by {schedule['divide_by']:g} at {schedule['divide_at']}"
+    steps = f"divided by {schedule['divide_by']:g} at {schedule['divide_at']}"
+    decay = steps if schedule["decay"] == "steps" else "falling as a cosine"
     words = f"learning rate {schedule['learning_rate']:g} {decay}"
     if schedule["warm_up"]:
         words += f" after a warm-up of {plural(schedule['warm_up'], 'epoch')}"
