@@ -129,8 +129,8 @@ def plain(config, epochs):
             loss_sum += loss.item() * len(labels)
             hits += (logits.argmax(1) == labels).sum().item()
             in_steps += time.perf_counter() - ready
-    images = len(data) * epochs
-    return describe_device(device), images / in_steps, images / (time.perf_counter() - began)
+    seconds = np.array([in_steps, time.perf_counter() - began])
+    return describe_device(device), *(len(data) * epochs / seconds)
 
 
 def config_of(network, attention, variant, words):
@@ -178,16 +178,14 @@ def measured(group, words, epochs):
         [turn(side[2], config, epochs) for side, config in zip(group, configs, strict=True)]
         for _ in range(ROUNDS)
     ]
-    machine = rounds[0][0][0]
     shown = [word for word in words if not word.startswith(("device=", "threads="))]
     sides = [
         (network, attention, " ".join([variant, *shown])) for network, attention, variant in group
     ]
     steps, epochs = np.array([[speeds for _, *speeds in reports] for reports in rounds]).T
-    tables = {"step": steps.T, "epoch": epochs.T}
-    if group[0][2] != "plain":
-        tables = {"attention": steps.T}
-    return pd.concat([rows(machine, what, sides, found) for what, found in tables.items()])
+    beside_plain = {"step": steps.T, "epoch": epochs.T}
+    tables = beside_plain if group[0][2] == "plain" else {"attention": steps.T}
+    return pd.concat([rows(rounds[0][0][0], what, sides, found) for what, found in tables.items()])
 
 
 @exit_on_user_error
