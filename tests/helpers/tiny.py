@@ -3,7 +3,7 @@ train.
 
 Configs of its own under the names of real ones (digits, resnet20), so that all else is the real
 thing: the checks, train.train, the run directories, the tables. 48 training and 24 test images,
-ResNet-8, 3 epochs of 6 steps.
+ResNet-8, 3 epochs of 6 steps. With PHOTOGRAPHS the images come from a cache, by loader workers.
 
 Runs are processes of their own, forked from this one, which has torch imported: they start in
 milliseconds.
@@ -22,11 +22,16 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 import lcm.config.compose
 from lcm import cli
 from lcm.data.digits import Digits
+from lcm.data.folder import list_images
+from lcm.data.photographs import Photographs
 
 ROOT = Path(__file__).resolve().parents[2]
+PHOTOGRAPHS = ["data=mini_imagenet", "schedule=digits"]
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
 sys.path.insert(0, str(ROOT))  # for `import train`
 
@@ -41,6 +46,19 @@ class FewDigits(Digits):
         self.hold(*few, self.classes, self.mean, self.std)
 
 
+def few_photographs(name, num_classes, image_size, root, workers, cache_size, **_):
+    """Noise in two classes, 24 training and 12 test images each, as large images are read."""
+    for number in range(72):
+        half = "train" if number < 48 else "test"
+        file = Path(root, half, str(number % 2), f"{number}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            Image.effect_noise((40, 36), 1 + number).save(file)
+    found, _ = list_images(root)
+    facts = name, num_classes, image_size, True, found
+    return Photographs(*facts, workers, Path(root, "cache"), cache_size)
+
+
 def use(folder):
     """Write the setting's configs to `folder`/configs and let this process, and what it forks,
     check against them.
@@ -49,6 +67,11 @@ def use(folder):
     shutil.copytree(ROOT / "configs", configs)
     for file, changes in {
         "data/digits": {"_target_: lcm.data.Digits": "_target_: tiny.FewDigits"},
+        "data/mini_imagenet": {
+            "_target_: lcm.data.class_folders": "_target_: tiny.few_photographs",
+            "image_size: 224": "image_size: 32",
+            "root: data/mini-imagenet": f"root: {folder}/photographs",
+        },
         "model/resnet20": {"layers: 20": "layers: 8"},
         "schedule/digits": {"epochs: 8": "epochs: 3\nbatch_size: 8\ntest_batch_size: 8"},
     }.items():  # fmt: skip

@@ -110,7 +110,7 @@ def prove(folder, kills, seed):
     """
     tiny.use(folder)
     references = [
-        tiny.compose(f"attention={name}", f"seed={seed}", f"runs={folder}/0")
+        tiny.compose(f"attention={name}", f"seed={seed}", f"runs={folder}/0", *tiny.PHOTOGRAPHS)
         for name in tiny.ATTENTIONS
     ]
     tiny.warm_up(folder)

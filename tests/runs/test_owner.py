@@ -9,7 +9,17 @@ import socket
 import time
 
 import pytest
-from tiny import Process, after_step, compare_runs, die, directory_of, run, state_of, train_as_main
+from tiny import (
+    PHOTOGRAPHS,
+    Process,
+    after_step,
+    compare_runs,
+    die,
+    directory_of,
+    run,
+    state_of,
+    train_as_main,
+)
 
 from lcm.errors import OwnedElsewhere, UserError
 from lcm.runs.lock import is_owned, owner
@@ -82,8 +92,8 @@ def test_a_dead_owners_lock_is_free_at_once(held):
 
 def test_a_killed_owner_is_replaced_while_its_loader_workers_linger(tiny, tmp_path):
     reference, config = (
-        tiny(f"runs={tmp_path}/reference"),
-        tiny(f"runs={tmp_path}/runs", "data.workers=2"),
+        tiny(f"runs={tmp_path}/{workers}", f"data.workers={workers}", *PHOTOGRAPHS)
+        for workers in (0, 2)
     )
     assert run(tmp_path, reference).code == 0
 

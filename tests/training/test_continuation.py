@@ -3,7 +3,6 @@ nothing is thrown away.
 """
 
 import json
-import os
 import shutil
 import signal
 
@@ -61,25 +60,6 @@ def refused(directory, ends):
 def test_the_kill_itself(config, finishes_exactly):
     assert state_of(config)["state"] == "running" and place_of(config) == (3, 2)
     assert "warning" not in finishes_exactly(config, "continuing  from epoch 3, step 2").out
-
-
-def test_a_loader_worker_that_dies_is_named(tiny, ends, finishes_exactly, tmp_path):
-    """As the kernel kills one when memory runs out."""
-    config = tiny(f"runs={tmp_path}", "data.workers=2")
-
-    def kill_a_worker():
-        import multiprocessing
-
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGKILL)
-
-    ends(
-        config,
-        2,
-        "error: a loader worker died, most often because memory",
-        prepare=after_step(7, kill_a_worker),
-    )
-    finishes_exactly(config | {"data": config["data"] | {"workers": 0}})
 
 
 def test_a_lost_run_json_is_written_again(config, directory, finishes_exactly):

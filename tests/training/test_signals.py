@@ -3,18 +3,23 @@ same bytes.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import time
 
 import pytest
 import tiny as setting
-from tiny import after_step, directory_of, place_of, state_of
+from tiny import PHOTOGRAPHS, after_step, directory_of, place_of, state_of
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STEPS = 6  # an epoch of the tiny setting
-TWO = "schedule.epochs=2"
-REFERENCE = [TWO]
+REFERENCE = ["schedule.epochs=2", *PHOTOGRAPHS]
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    """A function: the config of this module's run, with a number of loader workers."""
+    return lambda workers=0: tiny(f"runs={tmp_path}", *REFERENCE, f"data.workers={workers}")
 
 
 def signal_in(kind, call, *numbers):
@@ -28,66 +33,66 @@ def before_data(act):
     """
 
     def prepare():
-        original = setting.FewDigits.__init__
-        setting.FewDigits.__init__ = lambda self, **keys: (act(), original(self, **keys))[1]
+        original = setting.few_photographs
+        setting.few_photographs = lambda **keys: (act(), original(**keys))[1]
 
     return prepare
 
 
 @pytest.mark.parametrize(
-    "kind, call, index, workers",
-    [("train", STEPS + 2, 2, (2, 0)), ("test", 3 + 2, STEPS, (0, 4))],
+    "number, kind, call, place, workers",
+    [
+        (signal.SIGTERM, "train", STEPS + 2, (2, 2), (2, 0)),
+        (signal.SIGINT, "train", STEPS + 2, (2, 2), (2, 4)),
+        (signal.SIGUSR1, "train", STEPS + 2, (2, 2), (0, 2)),
+        (signal.SIGHUP, "train", STEPS + 2, (2, 2), (0, 0)),
+        (signal.SIGTERM, "test", 1, (1, STEPS), (0, 0)),  # in an evaluation, which is done again
+        (signal.SIGINT, "test", 3 + 2, (2, STEPS), (2, 0)),
+        (signal.SIGTERM, "test", 3, (2, 0), (0, 0)),  # after one: its epoch is recorded first
+    ],
 )
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_saved_within_one_step_and_continued_exactly(
-    tiny, ends, finishes_exactly, tmp_path, number, kind, call, index, workers
+    config, ends, finishes_exactly, number, kind, call, place, workers
 ):
-    """In step 2 of epoch 2, and in the second of the three test batches after it; then with another
-    number of workers.
-    """
-    first, then = (tiny(f"runs={tmp_path}", TWO, f"data.workers={n}") for n in workers)
+    """Then with another number of workers."""
+    first, then = map(config, workers)
     ended = ends(first, 75, prepare=signal_in(kind, call, number))
-    message = f"{number.name}: saved after step {index} of epoch 2"
-    assert ended.err == f"stopped by {message}; the same command continues\n" and place_of(
-        first
-    ) == (2, index)
+    epoch, index = place
+    message = f"{number.name}: saved after step {index} of epoch {epoch}"
+    assert ended.err == f"stopped by {message}; the same command continues\n"
+    assert place_of(first) == place
     assert (state_of(first)["state"], state_of(first)["message"]) == ("stopped", message)
-    finishes_exactly(then, f"continuing  from epoch 2, step {index}")
+    finishes_exactly(then, f"continuing  from epoch {epoch}, step {index}")
+    rows = (directory_of(first) / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["images_per_second"] > 0 for row in rows)  # of all its parts
 
 
-def test_after_the_last_evaluation_there_is_nothing_left_to_stop(tiny, finishes_exactly, tmp_path):
-    config = tiny(f"runs={tmp_path}", TWO)
-    finishes_exactly(config, prepare=signal_in("test", 6, signal.SIGTERM))
-    assert state_of(config)["interruptions"] == 0
+def test_after_the_last_evaluation_there_is_nothing_left_to_stop(config, finishes_exactly):
+    finishes_exactly(config(), prepare=signal_in("test", 6, signal.SIGTERM))
+    assert state_of(config())["interruptions"] == 0
 
 
-def test_after_another_evaluation_the_epoch_is_recorded_first(
-    tiny, ends, finishes_exactly, tmp_path
-):
-    config = tiny(f"runs={tmp_path}", TWO)
-    ends(config, 75, "saved after step 0 of epoch 2", prepare=signal_in("test", 3, signal.SIGTERM))
-    finishes_exactly(config)
+def test_a_loader_worker_that_dies_is_named(config, ends, finishes_exactly):
+    """As the kernel kills one when memory runs out."""
+
+    def kill_a_worker():
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    words = "error: a loader worker died, most often because memory"
+    ends(config(2), 2, words, prepare=after_step(7, kill_a_worker))
+    finishes_exactly(config())
 
 
-def test_a_speed_is_that_of_all_its_parts(tiny, ends, tmp_path):
-    """Stopped in the evaluation of epoch 1: its training is over, and was timed."""
-    config = tiny(f"runs={tmp_path}", TWO)
-    ends(config, 75, prepare=signal_in("test", 1, signal.SIGTERM))
-    ends(config, 0)
-    rows = (directory_of(config) / "metrics.jsonl").read_text().splitlines()
-    assert all(json.loads(row)["images_per_second"] > 0 for row in rows)
-
-
-def test_while_data_are_read_it_ends_at_once(tiny, ends, tmp_path):
-    config, started = tiny(f"runs={tmp_path}", TWO), time.monotonic()
+def test_while_data_are_read_it_ends_at_once(config, ends):
+    started = time.monotonic()
     waiting = before_data(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60)))
-    assert ends(config, 75, prepare=waiting).err.startswith(
-        "stopped by SIGINT: there was nothing to save"
-    )
-    assert time.monotonic() - started < 30 and not (directory_of(config) / "run.json").exists()
+    ended = ends(config(), 75, prepare=waiting)
+    assert ended.err.startswith("stopped by SIGINT: there was nothing to save")
+    assert time.monotonic() - started < 30 and not (directory_of(config()) / "run.json").exists()
 
 
-def test_a_signal_that_other_code_swallows_is_still_seen(tiny, ends, tmp_path):
+def test_a_signal_that_other_code_swallows_is_still_seen(config, ends):
     def swallowed():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -95,28 +100,26 @@ def test_a_signal_that_other_code_swallows_is_still_seen(tiny, ends, tmp_path):
         except BaseException:
             pass
 
-    ended = ends(tiny(f"runs={tmp_path}", TWO), 75, prepare=before_data(swallowed))
+    ended = ends(config(), 75, prepare=before_data(swallowed))
     assert "epoch   1/2" not in ended.out
-    assert (
-        ended.err == "stopped by SIGTERM: there was nothing to save; the same command continues\n"
-    )
+    words = "stopped by SIGTERM: there was nothing to save; the same command continues\n"
+    assert ended.err == words
 
 
 def test_a_second_interrupt_ends_at_once_and_loses_nothing_that_was_saved(
-    tiny, ends, finishes_exactly, tmp_path
+    config, ends, finishes_exactly
 ):
-    config = tiny(f"runs={tmp_path}", TWO)
     twice = signal_in("train", STEPS + 2, signal.SIGINT, signal.SIGINT)
-    ends(config, 75, "a second SIGINT: at once", prepare=twice)
-    assert place_of(config) == (2, 0) and state_of(config)["state"] == "stopped"
-    finishes_exactly(config)
+    ends(config(), 75, "a second SIGINT: at once", prepare=twice)
+    assert place_of(config()) == (2, 0) and state_of(config())["state"] == "stopped"
+    finishes_exactly(config())
 
 
-def test_an_ignored_signal_stays_ignored(tiny, finishes_exactly, tmp_path):
+def test_an_ignored_signal_stays_ignored(config, finishes_exactly):
     """nohup python train.py ..."""
 
     def prepare():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal_in("train", 2, signal.SIGHUP)()
 
-    finishes_exactly(tiny(f"runs={tmp_path}", TWO), prepare=prepare)
+    finishes_exactly(config(), prepare=prepare)
