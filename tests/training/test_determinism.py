@@ -9,7 +9,6 @@ import train
 from lcm.config.compose import load
 from lcm.errors import NotFinite
 from lcm.models.build import build_network
-from lcm.training.graphs import HostBatches
 from lcm.training.schedule import make_optimizer
 from lcm.training.state import Sums, TrainingState
 
@@ -29,25 +28,6 @@ def test_twice_the_same_bits(attention):
         network, run = few_digits(attention, seed)
         found.append((digest(network.state_dict()), run.rows))
     assert found[0] == found[1] and found[0][0] != found[2][0] and found[0][1] != found[2][1]
-
-
-def test_arms_of_one_seed_get_the_same_images(monkeypatch):
-    """All seven attentions: the same images in the same order (tests/modules: the same
-    initialisation).
-    """
-    take = HostBatches.take
-    seen = {name: [] for name in ATTENTIONS}
-
-    def taken(self, *args):
-        images, labels = take(self, *args)
-        if self.batches.source.seed is not None:  # not those of the test
-            seen[attention].append(digest({"images": images, "labels": labels}))
-        return images, labels
-
-    monkeypatch.setattr(HostBatches, "take", taken)
-    for attention in ATTENTIONS:
-        few_digits(attention, epochs=2)
-    assert len(set(seen["none"])) == 12 and all(images == seen["none"] for images in seen.values())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -79,22 +79,20 @@ def test_a_part_of_an_epoch_is_no_estimate(now, capsys, first):
     assert capsys.readouterr().out.endswith("top-5 90.00\n")
 
 
-def test_the_first_estimate_leaves_the_first_step_out(now, capsys):
-    shown = Progress("lines", 2, Batches())
-    for step in range(1, 30):
-        now[0] += 100 if step == 1 else 1
-        shown.step(1, step)
-    words = "estimated time: 3 min 8 s for training, plus evaluation\n"
-    assert capsys.readouterr().out == words  # after step 12 of 200
-
-
-def test_a_long_epoch_says_something_every_ten_minutes_in_a_log(now, capsys):
+def test_a_long_epoch_says_what_is_left_after_ten_seconds_and_every_ten_minutes(now, capsys):
+    """In a log; the process's first step, which is slow, is left out."""
     shown = Progress("lines", 2, Batches())
     for step in range(1, 101):
-        now[0] += 61
+        now[0] += 100 if step == 1 else 30
         shown.step(1, step)
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert len(lines) == 9 and lines[0] == "epoch   1/2  step 12/100"
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0] == "epoch   1/2  step 2/100  1 h 39 min left"
+    assert lines[1] == "epoch   1/2  step 23/100  1 h 28 min left"
+    part = Progress("lines", 2, Batches())
+    for step in (50, 51):  # continued, where no speed is known
+        now[0] += 30
+        part.step(1, step)
+    assert capsys.readouterr().out == "epoch   1/2  step 51/100\n"
 
 
 def test_a_bar_shows_images_loss_and_accuracy():

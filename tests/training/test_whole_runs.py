@@ -145,7 +145,7 @@ def test_compiled_too(trained):
     swept, out = trained(
         "swept compiled", (0, show_gates, ["-m", "attention=dropout,noise", "compile=true"])
     )
-    assert out.count("gates [False]") == 2 and out.count("compiled in") == 2
+    assert out.count("gates [False]") == 2
     words = ["attention=noise", "compile=true"]
     parts, _ = trained("parts compiled", killed(words), (0, None, words))
     assert parts["noise"] == swept["noise"] != swept["dropout"]
