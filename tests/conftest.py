@@ -6,6 +6,7 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs beside other work
 
 import pytest
+import torch
 
 # A suite started with nohup, or in the background of a script, ignores these; its processes are to
 # obey them.
@@ -22,13 +23,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked:
-        import torch
-
-        if not torch.cuda.is_available():
-            for item in marked:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,8 +33,6 @@ def autograd_can_fork():
     """The first backward pass of a process starts a thread for each device that there is, and a
     process with such threads cannot fork one that trains. A FakeTensorMode pretends to have devices
     that are not there: so here is the first one."""
-    import torch
-
     torch.ones(1, requires_grad=True).backward()
 
 

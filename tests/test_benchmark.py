@@ -1,5 +1,7 @@
 """The benchmark: its sides do the same work on the same images; its file, the docs."""
 
+import functools
+import multiprocessing
 import re
 import shlex
 from pathlib import Path
@@ -13,7 +15,6 @@ from benchmark import COLUMNS, config_of, main, plain, project
 from torch import nn
 
 import train
-from lcm.config.compose import choices
 from lcm.data import Digits
 from lcm.models.build import build_network
 
@@ -65,11 +66,6 @@ class Watched(nn.Module):
         return self.last(x.mean((2, 3)))
 
 
-def in_order(images):
-    """Rows sorted by their first 8 pixels."""
-    return images[sorted(range(len(images)), key=lambda i: images[i, :8].tolist())]
-
-
 def normalised(pixels, data):
     """uint8 (N, 3, H, W) as the network has to see them, (N, 3 * H * W)."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
@@ -77,21 +73,8 @@ def normalised(pixels, data):
 
 
 @pytest.mark.parametrize("loop", [project, plain])
-def test_a_side_sees_every_image_once_an_epoch_normalised(trained, loop):
-    data = Few(8)
-    pixels = torch.from_numpy(data._train[0]).permute(0, 3, 1, 2)
-    network = Watched()
-    _, step, epoch = trained(loop, config(8, pad=0, mirror=False), 1, lambda *_, **__: network)
-    found = torch.cat(network.seen)
-    assert len(found) == 16 and step >= epoch > 0
-    for seen in (found[:8], found[8:]):
-        expected = in_order(normalised(pixels, data))
-        torch.testing.assert_close(in_order(seen), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("loop", [project, plain])
 def test_a_side_crops_after_padding_and_mirrors(trained, loop):
-    """Two images, many epochs: the views of one are 162 windows, and most of these are seen."""
+    """Two images, many epochs: one view of each an epoch, normalised; most of 162 are seen."""
     data = Few(2)
     pixels = torch.from_numpy(data._train[0][0]).permute(2, 0, 1)
     padded = nn.functional.pad(pixels, [4] * 4)
@@ -99,8 +82,9 @@ def test_a_side_crops_after_padding_and_mirrors(trained, loop):
     known = normalised(torch.stack(windows + [window.flip(2) for window in windows]), data)
     network = Watched()
     trained(loop, config(2, batch=2), 299, lambda *_, **__: network)
-    distances, nearest = torch.cdist(torch.cat(network.seen), known).min(1)
-    ours = distances < 0.1
+    exact = "donot_use_mm_for_euclid_dist"
+    distances, nearest = torch.cdist(torch.cat(network.seen), known, compute_mode=exact).min(1)
+    ours = distances < 1e-4
     assert ours.sum() == 300  # the other 300 are views of the other image
     assert 115 < len(set(nearest[ours].tolist())) <= 162  # 137 expected, deviation 4
 
@@ -151,7 +135,9 @@ def test_ratios_are_taken_within_rounds():
 
 
 def test_the_command(tmp_path, monkeypatch):
-    """With its processes; the file has the rows of this run alone."""
+    """With processes, forked ones, which start sooner; the file has this run's rows alone."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", {"spawn": fork}.get)
     file = tmp_path / "b.csv"
     file.write_text("of an earlier run")
     monkeypatch.setattr(benchmark, "ROUNDS", 1)
@@ -201,17 +187,14 @@ def test_the_commands_of_the_docs_are_understood(page, monkeypatch):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     commands = re.findall(r"^ *python scripts/benchmark\.py(.*)$", text, re.MULTILINE)
     assert commands
-    sides = []
+    checked = functools.cache(config_of)
 
     def measured(group, words, epochs):
-        sides.extend(group)
-        config_of(*group[0], words)
+        for side in group:
+            checked(*side, tuple(words))
         return pd.DataFrame(columns=COLUMNS)
 
     monkeypatch.setattr(benchmark, "measured", measured)
     monkeypatch.setattr(benchmark, "write", lambda *_: None)
     for command in commands:
         main(shlex.split(command, comments=True))
-    networks, attentions, variants = map(set, zip(*sides, strict=True))
-    assert networks <= set(choices("model")) and attentions <= set(choices("attention"))
-    assert variants <= set(benchmark.VARIANTS)

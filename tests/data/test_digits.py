@@ -1,6 +1,5 @@
-"""Digits, and the configs of all data sets."""
+"""The default data set."""
 
-import inspect
 import subprocess
 import sys
 
@@ -8,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import lcm.data
-from lcm.config.compose import load
 from lcm.data import Digits
 
 
@@ -56,17 +53,3 @@ def test_start_up_imports_neither_scikit_learn_nor_torchvision():
         ).stdout
         == "[]\n"
     )
-
-
-@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "folder", "mini_imagenet"])
-def test_the_yaml_has_the_arguments_of_its_class_and_its_defaults(name):
-    config = load("data", name)
-    target = getattr(lcm.data, config.pop("_target_").rpartition(".")[2])
-    config.pop("_convert_", None)
-    bound = inspect.signature(target).bind(**config)
-    missing = inspect.signature(target).parameters.keys() - bound.arguments.keys()
-    if name == "mini_imagenet":  # whose images are large, all used, and split already
-        assert missing == {"pad", "mirror", "test_share", "label"}
-    else:
-        assert missing <= {"complete"}
-    assert config["name"] == name

@@ -22,18 +22,24 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+import hydra
+from omegaconf import OmegaConf
 from PIL import Image
 
 import lcm.config.compose
+import train
 from lcm import cli
 from lcm.data.digits import Digits
 from lcm.data.folder import list_images
 from lcm.data.photographs import Photographs
+from lcm.errors import Stopped
+from lcm.runs.directory import run_directory
+from lcm.training import checkpoint
+from lcm.training.graphs import Repeated
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOGRAPHS = ["data=mini_imagenet", "schedule=digits"]
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
-sys.path.insert(0, str(ROOT))  # for `import train`
 
 
 class FewDigits(Digits):
@@ -77,8 +83,6 @@ def use(folder):
     }.items():  # fmt: skip
         text = (configs / f"{file}.yaml").read_text()
         for before, after in changes.items():
-            if f"\n{before}" not in text:
-                raise ValueError(f"{file}.yaml has no line {before!r}: bring this script up to it")
             text = text.replace(f"\n{before}", f"\n{after}")
         (configs / f"{file}.yaml").write_text(text)
     lcm.config.compose.use_configs(configs)
@@ -87,14 +91,12 @@ def use(folder):
 
 def compose(*overrides):
     """The config of a command line, resolved, as nested dicts; `use` comes first."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
     always = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(lcm.config.compose.CONFIGS)):
-        return OmegaConf.to_container(
-            compose("train", overrides=[*always, *overrides]), resolve=True
-        )
+    with hydra.initialize_config_dir(
+        version_base="1.3", config_dir=str(lcm.config.compose.CONFIGS)
+    ):
+        composed = hydra.compose("train", overrides=[*always, *overrides])
+    return OmegaConf.to_container(composed, resolve=True)
 
 
 _warm = False
@@ -108,10 +110,8 @@ def warm_up(folder):
     if _warm:
         return
     _warm = True
-    from train import train
-
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        train(compose(f"runs={folder}/warm", "schedule.epochs=1"))
+        train.train(compose(f"runs={folder}/warm", "schedule.epochs=1"))
 
 
 class Ended(NamedTuple):
@@ -171,14 +171,11 @@ def train_as_main(config, prepare=None):
 
     `prepare` is called first; there a test can arrange what is to happen in this process.
     """
-    from lcm.errors import Stopped
-    from train import train
-
     if prepare:
         prepare()
     try:
         with cli.STOP.listening():
-            train(config)
+            train.train(config)
     except (Stopped, Exception) as error:
         cli.exit_with_message(error)
 
@@ -194,8 +191,6 @@ def after_step(number, act, kind="train"):
     """
 
     def prepare():
-        from lcm.training.graphs import Repeated
-
         original = Repeated.__init__
         calls = []
 
@@ -232,8 +227,6 @@ def command(folder, *arguments, script="train.py", prepare=None):
 
 def directory_of(config):
     """The run directory of a config."""
-    from lcm.runs.directory import run_directory
-
     return run_directory(config)
 
 
@@ -244,8 +237,6 @@ def state_of(config):
 
 def place_of(config):
     """(epoch, step) of a run's newest checkpoint."""
-    from lcm.training import checkpoint
-
     saved = checkpoint.read(directory_of(config) / checkpoint.NAME)
     return saved["epoch"], saved["index"]
 
@@ -260,23 +251,20 @@ def compare_runs(one, other):
 
 def _content(directory):
     """{what: its text or bytes} of everything that two equal runs have in common."""
-    from lcm.training import checkpoint
-
     saved = checkpoint.read(directory / checkpoint.NAME)
-    tensors = {
-        f"{part} {name}": tensor
+    found = {
+        f"{part} {name}": tensor.numpy().tobytes()
         for part in ("model", "momentum")
         for name, tensor in saved[part].items()
     }
-    found = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     found["position"] = [saved[key] for key in ("epoch", "index", "config_hash")]
-    for number, line in enumerate((directory / "metrics.jsonl").read_text().splitlines(), 1):
-        found[f"metrics.jsonl line {number}"] = json.loads(line) | {
-            "seconds": None,
-            "images_per_second": None,
-        }
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    times = {"seconds": None, "images_per_second": None}
+    found |= {
+        f"metrics.jsonl line {n}": json.loads(line) | times for n, line in enumerate(lines, 1)
+    }
     state = json.loads((directory / "run.json").read_text())
-    for key in (
+    equal = [
         "state",
         "message",
         "result",
@@ -286,6 +274,5 @@ def _content(directory):
         "gfloat",
         "data_fingerprint",
         "threads",
-    ):
-        found[f"run.json {key}"] = state[key]
-    return found
+    ]
+    return found | {f"run.json {key}": state[key] for key in equal}
