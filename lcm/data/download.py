@@ -59,8 +59,10 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with tarfile.open(archive) as members:
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as members:
             members.extractall(draft, filter="data")
+            while stream.read(1 << 20):  # to the end of the file, where the checksum is
+                pass
         os.rename(draft / folder.name, folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Images in class folders: one's own, PNG copies of CIFAR, mini-ImageNet.
+"""Images in class folders: one's own, mini-ImageNet.
 
 Up to `IN_MEMORY` pixels a set is held in memory and augmented like CIFAR (in_memory.py): the short
 side is resized to `image_size` and the central square taken, once; mean and deviation are those of

@@ -5,7 +5,6 @@ import shutil
 import tarfile
 
 import numpy as np
-from PIL import Image
 
 from lcm.config.compose import load as load_config
 from lcm.data import build_data, cifar
@@ -50,14 +49,6 @@ def pack(root, name, monkeypatch):
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     monkeypatch.setattr(official, "archive_md5", md5)
     return archive
-
-
-def class_folders(root, name):
-    for part in ("train", "test"):
-        for i, (image, label) in enumerate(zip(*arrays(name, part), strict=True)):
-            folder = root / part / f"class{label:02}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(image)).save(folder / f"{i:04}.png")
 
 
 def load(root, name, **options):

@@ -1,14 +1,10 @@
 """A disk that fills up, a file that must not grow: one message, nothing lost, continued exactly."""
 
 import errno
-import functools
 import os
-import resource
 
 import pytest
 from tiny import directory_of, place_of, state_of
-
-from lcm.training import checkpoint
 
 FULL = "what was saved before is intact; make room and run the same command again\n"
 
@@ -39,13 +35,3 @@ def test_full_while_it_trains(tiny, ends, finishes_exactly, tmp_path, name, call
     assert place_of(config) == place
     finishes_exactly(config, f"continuing  from epoch {place[0]}")
     assert not [name for name in os.listdir(directory_of(config)) if name.endswith(".tmp")]
-
-
-def test_a_limit_on_the_size_of_files(tiny, ends, finishes_exactly, tmp_path):
-    """The kernel really refuses to write a checkpoint."""
-    config = tiny(f"runs={tmp_path}")
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (300_000, 300_000))
-    message = f"error: cannot write {directory_of(config)}/checkpoint.pt (File too large)"
-    ends(config, 2, message, prepare=limit)
-    assert not (directory_of(config) / checkpoint.NAME).exists()
-    finishes_exactly(config)

@@ -254,16 +254,22 @@ def test_other_errors_are_no_missing_graph(cuda, number, words):
     assert calls == ([16, 6] * 3 + [16, 6][:number] if number else [16])
 
 
-@pytest.mark.parametrize("kind, captures", [(ResidentBatches, 2), (HostBatches, 0)])
-def test_the_cpu_is_a_few_steps_ahead_at_most(cuda, kind, captures):
-    """A signal is looked for after each step: at most IN_FLIGHT steps are not done then."""
-    bound = a_step(kind).bind(True)
+@pytest.mark.parametrize(
+    "kind, device, captures, most",
+    [
+        (ResidentBatches, CUDA, 2, IN_FLIGHT),
+        (HostBatches, CUDA, 0, IN_FLIGHT),
+        (HostBatches, CPU, 0, 5),
+    ],
+)
+def test_the_cpu_is_a_few_steps_ahead_at_most(cuda, kind, device, captures, most):
+    """A signal is looked for after each step: at most IN_FLIGHT steps are not done then.
+
+    With batches of a CPU there is nothing to wait for.
+    """
+    made = a_step(kind)
+    made.batches.device = device
+    bound = made.bind(True)
     behind = [done - cuda.waited for done in bound.epoch(1)]
-    assert max(behind) == IN_FLIGHT == 3 and len(behind) == 5 and cuda.captures == captures
-
-
-def test_a_cpu_has_nothing_to_wait_for(cuda):
-    made = a_step(HostBatches)
-    made.batches.device = CPU
-    an_epoch(made, made.bind(True), 1)
-    assert cuda.recorded == 0
+    assert max(behind) == most and IN_FLIGHT == 3 and len(behind) == 5
+    assert cuda.captures == captures and (cuda.recorded == 0) == (device == CPU)
