@@ -1,8 +1,10 @@
-"""What may be lost or damaged in a run's directory: restored and continued exactly, or reported;
-nothing is thrown away.
+"""What may be lost or damaged in a run's directory, a disk that fills up: restored and continued
+exactly, or reported; nothing is thrown away.
 """
 
+import errno
 import json
+import os
 import shutil
 import signal
 
@@ -69,12 +71,6 @@ def test_a_lost_run_json_is_written_again(config, directory, finishes_exactly):
     after = state_of(config)
     changing = {"state", "result", "end", "seconds", "continued", "interruptions"}
     assert {key for key in before if after[key] != before[key]} <= changing
-
-
-@pytest.mark.parametrize("content", [b"", b'{"state": "runn', b"{}"])
-def test_a_damaged_run_json_stops_the_run(config, directory, refused, content):
-    (directory / "run.json").write_bytes(content)
-    refused(config, "is damaged", "delete this one file")  # which is the test above
 
 
 METRICS = {
@@ -156,8 +152,32 @@ def test_other_images_are_refused(config, directory, refused):
     refused(config, "was trained on other images of the same name")
 
 
-def test_another_seed_in_the_same_directory_is_refused(tiny, directory, refused):
-    other = tiny(f"run_directory={directory}", "seed=1")
-    refused(other, "  seed: 0 there, 1 here")
-    (directory / "run.json").unlink()
-    refused(other, "checkpoint.pt: another run's")
+FULL = "what was saved before is intact; make room and run the same command again\n"
+
+
+def full_at(name, call):
+    """A `prepare`: no space is left from the time when a file is written for the `call`-th time."""
+    fsync, calls = os.fsync, []
+
+    def refuse(descriptor):
+        calls.extend([1] * (os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/.{name}.tmp")))
+        if len(calls) >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    return lambda: setattr(os, "fsync", refuse)
+
+
+@pytest.mark.parametrize(
+    "name, call, place",
+    [("metrics.jsonl", 3, (2, 0)), ("checkpoint.pt", 2, (2, 0)), ("run.json", 2, (4, 0))],
+)
+def test_full_while_it_trains(tiny, ends, finishes_exactly, tmp_path, name, call, place):
+    config = tiny(f"runs={tmp_path}")
+    ended = ends(config, 2, f"/{name}: {FULL}", prepare=full_at(name, call))
+    assert ended.err.startswith("error: no space left while writing ")
+    assert ended.err.count("\n") == 1 and state_of(config)["state"] in ("running", "stopped")
+    ends(config, 2, FULL, prepare=full_at("run.json", 1))  # still full
+    assert place_of(config) == place
+    finishes_exactly(config, f"continuing  from epoch {place[0]}")
+    assert not [name for name in os.listdir(directory_of(config)) if name.endswith(".tmp")]
