@@ -4,8 +4,6 @@ import functools
 import gc
 import itertools
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -116,38 +114,6 @@ def test_a_switched_off_augmentation_leaves_the_other_draws():
     assert torch.equal(order, no_mirror[0]) and torch.equal(order, no_crop[0])
     assert torch.equal(offsets, no_mirror[1]) and not no_mirror[2].any()
     assert torch.equal(mirror, no_crop[2]) and not no_crop[1].any()
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [0, 2, 4])
-@pytest.mark.parametrize("start", [0, 3])
-def test_workers_and_start_change_nothing(workers, start):
-    data = resident(n=145)
-    whole = list(Batches(data, 16).iterate(1))
-    state = torch.get_rng_state()
-    part = list(Batches(data, 16, workers=workers).iterate(1, start))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert len(part) == len(whole) - start
-    assert all(same(a, b) for a, b in zip(part, whole[start:], strict=True))
-
-
-def test_signals_do_not_stop_workers():
-    batches = Batches(resident(n=160), 4, workers=2)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    running = batches.iterate(1)
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
-    received = [next(running)]
-    workers = multiprocessing.active_children()
-    assert len(workers) == 2
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        for worker in workers:
-            os.kill(worker.pid, getattr(signal, name))
-        received.append(next(running))
-    received += list(running)
-    assert len(received) == 40
-    assert all(
-        same(a, b) for a, b in zip(received, Batches(batches.resident, 4).iterate(1), strict=True)
-    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import pytest
 
 from lcm.config.compose import load as load_config
 from lcm.data import build_data, cifar
-from lcm.data.cifar_pickle import read_cifar_pickle
 from lcm.errors import UserError
 
 
@@ -28,10 +27,8 @@ def records(name):
         labels = random.permutation(np.arange(count) % official.num_classes)
         for file, chosen in zip(part, np.array_split(labels, len(part)), strict=True):
             files[file] = {
-                "batch_label": f"{file} of {name}",
                 official.labels_key: chosen.tolist(),
                 "data": random.integers(0, 256, (len(chosen), 3072), dtype=np.uint8),
-                "filenames": [f"{label}_{i}.png" for i, label in enumerate(chosen.tolist())],
             }
     names = [f"class{i:02}" for i in range(official.num_classes)]
     files[official.meta] = {official.names_key: names, "num_vis": 3072}
@@ -79,9 +76,9 @@ def holds(data, name):
     """Whether the data set is exactly records(name), in the order of `held`."""
     halves = {"train": data.train(64, seed=0).resident, "test": data.test(64).resident}
     return all(
-        np.array_equal(resident.images, images) and np.array_equal(resident.labels, labels)
-        for part, resident in halves.items()
-        for images, labels in [held(name, part)]
+        np.array_equal(ours, theirs)
+        for part, half in halves.items()
+        for ours, theirs in zip((half.images, half.labels), held(name, part), strict=True)
     )
 
 
@@ -267,14 +264,10 @@ def test_wrong_class_names_are_refused(small, names):
 
 
 def test_an_archive_is_judged_by_its_content(small, monkeypatch):
+    """Not by its md5: another archive of the same files."""
     root = small("cifar10")
     archive = pack(root, "cifar10", monkeypatch)
-    data = archive.read_bytes()
-    archive.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz is damaged"):
-        load(root, "cifar10")
-    assert {path.name for path in root.iterdir()} == {archive.name, f".{archive.name}.lock"}
-    with tarfile.open(archive, "w:gz") as tar:  # another archive of the same files
+    with tarfile.open(archive, "w:gz") as tar:
         for file, record in records("cifar10").items():
             (root / file).write_bytes(pickle.dumps(record))
             tar.add(root / file, f"cifar-10-batches-py/{file}")
@@ -326,21 +319,3 @@ def test_malicious_pickles_are_refused_by_name_and_not_run(small, tmp_path, name
     ):
         load(folder.parent, "cifar10", verify=False)
     assert not marker.exists()
-
-
-def test_the_reader_survives_random_damage(tmp_path):
-    """Every flip of a small file is read or refused; nothing else escapes."""
-    record = {"labels": [1, 2], "data": np.arange(32, dtype=np.uint8).reshape(2, 16)}
-    good = pickle.dumps(record)
-    random = np.random.default_rng(0)
-    refused = 0
-    for _ in range(500):
-        data = bytearray(good)
-        for at in random.integers(0, len(data), random.integers(1, 4)):
-            data[at] = random.integers(0, 256)
-        (tmp_path / "file").write_bytes(data)
-        try:
-            assert isinstance(read_cifar_pickle(tmp_path / "file"), dict)
-        except UserError:
-            refused += 1
-    assert 30 < refused < 470

@@ -1,4 +1,4 @@
-"""Large images, mini-ImageNet above all: torchvision's views of them, from a cache of decoded images."""
+"""Large images, mini-ImageNet above all: torchvision's views of them, and the cache of pixels."""
 
 import errno
 import itertools

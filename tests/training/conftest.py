@@ -1,7 +1,10 @@
 """The undisturbed run with which the runs of these tests are compared, and how a run has to end."""
 
 import pytest
+import torch
 from tiny import compare_runs, directory_of, run
+
+from lcm.training.device import set_deterministic
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +51,6 @@ def finishes_exactly(ends, reference):
 @pytest.fixture
 def deterministic(monkeypatch):
     """Deterministic algorithms, as a GPU gets them."""
-    import torch
-
-    from lcm.training.device import set_deterministic
-
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     set_deterministic(True, torch.device("cuda:0"))
     yield

@@ -56,9 +56,6 @@ def steps_of(network, bf16, optimizer):
 @pytest.fixture(autouse=True)
 def on_a_gpu(monkeypatch):
     """Autocast asks for a device; the fused kernels of the updates have no fake ones."""
-    # Autograd's engine starts before it sees a fake device: for a device it would start a thread,
-    # after which no forked process can train.
-    torch.ones((), requires_grad=True).backward()
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     for kernel in ("_fused_sgd_", "_fused_adamw_"):
