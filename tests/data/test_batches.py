@@ -32,10 +32,6 @@ def window(image, pad, down, right, mirror):
     return cut[:, ::-1] if mirror else cut
 
 
-def same(raw, other):
-    return all(torch.equal(a, b) for a, b in zip(raw, other, strict=True))
-
-
 def check_both_paths(data, index, offsets, mirror):
     """The windows by their definition, by `gather` and by `crop`."""
     plan = zip(index, offsets.tolist(), mirror, strict=True)
