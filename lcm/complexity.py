@@ -8,6 +8,7 @@ matrix products, in modules or not, and nothing else. `Complexity.uncounted` nam
 that it does not know.
 """
 
+import copy
 import math
 import re
 from dataclasses import dataclass, field
@@ -54,15 +55,15 @@ def count(network, image_size):
     """Count the parameters and the operations of a network for one image (1, 3, image_size,
     image_size).
 
-    The network runs once, in evaluation mode and without gradients; its mode is restored.
+    A copy of it runs once, in evaluation mode and without gradients.
     """
+    network = copy.deepcopy(network).eval()
     rows = {
         module: Row(
             name, type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False))
         )
         for name, module in network.named_modules()
     }
-    operations = dict.fromkeys(rows, 0)  # the paper's, in integers
     running = []  # the modules whose forward pass has begun and not ended
     uncounted = {}  # a set in order
 
@@ -71,7 +72,7 @@ def count(network, image_size):
 
     def leave(module, args, output):
         running.pop()
-        operations[module] += _paper_operations(module, args, output)
+        rows[module].gfloat += _paper_operations(module, args, output) / 1e9
 
     def add(macs):
         rows[running[-1]].macs += macs
@@ -79,30 +80,21 @@ def count(network, image_size):
     def name(operation):
         uncounted.setdefault(f"{rows[running[-1]].name or type(network).__name__}: {operation}")
 
-    training = {module: module.training for module in rows}
+    for module in rows:
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
     image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
-    handles = []
     fused = torch.backends.mha.get_fastpath_enabled()  # whole transformer layers in one operation
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        for module in rows:
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
-        network.eval()
         with torch.no_grad(), _MatrixProducts(network, add, name):
             network(image)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
-    for module, row in rows.items():
-        row.gfloat = operations[module] / 1e9
     rows = [row for row in rows.values() if row.params or row.gfloat or row.macs]
     params = sum(p.numel() for p in network.parameters())
-    macs = sum(row.macs for row in rows)
-    return Complexity(params, sum(operations.values()) / 1e9, macs, rows, list(uncounted))
+    gfloat = round(sum(row.gfloat for row in rows), 9)  # 1e-9 is one operation
+    return Complexity(params, gfloat, sum(row.macs for row in rows), rows, list(uncounted))
 
 
 def _paper_operations(module, args, y):

@@ -94,7 +94,7 @@ def draw_weights(network, seed, prefix=""):
 
     Raises:
         ValueError: a parameter is not on the CPU, whose generator is used.
-        TypeError: a module has parameters of its own but no `reset_parameters`.
+        AttributeError: a module has parameters of its own but no `reset_parameters`.
     """
     with torch.random.fork_rng(()):
         for name, layer in network.named_modules(prefix=prefix):
@@ -104,11 +104,6 @@ def draw_weights(network, seed, prefix=""):
             if any(parameter.device.type != "cpu" for parameter in parameters):
                 raise ValueError(
                     f"weights are drawn on the CPU: draw those of {name} before it is moved away"
-                )
-            if not hasattr(layer, "reset_parameters"):
-                raise TypeError(
-                    f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to "
-                    "draw them"
                 )
             torch.default_generator.manual_seed(_key(seed, name))
             layer.reset_parameters()
