@@ -63,24 +63,21 @@ class Changed(LCM2):
 
 @pytest.mark.parametrize("target", ["Gate", "SelfAttention", "Changed"])
 def test_a_module_keeps_what_its_constructor_set(target):
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     first = build_network(RESNET, own(target), seed=1)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1]) and random.getstate() == before[2]
     torch.rand(3), np.random.rand(3), random.random()
-    again = build_network(RESNET, own(target), seed=1)
+    again, other = (build_network(RESNET, own(target), seed=seed) for seed in (1, 2))
     assert digest(first.state_dict()) == digest(again.state_dict())
-    other = build_network(RESNET, own(target), seed=2)
-    assert digest(first.state_dict()) != digest(other.state_dict())
     site, sibling = first.stage2[0].site, other.stage2[0].site
     if target == "Gate":
         assert not site.gate.any() and (site.scale == 2).all()
-        assert (site.random != sibling.random).all() and (
-            site.random != first.stage1[0].site.random
-        ).all()
+        assert (site.random != sibling.random).all()
+        assert (site.random != first.stage1[0].site.random).all()
     if target == "SelfAttention":
         assert (site.attention.in_proj_bias == 0.25).all()
+        assert not torch.equal(site.attention.in_proj_weight, sibling.attention.in_proj_weight)
     if target == "Changed":
         assert site.gain == 3
     plain = build_network(RESNET, seed=1).state_dict()  # the same backbone as without
@@ -92,17 +89,21 @@ def convnext(num_classes):
     return ConvNeXt(stages, num_classes=num_classes)
 
 
-@pytest.mark.parametrize("target", ["convnext", "Backbone"])
-def test_a_network_keeps_what_its_constructor_set(target):
-    model = {"name": "mine", "family": "mine", "image_size": 32, "_target_": f"{__name__}.{target}"}
-    first, again = (build_network(model, num_classes=3, seed=1).state_dict() for _ in range(2))
-    assert digest(first) == digest(again)
-    assert digest(first) != digest(build_network(model, num_classes=3, seed=2).state_dict())
-    if target == "convnext":
-        assert (first["features.1.0.layer_scale"] == torch.tensor(1e-6)).all()
+def mine(target, **keys):
+    return {"name": "mine", "family": "mine", "image_size": 32, "_target_": target} | keys
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "value"),
+    [("convnext", "features.1.0.layer_scale", 1e-6), ("Backbone", "token", 7)],
+)
+def test_a_network_keeps_what_its_constructor_set(target, key, value):
+    model = mine(f"{__name__}.{target}")
+    first, again, other = (build_network(model, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert digest(first) == digest(again) != digest(other)
+    assert (first[key] == torch.tensor(value)).all()
     if target == "Backbone":
-        filled = build_network(model, own("Gate"), num_classes=3, seed=1).state_dict()
-        assert (first["token"] == 7).all()
+        filled = build_network(model, own("Gate"), seed=1).state_dict()
         assert all(torch.equal(filled[key], value) for key, value in first.items())
 
 
@@ -128,37 +129,22 @@ class Backbone(nn.Module):
 # Checks before anything starts
 
 
-class Sized(nn.Module):
-    """Needs the size of its map."""
-
-    def __init__(self, channels, size):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(size, size))
-
-    def forward(self, x):
-        return x * self.scale
-
-
-class Late(nn.Module):
+def late(channels):
     """Has a layer of which nobody knows the width before the first map."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.conv = nn.LazyConv2d(channels, 1)
-
-    def forward(self, x):
-        return self.conv(x)
+    return nn.LazyConv2d(channels, 1)
 
 
 def late_network(num_classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes, bias=False))
 
 
-class Refusing(nn.Module):
+def refusing(size):
     """Says nothing about why."""
+    raise ValueError
 
-    def __init__(self, channels):
-        raise ValueError
+
+def refusing_network(num_classes):
+    raise ValueError(f"{num_classes} classes are too many")
 
 
 class Returns(nn.Module):
@@ -181,9 +167,13 @@ MADE = {
     "reads values": lambda x, _: x * (2 if x.abs().max().item() > 1 else 1),
     "reads values, weights": lambda x, _: x[:, :, :1, :1] * x.max().item(),
     "wide": lambda x, _: torch.cat((x, x), 1),
-    "fails": lambda x, _: x.view(3, -1),
+    "32": lambda x, _: x * x.new_ones(32, 32),
+    "20": lambda x, _: x * x.new_ones(20, 20),
     "nothing": lambda x, _: None,
 }
+SAID = "attention=mine does not fit model=resnet20: "
+HERE = f"{SAID}at a map (16, 32, 32): "
+KEEP = " float32 of (2, 16, 32, 32) float32 in training, and has to keep shape and type"
 
 
 @pytest.mark.parametrize(
@@ -193,92 +183,60 @@ MADE = {
         (own("SelfAttention"), ""),
         (load("attention", "cbam") | {"name": "mine", "reduction": 4, "bias": True}, ""),
         (own("Returns", make="reads values"), ""),
-        (
-            own("Returns", make="weights"),
-            "it makes (2, 16, 1, 1) float32 of a map (2, 16, 32, 32) float32 in training",
-        ),
-        (
-            own("Returns", make="wide", sites={"stages": [3]}),
-            "it makes (2, 128, 8, 8) float32 of a map (2, 64, 8, 8)",
-        ),
-        (own("Returns", make="tuple"), "it makes a tuple of a map (2, 16, 32, 32) float32"),
-        (own("Returns", make="nothing"), "it makes a NoneType of a map"),
-        (
-            own("Returns", make="half"),
-            "it makes (2, 16, 32, 32) float16 of a map (2, 16, 32, 32) float32",
-        ),
-        (
-            own("Returns", make="smaller in evaluation"),
-            "makes (2, 16, 32, 31) float32 of a map (2, 16, 32, 32) float32 in eval",
-        ),
-        (own("Returns", make="reads values, weights"), "it makes (2, 16, 1, 1) float32 of a map"),
-        (
-            own("Returns", make="fails"),
-            "it fails on a map (2, 16, 32, 32) float32 in training: RuntimeError",
-        ),
-        (
-            own("Sized", size=32),
-            "it fails on a map (2, 32, 16, 16) float32 in training: RuntimeError",
-        ),
-        (own("Sized", size=32, sites={"stages": [1]}), ""),
-        (own("Late"), "its forward pass makes the parameter conv.bias: make it in the constructor"),
-        (own("Refusing"), "ValueError"),
-        (own("Sized"), "missing 1 required positional argument: 'size'"),
+        (own("Returns", make="weights"), f"{HERE}it makes (2, 16, 1, 1){KEEP}"),
+        (own("Returns", make="reads values, weights"), f"{HERE}it makes (2, 16, 1, 1){KEEP}"),
+        (own("Returns", make="wide", sites={"stages": [3]}),
+            "at a map (64, 8, 8): it makes (2, 128, 8, 8) float32 of (2, 64, 8, 8)"),
+        (own("Returns", make="tuple"), f"{HERE}it makes a tuple of"),
+        (own("Returns", make="nothing"), f"{HERE}it makes a NoneType of"),
+        (own("Returns", make="half"), f"{HERE}it makes (2, 16, 32, 32) float16 of"),
+        (own("Returns", make="smaller in evaluation"),
+            f"{HERE}it makes (2, 16, 32, 31) float32 of (2, 16, 32, 32) float32 in evaluation"),
+        (own("Returns", make="32"), "at a map (32, 16, 16): RuntimeError: The size of tensor a"),
+        (own("Returns", make="32", sites={"stages": [1]}), ""),
+        (own("late"), f"{HERE}its forward pass makes the parameter bias: make it in the"),
+        (own("refusing"), f"{HERE}ValueError"),
+        (own("Returns"), "missing 1 required positional argument: 'make'"),
         (own("Absent"), "Absent"),
         ({"name": "mine", "_target_": "torch.nn.functional.relu"}, "argument 'input'"),
-        ({"name": "mine", "_target_": "math.sqrt"}, "a float is no torch.nn.Module"),
+        ({"name": "mine", "_target_": "math.sqrt"}, "AttributeError: 'float' object"),
+        (own("Gate", sites={"stages": [4]}), "model=resnet20: there is no free site in stage 4"),
     ],
-    ids=lambda value: "".join(str(v) for v in value.values()) if isinstance(value, dict) else "",
-)
+    ids=lambda value: "".join(map(str, value.values())) if isinstance(value, dict) else "",
+)  # fmt: skip
 def test_a_module_is_checked_before_anything_starts(attention, problem):
     before = torch.get_rng_state()
     found = site_problems(RESNET, attention, 10)
     assert torch.equal(torch.get_rng_state(), before)
     assert len(found) == bool(problem) and problem in "".join(found)
-    if problem:
-        assert (
-            found[0].startswith("attention=mine does not fit model=resnet20: ")
-            and "\n" not in found[0]
-        )
+    assert all(line.startswith(SAID) and "\n" not in line for line in found)
 
 
 @pytest.mark.parametrize(
-    ("keys", "attention", "problem"),
+    ("model", "attention", "problem"),
     [
-        ({}, own("Gate"), ""),
-        ({"image_size": 40}, own("Sized", size=20, sites={"stages": [1]}), ""),
-        ({}, own("Sized", size=16), "does not fit model=mine: it fails on a map (2, 6, 8, 8)"),
-        (
-            {"logits": 4},
-            own("Gate"),
-            "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)",
-        ),
-        ({"logits": 4}, {"name": "none"}, "model=mine: it makes (2, 4) float32"),
-        ({"_target_": "torchvision.models.vgg11"}, {"name": "none"}, ""),
-        (
-            {"_target_": "torchvision.models.vgg11"},
-            own("Gate"),
-            "attention.sites: model=mine: the network has no",
-        ),
-        ({"_target_": "torchvision.models.resnet18"}, own("Gate"), ""),
-        (
-            {"_target_": "torchvision.models.alexnet"},
-            {"name": "none"},
-            "model=mine: AlexNet fails on (2, 3, 32, 32)",
-        ),
-        (
-            {"_target_": f"{__name__}.late_network"},
-            {"name": "none"},
-            "model=mine: its forward pass makes the parameter 1.weight",
-        ),
-        (
-            {},
-            own("Gate", sites={"stages": [3]}),
-            "attention.sites: model=mine: there is no free site in stage 3",
-        ),
+        ("Backbone", "Gate", ""),
+        ("Backbone", "32", "does not fit model=mine: at a map (8, 16, 16): RuntimeError"),
+        ("wide", "20", ""),
+        ("torchvision.models.resnet18", "Gate", ""),
+        ("torchvision.models.vgg11", "none", ""),
+        ("torchvision.models.vgg11", "Gate", "does not fit model=mine: VGG has no free site"),
+        ("torchvision.models.alexnet", "none", "model=mine: RuntimeError: Given input size"),
+        ("late_network", "none", "model=mine: its forward pass makes the parameter 1.weight"),
+        ("refusing_network", "none", "model=mine: 10 classes are too many"),
+        ("four", "none",
+            "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)"),
+        ("four", "Gate", "model=mine: it makes (2, 4) float32"),
     ],
-)
-def test_a_network_is_checked_before_anything_starts(keys, attention, problem):
-    model = {"name": "mine", "family": "mine", "image_size": 32, "_target_": f"{__name__}.Backbone"}
-    found = site_problems(model | keys, attention, 10)
+)  # fmt: skip
+def test_a_network_is_checked_before_anything_starts(model, attention, problem):
+    changes = {"wide": {"image_size": 40}, "four": {"logits": 4}}
+    target = model if "." in model else f"{__name__}.{model}"
+    if model in changes:
+        target = f"{__name__}.Backbone"
+    chosen = {"none": {"name": "none"}, "Gate": own("Gate")}
+    sized = own("Returns", make=attention, sites={"stages": [1]})
+    before = torch.get_rng_state()
+    found = site_problems(mine(target, **changes.get(model, {})), chosen.get(attention, sized), 10)
+    assert torch.equal(torch.get_rng_state(), before)
     assert len(found) == bool(problem) and problem in "".join(found)
