@@ -24,7 +24,7 @@ from lcm.runs.load import class_names, data_of, load_run, read_finished
 from lcm.score_cam import score_cam
 from lcm.score_cam.figure import draw, facts
 from lcm.score_cam.pictures import from_test_set, read_pictures, shown
-from lcm.training.device import choose_device, keep_pages
+from lcm.training.device import choose_device
 
 
 @exit_on_user_error
@@ -36,7 +36,6 @@ def main(arguments=None):
     states = [read_finished(directory) for directory in options.runs]
     data = data_of(options.runs, states, options.root)
     sources, names, images, classes = images_of(options, data)
-    keep_pages()
     device = choose_device(options.device)
     titles, cams = network_titles(states), []
     for title, directory in zip(titles, options.runs, strict=True):
@@ -77,8 +76,8 @@ def images_of(options, data):
         names = [data.classes[label] for label in classes.tolist()]
     if options.explained is not None:
         if options.explained not in data.classes:
-            hint = nearest(options.explained, data.classes)
-            raise UserError(f"--class {options.explained}: no class of {data.name}{hint}")
+            near = nearest(options.explained, data.classes)
+            raise UserError(f"--class {options.explained}: no class of {data.name}{near}")
         classes = torch.full((len(images),), data.classes.index(options.explained))
     return sources, names, images, classes
 

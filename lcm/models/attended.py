@@ -54,12 +54,6 @@ class Attended(nn.Module):
         else:
             setattr(layer, name, value)
 
-    def __getitem__(self, index):
-        kind = type(self.layer).__name__
-        raise TypeError(
-            f"attention stands behind this {kind}: its parts are .layer[...], without it"
-        )
-
 
 def _without_layer(module, state, prefix, metadata):
     for key in [key for key in state if key.startswith(f"{prefix}layer.")]:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 
 from lcm.config.compose import load, resolve
 from lcm.errors import UserError, nearest
-from lcm.models.probe import in_words, no_late_parameters, on_meta_or_cpu, why
+from lcm.models.probe import in_words, no_late_parameters, why
 from lcm.models.sites import fill_sites
 from lcm.models.weights import generators, new_module
 
@@ -57,17 +57,22 @@ def site_problems(model, attention, num_classes, image_size=None):
 
     Both are resolved mappings. The network has to build and to make logits (2, num_classes) of two
     images of `image_size` (the model's own, if None); the attention has to build for each width and
-    to keep shape and type of the maps at each site, in training and in evaluation. All of this runs
-    on the meta device, without memory and without arithmetic, or on the CPU for what reads values.
-    An attention without `_target_` leaves the network alone to be checked.
+    to keep shape and type of the maps at each site, in training and in evaluation. An attention
+    without `_target_` leaves the network alone to be checked.
     """
     size = image_size or model["image_size"]
+    images = torch.zeros(2, 3, size, size)
     said = f"model={model['name']}"
     try:
-        with generators(0, "check"):
-            network, images = on_meta_or_cpu(
-                lambda device: _tried(model, num_classes, size, device)
-            )
+        with torch.no_grad(), generators(0, "check"):
+            network = _partial(model)(num_classes=num_classes).eval()
+            with no_late_parameters(network):
+                logits = network(images)
+            if getattr(logits, "shape", None) != (2, num_classes):
+                raise ValueError(
+                    f"it makes {in_words(logits)} of images {tuple(images.shape)}, not logits "
+                    f"{(2, num_classes)}"
+                )
             if "_target_" in attention:
                 said = f"attention={attention['name']} does not fit {said}"
                 where = attention.get("sites", "every")
@@ -75,19 +80,6 @@ def site_problems(model, attention, num_classes, image_size=None):
     except Exception as error:
         return [f"{said}: {why(error)}"]
     return []
-
-
-def _tried(model, num_classes, size, device):
-    """(the network, two images) on a device. ValueError where it makes no logits of them."""
-    with torch.device(device), torch.no_grad():
-        network = _partial(model)(num_classes=num_classes)
-        images = torch.zeros(2, 3, size, size)
-        with no_late_parameters(network):
-            logits = network.eval()(images)
-    if getattr(logits, "shape", None) != (2, num_classes):
-        wanted = f"not logits {(2, num_classes)}"
-        raise ValueError(f"it makes {in_words(logits)} of images {tuple(images.shape)}, {wanted}")
-    return network, images
 
 
 def _compose(model, attention, overrides):

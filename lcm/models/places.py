@@ -29,9 +29,6 @@ class Site(nn.Identity):
         self.channels = channels
         self.stage = stage
 
-    def extra_repr(self):
-        return f"{self.channels}, stage={self.stage}"
-
 
 class Place(NamedTuple):
     """Where a module stands: its dotted name, and the parent with its key there."""

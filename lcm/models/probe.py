@@ -12,11 +12,13 @@ from lcm.models.weights import generators
 
 def maps_through(network, layers, example):
     """{layer: [(what enters, what leaves), ...]}, a pair for each of its calls in one forward pass
-    of `example`.
+    of `example`; {} without one.
 
     A copy runs, in evaluation mode and without gradients: the network and the random generators
     stay as they are.
     """
+    if example is None:
+        return {}
     twin = copy.deepcopy(network).eval()
     twins = dict(zip(network.modules(), twin.modules(), strict=True))
     found = {layer: [] for layer in layers}
@@ -61,37 +63,23 @@ def no_late_parameters(module):
         )
 
 
-def on_meta_or_cpu(attempt):
-    """What `attempt(device)` returns: on the meta device, where nothing is computed, and once more
-    on the CPU if it fails there, as with modules that read values."""
-    try:
-        return attempt("meta")
-    except Exception:
-        return attempt("cpu")
-
-
 def check_map(factory, shape):
     """ValueError where what a factory makes cannot stand where maps (C, H, W) pass.
 
     It has to keep shape and type in training and in evaluation, and to have its parameters from the
     constructor.
     """
-
-    def attempt(device):
-        with torch.device(device):
+    try:
+        with torch.no_grad(), generators(0, "map"), torch.device("cpu"):
             module = copy.deepcopy(factory(shape[0]))  # it may be one that the caller trained
             x = torch.randn(2, *shape)
-        with no_late_parameters(module):
-            for mode in ("training", "evaluation"):
-                y = module.train(mode == "training")(x.clone())
-                if in_words(y) != in_words(x):
-                    raise ValueError(
-                        f"it makes {in_words(y)} of {in_words(x)} in {mode}, and has to keep shape "
-                        "and type"
-                    )
-
-    try:
-        with torch.no_grad(), generators(0, "map"):
-            on_meta_or_cpu(attempt)
+            with no_late_parameters(module):
+                for mode in ("training", "evaluation"):
+                    y = module.train(mode == "training")(x.clone())
+                    if in_words(y) != in_words(x):
+                        raise ValueError(
+                            f"it makes {in_words(y)} of {in_words(x)} in {mode}, and has to keep "
+                            "shape and type"
+                        )
     except Exception as error:
         raise ValueError(f"at a map {shape}: {why(error)}") from error

@@ -81,8 +81,7 @@ def fill_sites(
     behind = after is not None
     pattern = after if behind else instead_of
     found = chosen(network, where) if pattern is None else matching(network, pattern)
-    layers = [place.module for place in found]
-    calls = {} if example is None else maps_through(network, layers, example)
+    calls = maps_through(network, [place.module for place in found], example)
     shapes = {p.module: map_shape(p, calls.get(p.module), keeps=not behind) for p in found}
     for shape in dict.fromkeys(shapes.values()):
         if shape[1:]:
@@ -105,13 +104,10 @@ def fill_sites(
 def remove_attention(network):
     """Take out all that `fill_sites(after=)` put behind layers.
 
-    Returns the network. Raises ValueError where there is nothing to take out, and for a network
-    that is wrapped, compiled or scripted.
+    Returns the network. Raises ValueError for a network that is wrapped, compiled or scripted.
     """
     refuse_wrapped(network)
     found = [place for place in places(network) if isinstance(place.module, Attended)]
-    if not found:
-        raise ValueError("no attention stands behind a module of this network")
     for _, parent, key, module in found:
         setattr(parent, key, module.layer)
     return network
@@ -173,8 +169,10 @@ def _module(factory, seed, blend, name, shape):
         raise ValueError(f"{name}: a {kind} writes into its map, which a blend needs afterwards")
     if not torch.equal(y, x):
         return Blend(module)
-    text = f"{kind} starts as an identity and is placed without blend"
-    warnings.warn(f"{text}, in which it would never learn", stacklevel=3)
+    warnings.warn(
+        f"{kind} starts as an identity and is placed without blend, in which it would never learn",
+        stacklevel=3,
+    )
     return module
 
 

@@ -61,14 +61,12 @@ def new_module(make, seed, name=""):
 
 @contextlib.contextmanager
 def generators(seed, name):
-    """Start torch's, numpy's and Python's generators from (seed, name); restore them afterwards."""
+    """Start the CPU's generators of torch, numpy and Python from (seed, name); restore them
+    afterwards."""
     key = _key(seed, name)
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpys, pythons = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(()):
         torch.default_generator.manual_seed(key)
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(key)
         np.random.seed(key % 2**32)
         random.seed(key)
         try:

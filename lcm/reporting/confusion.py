@@ -30,9 +30,15 @@ def draw(matrix, classes, heading):
     figure = Figure((side, side + 0.3), layout="constrained", facecolor="white")
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    display = ConfusionMatrixDisplay(share, display_labels=classes)
-    look = {"cmap": "Blues", "colorbar": False, "xticks_rotation": 90, "text_kw": {"fontsize": 6.5}}
-    display.plot(ax=axes, include_values=few, im_kw={"vmin": 0, "vmax": 1}, **look)
+    display = ConfusionMatrixDisplay(share, display_labels=classes).plot(
+        ax=axes,
+        cmap="Blues",
+        colorbar=False,
+        include_values=few,
+        xticks_rotation=90,
+        im_kw={"vmin": 0, "vmax": 1},
+        text_kw={"fontsize": 6.5},
+    )
     axes.tick_params(labelsize=8 if few else 5)
     axes.set(xlabel="predicted", ylabel="true class")
     if few:  # with more, the numbers would be too small to read

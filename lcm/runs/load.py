@@ -30,12 +30,11 @@ def load_run(directory, config_dir=None):
     if config_dir:
         use_config_dir(config_dir)
     config = known_targets(state["config"])
-    weights = load_model_weights(directory)
     counted = state.get("num_classes")  # of class folders, whose config has no number
     classes = config["data"].get("num_classes") or counted
     try:
         network = build_network(config["model"], config["attention"], classes)
-        network.load_state_dict(weights)
+        network.load_state_dict(load_model_weights(directory))
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
