@@ -106,11 +106,6 @@ def test_what_will_not_do_is_named_and_nothing_changes(make, keys, message):
     assert state(network) == before
 
 
-def test_there_is_nothing_to_take_out():
-    with pytest.raises(ValueError, match="no attention stands behind a module"):
-        remove_attention(tv.resnet18())
-
-
 @contextlib.contextmanager
 def process_group():
     store = torch.distributed.HashStore()

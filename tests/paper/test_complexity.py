@@ -14,8 +14,8 @@ from tiny import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lcm import build_network, count
-from lcm.attention import NonLocal
+from lcm import build_network, count, fill_sites
+from lcm.attention import LCM2, NonLocal, SqueezeExcite
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +243,17 @@ def test_what_no_rule_counts_is_named(layer, call, expected):
     network = Calls(lambda m, x: call(m.layer, x.flatten(2)), layer=layer)  # (1, 3, 16)
     (found,) = count(network, 4).uncounted
     assert expected in found
+
+
+@pytest.mark.parametrize("make", [lambda c: LCM2(c, 4), lambda c: SqueezeExcite(c, 4)])
+def test_the_counts_do_not_say_where_in_a_block(make):
+    """They fix stages and widths."""
+    plain = count(build_network("resnet20"), 32)
+    images = torch.zeros(2, 3, 32, 32)
+    ours = count(fill_sites(build_network("resnet20"), make), 32)
+    assert ours.params > plain.params
+    # Behind the first norm, before the last norm, behind the addition and its ReLU.
+    for place in ("stage*.*.bn1", "stage*.*.conv2", "stage*.*"):
+        network = fill_sites(build_network("resnet20"), make, after=place, example=images)
+        there = count(network, 32)
+        assert (there.params, there.gfloat, there.macs) == (ours.params, ours.gfloat, ours.macs)
