@@ -158,21 +158,6 @@ def test_new_modules_take_mode_and_type(where):
     assert {m.training for name, m in network.named_modules() if "layer1" in name} == {False}
 
 
-def test_a_networks_own_attention_is_replaced():
-    """As torchvision's is in docs/extending.md."""
-    network = timm.create_model("mobilenetv3_small_050").eval()
-    before = network.state_dict()
-    names = [n for n, m in network.named_modules() if type(m).__name__ == "SqueezeExcite"]
-    for name in names:
-        fill_sites(network, se, instead_of=name, example=images(64))
-    assert [n for n, m in network.named_modules() if type(m) is SqueezeExcite] == names
-    after = network.state_dict()
-    kept = [key for key in before if key.rpartition(".")[0].rpartition(".")[0] not in names]
-    assert len(names) == 9 and len(kept) + 4 * 9 == len(after)
-    assert all(torch.equal(after[key], before[key]) for key in kept)
-    assert network(images(64)).shape == (2, 1000)
-
-
 @pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}, {"instead_of": "layer*.*.bn2"}])
 def test_an_error_in_the_middle_changes_nothing(where):
     network, made = tv.resnet18(), []

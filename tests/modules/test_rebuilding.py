@@ -129,12 +129,6 @@ def sync_batch_norm(network, x):
     return network
 
 
-def averaged(network, x):
-    mean = torch.optim.swa_utils.AveragedModel(network)
-    mean.update_parameters(network)
-    return mean.module
-
-
 def fused_by_fx(network, x):
     try:
         return fuse(network)
@@ -142,37 +136,32 @@ def fused_by_fx(network, x):
         pytest.skip(f"loud: {type(error).__name__}")
 
 
-def norms_replaced(module, x):
-    """By `setattr` on their parents, as detection libraries freeze them."""
-    for key, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
-            frozen.load_state_dict(child.state_dict())
-            setattr(module, key, frozen)
-        else:
-            norms_replaced(child, x)
+def frozen(norm):
+    """As detection libraries have it."""
+    module = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    module.load_state_dict(norm.state_dict())
     return module
 
 
 def adapted(network, x):
-    """Each convolution within another module, as adapters (LoRA) are put in."""
+    """Each convolution within another module, as adapters (LoRA) are put in, and norms frozen: by
+    `setattr` on their parents."""
+    changes = {nn.Conv2d: nn.Sequential, nn.BatchNorm2d: frozen}
     for name, module in list(network.named_modules()):
-        if type(module) is nn.Conv2d:
+        if type(module) in changes:
             parent, _, key = name.rpartition(".")
-            setattr(network.get_submodule(parent), key, nn.Sequential(module))
+            setattr(network.get_submodule(parent), key, changes[type(module)](module))
     return network
 
 
 OPERATIONS = {
-    "copied": lambda network, x: copy.deepcopy(network),
+    "copied": lambda network, x: torch.optim.swa_utils.AveragedModel(network).module,
     "pickled": lambda network, x: pickle.loads(pickle.dumps(network)),
     "through a file": through_a_file,
     "SyncBatchNorm": sync_batch_norm,
     "frozen": lambda network, x: timm.layers.freeze_batch_norm_2d(network),
-    "norms replaced": norms_replaced,
     "adapted": adapted,
     "converted": lambda n, x: n.double().float().to(memory_format=torch.channels_last),
-    "averaged": averaged,
     "weight norm": weight_norm,
     "reparameterised": lambda network, x: timm.utils.reparameterize_model(network),
     "functional": lambda n, x: lambda x: functional_call(n, dict(n.named_parameters()), (x,)),

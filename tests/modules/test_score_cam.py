@@ -1,10 +1,12 @@
 """Score-CAM against the loop of its authors' code."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from plain import digest
+from strangers import state
 from torch import nn
 
 from lcm.models import CifarDenseNet, CifarResNet, draw_weights
@@ -32,11 +34,8 @@ def small():
         conv.bias[:2] = torch.tensor([0.3, 0.0])
         norm.weight[2], norm.bias[2] = 0.1, -0.5  # negative everywhere
         fc.weight *= 5
-    parts = {"conv": conv, "bn": norm, "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1)}
-    network = nn.Sequential()
-    for name, part in (parts | {"flat": nn.Flatten(), "drop": nn.Dropout(0.5), "fc": fc}).items():
-        network.add_module(name, part)
-    return network.double()
+    head = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "drop": nn.Dropout(), "fc": fc}
+    return nn.Sequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU(), **head)).double()
 
 
 def drawn(*shape):
@@ -224,15 +223,10 @@ def test_takes_logits_that_look_like_probabilities(end, small, images):
 def test_leaves_the_network_as_it_was(small, images):
     small.train()
     small.bn.eval()
-
-    def state():
-        hooks = [(m.training, len(m._forward_hooks)) for m in small.modules()]
-        return digest(small.state_dict()), hooks, torch.get_rng_state().tolist()
-
-    before = state()
+    before = state(small)
     score_cam(small, images, layer="conv")
-    assert state() == before and torch.is_grad_enabled()
-    assert all(parameter.grad is None for parameter in small.parameters())
+    assert state(small) == before and torch.is_grad_enabled()
+    assert not small.conv._forward_hooks and small.conv.weight.grad is None
 
 
 @pytest.mark.parametrize(
