@@ -1,6 +1,5 @@
 """A finished run, loaded, evaluated and explained: the examples of docs/finished_run.md."""
 
-import csv
 import glob
 import json
 import re
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import evaluate
 import numpy as np
+import pandas as pd
 import pytest
 import score_cam
 import torch
@@ -183,12 +183,10 @@ def test_evaluation_equals_run_json_and_a_plain_forward_pass(trained, tmp_path, 
     evaluate.main([str(trained), "--out", str(tmp_path / "deep")])
     out = capsys.readouterr().out
     assert f"top-1 {recorded:.2f} % ({right} of 24); as in run.json" in out
-    rows = list(csv.DictReader((tmp_path / "deep/predictions.csv").read_text().splitlines()))
-    assert [row["image"] for row in rows] == [str(i) for i in range(24)]
-    assert [row["class"] for row in rows] == [str(label) for label in labels]
-    assert [row["predicted"] for row in rows] == [str(int(p)) for p in predicted]
-    found = torch.tensor([float(row["probability"]) for row in rows])
-    assert torch.allclose(found, highest, atol=2e-6)
+    table = pd.read_csv(tmp_path / "deep" / "predictions.csv")
+    assert table["image"].tolist() == list(range(24)) and table["class"].tolist() == list(labels)
+    assert table["predicted"].tolist() == predicted.tolist()
+    assert table["probability"].tolist() == pytest.approx(highest.tolist(), abs=2e-6)
     assert {file.name for file in tmp_path.rglob("*.*")} == {"confusion.png", "predictions.csv"}
 
 
@@ -227,18 +225,19 @@ def test_the_confusion_matrix_counts_and_names_mistakes():
 # Score-CAM
 
 
-def explained(arguments, out):
-    """The .json beside the figure that the script draws."""
-    score_cam.main([*map(str, arguments), "--out", str(out)])
-    return json.loads(out.with_suffix(".json").read_text())
+def explained(arguments, *out):
+    """The .json beside the figures that the script draws."""
+    score_cam.main([*map(str, arguments), "--out", *map(str, out)])
+    return json.loads(out[0].with_suffix(".json").read_text())
 
 
-def test_the_figure_is_the_same_twice_in_each_format(folder, tmp_path, capsys):
+def test_the_figure_is_the_same_twice_in_each_format_and_explains_true_classes(
+    folder, trained, tmp_path
+):
     kinds = ("png", "svg", "pdf")
     runs = [next((folder / "runs/digits/resnet20" / a).iterdir()) for a in ("none", "se", "lcm2")]
     for name in ("a", "b"):
-        out = [str(tmp_path / "deep" / f"{name}.{kind}") for kind in kinds]
-        score_cam.main([*map(str, runs), "--index", "3", "14", "--out", *out])
+        facts = explained(runs, *(tmp_path / "deep" / f"{name}.{kind}" for kind in kinds))
     written = {file.name: file.read_bytes() for file in (tmp_path / "deep").iterdir()}
     assert len(written) == 2 * 4  # and nothing under other names
     assert all(written[f"a.{kind}"] == written[f"b.{kind}"] for kind in (*kinds, "json"))
@@ -246,25 +245,19 @@ def test_the_figure_is_the_same_twice_in_each_format(folder, tmp_path, capsys):
     picture = np.array(Image.open(tmp_path / "deep" / "a.png").convert("RGB"))
     assert picture.shape[0] > 800 and picture.std() > 20 and (picture[0] == 255).all()
     svg = written["a.svg"].decode()
-    assert svg.count("<image") == 2 * (1 + 2 * 3 + 1)  # with a colour bar
+    assert svg.count("<image") == 4 * (1 + 2 * 3 + 1)  # with a colour bar
     assert not re.search(r"\d{4}-\d\d-\d\dT", svg)
     assert "Score-CAM of networks trained on digits, 3 epochs, seed 0" in svg
-    facts = json.loads(written["a.json"])
     titles = [network["title"] for network in facts["networks"]]
     assert titles == ["ResNet-20", "ResNet-20 + SE", "ResNet-20 + LCM2"]
-    out = capsys.readouterr().out
-    assert all(f"{p:.4f}" in out for image in facts["images"] for p in image["P"])
 
-
-def test_P_is_the_softmax_probability_of_the_true_class(trained, tmp_path):
-    images, labels = DIGITS._test
-    shown = explained([trained], tmp_path / "f.svg")["images"]
-    assert [image["image"] for image in shown] == [0, 6, 12, 18]
-    for image, row in zip(shown, probabilities(trained, images[:24:6]), strict=True):
-        label = labels[image["image"]]
-        assert image["name"] == str(label) and image["explained"] == [image["name"]]
-        assert image["predicted"] == [str(int(row.argmax()))]
-        assert image["P"][0] == pytest.approx(row[label].item(), abs=1e-5)
+    images, labels = (part[:24:6] for part in DIGITS._test)
+    expected = probabilities(trained, images)
+    assert [image["image"] for image in facts["images"]] == [0, 6, 12, 18]
+    for image, row, label in zip(facts["images"], expected, labels, strict=True):
+        assert image["explained"] == [image["name"]] * 3 == [str(label)] * 3
+        assert image["predicted"][2] == str(int(row.argmax()))
+        assert image["P"][2] == pytest.approx(row[label].item(), abs=1e-5)
 
 
 def test_pictures_of_ones_own_are_explained_as_the_network_sees_them(
@@ -272,34 +265,28 @@ def test_pictures_of_ones_own_are_explained_as_the_network_sees_them(
 ):
     """A wide picture, held on its side, and one with a palette; P is worked out from the pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    wide = np.zeros((32, 48, 3), np.uint8)
-    wide[:, 8:40] = pixels
+    wide = np.pad(pixels, ((0, 0), (8, 8), (0, 0)))
     on_its_side = Image.fromarray(np.rot90(wide).copy())
     exif = on_its_side.getexif()
     exif[0x0112] = 6  # shown after a quarter turn to the right
-    on_its_side.save(tmp_path / "a.png", exif=exif)
-    Image.fromarray(pixels).convert("P").save(tmp_path / "b.gif")
-    palette = np.array(Image.open(tmp_path / "b.gif").convert("RGB"))
-
     monkeypatch.chdir(tmp_path)
-    expected, out = probabilities(trained, [pixels, palette]), tmp_path / "own.svg"
-    arguments = [trained, "--image", "a.png", "b.gif"]
-    predicted = [[str(int(row.argmax()))] for row in expected]
-    images = explained(arguments, out)["images"]
-    assert [image["image"] for image in images] == ["a.png", "b.gif"]
-    assert [image["name"] for image in images] == ["a.png", "b.gif"]
-    assert [image["explained"] for image in images] == predicted
-    assert [image["predicted"] for image in images] == predicted
-    assert [image["P"][0] for image in images] == pytest.approx(expected.amax(1).tolist(), abs=1e-5)
-    assert "b.gif" in out.read_text() and f"{predicted[1][0]}: P = " in out.read_text()
-    normalisation = DIGITS.mean, DIGITS.std
-    inputs = pictures.read_pictures(["a.png", "b.gif"], 32, *normalisation)
-    assert np.allclose(255 * pictures.shown(inputs, *normalisation), [pixels, palette], atol=1e-3)
+    on_its_side.save("a.png", exif=exif)
+    Image.fromarray(pixels).convert("P").save("b.gif")
+    seen = [pixels, np.array(Image.open("b.gif").convert("RGB"))]
+    inputs = pictures.read_pictures(["a.png", "b.gif"], 32, DIGITS.mean, DIGITS.std)
+    assert np.allclose(255 * pictures.shown(inputs, DIGITS.mean, DIGITS.std), seen, atol=1e-3)
 
-    images = explained([*arguments, "--class", "4"], out)["images"]
-    assert [image["explained"] for image in images] == [["4"], ["4"]]
-    assert [image["predicted"] for image in images] == predicted
-    assert images[1]["P"][0] == pytest.approx(expected[1, 4].item(), abs=1e-5)
+    expected, out = probabilities(trained, seen), tmp_path / "own.svg"
+    predicted = [str(int(row.argmax())) for row in expected]
+    for options, classes in (([], predicted), (["--class", "4"], ["4", "4"])):
+        images = explained([trained, "--image", "a.png", "b.gif", *options], out)["images"]
+        for image, file, c, row, highest in zip(
+            images, ("a.png", "b.gif"), classes, expected, predicted, strict=True
+        ):
+            assert image["image"] == image["name"] == file
+            assert image["explained"] == [c] and image["predicted"] == [highest]
+            assert image["P"][0] == pytest.approx(row[int(c)].item(), abs=1e-5)
+        assert "b.gif" in out.read_text() and f"{classes[1]}: P = " in out.read_text()
 
 
 def test_titles_tell_seeds_apart_where_needed():
@@ -312,10 +299,9 @@ def test_titles_tell_seeds_apart_where_needed():
 
 def test_the_stored_figure_says_what_its_runs_were_trained_on():
     facts = json.loads((ROOT / "results/figure4.json").read_text())
-    with open(ROOT / "results/runs.csv", newline="") as file:
-        recorded = {row["run"]: row for row in csv.DictReader(file)}
-    rows = [recorded[network["run"]] for network in facts["networks"]]
-    assert {(row["data"], row["epochs"], row["seed"]) for row in rows} == {("cifar10", "10", "0")}
+    runs = pd.read_csv(ROOT / "results/runs.csv", dtype=str).set_index("run")
+    rows = runs.loc[[network["run"] for network in facts["networks"]], ["data", "epochs", "seed"]]
+    assert rows.drop_duplicates().to_numpy().tolist() == [["cifar10", "10", "0"]]
     said = "networks trained on CIFAR-10, 10 epochs, seed 0, 1 run each"
     assert said in facts["heading"] and said in (ROOT / "results/figure4.svg").read_text()
 
