@@ -175,16 +175,13 @@ class Backbone(nn.Module):
 
     def __init__(self, num_classes, logits=None):
         super().__init__()
-        self.token = nn.Parameter(torch.full((1, 8, 1, 1), 7.0))
-        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.site = Site(8, 1)
-        self.down = nn.Conv2d(8, 6, 3, stride=2, padding=1)
-        self.last = Site(6, 2)
+        self.token = nn.Parameter(torch.full((1, 6, 1, 1), 7.0))
+        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.site = Site(6, 1)
         self.fc = nn.Linear(6, logits or num_classes)
 
     def forward(self, x):
-        x = self.site(self.stem(x)) + self.token
-        return self.fc(self.last(self.down(x)).mean((2, 3)))
+        return self.fc((self.site(self.stem(x)) + self.token).mean((2, 3)))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -269,31 +266,30 @@ def test_a_module_is_checked_before_anything_starts(attention, problem):
     assert all(line.startswith(SAID) and "\n" not in line for line in found)
 
 
+BACKBONE, NONE = f"{__name__}.Backbone", {"name": "none"}
+
+
 @pytest.mark.parametrize(
     ("model", "attention", "problem"),
     [
-        ("Backbone", "Gate", ""),
-        ("Backbone", "32", "does not fit model=mine: at a map (8, 16, 16): RuntimeError"),
-        ("wide", "20", ""),
-        ("torchvision.models.resnet18", "Gate", ""),
-        ("torchvision.models.vgg11", "none", ""),
-        ("torchvision.models.vgg11", "Gate", "does not fit model=mine: VGG has no free site"),
-        ("torchvision.models.alexnet", "none", "model=mine: RuntimeError: Given input size"),
-        ("late_network", "none", "model=mine: its forward pass makes the parameter 1.weight"),
-        ("refusing_network", "none", "model=mine: 10 classes are too many"),
-        ("four", "none",
+        (mine(BACKBONE), own("Gate"), ""),
+        (mine(BACKBONE), own("Returns", make="32"),
+            "attention=mine does not fit model=mine: at a map (6, 16, 16): RuntimeError"),
+        (mine(BACKBONE, image_size=40), own("Returns", make="20"), ""),
+        (mine("torchvision.models.resnet18"), own("Gate"), ""),
+        (mine("torchvision.models.vgg11"), NONE, ""),
+        (mine("torchvision.models.vgg11"), own("Gate"), "does not fit model=mine: VGG has no free"),
+        (mine("torchvision.models.alexnet"), NONE, "model=mine: RuntimeError: Given input size"),
+        (mine(f"{__name__}.late_network"), NONE,
+            "model=mine: its forward pass makes the parameter 1.weight"),
+        (mine(f"{__name__}.refusing_network"), NONE, "model=mine: 10 classes are too many"),
+        (mine(BACKBONE, logits=4), NONE,
             "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)"),
-        ("four", "Gate", "model=mine: it makes (2, 4) float32"),
+        (mine(BACKBONE, logits=4), own("Gate"), "model=mine: it makes (2, 4) float32"),
     ],
 )  # fmt: skip
 def test_a_network_is_checked_before_anything_starts(model, attention, problem):
-    changes = {"wide": {"image_size": 40}, "four": {"logits": 4}}
-    target = model if "." in model else f"{__name__}.{model}"
-    if model in changes:
-        target = f"{__name__}.Backbone"
-    chosen = {"none": {"name": "none"}, "Gate": own("Gate")}
-    sized = own("Returns", make=attention, sites={"stages": [1]})
     before = torch.get_rng_state()
-    found = site_problems(mine(target, **changes.get(model, {})), chosen.get(attention, sized), 10)
+    found = site_problems(model, attention, 10)
     assert torch.equal(torch.get_rng_state(), before)
     assert len(found) == bool(problem) and problem in "".join(found)

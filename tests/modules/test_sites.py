@@ -96,21 +96,6 @@ def test_a_site_of_a_dense_layer_sees_only_its_new_maps():
         assert torch.equal(block(x), torch.cat((x, torch.zeros(2, new, 8, 8)), 1))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121"])
-def test_empty_sites_change_nothing_in_torchvisions_networks(name):
-    network = getattr(torchvision.models, name)(num_classes=5)
-    with_sites = add_sites(copy.deepcopy(network))
-    assert sites(with_sites)
-    x = torch.randn(2, 3, 64, 64)
-    for mode in (True, False):
-        y, y_ = network.train(mode)(x), with_sites.train(mode)(x)
-        assert torch.equal(y, y_)
-    y.sum().backward(), y_.sum().backward()
-    for parameter, parameter_ in zip(network.parameters(), with_sites.parameters(), strict=True):
-        assert torch.equal(parameter.grad, parameter_.grad)
-    assert list(with_sites.state_dict()) == list(network.state_dict())
-
-
 def test_one_file_imports_torchvision():
     """It takes a second: no network for CIFAR waits for it."""
     files = (ROOT / "lcm" / "models").glob("*.py")
@@ -127,6 +112,9 @@ def without_a_stage():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
+        (tv.resnet18, [2, 2, 2, 2]),
+        (tv.resnet50, [3, 4, 6, 3]),
+        (tv.densenet121, [6, 12, 24, 16]),
         (lambda: tv.DenseNet(8, (2, 3, 1)), [2, 3, 1]),
         (lambda: tv.DenseNet(8, (1, 1, 2, 1, 1), memory_efficient=True), [1, 1, 2, 1, 1]),
         (lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 2, 1, 1],
@@ -134,18 +122,27 @@ def without_a_stage():
         (without_a_stage, [2, 2, 2]),
         (lambda: tv.segmentation.fcn_resnet50(weights_backbone=None), [3, 4, 6, 3]),
     ],
-    ids=["three blocks", "five blocks", "group norms", "without a stage", "segmentation"],
+    ids=["resnet18", "resnet50", "densenet121", "three blocks", "five blocks", "group norms",
+        "without a stage", "segmentation"],
 )  # fmt: skip
-def test_any_number_of_stages(make, expected):
-    network = make().eval()
-    x = images(64)
-    y, before = network(x), list(network.state_dict())
-    found = [place.module.stage for place in sites(add_sites(network))]
+@pytest.mark.filterwarnings("ignore")
+def test_torchvisions_networks_have_empty_sites_in_each_stage_which_change_nothing(make, expected):
+    network = make()
+    with_sites = add_sites(copy.deepcopy(network))
+    found = [place.module.stage for place in sites(with_sites)]
     assert [found.count(stage + 1) for stage in range(len(expected))] == expected
-    torch.testing.assert_close(network(x), y, rtol=0, atol=0)
-    assert list(network.state_dict()) == before
-    fill_sites(network, se)
-    network(x)
+    assert list(with_sites.state_dict()) == list(network.state_dict())
+    for mode in (True, False):
+        outputs = []
+        for one in (network, with_sites):
+            torch.manual_seed(0)  # of dropout
+            y = one.train(mode)(images(64))
+            outputs.append(y["out"] if isinstance(y, dict) else y)
+            outputs[-1].sum().backward()
+        assert torch.equal(*outputs)
+    for parameter, parameter_ in zip(network.parameters(), with_sites.parameters(), strict=True):
+        assert torch.equal(parameter.grad, parameter_.grad)
+    fill_sites(with_sites, se)(images(64))
 
 
 @pytest.mark.parametrize("after", ["layer*", "layer*.*", "layer*.*.conv2"])
