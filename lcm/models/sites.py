@@ -44,36 +44,29 @@ def fill_sites(
 ):
     """Put new attention modules at a network's sites, behind its layers, or in place of layers.
 
-    The network is changed in place; after an error it computes what it did. A module takes mode,
-    type and device of what it follows.
+    Returns the network, changed in place; after an error it computes what it did. A module takes
+    mode, type and device of what it follows.
 
     Args:
         network: a network of maps (N, C, H, W). Without `after` and `instead_of` one that has sites
             or torchvision's residual blocks or dense layers, which are given them.
         factory: a callable from a channel count to a module that keeps the shape of its map.
-        where: "every" site; {"stages": [2, 3]}, the sites of those stages; or {"last_of_stage": 2},
-            one site.
-        seed: if given, each module is made under generators keyed by this seed and its name
-            (`new_module`).
+        where: "every" site; {"stages": [2, 3]}; or {"last_of_stage": 2}, one site.
+        seed: if given, each module is made under generators keyed by this seed and its name.
         after: a pattern of dotted module names, such as "layer*.*.bn3"; no * reaches across a dot.
             A module is put behind each layer whose name fits, as its child `attention` (the next
             one: `attention2`). The names of the state dict stay: weights can be loaded before, or
             after with strict=False. `remove_attention` undoes it.
         instead_of: such a pattern; a module takes the place of each layer whose name fits.
         example: an input of the network, needed where a layer does not say how many channels its
-            maps have (an activation, a block): one forward pass tells, and the modules are tried on
-            maps of the sizes found.
+            maps have (an activation, a block): one forward pass tells, and each module is tried.
         blend: put x + a (attention(x) - x), with one learned number a that starts at 0, so that the
             network first computes what it did. A module that starts as an identity would never
             learn so: it is placed as it is, with a warning.
 
-    Returns:
-        The network.
-
     Raises:
-        ValueError: no free site, no such stage, no name that fits, a layer of no or of several
-            widths, a module that does not keep the shape, or a network that is wrapped (DDP,
-            DataParallel, FSDP), compiled or scripted.
+        ValueError: no such site, name or width, a module that will not do, or a network that is
+            wrapped (DDP, DataParallel, FSDP), compiled or scripted.
     """
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
