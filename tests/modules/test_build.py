@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from plain import digest
+from strangers import Calls
 from torch import nn
 
 from lcm import UserError, build_network
@@ -113,17 +114,15 @@ def own(target, **keys):
     return {"name": "mine", "_target_": f"{__name__}.{target}", "sites": "every"} | keys
 
 
-class Gate(nn.Module):
-    """A bare parameter, a zero that has to stay, and random values of three generators."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.gate = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.scale = nn.Parameter(torch.full((channels, 1, 1), 2.0))
-        self.random = nn.Parameter(torch.tensor([torch.rand(1), np.random.rand(), random.random()]))
-
-    def forward(self, x):
-        return x * (1 + self.gate * self.scale * self.random.sum())
+def gate(channels):
+    """A zero that has to stay, and random values of three generators; all are bare parameters."""
+    three = torch.rand(1).item(), np.random.rand(), random.random()
+    return Calls(
+        lambda m, x: x * (1 + m.gate * m.scale * m.random.sum()),
+        gate=nn.Parameter(torch.zeros(channels, 1, 1)),
+        scale=nn.Parameter(torch.full((channels, 1, 1), 2.0)),
+        random=nn.Parameter(torch.tensor(three)),
+    )
 
 
 class Changed(LCM2):
@@ -137,7 +136,7 @@ class Changed(LCM2):
         return super().forward(x) * self.gain
 
 
-@pytest.mark.parametrize("target", ["Gate", "Changed"])
+@pytest.mark.parametrize("target", ["gate", "Changed"])
 def test_a_module_keeps_what_its_constructor_set(target):
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     first = build_network(RESNET, own(target), seed=1)
@@ -147,7 +146,7 @@ def test_a_module_keeps_what_its_constructor_set(target):
     again, other = (build_network(RESNET, own(target), seed=seed) for seed in (1, 2))
     assert digest(first.state_dict()) == digest(again.state_dict())
     site, sibling = first.stage2[0].site, other.stage2[0].site
-    if target == "Gate":
+    if target == "gate":
         assert not site.gate.any() and (site.scale == 2).all()
         assert (site.random != sibling.random).all()
         assert (site.random != first.stage1[0].site.random).all()
@@ -162,26 +161,23 @@ def mine(target, **keys):
 
 
 def test_a_network_keeps_what_its_constructor_set():
-    model = mine(f"{__name__}.Backbone")
+    model = mine(f"{__name__}.backbone")
     first, again, other = (build_network(model, seed=seed).state_dict() for seed in (1, 1, 2))
     assert digest(first) == digest(again) != digest(other)
     assert (first["token"] == 7).all()
-    filled = build_network(model, own("Gate"), seed=1).state_dict()
+    filled = build_network(model, own("gate"), seed=1).state_dict()
     assert all(torch.equal(filled[key], value) for key, value in first.items())
 
 
-class Backbone(nn.Module):
+def backbone(num_classes, logits=None):
     """With a token that no layer draws."""
-
-    def __init__(self, num_classes, logits=None):
-        super().__init__()
-        self.token = nn.Parameter(torch.full((1, 6, 1, 1), 7.0))
-        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1)
-        self.site = Site(6, 1)
-        self.fc = nn.Linear(6, logits or num_classes)
-
-    def forward(self, x):
-        return self.fc((self.site(self.stem(x)) + self.token).mean((2, 3)))
+    return Calls(
+        lambda m, x: m.fc((m.site(m.stem(x)) + m.token).mean((2, 3))),
+        token=nn.Parameter(torch.full((1, 6, 1, 1), 7.0)),
+        stem=nn.Conv2d(3, 6, 3, stride=2, padding=1),
+        site=Site(6, 1),
+        fc=nn.Linear(6, logits or num_classes),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -202,20 +198,9 @@ def refusing(size):
     raise ValueError
 
 
-def refusing_network(num_classes):
-    raise ValueError(f"{num_classes} classes are too many")
-
-
-class Returns(nn.Module):
+def returns(channels, make):
     """What `make` makes of the map and the module."""
-
-    def __init__(self, channels, make):
-        super().__init__()
-        self.channels = channels
-        self.make = MADE[make]
-
-    def forward(self, x):
-        return self.make(x, self)
+    return Calls(lambda m, x: MADE[make](x, m))
 
 
 MADE = {
@@ -236,25 +221,25 @@ KEEP = " float32 of (2, 16, 32, 32) float32 in training, and has to keep shape a
 @pytest.mark.parametrize(
     ("attention", "problem"),
     [
-        (own("Gate"), ""),
+        (own("gate"), ""),
         (load("attention", "cbam") | {"name": "mine", "reduction": 4, "bias": True}, ""),
-        (own("Returns", make="weights"), f"{HERE}it makes (2, 16, 1, 1){KEEP}"),
-        (own("Returns", make="wide", sites={"stages": [3]}),
+        (own("returns", make="weights"), f"{HERE}it makes (2, 16, 1, 1){KEEP}"),
+        (own("returns", make="wide", sites={"stages": [3]}),
             "at a map (64, 8, 8): it makes (2, 128, 8, 8) float32 of (2, 64, 8, 8)"),
-        (own("Returns", make="tuple"), f"{HERE}it makes a tuple of"),
-        (own("Returns", make="nothing"), f"{HERE}it makes a NoneType of"),
-        (own("Returns", make="half"), f"{HERE}it makes (2, 16, 32, 32) float16 of"),
-        (own("Returns", make="smaller in evaluation"),
+        (own("returns", make="tuple"), f"{HERE}it makes a tuple of"),
+        (own("returns", make="nothing"), f"{HERE}it makes a NoneType of"),
+        (own("returns", make="half"), f"{HERE}it makes (2, 16, 32, 32) float16 of"),
+        (own("returns", make="smaller in evaluation"),
             f"{HERE}it makes (2, 16, 32, 31) float32 of (2, 16, 32, 32) float32 in evaluation"),
-        (own("Returns", make="32"), "at a map (32, 16, 16): RuntimeError: The size of tensor a"),
-        (own("Returns", make="32", sites={"stages": [1]}), ""),
+        (own("returns", make="32"), "at a map (32, 16, 16): RuntimeError: The size of tensor a"),
+        (own("returns", make="32", sites={"stages": [1]}), ""),
         (own("late"), f"{HERE}its forward pass makes the parameter bias: make it in the"),
         (own("refusing"), f"{HERE}ValueError"),
-        (own("Returns"), "missing 1 required positional argument: 'make'"),
+        (own("returns"), "missing 1 required positional argument: 'make'"),
         (own("Absent"), "Absent"),
         ({"name": "mine", "_target_": "torch.nn.functional.relu"}, "argument 'input'"),
         ({"name": "mine", "_target_": "math.sqrt"}, "AttributeError: 'float' object"),
-        (own("Gate", sites={"stages": [4]}), "model=resnet20: there is no free site in stage 4"),
+        (own("gate", sites={"stages": [4]}), "model=resnet20: there is no free site in stage 4"),
     ],
     ids=lambda value: "".join(map(str, value.values())) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -266,26 +251,26 @@ def test_a_module_is_checked_before_anything_starts(attention, problem):
     assert all(line.startswith(SAID) and "\n" not in line for line in found)
 
 
-BACKBONE, NONE = f"{__name__}.Backbone", {"name": "none"}
+BACKBONE, NONE = f"{__name__}.backbone", {"name": "none"}
 
 
 @pytest.mark.parametrize(
     ("model", "attention", "problem"),
     [
-        (mine(BACKBONE), own("Gate"), ""),
-        (mine(BACKBONE), own("Returns", make="32"),
+        (mine(BACKBONE), own("gate"), ""),
+        (mine(BACKBONE), own("returns", make="32"),
             "attention=mine does not fit model=mine: at a map (6, 16, 16): RuntimeError"),
-        (mine(BACKBONE, image_size=40), own("Returns", make="20"), ""),
-        (mine("torchvision.models.resnet18"), own("Gate"), ""),
+        (mine(BACKBONE, image_size=40), own("returns", make="20"), ""),
+        (mine("torchvision.models.resnet18"), own("gate"), ""),
         (mine("torchvision.models.vgg11"), NONE, ""),
-        (mine("torchvision.models.vgg11"), own("Gate"), "does not fit model=mine: VGG has no free"),
+        (mine("torchvision.models.vgg11"), own("gate"), "does not fit model=mine: VGG has no free"),
         (mine("torchvision.models.alexnet"), NONE, "model=mine: RuntimeError: Given input size"),
         (mine(f"{__name__}.late_network"), NONE,
             "model=mine: its forward pass makes the parameter 1.weight"),
-        (mine(f"{__name__}.refusing_network"), NONE, "model=mine: 10 classes are too many"),
+        (RESNET | {"layers": 9}, NONE, "model=resnet20: a ResNet for 32x32 images has 6n + 2"),
         (mine(BACKBONE, logits=4), NONE,
             "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)"),
-        (mine(BACKBONE, logits=4), own("Gate"), "model=mine: it makes (2, 4) float32"),
+        (mine(BACKBONE, logits=4), own("gate"), "model=mine: it makes (2, 4) float32"),
     ],
 )  # fmt: skip
 def test_a_network_is_checked_before_anything_starts(model, attention, problem):

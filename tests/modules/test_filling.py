@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from strangers import Child, Scale, images, se, state
+from strangers import Scale, child, images, se, state
 from torch import nn
 
 from lcm import build_network, fill_sites, remove_attention
@@ -177,7 +177,7 @@ def test_an_error_in_the_middle_changes_nothing(where):
 
 
 def test_a_layers_own_child_called_attention_stays():
-    network, x = nn.Sequential(Child("attention")).eval(), images()
+    network, x = nn.Sequential(child("attention")).eval(), images()
     y, before = network(x), network.state_dict()
     fill_sites(network, Scale, after="0", example=x)
     after = network.state_dict()

@@ -6,22 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from strangers import state
+from strangers import Calls, state
 from torch import nn
 
 from lcm.models import CifarDenseNet, CifarResNet, draw_weights
 from lcm.score_cam import score_cam
 
 
-class Ends(nn.Module):
+def ending(network, end):
     """A network and what comes after its logits."""
-
-    def __init__(self, network, end):
-        super().__init__()
-        self.network, self.end = network, end
-
-    def forward(self, x):
-        return self.end(self.network(x))
+    return Calls(lambda m, x: end(m.network(x)), network=network)
 
 
 @pytest.fixture
@@ -31,7 +25,7 @@ def small():
     conv, norm, fc = nn.Conv2d(3, 10, 3, stride=3), nn.BatchNorm2d(10), nn.Linear(10, 4)
     with torch.no_grad():
         conv.weight[:2] = 0
-        conv.bias[:2] = torch.tensor([0.3, 0.0])
+        conv.bias[:2] = torch.tensor([3.3, 0.0])
         norm.weight[2], norm.bias[2] = 0.1, -0.5  # negative everywhere
         fc.weight *= 5
     head = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "drop": nn.Dropout(), "fc": fc}
@@ -98,8 +92,11 @@ def maps_of(network, images, layer):
 
 def test_equals_one_channel_at_a_time(small, images):
     found = score_cam(small, images, CLASSES, layer="bn")
-    assert_as_published(found, small, images, maps_of(small, images, "bn"), CLASSES)
-    assert (found.weights[:, :2] == 0).all()  # constant channels are left out
+    maps = maps_of(small, images, "bn")
+    assert_as_published(found, small, images, maps, CLASSES)
+    # Constant channels are left out: upsampled, they are uneven by rounding, which would be noise.
+    assert up(maps[0, 0], (18, 15)).std() > 0
+    assert (found.weights[:, :2] == 0).all()
     assert (found.weights[:, 2] != 0).all()
 
 
@@ -132,8 +129,8 @@ def test_a_named_layer_is_its_own_output_without_what_follows_in_place(small, im
 
 def test_one_logit_is_that_of_the_second_of_two_classes(small, images):
     """The reference is the same network with the logits 0 and z, written out."""
-    one = Ends(small, lambda z: z[:, 1:2])
-    two = Ends(small, lambda z: F.pad(z[:, 1:2], (1, 0)))
+    one = ending(small, lambda z: z[:, 1:2])
+    two = ending(small, lambda z: F.pad(z[:, 1:2], (1, 0)))
     found = score_cam(one, images, [0, 1, 1], layer="network.bn")
     assert_as_published(found, two, images, maps_of(small, images, "bn"), [0, 1, 1])
     assert (found.weights[:, 3:] % 1 != 0).all()  # neither 0 nor 1
@@ -153,8 +150,7 @@ def test_the_chunk_changes_nothing_and_bounds_the_batch(small, images):
         assert sum(batches[2:]) == 8 * 3  # 2 of the 10 channels are constant
         assert max(batches[2:]) == min(chunk, 24)
     for other in runs[1:]:
-        for a, b in zip(runs[0], other, strict=True):
-            assert torch.allclose(a.double(), b.double(), rtol=0, atol=1e-13)
+        assert torch.allclose(other.heatmap, runs[0].heatmap, rtol=0, atol=1e-13)
 
 
 def test_no_evidence_is_zero_and_never_nan(small, images):
@@ -167,17 +163,6 @@ def test_no_evidence_is_zero_and_never_nan(small, images):
         assert torch.equal(cam.heatmap, torch.zeros_like(cam.heatmap))
         assert cam.weights.isfinite().all() and cam.probability.isfinite().all()
     assert (negative.weights[:, 3:] != 0).all()
-
-
-def test_a_constant_channel_does_not_become_noise():
-    """Upsampled, a constant map is uneven by rounding; scaled to [0, 1] that would be noise."""
-    assert up(torch.full((8, 8), 0.1), (32, 32)).std() > 0
-    conv = nn.Conv2d(3, 2, 4, stride=4)
-    with torch.no_grad():
-        conv.weight[0] = 0
-        conv.bias[0] = 0.1
-    network = nn.Sequential(conv, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(2, 3))
-    assert score_cam(network, torch.randn(1, 3, 32, 32), [0]).weights[0, 0] == 0
 
 
 PROBABILITIES = {
@@ -199,7 +184,7 @@ def test_refuses_a_network_that_ends_in_probabilities(end, frozen, small, images
     small.requires_grad_(not frozen)
     for grad in (torch.enable_grad(), torch.inference_mode()):
         with grad, pytest.raises(ValueError, match="without its last softmax or sigmoid"):
-            score_cam(Ends(small, PROBABILITIES[end]), images, layer="network.bn")
+            score_cam(ending(small, PROBABILITIES[end]), images, layer="network.bn")
 
 
 LOGITS = {
@@ -212,7 +197,7 @@ LOGITS = {
 
 @pytest.mark.parametrize("end", LOGITS)
 def test_takes_logits_that_look_like_probabilities(end, small, images):
-    found = score_cam(Ends(small, LOGITS[end]), images, [0, 1, 1], layer="network.bn")
+    found = score_cam(ending(small, LOGITS[end]), images, [0, 1, 1], layer="network.bn")
     with torch.no_grad():
         z = LOGITS[end](small.eval()(images))
     z = z if z.shape[1] > 1 else F.pad(z, (1, 0))
@@ -235,7 +220,7 @@ def test_leaves_the_network_as_it_was(small, images):
         ({"layer": "cnv"}, "no layer 'cnv'; nearest: conv"),
         ({"layer": "fc"}, r"output of fc must be a map \(N, C, h, w\)"),
         ({"images": torch.full((3, 3, 18, 15), torch.nan, dtype=torch.float64)}, "not finite"),
-        ({"classes": [1, 2]}, ""),  # in the words of torch
+        ({"classes": [1, 2]}, "out of bounds|shape|size"),  # in the words of torch
         ({"classes": [0, 1, 4]}, "out of bounds"),
         ({"classes": [0, -1, 1]}, "out of bounds"),
     ],

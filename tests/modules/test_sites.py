@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 import torchvision
-from strangers import Child, Scale, images, se, state
+from strangers import Calls, Scale, child, images, se, state
 from tiny import ROOT
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -65,14 +65,9 @@ def test_sites_of_the_papers_pairs(model, attention, expected):
     assert len(sites(network)) == len(at_sites) - len(expected)
 
 
-class Nothing(nn.Module):
-    def forward(self, x):
-        return x * 0
-
-
 def emptied(network):
     """The network with modules at its sites that let nothing pass."""
-    return fill_sites(network, lambda _: Nothing())
+    return fill_sites(network, lambda _: Calls(lambda _, x: x * 0))
 
 
 @torch.no_grad()
@@ -167,12 +162,8 @@ class Derived(tv.resnet.BasicBlock):
     pass
 
 
-class InPlace(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-
-    def forward(self, x):
-        return x.mul_(0.5)
+def in_place(channels):
+    return Calls(lambda _, x: x.mul_(0.5))
 
 
 def layers(*modules):
@@ -221,13 +212,13 @@ REFUSED = [  # the network, the arguments, the message
     (tv.resnet18, {"instead_of": "layer2.0.conv1"} | EXAMPLE,
         r"layer2.0.conv1 is a Conv2d, which makes .*: only what keeps the shape"),
     (filled(after="bn1"), {"instead_of": "bn1"}, "attention stands behind bn1: take it out first"),
-    (layers(Child("layer")), {"after": "0"} | EXAMPLE,
+    (layers(child("layer")), {"after": "0"} | EXAMPLE,
         "0 has a child `layer`, a name that is needed here"),
     # modules that will not do
     (tv.resnet18, {"after": "bn1", "factory": lambda _: nn.AvgPool2d(2)} | EXAMPLE,
         r"at a map \(64, 32, 32\): it makes \(2, 64, 16, 16\) float32 of \(2, 64, 32, 32\)"),
-    (tv.resnet18, {"after": "bn1", "factory": InPlace, "blend": True},
-        "bn1.attention: a InPlace writes into its map, which a blend needs"),
+    (tv.resnet18, {"after": "bn1", "factory": in_place, "blend": True},
+        "bn1.attention: a Calls writes into its map, which a blend needs"),
     # sites
     (cifar_resnet, {"where": "all"}, '"every"'),
     (cifar_resnet, {"where": {"stages": []}}, '"every"'),

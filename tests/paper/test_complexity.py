@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from strangers import state
+from strangers import Calls, state
 from tiny import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -89,19 +89,6 @@ def test_macs_are_half_the_flops_of_torchs_counter(model, attention, size):
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         network(torch.zeros(1, 3, size, size))
     assert 2 * count(network, size).macs == flops.get_total_flops()
-
-
-class Calls(nn.Module):
-    """Layers by name, and call(self, x) as the forward pass."""
-
-    def __init__(self, call, **layers):
-        super().__init__()
-        self.call = call
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.call(self, x)
 
 
 def embedding(m, x):

@@ -79,9 +79,8 @@ def test_densenet121_has_growth_rate_32():
             assert sum(p.numel() for p in worded.parameters()) < 1_500_000
 
 
-def w1_and_w2():
-    """The weights of W1 and W2 in ResNet-20+LCM1, three sites a stage."""
-    return sum(2 * 3 * c * (c // 4) for c in (16, 32, 64))
+# The weights of W1 and W2 in ResNet-20+LCM1, three sites a stage.
+W1_AND_W2 = sum(2 * 3 * c * (c // 4) for c in (16, 32, 64))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def w1_and_w2():
         (("densenet100", "lcm2"), 96 * 16, "7.101"),
         # W1 and W2 are no "Conv, 3 × 3", as Eq. (5) says: 0.278.
         (("resnet20", "lcm1"), 0, "0.278"),
-        (("resnet20", "lcm1"), 8 * w1_and_w2(), "0.342"),
+        (("resnet20", "lcm1"), 8 * W1_AND_W2, "0.342"),
     ],
 )
 def test_another_reading_is_printed_otherwise(arguments, extra, cell):
@@ -107,7 +106,7 @@ def test_another_reading_is_printed_otherwise(arguments, extra, cell):
 
 def test_lcm1_by_hand():
     exact, base = parameters("resnet20", "lcm1"), parameters("resnet20")
-    assert exact - base == w1_and_w2() + sum(3 * (2 * (c // 4) + 2) for c in (16, 32, 64))
+    assert exact - base == W1_AND_W2 + sum(3 * (2 * (c // 4) + 2) for c in (16, 32, 64))
 
 
 def test_on_a_1x1_map_only_the_centre_of_a_3x3_convolution_acts():

@@ -45,7 +45,7 @@ def folder(tiny, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trained(folder):
     (directory,) = (folder / "runs/digits/resnet20/lcm2").iterdir()
     return directory
@@ -90,11 +90,9 @@ def test_load_run_gives_the_trained_network_in_evaluation_mode_and_its_config(tr
 @pytest.mark.parametrize("key", ["_target_", "_args_", "sneaked"])
 def test_a_foreign_run_json_imports_and_calls_nothing(group, key, trained, tmp_path, monkeypatch):
     (tmp_path / "foreign.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')")
-    call = {"_target_": "foreign.Thing", "path": "x"}
-    value = call["_target_"] if key == "_target_" else call
-    copy = changed(
-        trained, tmp_path / "copy", lambda state: state["config"][group].update({key: value})
-    )
+    value = "foreign.Thing" if key == "_target_" else {"_target_": "foreign.Thing", "path": "x"}
+    change = {key: value}
+    copy = changed(trained, tmp_path / "copy", lambda s: s["config"][group].update(change))
     monkeypatch.syspath_prepend(tmp_path)
     network, config = lcm.load_run(copy)
     evaluate.main([str(copy)])
@@ -119,17 +117,14 @@ def test_what_cannot_be_loaded_is_a_user_error(change, words, trained, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def broken(folder, tmp_path_factory):
-    """A folder with a good run, one of other images, one with a flipped bit, and a file."""
+def broken(trained, tmp_path_factory):
+    """A folder with a good run, one of other images, one with another byte, and a file."""
     made = tmp_path_factory.mktemp("broken")
-    (trained,) = (folder / "runs/digits/resnet20/lcm2").iterdir()
     changed(trained, made / "good", lambda state: None)
     changed(trained, made / "copy", lambda state: state.update(data_fingerprint="0" * 64))
-    flipped = changed(trained, made / "flipped", lambda state: None) / "checkpoint.pt"
-    content = bytearray(flipped.read_bytes())
-    content[len(content) // 2] ^= 1
-    flipped.write_bytes(content)
-    flipped.with_name(checkpoint.PREVIOUS).unlink()
+    damaged = changed(trained, made / "damaged", lambda state: None) / "checkpoint.pt"
+    damaged.write_bytes(damaged.read_bytes().replace(b"conv", b"konv", 1))
+    damaged.with_name(checkpoint.PREVIOUS).unlink()
     (made / "file").write_text("no folder")
     return made
 
@@ -142,7 +137,7 @@ def broken(folder, tmp_path_factory):
         ("evaluate {}/good --device cuda:99", "device=cuda:99"),
         ("evaluate {}/good --precision tf32 --device cpu", "precision=tf32"),
         ("evaluate {}/good --root {}", "digits.csv.gz"),
-        ("evaluate {}/flipped", "its checksum does not match"),
+        ("evaluate {}/damaged", "its checksum does not match"),
         ("score_cam {}/nothing", "{}/nothing is no run: name a directory that holds run.json"),
         ("score_cam {}/good {}/copy", "{}/copy was trained on digits, and not on this copy of"),
         ("score_cam {}/good --layer stage4", "{}/good: the network has no layer 'stage4'; nearest"),
