@@ -8,6 +8,7 @@ matrix products, in modules or not, and nothing else. `Complexity.uncounted` nam
 that it does not know.
 """
 
+import copy
 import math
 import re
 from dataclasses import dataclass, field
@@ -54,55 +55,22 @@ def count(network, image_size):
     """Count the parameters and the operations of a network for one image (1, 3, image_size,
     image_size).
 
-    The network runs once, in evaluation mode and without gradients; its mode is restored.
+    A copy of it runs once, in evaluation mode and without gradients.
     """
-    rows = {
-        module: Row(
-            name, type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False))
-        )
-        for name, module in network.named_modules()
-    }
-    operations = dict.fromkeys(rows, 0)  # the paper's, in integers
-    running = []  # the modules whose forward pass has begun and not ended
-    uncounted = {}  # a set in order
-
-    def enter(module, _):
-        running.append(module)
-
-    def leave(module, args, output):
-        running.pop()
-        operations[module] += _paper_operations(module, args, output)
-
-    def add(macs):
-        rows[running[-1]].macs += macs
-
-    def name(operation):
-        uncounted.setdefault(f"{rows[running[-1]].name or type(network).__name__}: {operation}")
-
-    training = {module: module.training for module in rows}
+    network = copy.deepcopy(network).eval()
+    counter = _Counter(network)
     image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
-    handles = []
     fused = torch.backends.mha.get_fastpath_enabled()  # whole transformer layers in one operation
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        for module in rows:
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
-        network.eval()
-        with torch.no_grad(), _MatrixProducts(network, add, name):
+        with torch.no_grad(), counter:
             network(image)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
-    for module, row in rows.items():
-        row.gfloat = operations[module] / 1e9
-    rows = [row for row in rows.values() if row.params or row.gfloat or row.macs]
+    rows = [row for row in counter.rows.values() if row.params or row.gfloat or row.macs]
     params = sum(p.numel() for p in network.parameters())
-    macs = sum(row.macs for row in rows)
-    return Complexity(params, sum(operations.values()) / 1e9, macs, rows, list(uncounted))
+    gfloat = round(sum(row.gfloat for row in rows), 9)  # 1e-9 is one operation
+    return Complexity(params, gfloat, sum(row.macs for row in rows), rows, list(counter.uncounted))
 
 
 def _paper_operations(module, args, y):
@@ -135,20 +103,31 @@ FREE = re.compile(
 )
 
 
-class _MatrixProducts(TorchDispatchMode):
-    """Reports the multiply-accumulates of each convolution and matrix product that PyTorch runs.
+class _Counter(TorchDispatchMode):
+    """Counts what the modules of a network run, each operation for the innermost module.
 
-    Args:
-        network: the network that runs.
-        add: called with the multiply-accumulates of one operation.
-        name: called with each operation that is not counted although it reads parameters or is
-            named like a matrix product.
+    Attributes:
+        rows: {module: its `Row`}.
+        running: the rows of the modules whose forward pass has begun and not ended.
+        uncounted: a set, in order, of operations that read parameters or are named like matrix
+            products, and that no rule counts.
     """
 
-    def __init__(self, network, add, name):
+    def __init__(self, network):
         super().__init__()
+        self.rows, self.running, self.uncounted = {}, [], {}
         self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-        self.add, self.name = add, name
+        for name, module in network.named_modules():
+            params = sum(p.numel() for p in module.parameters(recurse=False))
+            self.rows[module] = Row(name, type(module).__name__, params)
+            module.register_forward_pre_hook(self.enter)
+            module.register_forward_hook(self.leave)
+
+    def enter(self, module, args):
+        self.running.append(self.rows[module])
+
+    def leave(self, module, args, output):
+        self.running.pop().gfloat += _paper_operations(module, args, output) / 1e9
 
     @classmethod
     def _should_skip_dynamo(cls):
@@ -161,20 +140,20 @@ class _MatrixProducts(TorchDispatchMode):
         if result is not NotImplemented:
             return result
         result = function(*args, **kwargs)
-        operation = function._overloadpacket
+        operation, row = function._overloadpacket, self.running[-1]
         match operation:
             case aten.convolution:
                 maps, filters, transposed = args[0], args[1], args[6]
-                self.add((maps if transposed else result).numel() * filters[0].numel())
+                row.macs += (maps if transposed else result).numel() * filters[0].numel()
             case aten.mm | aten.bmm | aten.mv | aten.dot:
-                self.add(result.numel() * args[0].shape[-1])
+                row.macs += result.numel() * args[0].shape[-1]
             case aten.addmm | aten.baddbmm | aten.addmv:
-                self.add(result.numel() * args[1].shape[-1])
+                row.macs += result.numel() * args[1].shape[-1]
             case _ if operation.__name__.startswith("_scaled_dot_product"):
                 q, k, v = args[:3]  # (N, heads, L, E), (N, heads, S, E), (N, heads, S, V)
-                self.add(q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
+                row.macs += q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
             case _ if self._is_unknown(function, (*args, *kwargs.values())):
-                self.name(operation)
+                self.uncounted[f"{row.name or row.kind}: {operation}"] = None
         return result
 
     def _is_unknown(self, function, arguments):

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import checkout  # before lcm
 import pandas as pd
+from torch import nn
 
-from lcm.complexity import count
+from lcm.complexity import Row, count
 from lcm.config.check import RULES
 from lcm.config.compose import load, read
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
-from lcm.models.build import build_network, paper_complexity
+from lcm.models.build import build_network
 from lcm.reporting.render import as_printed
 
 KEYS = ["table", "label", "model", "attention"]
+COUNTS = ["params", "gfloat", "macs"]
 PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 
 
@@ -36,50 +38,54 @@ def main(arguments=None):
         "--csv",
         type=Path,
         metavar="FILE",
-        help="write table,label,model,attention,params,gfloat,macs",
+        help="of the paper's rows: table,label,model,attention,params,gfloat,macs",
     )
     options = parser.parse_args(arguments)
     if not options.network:
         return print_tables(options.csv)
-    if options.csv:
-        raise UserError("--csv writes the paper's rows: leave out the network")
     pairs = [text.partition("=") for text in options.network]
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise UserError(f"{wrong[0]!r} is not of the form key=value, such as model=resnet20")
     return print_network({key: read(value) for key, _, value in pairs})
 
 
+def paper_complexity(model, attention):
+    """What the paper's tables count for one of their rows, a `Complexity`: networks by name, with
+    the paper's heads.
+
+    The CIFAR rows are 10-class networks, those of Table 5 have 100 classes, except that
+    DenseNet-121 is counted with a 1000-class head that runs and the parameters of a 100-class head
+    that does not.
+    """
+    config = load("model", model)
+    image_size = config["image_size"]
+    if config["family"] == "densenet121":
+        network = build_network(model, attention, num_classes=1000)
+        network.fc = nn.Linear(network.classifier.in_features, 100)  # never called
+    else:
+        network = build_network(model, attention, num_classes=10 if image_size == 32 else 100)
+    return count(network, image_size)
+
+
 def print_tables(file):
     """Print every row of Tables 1-5, ours and the paper's; returns 1 if a cell differs."""
-    rows = pd.read_csv(PAPER, dtype=str)[[*KEYS, "params_m", "gflops"]].drop_duplicates(
-        ["table", "label"]
-    )
-    counts = {
-        pair: paper_complexity(*pair)
-        for pair in dict.fromkeys(zip(rows.model, rows.attention, strict=True))
-    }
-    print(
-        f"table {'label':28} {'params':>10} {'M':>7} {'paper':>7} {'GFloat':>8} {'':>6} "
-        f"{'paper':>6} {'GMAC':>8}"
-    )
-    equal, records = 0, []
-    for *keys, cell_m, cell_g in rows.itertuples(index=False, name=None):
-        ours = counts[keys[2], keys[3]]
-        params, gfloat = as_printed(ours.params / 1e6, cell_m), as_printed(ours.gfloat, cell_g)
-        same = (params == cell_m) + (gfloat == cell_g)
-        equal += same
-        line = (
-            f"{keys[0]:5} {keys[1]:28} {ours.params:10,} {params:>7} {cell_m:>7} "
-            f"{ours.gfloat:8.6f} {gfloat:>6} {cell_g:>6}"
-        )
-        print(f"{line} {ours.macs / 1e9:8.6f}" + "  differs" * (same < 2))
-        records.append([*keys, ours.params, ours.gfloat, ours.macs])
-    print(f"{equal} of {2 * len(rows)} cells equal to the paper's")
+    cells = pd.read_csv(PAPER, dtype=str).drop_duplicates(["table", "label"], ignore_index=True)
+    pairs = list(zip(cells.model, cells.attention, strict=True))
+    counts = {pair: paper_complexity(*pair) for pair in dict.fromkeys(pairs)}
+    ours = {key: [getattr(counts[pair], key) for pair in pairs] for key in COUNTS}
+    table = cells[KEYS].assign(**ours)
+    millions = list(map(as_printed, table.params / 1e6, cells.params_m))
+    gfloat = list(map(as_printed, table.gfloat, cells.gflops))
+    wrong = cells.params_m.ne(millions).astype(int) + cells.gflops.ne(gfloat)
+    rounded = {"M": millions, "paper's M": cells.params_m, "G": gfloat, "paper's G": cells.gflops}
+    shown = table.drop(columns=["model", "attention"]).assign(**rounded)
+    shown[""] = wrong.map(lambda count: "differs" if count else "")
+    print(shown.to_string(index=False, float_format="%.6f"))
+    print(f"{2 * len(shown) - wrong.sum()} of {2 * len(shown)} cells equal to the paper's")
     if file:
-        table = pd.DataFrame(records, columns=[*KEYS, "params", "gfloat", "macs"])
         write(file, table.to_csv(index=False, lineterminator="\n"))
         print(f"wrote {file}")
-    return int(equal < 2 * len(rows))
+    return int(wrong.any())
 
 
 def print_network(keys):
@@ -92,13 +98,11 @@ def print_network(keys):
             raise UserError(f"{key}={value}: must be {wrong[0]}")
     image_size = keys.pop("image_size", load("model", keys["model"])["image_size"])
     complexity = count(build_network(**keys), image_size)
-    width = max(len(row.name) for row in complexity.rows)
-    print(f"{'module':{width}} {'kind':16} {'params':>12} {'GFloat':>10} {'GMAC':>10}")
-    for row in complexity.rows:
-        counts = f"{row.params:12,} {row.gfloat:10.6f} {row.macs / 1e9:10.6f}"
-        print(f"{row.name:{width}} {row.kind:16} {counts}")
-    total = f"{complexity.params:12,} {complexity.gfloat:10.6f} {complexity.macs / 1e9:10.6f}"
-    print(f"{'total':{width}} {'':16} {total}")
+    total = Row("total", "", complexity.params, complexity.gfloat, complexity.macs)
+    table = pd.DataFrame([*complexity.rows, total])
+    table["name"] = table.name.str.ljust(table.name.str.len().max())
+    table["GMAC"] = table.pop("macs") / 1e9
+    print(table.to_string(index=False, float_format="%.6f", formatters={"params": "{:,}".format}))
     if complexity.uncounted:
         print("not counted:", ", ".join(complexity.uncounted))
     return 0

@@ -1,10 +1,10 @@
 """Evaluate a finished run: accuracy by class, the confusion matrix, every prediction.
 
     python scripts/evaluate.py runs/digits/resnet20/lcm2/seed0-*
-    python scripts/evaluate.py DIRECTORY --confusion confusion.pdf --predictions predictions.csv
+    python scripts/evaluate.py runs/digits/resnet20/lcm2/seed0-* --out FOLDER
 
-Prints the accuracy by class, and whether the total is that of run.json. Writes the confusion matrix
-as a picture (its name ends in .png, .svg or .pdf) and the predictions as CSV.
+Prints the accuracy by class, and whether the total is that of run.json. Writes confusion.png, the
+confusion matrix, and predictions.csv.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
-from lcm.reporting.captions import check_figure_file, network_titles, save_figure, trained_on
+from lcm.reporting.captions import network_titles, save_figure, trained_on
 from lcm.reporting.confusion import by_class, draw
 from lcm.runs.evaluation import evaluate
 from lcm.runs.load import class_names
@@ -24,12 +24,8 @@ from lcm.runs.load import class_names
 @exit_on_user_error
 def main(arguments=None):
     options = parse(arguments)
-    folder = options.run.parent if options.run.is_file() else options.run
-    picture = options.confusion or folder / "confusion.png"
-    table = options.predictions or folder / "predictions.csv"
-    if options.confusion:
-        check_figure_file("--confusion", picture)
-
+    folder = options.out or options.run
+    picture, table = folder / "confusion.png", folder / "predictions.csv"
     state, data, probabilities, labels = evaluate(
         options.run, options.root, options.device, options.precision
     )
@@ -56,15 +52,9 @@ def main(arguments=None):
 
 def parse(arguments):
     parser = checkout.parser(__doc__, config_dir=True)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or its checkpoint.pt")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument(
-        "--confusion", type=Path, metavar="FILE", help="default: confusion.png in the run directory"
-    )
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE",
-        help="default: predictions.csv in the run directory",
+        "--out", type=Path, metavar="FOLDER", help="for both files (default: the run directory)"
     )
     parser.add_argument(
         "--root", metavar="FOLDER", help="folder of the data set (default: the run's)"

@@ -19,27 +19,26 @@ import torch
 
 from lcm.errors import UserError, exit_on_user_error, nearest
 from lcm.files import write
-from lcm.reporting.captions import check_figure_file, network_titles, save_figure, trained_on
+from lcm.reporting.captions import METADATA, network_titles, save_figure, trained_on
 from lcm.runs.load import class_names, data_of, load_run, read_finished
 from lcm.score_cam import score_cam
 from lcm.score_cam.figure import draw, facts
 from lcm.score_cam.pictures import from_test_set, read_pictures, shown
-from lcm.training.device import choose_device, keep_pages
+from lcm.training.device import choose_device
 
 
 @exit_on_user_error
 def main(arguments=None):
     options = parse(arguments)
     for file in options.out:
-        check_figure_file("--out", file)
-    runs = [read_finished(path) for path in options.runs]
-    states = [state for _, state in runs]
-    data = data_of(runs, options.root)
+        if file.suffix.lower() not in METADATA:
+            raise UserError(f"--out {file}: the name must end in {', '.join(METADATA)}")
+    states = [read_finished(directory) for directory in options.runs]
+    data = data_of(options.runs, states, options.root)
     sources, names, images, classes = images_of(options, data)
-    keep_pages()
     device = choose_device(options.device)
     titles, cams = network_titles(states), []
-    for title, (directory, _) in zip(titles, runs, strict=True):
+    for title, directory in zip(titles, options.runs, strict=True):
         network, _ = load_run(directory)
         try:
             cam = score_cam(
@@ -47,7 +46,6 @@ def main(arguments=None):
                 images.to(device),
                 classes,
                 layer=options.layer,
-                chunk=options.chunk,
             )
         except ValueError as error:
             raise UserError(f"{directory}: {error}") from error
@@ -78,17 +76,15 @@ def images_of(options, data):
         names = [data.classes[label] for label in classes.tolist()]
     if options.explained is not None:
         if options.explained not in data.classes:
-            hint = nearest(options.explained, data.classes)
-            raise UserError(f"--class {options.explained}: no class of {data.name}{hint}")
+            near = nearest(options.explained, data.classes)
+            raise UserError(f"--class {options.explained}: no class of {data.name}{near}")
         classes = torch.full((len(images),), data.classes.index(options.explained))
     return sources, names, images, classes
 
 
 def parse(arguments):
     parser = checkout.parser(__doc__, config_dir=True)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, or their checkpoint.pt"
-    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
     evenly = "numbers in the test set, from 0 (default: four, evenly spread, not picked)"
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--index", nargs="+", type=int, metavar="I", help=evenly)
@@ -101,9 +97,6 @@ def parse(arguments):
     )
     parser.add_argument(
         "--layer", help="dotted name; default: the last map before the global pooling"
-    )
-    parser.add_argument(
-        "--chunk", type=int, default=64, help="masked images per forward pass; default: 64"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
     parser.add_argument(

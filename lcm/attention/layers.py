@@ -7,8 +7,6 @@ from torch import nn
 
 def hidden_width(channels, reduction):
     """C // r, the width between two layers. ValueError where it would be less than one."""
-    if reduction < 1:
-        raise ValueError(f"reduction {reduction} is below 1, the smallest that divides a width")
     if reduction > channels:
         raise ValueError(
             f"reduction {reduction} is larger than the {channels} channels it divides: choose at "

@@ -54,12 +54,6 @@ class Attended(nn.Module):
         else:
             setattr(layer, name, value)
 
-    def __getitem__(self, index):
-        kind = type(self.layer).__name__
-        raise TypeError(
-            f"attention stands behind this {kind}: its parts are .layer[...], without it"
-        )
-
 
 def _without_layer(module, state, prefix, metadata):
     for key in [key for key in state if key.startswith(f"{prefix}layer.")]:
@@ -90,11 +84,9 @@ class Blend(nn.Module):
         return x + self.a.to(x.dtype) * (self.attention(x) - x)
 
 
-def attentions(layer):
-    """The names of the modules that stand behind a layer, among its children."""
-    if isinstance(layer, Attended):
-        return [name for name in layer._modules if name != "layer"]
-    return vars(layer).get("attended_by", [])
+def attentions(attended):
+    """The names of the modules that stand behind a layer, among the children of its `Attended`."""
+    return [name for name in attended._modules if name != "layer"]
 
 
 def unwrapped(layer):
@@ -105,31 +97,15 @@ def unwrapped(layer):
 def next_name(layer):
     """The name of one more attention behind a layer: attention, attention2, ..., the first that no
     child has."""
-    taken = unwrapped(layer)._modules.keys() | set(attentions(layer))
+    taken = layer._modules.keys() | unwrapped(layer)._modules.keys()
     names = itertools.chain(["attention"], map("attention{}".format, itertools.count(2)))
     return next(name for name in names if name not in taken)
 
 
 def followed(layer, attention):
-    """The module to put where a layer stands: the layer and one more attention behind it.
-
-    A plain `nn.Sequential` takes another child and stays what it is: its parts are still called by
-    who indexes them.
-    """
+    """The module to put where a layer stands: the layer and one more attention behind it."""
     name = next_name(layer)
-    if type(layer) is nn.Sequential:
-        layer.attended_by = [*attentions(layer), name]
-    elif not isinstance(layer, Attended):
+    if not isinstance(layer, Attended):
         layer = Attended(layer)
     layer.add_module(name, attention)
-    return layer
-
-
-def detached(layer):
-    """Take away the modules behind a layer; returns the layer."""
-    if isinstance(layer, Attended):
-        return layer.layer
-    for name in layer.attended_by:
-        delattr(layer, name)
-    del layer.attended_by
     return layer

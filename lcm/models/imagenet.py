@@ -9,7 +9,7 @@ from torchvision.models.densenet import _DenseLayer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lcm.models.attended import unwrapped
-from lcm.models.places import Place, Site, places
+from lcm.models.places import Site, places
 from lcm.models.weights import FanInConv2d, FanOutConv2d, ZeroBiasLinear
 
 
@@ -46,35 +46,30 @@ WITH_SITE = {
 }
 
 
-def possible_sites(network):
-    """The places of the sites that torchvision's blocks in a network could have; nothing is
-    changed.
+def give_sites(network):
+    """Give torchvision's blocks in a network their sites: each takes a class whose forward pass has
+    the site in it.
 
-    The blocks of one parent, such as `layer1` or `denseblock1`, are a stage. Raises ValueError
-    where a block's class is derived from torchvision's: its forward pass may be another.
+    The blocks of one parent, such as `layer1` or `denseblock1`, are a stage. Raises ValueError,
+    before anything changes, where a block's class is derived from torchvision's: its forward pass
+    may be another.
     """
-    found, stages = {}, {}
-    for name, parent, _, module in places(network):
-        block = unwrapped(module)
-        if type(block) in WITH_SITE:
-            last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
-            stage = stages.setdefault(parent, len(stages) + 1)
-            site = Site(last.out_channels, stage).train(block.training)
-            found.setdefault(block, Place(f"{name}.site", block, "site", site))
-        elif isinstance(block, tuple(WITH_SITE)) and type(block) not in WITH_SITE.values():
+    blocks = [(name, parent, unwrapped(module)) for name, parent, _, module in places(network)]
+    blocks = [found for found in blocks if isinstance(found[-1], tuple(WITH_SITE))]
+    for name, _, block in blocks:
+        if type(block) not in (*WITH_SITE, *WITH_SITE.values()):
             raise ValueError(
                 f"{name} is a {type(block).__name__}, which may compute something else than "
                 "torchvision's: name the modules that attention is to follow "
                 '(after="layer*.*.bn3")'
             )
-    return list(found.values())
-
-
-def give_sites(network):
-    """Give those blocks their sites: each takes a class whose forward pass has the site in it."""
-    for _, block, key, site in possible_sites(network):
-        block.__class__ = WITH_SITE[type(block)]
-        setattr(block, key, site)
+    stages = {}
+    for _, parent, block in blocks:
+        if type(block) in WITH_SITE:
+            last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+            stage = stages.setdefault(parent, len(stages) + 1)
+            block.__class__ = WITH_SITE[type(block)]
+            block.site = Site(last.out_channels, stage).train(block.training)
 
 
 def resnet50(num_classes):

@@ -1,52 +1,35 @@
 """What a network's layers and a stranger's modules make of a map, found by running them once."""
 
 import contextlib
+import copy
 
 import torch
-from torch import nn
-from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lcm.errors import one_line
 from lcm.models.weights import generators
 
 
-@contextlib.contextmanager
-def evaluation(network):
-    """Evaluation mode inside the block; afterwards each module has the mode that it had."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def maps_through(network, layers, example):
     """{layer: [(what enters, what leaves), ...]}, a pair for each of its calls in one forward pass
-    of `example`.
+    of `example`; {} without one.
 
-    The pass is in evaluation mode and without gradients. Modes, buffers and the random generators
-    are as before. Raises ValueError where it fails.
+    A copy runs, in evaluation mode and without gradients: the network and the random generators
+    stay as they are.
     """
+    if example is None:
+        return {}
+    twin = copy.deepcopy(network).eval()
+    twins = dict(zip(network.modules(), twin.modules(), strict=True))
     found = {layer: [] for layer in layers}
+    for layer, calls in found.items():
 
-    def record(layer, args, output):
-        found[layer].append((args[0] if args else None, output))
+        def record(_, args, output, calls=calls):
+            calls.append((args[0] if args else None, output))
 
-    handles = [layer.register_forward_hook(record) for layer in found]
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    try:
-        with evaluation(network), torch.no_grad(), generators(0, "example"):
-            functional_call(network, buffers, (example,))
-    except Exception as error:
-        raise ValueError(
-            f"{type(network).__name__} fails on {in_words(example)}: {one_line(error)}"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+        twins[layer].register_forward_hook(record)
+    with torch.no_grad(), generators(0, "example"):
+        twin(example)
     return found
 
 
@@ -55,6 +38,12 @@ def in_words(value):
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def why(error):
+    """The first line of an error; that of a ValueError is meant for users, others have a type."""
+    own = str(error).partition("\n")[0] if isinstance(error, ValueError) else ""
+    return own or one_line(error)
 
 
 @contextlib.contextmanager
@@ -74,50 +63,23 @@ def no_late_parameters(module):
         )
 
 
-def on_meta_or_cpu(attempt, said):
-    """What `attempt(device)` returns: on the meta device, where nothing is computed, and once more
-    on the CPU if it fails there, as with modules that read values.
+def check_map(factory, shape):
+    """ValueError where what a factory makes cannot stand where maps (C, H, W) pass.
 
-    Raises ValueError, `said` and one line of why, where both fail.
+    It has to keep shape and type in training and in evaluation, and to have its parameters from the
+    constructor.
     """
     try:
-        return attempt("meta")
-    except Exception:
-        try:
-            return attempt("cpu")
-        except Exception as error:
-            own = isinstance(error, ValueError) and str(error).partition("\n")[0]
-            raise ValueError(f"{said}: {own or one_line(error)}") from error
-
-
-def check_map(make, shape, said):
-    """Raise ValueError, `said` and why, where a module cannot stand where maps of this shape pass.
-
-    `make(device)` builds it. It has to keep shape and type in training and in evaluation, and to
-    have its parameters from the constructor.
-    """
-
-    def attempt(device):
-        module = make(device)
-        if not isinstance(module, nn.Module):
-            raise ValueError(f"{in_words(module)} is no torch.nn.Module")
-        x = torch.randn(shape, device=device)
-        with no_late_parameters(module):
-            for mode in ("training", "evaluation"):
-                _check_pass(module, x, mode)
-
-    with torch.no_grad(), generators(0, "map"):
-        on_meta_or_cpu(attempt, said)
-
-
-def _check_pass(module, x, mode):
-    try:
-        y = module.train(mode == "training")(x.clone())
+        with torch.no_grad(), generators(0, "map"), torch.device("cpu"):
+            module = copy.deepcopy(factory(shape[0]))  # it may be one that the caller trained
+            x = torch.randn(2, *shape)
+            with no_late_parameters(module):
+                for mode in ("training", "evaluation"):
+                    y = module.train(mode == "training")(x.clone())
+                    if in_words(y) != in_words(x):
+                        raise ValueError(
+                            f"it makes {in_words(y)} of {in_words(x)} in {mode}, and has to keep "
+                            "shape and type"
+                        )
     except Exception as error:
-        why = f"it fails on a map {in_words(x)} in {mode}: {one_line(error)}"
-        raise ValueError(why) from error
-    if not isinstance(y, torch.Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
-        raise ValueError(
-            f"it makes {in_words(y)} of a map {in_words(x)} in {mode}, and has to keep shape and "
-            "type"
-        )
+        raise ValueError(f"at a map {shape}: {why(error)}") from error

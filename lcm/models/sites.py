@@ -7,28 +7,15 @@ concatenated. A stage is a group of residual blocks or a dense block, counted fr
 """
 
 import copy
-import functools
 import warnings
 
 import torch
-from torch import nn
 
-from lcm.models.attended import Blend, attentions, detached, followed, next_name, unwrapped
+from lcm.models.attended import Attended, Blend, followed, next_name, unwrapped
 from lcm.models.places import Site as Site  # where backbones of others import it
-from lcm.models.places import fits, matching, places, refuse_wrapped, sites, width
-from lcm.models.probe import check_map, in_words, maps_through
+from lcm.models.places import map_shape, matching, places, refuse_wrapped, sites
+from lcm.models.probe import check_map, maps_through
 from lcm.models.weights import generators, new_module
-
-
-def free_sites(network):
-    """The places of a network's sites that are not filled; if it has none, of those that its blocks
-    of torchvision could have (`add_sites`)."""
-    free = [place for place in places(network) if isinstance(place.module, Site)]
-    if free:
-        return free
-    from lcm.models.imagenet import possible_sites  # torchvision takes a second to import
-
-    return possible_sites(network)
 
 
 def add_sites(network):
@@ -39,7 +26,7 @@ def add_sites(network):
     ValueError for blocks of a class derived from torchvision's.
     """
     if not sites(network):
-        from lcm.models.imagenet import give_sites
+        from lcm.models.imagenet import give_sites  # torchvision takes a second to import
 
         give_sites(network)
     return network
@@ -57,48 +44,49 @@ def fill_sites(
 ):
     """Put new attention modules at a network's sites, behind its layers, or in place of layers.
 
-    The network is changed in place; after an error it is as it was. A module takes mode, type and
-    device of what it follows.
+    Returns the network, changed in place; after an error it computes what it did. A module takes
+    mode, type and device of what it follows.
 
     Args:
         network: a network of maps (N, C, H, W). Without `after` and `instead_of` one that has sites
             or torchvision's residual blocks or dense layers, which are given them.
         factory: a callable from a channel count to a module that keeps the shape of its map.
-        where: "every" site; {"stages": [2, 3]}, the sites of those stages; or {"last_of_stage": 2},
-            one site.
-        seed: if given, each module is made under generators keyed by this seed and its name
-            (`new_module`).
+        where: "every" site; {"stages": [2, 3]}; or {"last_of_stage": 2}, one site.
+        seed: if given, each module is made under generators keyed by this seed and its name.
         after: a pattern of dotted module names, such as "layer*.*.bn3"; no * reaches across a dot.
             A module is put behind each layer whose name fits, as its child `attention` (the next
             one: `attention2`). The names of the state dict stay: weights can be loaded before, or
             after with strict=False. `remove_attention` undoes it.
         instead_of: such a pattern; a module takes the place of each layer whose name fits.
         example: an input of the network, needed where a layer does not say how many channels its
-            maps have (an activation, a block): one forward pass tells, and the modules are tried on
-            maps of the sizes found.
+            maps have (an activation, a block): one forward pass tells, and each module is tried.
         blend: put x + a (attention(x) - x), with one learned number a that starts at 0, so that the
             network first computes what it did. A module that starts as an identity would never
             learn so: it is placed as it is, with a warning.
 
-    Returns:
-        The network.
-
     Raises:
-        ValueError: no free site, no such stage, no name that fits, a layer of no or of several
-            widths, a module that does not keep the shape, or a network that is wrapped (DDP,
-            DataParallel, FSDP), compiled or scripted.
+        ValueError: no such site, name or width, a module that will not do, or a network that is
+            wrapped (DDP, DataParallel, FSDP), compiled or scripted.
     """
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
     refuse_wrapped(network)
     behind = after is not None
     pattern = after if behind else instead_of
-    found, calls = _found(network, where, pattern, example)
-    make = functools.partial(_module, factory, seed, blend)
-    new = _new_modules(network, found, calls, behind, make)
+    found = chosen(network, where) if pattern is None else matching(network, pattern)
+    calls = maps_through(network, [place.module for place in found], example)
+    shapes = {p.module: map_shape(p, calls.get(p.module), keeps=not behind) for p in found}
+    for shape in dict.fromkeys(shapes.values()):
+        if shape[1:]:
+            check_map(factory, shape)
+    new = {}
+    for place in found:
+        layer = place.module
+        if layer not in new:
+            module = _module(factory, seed, blend, _name(place, behind), shapes[layer])
+            like = _tensor_of(place, network)
+            new[layer] = module.to(like.device, like.dtype).train(layer.training)
     # From here on nothing fails.
-    if pattern is None:
-        add_sites(network)
     if behind:
         new = {layer: followed(layer, module) for layer, module in new.items()}
     for _, parent, key, layer in found:
@@ -106,25 +94,26 @@ def fill_sites(
     return network
 
 
-def remove_attention(network, after=None):
-    """Take out what `fill_sites(after=)` put behind the layers whose names fit, or behind all.
+def remove_attention(network):
+    """Take out all that `fill_sites(after=)` put behind layers.
 
-    Returns the network. Raises ValueError where there is nothing to take out, and for a network
-    that is wrapped, compiled or scripted.
+    Returns the network. Raises ValueError for a network that is wrapped, compiled or scripted.
     """
     refuse_wrapped(network)
-    found = [p for p in places(network) if attentions(p.module)]
-    found = [p for p in found if after is None or fits(p.name, after)]
-    if not found:
-        raise ValueError(f"no attention stands behind a module with a name like {after or '*'!r}")
+    found = [place for place in places(network) if isinstance(place.module, Attended)]
     for _, parent, key, module in found:
-        if attentions(module):  # a module with two names is here twice
-            setattr(parent, key, detached(module))
+        setattr(parent, key, module.layer)
     return network
 
 
-def choose(free, where):
-    """The places that `where` means, out of all free ones. ValueError where it means none."""
+def chosen(network, where):
+    """The places of the free sites that `where` means. ValueError where it means none."""
+    free = sites(add_sites(network))
+    if not free:
+        raise ValueError(
+            f"{type(network).__name__} has no free site: name the modules that attention is to "
+            'follow (after="layer*.*.bn3"), or give it lcm.models.Site modules'
+        )
     stages = sorted({place.module.stage for place in free})
     match where:
         case "every":
@@ -140,82 +129,49 @@ def choose(free, where):
     if unknown := [stage for stage in wanted if stage not in stages]:
         listed = ", ".join(map(str, stages))
         raise ValueError(f"there is no free site in stage {unknown[0]}: the stages are {listed}")
-    chosen = [place for place in free if place.module.stage in wanted]
-    return chosen[-1:] if "last_of_stage" in where else chosen
-
-
-def _found(network, where, pattern, example):
-    """The places that new modules are for, and their layers' calls, as of `maps_through`."""
-    if pattern is not None:
-        found = matching(network, pattern)
-        layers = [place.module for place in found]
-        return found, {} if example is None else maps_through(network, layers, example)
-    free = free_sites(network)
-    if not free:
-        raise ValueError(
-            f"{type(network).__name__} has no free site: name the modules that attention is to "
-            'follow (after="layer*.*.bn3"), or give it lcm.models.Site modules'
-        )
-    return choose(free, where), {}
-
-
-def _new_modules(network, found, calls, behind, make):
-    """{layer: the new module behind it, or in its place}; nothing is changed yet."""
-    new = {}
-    for place in found:
-        if place.module not in new:
-            name = _name(place, behind)
-            module = make(name, *width(place, calls, keeps=not behind))
-            like = _tensor_of(place, network)
-            new[place.module] = module.to(like.device, like.dtype).train(place.module.training)
-    return new
+    found = [place for place in free if place.module.stage in wanted]
+    return found[-1:] if "last_of_stage" in where else found
 
 
 def _name(place, behind):
     """The dotted name of the new module behind a layer, or in its place."""
     layer = place.module
-    if behind and type(layer) is not nn.Sequential and "layer" in unwrapped(layer)._modules:
+    if behind and "layer" in unwrapped(layer)._modules:
         raise ValueError(f"{place.name} has a child `layer`, a name that is needed here")
     if behind:
         return f"{place.name}.{next_name(layer)}"
-    if attentions(layer):
+    if isinstance(layer, Attended):
         raise ValueError(
             f"attention stands behind {place.name}: take it out first (lcm.remove_attention)"
         )
     return place.name
 
 
-def _module(factory, seed, blend, name, channels, shape):
-    """The module `name`, for maps of so many channels, or of `shape`; on the CPU."""
+def _module(factory, seed, blend, name, shape):
+    """The module `name`, for maps (C, H, W), of which C alone may be known; on the CPU."""
     with torch.device("cpu"):  # the same values wherever the network is
-        module = new_module(lambda: factory(channels), seed, name)
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"the factory gives {in_words(module)}, which is no torch.nn.Module")
+        module = new_module(lambda: factory(shape[0]), seed, name)
+        if not blend:
+            return module
+        with torch.no_grad(), generators(0, "blend"):
+            x = torch.randn(2, shape[0], *(shape[1:] or (8, 8)))
+            given = x.clone()
+            y = copy.deepcopy(module).train()(given)
     kind = type(module).__name__
-    maps = (2, *(shape or (channels, 8, 8)))
-    if shape or blend:
-        said = f"{name}: a {kind} does not fit"
-        check_map(lambda device: copy.deepcopy(module).to(device), maps, said)
-    if not blend:
-        return module
-    with torch.no_grad(), generators(0, "blend"), torch.device("cpu"):
-        x = torch.randn(maps)
-        given = x.clone()
-        y = copy.deepcopy(module).train()(given)
     if not torch.equal(given, x):
         raise ValueError(f"{name}: a {kind} writes into its map, which a blend needs afterwards")
     if not torch.equal(y, x):
         return Blend(module)
-    text = f"{kind} starts as an identity and is placed without blend"
-    warnings.warn(f"{text}, in which it would never learn", stacklevel=4)
+    warnings.warn(
+        f"{kind} starts as an identity and is placed without blend, in which it would never learn",
+        stacklevel=3,
+    )
     return module
 
 
 def _tensor_of(place, network):
     """A tensor of the type and device that a layer's maps have: its last parameter, its last
     buffer, or one of the module or the network around it."""
-    for module in (place.module, place.parent, network):
-        tensors = [t for t in (*module.buffers(), *module.parameters()) if t.is_floating_point()]
-        if tensors:
-            return tensors[-1]
-    return torch.empty(0)
+    around = (network, place.parent, place.module)
+    tensors = [t for module in around for t in (*module.buffers(), *module.parameters())]
+    return next((t for t in reversed(tensors) if t.is_floating_point()), torch.empty(0))

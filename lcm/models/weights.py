@@ -61,14 +61,12 @@ def new_module(make, seed, name=""):
 
 @contextlib.contextmanager
 def generators(seed, name):
-    """Start torch's, numpy's and Python's generators from (seed, name); restore them afterwards."""
+    """Start the CPU's generators of torch, numpy and Python from (seed, name); restore them
+    afterwards."""
     key = _key(seed, name)
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpys, pythons = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(()):
         torch.default_generator.manual_seed(key)
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(key)
         np.random.seed(key % 2**32)
         random.seed(key)
         try:
@@ -94,7 +92,7 @@ def draw_weights(network, seed, prefix=""):
 
     Raises:
         ValueError: a parameter is not on the CPU, whose generator is used.
-        TypeError: a module has parameters of its own but no `reset_parameters`.
+        AttributeError: a module has parameters of its own but no `reset_parameters`.
     """
     with torch.random.fork_rng(()):
         for name, layer in network.named_modules(prefix=prefix):
@@ -104,11 +102,6 @@ def draw_weights(network, seed, prefix=""):
             if any(parameter.device.type != "cpu" for parameter in parameters):
                 raise ValueError(
                     f"weights are drawn on the CPU: draw those of {name} before it is moved away"
-                )
-            if not hasattr(layer, "reset_parameters"):
-                raise TypeError(
-                    f"{name}: a {type(layer).__name__} has parameters but no reset_parameters to "
-                    "draw them"
                 )
             torch.default_generator.manual_seed(_key(seed, name))
             layer.reset_parameters()

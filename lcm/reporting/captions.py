@@ -4,8 +4,7 @@ import io
 
 import matplotlib
 
-from lcm.errors import UserError
-from lcm.files import unwritable, write
+from lcm.files import write
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE
 
 ATTENTION_TITLE = {
@@ -49,19 +48,6 @@ def trained_on(states):
     data = states[0]["data"]
     words = f"{DATA_TITLE.get(data, data)}, {length_and_seeds(states)}"
     return f"{words}, 1 run each" if len(states) > 1 else words
-
-
-def check_figure_file(option, file):
-    """Make the folder of a figure's file, before long work. UserError where it cannot be written.
-
-    option: of the command line, which named the file.
-    """
-    if file.suffix.lower() not in METADATA:
-        raise UserError(f"{option} {file}: the name must end in {', '.join(METADATA)}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(file, error) from error
 
 
 def save_figure(figure, file):

@@ -5,6 +5,7 @@ import textwrap
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
 
 
 def by_class(matrix, classes):
@@ -29,16 +30,19 @@ def draw(matrix, classes, heading):
     figure = Figure((side, side + 0.3), layout="constrained", facecolor="white")
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    size = 8 if few else 5
-    axes.set_xticks(range(count), classes, rotation=90, fontsize=size)
-    axes.set_yticks(range(count), classes, fontsize=size)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true class")
+    display = ConfusionMatrixDisplay(share, display_labels=classes).plot(
+        ax=axes,
+        cmap="Blues",
+        colorbar=False,
+        include_values=few,
+        xticks_rotation=90,
+        im_kw={"vmin": 0, "vmax": 1},
+        text_kw={"fontsize": 6.5},
+    )
+    axes.tick_params(labelsize=8 if few else 5)
+    axes.set(xlabel="predicted", ylabel="true class")
     if few:  # with more, the numbers would be too small to read
-        for (i, j), images in np.ndenumerate(matrix):
-            if images:
-                ink = "white" if share[i, j] > 0.5 else "black"
-                axes.text(j, i, images, ha="center", va="center", fontsize=6.5, color=ink)
+        for text, images in zip(display.text_.flat, matrix.flat, strict=True):
+            text.set_text(images or "")
     figure.suptitle("\n".join(textwrap.wrap(heading, int(side / 0.085))), fontsize=9)
     return figure

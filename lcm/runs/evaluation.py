@@ -13,7 +13,7 @@ def evaluate(directory, root=None, device="auto", precision=None):
     Returns (run.json, the data set, probabilities float32 (N, classes), labels (N,)), on the CPU.
     Raises UserError.
     """
-    directory, state = read_finished(directory)
+    state = read_finished(directory)
     network, config = load_run(directory)
     device, autocast, _ = machine.set_up(
         min(state.get("threads", 1), machine.available_processors()),  # which decide on rounding
@@ -22,7 +22,7 @@ def evaluate(directory, root=None, device="auto", precision=None):
         deterministic=config["deterministic"],
         allocator=config["allocator"],
     )
-    data = data_of([(directory, state)], root)
+    data = data_of([directory], [state], root)
     layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
     network.to(device, memory_format=layout)
     batches = data.test(config["schedule"]["test_batch_size"])

@@ -14,7 +14,7 @@ def load_run(directory, config_dir=None):
     """A finished run's network and config: `network, config = lcm.load_run(DIRECTORY)`.
 
     Args:
-        directory: of the run, or the checkpoint.pt in it.
+        directory: of the run.
         config_dir: a folder of further YAML files, as train.py's --config-dir.
 
     Returns:
@@ -25,16 +25,16 @@ def load_run(directory, config_dir=None):
     Raises:
         UserError: no run, not finished, a name that these lack, weights of another network.
     """
-    directory, state = read_finished(directory)
+    directory = Path(directory)
+    state = read_finished(directory)
     if config_dir:
         use_config_dir(config_dir)
     config = known_targets(state["config"])
-    weights = load_model_weights(directory)
     counted = state.get("num_classes")  # of class folders, whose config has no number
     classes = config["data"].get("num_classes") or counted
     try:
         network = build_network(config["model"], config["attention"], classes)
-        network.load_state_dict(weights)
+        network.load_state_dict(load_model_weights(directory))
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
@@ -43,42 +43,34 @@ def load_run(directory, config_dir=None):
     return network.eval(), config
 
 
-def read_finished(path):
-    """(directory, run.json) of a finished run, from its directory or the checkpoint.pt in it.
-
-    Raises UserError where it is none.
-    """
-    path = Path(path)
-    directory = path.parent if path.name == "checkpoint.pt" else path
+def read_finished(directory):
+    """The run.json of a finished run. Raises UserError where it is none."""
     if not (directory / "run.json").is_file():
-        raise UserError(f"{path} is no run: name a directory that holds run.json and checkpoint.pt")
+        raise UserError(
+            f"{directory} is no run: name a directory that holds run.json and checkpoint.pt"
+        )
     state = read_state(directory)
     if state["state"] != "finished":
         raise UserError(
             f"{directory} is not finished, its state is {state['state']!r}: "
             "the command that trained it continues it"
         )
-    return directory, state
+    return state
 
 
-def data_of(runs, root=None):
-    """The data set that all runs, pairs (directory, run.json), were trained on.
+def data_of(directories, states, root=None):
+    """The data set that all runs, with these run.json, were trained on.
 
     root: the data set's folder now; None: that of the training.
-    Raises UserError where the data sets or the images differ.
+    Raises UserError where the images of a run are others.
     """
-    directory, first = runs[0]
-    for other, state in runs[1:]:
-        here, there = state.get("data"), first.get("data")
-        if here != there:
-            raise UserError(f"{other} is a run on {here}, {directory} one on {there}")
     place = {} if root is None else {"root": root}
-    data = build_data(known_targets(first["config"])["data"] | place)
-    for directory, state in runs:
+    data = build_data(known_targets(states[0]["config"])["data"] | place)
+    for directory, state in zip(directories, states, strict=True):
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(
-                f"{directory} was trained on another copy of {data.name} than the one under "
-                f"{root or 'data.root'}: give --root the folder of that copy"
+                f"{directory} was trained on {state['data']}, and not on this copy of {data.name}: "
+                "name runs of one data set, and give --root the folder of its copy"
             )
     return data
 

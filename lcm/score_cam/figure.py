@@ -40,7 +40,6 @@ def draw(heading, titles, names, classes, pictures, cams):
                 above.text(0.5, 0.5, "no evidence", color="white", fontsize=7.5, **middle)
         bar = blocks[i].colorbar(scale, ax=axes, ticks=[0, 1], shrink=0.6, aspect=30)
         bar.ax.set_yticklabels(["low", "high"], fontsize=7)
-        bar.outline.set_linewidth(0.5)
     return figure
 
 

@@ -15,6 +15,7 @@ Channels that are constant are left out: upsampling makes them uneven by roundin
 blow that up to a mask of noise.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcm.errors import nearest
-from lcm.models.probe import evaluation
 
 
 class ScoreCAM(NamedTuple):
@@ -41,13 +41,14 @@ class ScoreCAM(NamedTuple):
     predicted: Tensor
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def score_cam(network, images, classes=None, *, layer=None, chunk=64):
     """Score-CAM of each image for its class.
 
     network: a classifier, (N, 3, H, W) -> logits (N, classes); a single logit z, (N, 1), is that of
         class 1, and class 0 has the logit 0: their probabilities are sigmoid(z) and 1 - sigmoid(z).
-        It is run in evaluation mode; afterwards its modes, hooks and gradients are what they were.
+        A copy of it runs, in evaluation mode.
     images: (N, 3, H, W), normalised as in training, on the network's device.
     classes: (N,) class indices; None: the predicted ones.
     layer: dotted name of the module whose channels are used. None: the last map that the network
@@ -57,32 +58,27 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
         number of channels.
 
     Costs C + 1 forward passes an image, less one for each constant channel. Raises ValueError for a
-    layer, class or shape that does not fit, for outputs that are probabilities already, and for
-    outputs that are not finite.
+    layer without maps, for outputs that are probabilities already, and for outputs that are not
+    finite.
     """
-    if images.ndim != 4 or len(images) == 0 or chunk < 1:
-        raise ValueError(
-            f"images must be (N, 3, H, W), not {tuple(images.shape)}, and chunk, {chunk}, "
-            "at least 1"
-        )
+    network = copy.deepcopy(network).eval()
     images = images.contiguous(memory_format=torch.channels_last)
     size = images.shape[2:]
-    with evaluation(network):
-        outputs, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)
-        _refuse_probabilities(network, images, outputs)
-        logits = _two_sided(outputs)
-        predicted = logits.argmax(1)
-        classes = _checked(classes, logits)
-        n, c = maps.shape[:2]
-        channels = maps.flatten(0, 1).unsqueeze(1)  # (N * C, 1, h, w)
-        varies = channels.amax((1, 2, 3)) > channels.amin((1, 2, 3))
-        weights = images.new_zeros(n * c)
-        for picked in varies.nonzero().squeeze(1).split(chunk):
-            image = picked // c
-            masks = _scale(F.interpolate(channels[picked], size=size, mode="bilinear"))
-            masked = (masks * images[image]).contiguous(memory_format=torch.channels_last)
-            scores = _two_sided(network(masked)).softmax(1)
-            weights[picked] = scores.gather(1, classes[image, None]).squeeze(1)
+    outputs, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)
+    _refuse_probabilities(network, images, outputs)
+    logits = _two_sided(outputs)
+    predicted = logits.argmax(1)
+    classes = predicted if classes is None else torch.as_tensor(classes, device=images.device)
+    n, c = maps.shape[:2]
+    channels = maps.flatten(0, 1).unsqueeze(1)  # (N * C, 1, h, w)
+    varies = channels.amax((1, 2, 3)) > channels.amin((1, 2, 3))
+    weights = images.new_zeros(n * c)
+    for picked in varies.nonzero().squeeze(1).split(chunk):
+        image = picked // c
+        masks = _scale(F.interpolate(channels[picked], size=size, mode="bilinear"))
+        masked = (masks * images[image]).contiguous(memory_format=torch.channels_last)
+        scores = _two_sided(network(masked)).softmax(1)
+        weights[picked] = scores.gather(1, classes[image, None]).squeeze(1)
     weights = weights.view(n, c)
     if not (logits.isfinite().all() and maps.isfinite().all() and weights.isfinite().all()):
         raise ValueError("the network's outputs are not finite: has its training diverged?")
@@ -99,25 +95,6 @@ def _two_sided(logits):
     return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
-def _checked(classes, logits):
-    """The classes to explain, (N,) int64 on the device of the logits (N, classes)."""
-    predicted = logits.argmax(1)
-    if classes is None:
-        return predicted
-    classes = torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
-    known = (classes >= 0) & (classes < logits.shape[1])
-    if classes.shape != predicted.shape or not known.all():
-        raise ValueError(
-            f"classes must be {len(logits)} indices in 0..{logits.shape[1] - 1}, "
-            f"not {classes.tolist()}"
-        )
-    return classes
-
-
-# What may stand between a softmax or sigmoid and the output, and leaves the values as they are.
-_VIEWS = ("View", "ReshapeAlias", "UnsafeView", "Squeeze", "Unsqueeze", "Clone", "ToCopy", "T")
-
-
 def _refuse_probabilities(network, images, outputs):
     """ValueError where the network ends in a softmax or sigmoid: a second softmax on it is flat.
 
@@ -125,12 +102,10 @@ def _refuse_probabilities(network, images, outputs):
     0 and 1: autograd's record of a forward pass of one image tells which operation was the last.
     """
     sums_to_one = (outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-4).all()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         last = network(images[:1].clone().requires_grad_() * 1).grad_fn
-    while last is not None and last.name().split("Backward")[0] in _VIEWS:
-        last = last.next_functions[0][0]
-    ends_in = "" if last is None else last.name()
-    if ends_in.startswith(("Softmax", "Sigmoid", "Hardsigmoid")) or (
+    kind = "" if last is None else last.name()
+    if kind.startswith(("Softmax", "Sigmoid", "Hardsigmoid")) or (
         outputs.shape[1] > 1 and sums_to_one
     ):
         raise ValueError(
@@ -153,29 +128,15 @@ def _forward(network, images, layer):
         nonlocal last
         if layer is not None:
             last = output.clone()  # without what follows in place
-        elif (
-            isinstance(output, Tensor)
-            and output.ndim == 4
-            and output.shape[2] * output.shape[3] > 1
-        ):
+        elif getattr(output, "ndim", 0) == 4 and output.shape[2] * output.shape[3] > 1:
             last = output  # with what follows in place: that is what the pooling reads
 
     modules = dict(network.named_modules())
     if layer is not None and layer not in modules:
         raise ValueError(f"the network has no layer {layer!r}{nearest(layer, modules)}")
-    watched = modules.values() if layer is None else [modules[layer]]
-    handles = [module.register_forward_hook(keep) for module in watched]
-    try:
-        logits = network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if last is None or last.ndim != 4 or len(last) != len(images):
-        found = "nothing" if last is None else tuple(last.shape)
-        raise ValueError(
-            f"the output of {layer or 'some layer'} must be a map (N, C, h, w), not {found}"
-        )
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the network's output must be (N, classes), not {found}")
+    for module in modules.values() if layer is None else [modules[layer]]:
+        module.register_forward_hook(keep)
+    logits = network(images)
+    if getattr(last, "ndim", 0) != 4:
+        raise ValueError(f"the output of {layer or 'some layer'} must be a map (N, C, h, w)")
     return logits, last

@@ -24,9 +24,8 @@ def read_pictures(files, size, mean, std):
                 f"--image {file} cannot be read as a picture ({one_line(error)}): "
                 "name a file that holds one, such as a .jpg or .png"
             ) from error
-        square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-        pictures.append(torch.from_numpy(np.array(square)))
-    pixels = torch.stack(pictures) / 255  # (N, size, size, 3)
+        pictures.append(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
+    pixels = torch.from_numpy(np.stack(pictures)) / 255  # (N, size, size, 3)
     return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 

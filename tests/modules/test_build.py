@@ -1,14 +1,22 @@
 """Names, mappings and overrides; what is wrong is named."""
 
+import copy
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from plain import digest
+from strangers import Calls
+from torch import nn
 
 from lcm import UserError, build_network
-from lcm.attention import CBAM, LCM2, SqueezeExcite
+from lcm.attention import LCM2, SqueezeExcite
 from lcm.config.compose import choices, load
+from lcm.models import Site
+from lcm.models.build import site_problems
 
 TINY = {
     "name": "tiny",
@@ -19,38 +27,26 @@ TINY = {
 }
 
 
-def test_reductions_follow_the_family_and_can_be_overridden():
-    assert build_network("resnet20", "lcm2").stage3[0].site.w1.weight.shape[:2] == (16, 64)
-    assert build_network("resnet20", "lcm2", reduction=8).stage3[0].site.w1.weight.shape[:2] == (
-        8,
-        64,
-    )
+def test_reductions_follow_the_family_and_overrides_reach_both_mappings():
+    site = build_network("resnet20", "lcm2").stage3[0].site
+    assert site.w1.weight.shape[:2] == (16, 64) and site.w2.bias is None
     assert build_network("densenet40", "lcm2").block1[0].site.w2.bias is not None
-    assert build_network("resnet20", "lcm2").stage3[0].site.w2.bias is None
     assert build_network("densenet40", "cbam").block1[0].site.w0.bias is None
+    changes = {"layers": 8, "reduction": 8, "sites": {"last_of_stage": 3}}
+    network = build_network("resnet20", "se", num_classes=3, **changes)
+    found = {n: m.w1.out_features for n, m in network.named_modules() if type(m) is SqueezeExcite}
+    assert found == {"stage3.0.site": 8} and network.fc.out_features == 3
 
 
-def test_overrides_reach_both_mappings():
-    network = build_network("resnet20", "se", num_classes=3, layers=8, sites={"last_of_stage": 3})
-    assert [name for name, m in network.named_modules() if isinstance(m, SqueezeExcite)] == [
-        "stage3.0.site"
-    ]
-    assert network.fc.out_features == 3
-
-
-def test_mappings_as_hydra_composes_them():
-    raw = OmegaConf.create(
-        {"model": load("model", "densenet40"), "attention": load("attention", "cbam")}
-    )
+def test_mappings_as_hydra_composes_them_are_left_alone():
+    pair = {"model": load("model", "densenet40"), "attention": load("attention", "cbam")}
+    raw = OmegaConf.create(pair)
     resolved = OmegaConf.to_container(raw, resolve=True)
-    for model, attention in (
-        (raw.model, raw.attention),
-        (resolved["model"], resolved["attention"]),
-    ):
-        network = build_network(model, attention, seed=1)
-        assert isinstance(network.block1[0].site, CBAM)
-        expected = build_network("densenet40", "cbam", seed=1).state_dict()
-        assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
+    expected = digest(build_network("densenet40", "cbam", seed=1, layers=7).state_dict())
+    for model, attention in ((raw.model, raw.attention), resolved.values(), pair.values()):
+        before = copy.deepcopy((model, attention))
+        network = build_network(model, attention, seed=1, layers=7)
+        assert digest(network.state_dict()) == expected and (model, attention) == before
 
 
 def test_a_model_of_ones_own_gives_its_sizes_itself():
@@ -59,12 +55,6 @@ def test_a_model_of_ones_own_gives_its_sizes_itself():
     )
     with pytest.raises(UserError, match="no sizes for networks of the family tiny"):
         build_network(TINY, "lcm2")
-
-
-def test_building_leaves_the_callers_mappings_alone():
-    model, attention = load("model", "resnet20"), load("attention", "lcm2")
-    build_network(model, attention, layers=8, reduction=2)
-    assert (model, attention) == (load("model", "resnet20"), load("attention", "lcm2"))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +75,6 @@ def test_building_leaves_the_callers_mappings_alone():
             "model=resnet20 attention=lcm2 reduction=17",
             "reduction 17 is larger than the 16 channels",
         ),
-        ("model=densenet40 attention=se reduction=0", "reduction 0 is below 1"),
         ("model=resnet20 layers=2", "6n + 2 layers (8, 14, 20, 26, 32, ...), not 2"),
         ("model=resnet20 layers=21", "6n + 2 layers (8, 14, 20, 26, 32, ...), not 21"),
         ("model=densenet40 layers=4", "3n + 4 layers (7, ..., 40, 64, 100, ...), not 4"),
@@ -112,3 +101,180 @@ def test_a_target_below_a_key_is_not_called(group, key, tmp_path):
     with pytest.raises((UserError, TypeError)):
         build_network(**mappings)
     assert not (tmp_path / "called").exists()
+
+
+# --------------------------------------------------------------------------------------------------
+# A module or a network of one's own: what its constructor sets stays, and what will not do is said
+# before anything starts
+
+RESNET = load("model", "resnet20") | {"layers": 8}
+
+
+def own(target, **keys):
+    return {"name": "mine", "_target_": f"{__name__}.{target}", "sites": "every"} | keys
+
+
+def gate(channels):
+    """A zero that has to stay, and random values of three generators; all are bare parameters."""
+    three = torch.rand(1).item(), np.random.rand(), random.random()
+    return Calls(
+        lambda m, x: x * (1 + m.gate * m.scale * m.random.sum()),
+        gate=nn.Parameter(torch.zeros(channels, 1, 1)),
+        scale=nn.Parameter(torch.full((channels, 1, 1), 2.0)),
+        random=nn.Parameter(torch.tensor(three)),
+    )
+
+
+class Changed(LCM2):
+    """Derived from a module of the project, with a parameter that no layer can draw."""
+
+    def __init__(self, channels):
+        super().__init__(channels, 4)
+        self.gain = nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, x):
+        return super().forward(x) * self.gain
+
+
+@pytest.mark.parametrize("target", ["gate", "Changed"])
+def test_a_module_keeps_what_its_constructor_set(target):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    first = build_network(RESNET, own(target), seed=1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1]) and random.getstate() == before[2]
+    torch.rand(3), np.random.rand(3), random.random()
+    again, other = (build_network(RESNET, own(target), seed=seed) for seed in (1, 2))
+    assert digest(first.state_dict()) == digest(again.state_dict())
+    site, sibling = first.stage2[0].site, other.stage2[0].site
+    if target == "gate":
+        assert not site.gate.any() and (site.scale == 2).all()
+        assert (site.random != sibling.random).all()
+        assert (site.random != first.stage1[0].site.random).all()
+    if target == "Changed":
+        assert site.gain == 3
+    plain = build_network(RESNET, seed=1).state_dict()  # the same backbone as without
+    assert all(torch.equal(first.state_dict()[key], value) for key, value in plain.items())
+
+
+def mine(target, **keys):
+    return {"name": "mine", "family": "mine", "image_size": 32, "_target_": target} | keys
+
+
+def test_a_network_keeps_what_its_constructor_set():
+    model = mine(f"{__name__}.backbone")
+    first, again, other = (build_network(model, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert digest(first) == digest(again) != digest(other)
+    assert (first["token"] == 7).all()
+    filled = build_network(model, own("gate"), seed=1).state_dict()
+    assert all(torch.equal(filled[key], value) for key, value in first.items())
+
+
+def backbone(num_classes, logits=None):
+    """With a token that no layer draws."""
+    return Calls(
+        lambda m, x: m.fc((m.site(m.stem(x)) + m.token).mean((2, 3))),
+        token=nn.Parameter(torch.full((1, 6, 1, 1), 7.0)),
+        stem=nn.Conv2d(3, 6, 3, stride=2, padding=1),
+        site=Site(6, 1),
+        fc=nn.Linear(6, logits or num_classes),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks before anything starts
+
+
+def late(channels):
+    """Has a layer of which nobody knows the width before the first map."""
+    return nn.LazyConv2d(channels, 1)
+
+
+def late_network(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes, bias=False))
+
+
+def refusing(size):
+    """Says nothing about why."""
+    raise ValueError
+
+
+def returns(channels, make):
+    """What `make` makes of the map and the module."""
+    return Calls(lambda m, x: MADE[make](x, m))
+
+
+MADE = {
+    "weights": lambda x, _: x.mean((2, 3), keepdim=True),
+    "tuple": lambda x, _: (x, x),
+    "half": lambda x, _: x.half(),
+    "smaller in evaluation": lambda x, module: x if module.training else x[..., 1:],
+    "wide": lambda x, _: torch.cat((x, x), 1),
+    "32": lambda x, _: x * x.new_ones(32, 32),
+    "20": lambda x, _: x * x.new_ones(20, 20),
+    "nothing": lambda x, _: None,
+}
+SAID = "attention=mine does not fit model=resnet20: "
+HERE = f"{SAID}at a map (16, 32, 32): "
+KEEP = " float32 of (2, 16, 32, 32) float32 in training, and has to keep shape and type"
+
+
+@pytest.mark.parametrize(
+    ("attention", "problem"),
+    [
+        (own("gate"), ""),
+        (load("attention", "cbam") | {"name": "mine", "reduction": 4, "bias": True}, ""),
+        (own("returns", make="weights"), f"{HERE}it makes (2, 16, 1, 1){KEEP}"),
+        (own("returns", make="wide", sites={"stages": [3]}),
+            "at a map (64, 8, 8): it makes (2, 128, 8, 8) float32 of (2, 64, 8, 8)"),
+        (own("returns", make="tuple"), f"{HERE}it makes a tuple of"),
+        (own("returns", make="nothing"), f"{HERE}it makes a NoneType of"),
+        (own("returns", make="half"), f"{HERE}it makes (2, 16, 32, 32) float16 of"),
+        (own("returns", make="smaller in evaluation"),
+            f"{HERE}it makes (2, 16, 32, 31) float32 of (2, 16, 32, 32) float32 in evaluation"),
+        (own("returns", make="32"), "at a map (32, 16, 16): RuntimeError: The size of tensor a"),
+        (own("returns", make="32", sites={"stages": [1]}), ""),
+        (own("late"), f"{HERE}its forward pass makes the parameter bias: make it in the"),
+        (own("refusing"), f"{HERE}ValueError"),
+        (own("returns"), "missing 1 required positional argument: 'make'"),
+        (own("Absent"), "Absent"),
+        ({"name": "mine", "_target_": "torch.nn.functional.relu"}, "argument 'input'"),
+        ({"name": "mine", "_target_": "math.sqrt"}, "AttributeError: 'float' object"),
+        (own("gate", sites={"stages": [4]}), "model=resnet20: there is no free site in stage 4"),
+    ],
+    ids=lambda value: "".join(map(str, value.values())) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_module_is_checked_before_anything_starts(attention, problem):
+    before = torch.get_rng_state()
+    found = site_problems(RESNET, attention, 10)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(found) == bool(problem) and problem in "".join(found)
+    assert all(line.startswith(SAID) and "\n" not in line for line in found)
+
+
+BACKBONE, NONE = f"{__name__}.backbone", {"name": "none"}
+
+
+@pytest.mark.parametrize(
+    ("model", "attention", "problem"),
+    [
+        (mine(BACKBONE), own("gate"), ""),
+        (mine(BACKBONE), own("returns", make="32"),
+            "attention=mine does not fit model=mine: at a map (6, 16, 16): RuntimeError"),
+        (mine(BACKBONE, image_size=40), own("returns", make="20"), ""),
+        (mine("torchvision.models.resnet18"), own("gate"), ""),
+        (mine("torchvision.models.vgg11"), NONE, ""),
+        (mine("torchvision.models.vgg11"), own("gate"), "does not fit model=mine: VGG has no free"),
+        (mine("torchvision.models.alexnet"), NONE, "model=mine: RuntimeError: Given input size"),
+        (mine(f"{__name__}.late_network"), NONE,
+            "model=mine: its forward pass makes the parameter 1.weight"),
+        (RESNET | {"layers": 9}, NONE, "model=resnet20: a ResNet for 32x32 images has 6n + 2"),
+        (mine(BACKBONE, logits=4), NONE,
+            "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)"),
+        (mine(BACKBONE, logits=4), own("gate"), "model=mine: it makes (2, 4) float32"),
+    ],
+)  # fmt: skip
+def test_a_network_is_checked_before_anything_starts(model, attention, problem):
+    before = torch.get_rng_state()
+    found = site_problems(model, attention, 10)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(found) == bool(problem) and problem in "".join(found)

@@ -1,18 +1,25 @@
-"""Modules behind any layer of any network: `fill_sites(network, factory, after=PATTERN)`."""
+"""Modules behind, or in place of, any layers of any network."""
 
 import copy
+import random
+import warnings
 from collections import OrderedDict
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
-from strangers import Scale, images, se
+from strangers import Scale, child, images, se, state
 from torch import nn
 
-from lcm import fill_sites, remove_attention
+from lcm import build_network, fill_sites, remove_attention
 from lcm.attention import SqueezeExcite
+from lcm.config.compose import choices, load
+from lcm.models.attended import Blend
+
+tv = torchvision.models
 
 
 def own(num_classes=5):
@@ -27,78 +34,41 @@ def own(num_classes=5):
     )
 
 
-# a network, a pattern, the names that fit by hand, the widths of their maps
-NETWORKS = {
+TWO_OF_FOUR = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+NETWORKS = {  # a network, a pattern, the names that fit by hand, the widths of their maps
     "own": (own, "block*.bn", ["block1.bn", "block2.bn"], [4, 8]),
     "own, a convolution": (own, "stem", ["stem"], [4]),
-    "resnet18": (
-        torchvision.models.resnet18,
-        "layer*.*.bn2",
-        [f"layer{stage}.{block}.bn2" for stage in (1, 2, 3, 4) for block in (0, 1)],
-        [64, 64, 128, 128, 256, 256, 512, 512],
-    ),
-    "convnext_tiny": (  # the LayerNorm2d of torchvision
-        torchvision.models.convnext_tiny,
-        "features.[0246].[01]",
-        [f"features.{i}" for i in ("0.0", "0.1", "2.0", "2.1", "4.0", "4.1", "6.0", "6.1")],
-        [96, 96, 96, 192, 192, 384, 384, 768],
-    ),
-    "timm resnet26": (
-        partial(timm.create_model, "resnet26"),
-        "layer*.*.bn3",
-        [f"layer{stage}.{block}.bn3" for stage in (1, 2, 3, 4) for block in (0, 1)],
-        [256, 256, 512, 512, 1024, 1024, 2048, 2048],
-    ),
-}
-
-
-def network_of(name):
-    """A network as initialised, but with ones where a branch would be multiplied by (almost)
-    nothing."""
-    torch.manual_seed(0)
-    network = NETWORKS[name][0](num_classes=5).eval()
-    for key, parameter in network.named_parameters():
-        if key.endswith("layer_scale") or (key.endswith("weight") and not parameter.any()):
-            nn.init.ones_(parameter)
-    return network
+    "resnet18": (tv.resnet18, "layer*.*.bn2", [f"{block}.bn2" for block in TWO_OF_FOUR],
+        [64, 64, 128, 128, 256, 256, 512, 512]),
+    "timm resnet26": (partial(timm.create_model, "resnet26"), "layer*.*.bn3",
+        [f"{block}.bn3" for block in TWO_OF_FOUR],
+        [256, 256, 512, 512, 1024, 1024, 2048, 2048]),
+}  # fmt: skip
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NETWORKS)
-def test_modules_stand_where_the_pattern_says_and_no_name_changes(name):
-    _, pattern, expected, widths = NETWORKS[name]
-    network, made = network_of(name), []
-    names = [key for key, _ in network.named_modules()]
-    weights = copy.deepcopy(network.state_dict())
-
-    def factory(channels):
-        made.append(channels)
-        return se(channels)
-
-    assert fill_sites(network, factory, after=pattern) is network
-    assert made == widths
-    modules = dict(network.named_modules())
-    found = [key for key, module in modules.items() if type(module) is SqueezeExcite]
-    assert found == [f"{key}.attention" for key in expected]
-    assert [key for key in modules if key in names] == names
-    new = network.state_dict()
-    assert all(torch.equal(new[key], value) for key, value in weights.items())
-    assert all(key.rpartition(".attention.")[0] in expected for key in new.keys() - weights.keys())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", NETWORKS)
-def test_each_module_is_given_its_layers_map_and_the_network_its_result(name):
+def test_modules_stand_where_the_pattern_says_and_follow_their_layers(name):
     """With modules that multiply by a number, the network is the one whose layers are followed by
     that product: a norm's affine part, or a convolution, can do it itself."""
-    _, pattern, names, _ = NETWORKS[name]
-    x, expected, network = images(), network_of(name), network_of(name)
-    fill_sites(network, Scale, after=pattern)
-    assert not torch.equal(network(x), expected(x))
+    make, pattern, names, widths = NETWORKS[name]
+    torch.manual_seed(0)
+    x, plain = images(), make(num_classes=5).eval()
+    for key, parameter in plain.named_parameters():
+        if key.endswith("weight") and not parameter.any():
+            nn.init.ones_(parameter)  # of a branch that would be multiplied by nothing
+    network, expected = copy.deepcopy(plain), copy.deepcopy(plain)
+    assert fill_sites(network, Scale, after=pattern) is network
+    modules = dict(network.named_modules())
+    found = {key: len(module.scale) for key, module in modules.items() if type(module) is Scale}
+    assert found == {f"{key}.attention": c for key, c in zip(names, widths, strict=True)}
+    old = [key for key, _ in plain.named_modules()]
+    assert [key for key in modules if key in old] == old
     for key in names:
         layer, scale = expected.get_submodule(key), network.get_parameter(f"{key}.attention.scale")
         layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
         layer.bias.mul_(scale)
+    assert not torch.equal(network(x), plain(x))
     torch.testing.assert_close(network(x), expected(x), rtol=1e-3, atol=1e-4)
 
 
@@ -110,34 +80,6 @@ def test_compiles_as_one_graph(backend):
     torch.testing.assert_close(compiled(x), network(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"after": "blok*.bn"}, r"no module of Sequential has a name like 'blok\*\.bn'; "
-                                r"nearest: block[12]"),
-        ({"after": "block*"}, "block1 is a Sequential, which does not say how many "
-                              "channels its maps have"),
-        ({"after": "block*.bn", "where": {"stages": [1]}}, "exclude each other"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_is_wrong_is_named(keys, message):
-    with pytest.raises(ValueError, match=message):
-        fill_sites(own(), se, **keys)
-
-
-NO_MAPS = [nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.BatchNorm3d(4)]
-NO_MAPS += [nn.Conv1d(4, 4, 1), nn.Conv3d(4, 4, 1), nn.InstanceNorm1d(4), nn.InstanceNorm3d(4)]
-
-
-@pytest.mark.parametrize("layer", NO_MAPS, ids=str)
-def test_one_layer_without_maps_among_the_fitting_changes_nothing(layer):
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), layer)
-    with pytest.raises(ValueError, match=rf"1 is a {type(layer).__name__}, which does not say"):
-        fill_sites(network, se, after="*")
-    assert not hasattr(network[0], "attention")
-
-
 @torch.no_grad()
 def test_a_second_module_follows_the_first():
     network, x = fill_sites(own(), Scale, after="block*.bn").eval(), torch.randn(1, 4, 8, 8)
@@ -146,6 +88,161 @@ def test_a_second_module_follows_the_first():
     twice = network.block1.bn(x)
     assert {"block1.bn.attention.scale", "block1.bn.attention2.scale"} < set(network.state_dict())
     torch.testing.assert_close(twice, once * network.block1.bn.attention2.scale[:, None, None])
-    with pytest.raises(ValueError, match="no attention stands behind a module with a name like"):
-        remove_attention(network, "stem")
     assert list(remove_attention(network).state_dict()) == list(own().state_dict())
+
+
+# --------------------------------------------------------------------------------------------------
+# Widths
+
+KNOWN = {  # layers that say themselves how wide their maps are
+    "synchronised": nn.SyncBatchNorm(6),
+    "instance": nn.InstanceNorm2d(6),
+    "group, timm": timm.layers.GroupNormAct(6, 2),
+    "with activation": timm.layers.BatchNormAct2d(6),
+    "lazy convolution": nn.LazyConv2d(6, 1),
+    "transposed": nn.ConvTranspose2d(6, 6, 1),
+}
+UNKNOWN = {  # an example tells
+    "frozen": torchvision.ops.FrozenBatchNorm2d(6),
+    "layer, torchvision": tv.convnext.LayerNorm2d(6),
+    "RMS, timm": timm.layers.RmsNorm2d(6),
+    "sequential": nn.Sequential(nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("name", [*KNOWN, *UNKNOWN])
+def test_the_width_is_the_layers_own_or_that_of_an_example(name):
+    layer = copy.deepcopy((KNOWN | UNKNOWN)[name])
+    network, example = nn.Sequential(nn.Conv2d(3, 6, 1), layer).eval(), images()
+    if name in UNKNOWN:
+        with pytest.raises(ValueError, match=r"1 is a .*, which does not say .* give an `example`"):
+            fill_sites(network, se, after="1")
+    fill_sites(network, se, after="1", example=example if name in UNKNOWN else None)
+    assert network[1].attention.w1.in_features == 6 and network(example).shape == (2, 6, 32, 32)
+
+
+class Odd(nn.Module):
+    """Counts its calls in a buffer, also in evaluation, and draws from every generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + 0 * (torch.rand(1) + np.random.rand() + random.random())
+
+
+def test_an_example_leaves_no_trace():
+    norm = nn.BatchNorm2d(6).eval()
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), norm, Odd(), nn.Dropout(), nn.Flatten())
+    plain = copy.deepcopy(network)
+    _, _, generators = state(network)
+    fill_sites(network, se, after="[23]", seed=0, example=images())
+    assert state(network)[2] == generators
+    assert state(remove_attention(network)) == state(plain)
+
+
+# --------------------------------------------------------------------------------------------------
+# What new modules take from the network, and what the network keeps
+
+
+@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}, {"instead_of": "layer*.*.bn2"}])
+def test_new_modules_take_mode_and_type(where):
+    network = tv.resnet18().double().eval()
+    network.layer2.train()
+    fill_sites(network, nn.BatchNorm2d, **where)
+    new = [m for m in network.modules() if type(m) is nn.BatchNorm2d]
+    assert all(m.weight.dtype == m.running_mean.dtype == torch.float64 for m in new)
+    assert {m.training for name, m in network.named_modules() if "layer2" in name} == {True}
+    assert {m.training for name, m in network.named_modules() if "layer1" in name} == {False}
+
+
+@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}, {"instead_of": "layer*.*.bn2"}])
+def test_an_error_in_the_middle_changes_nothing(where):
+    network, made = tv.resnet18(), []
+
+    def failing(channels):
+        made.append(channels)
+        if len(made) == 4:
+            raise ZeroDivisionError
+        return se(channels)
+
+    before = state(network)
+    with pytest.raises(ZeroDivisionError):
+        fill_sites(network, failing, seed=1, **where)
+    assert len(made) == 4 and state(network)[1:] == before[1:]
+    fill_sites(network, se, seed=1, **where)
+    assert sum(type(module) is SqueezeExcite for module in network.modules()) == 8
+
+
+def test_a_layers_own_child_called_attention_stays():
+    network, x = nn.Sequential(child("attention")).eval(), images()
+    y, before = network(x), network.state_dict()
+    fill_sites(network, Scale, after="0", example=x)
+    after = network.state_dict()
+    assert set(after) - set(before) == {"0.attention2.scale"}
+    torch.testing.assert_close(network(x), network[0].attention2(y))
+    network.load_state_dict({key: torch.zeros_like(value) for key, value in after.items()})
+    assert not network[0].attention.weight.any() and not network[0].attention2.scale.any()
+
+
+def test_attributes_are_those_of_the_layer_and_tensors_are_not():
+    network = fill_sites(tv.resnet18(), se, after="bn1")
+    network.eval()
+    assert not any(module.training for module in network.modules())
+    network.bn1.eps = 0.5
+    assert network.bn1.layer.eps == network.bn1.eps == 0.5 and network.bn1.num_features == 64
+    network.bn1.weight = nn.Parameter(torch.zeros(64))
+    assert not network.bn1.layer.weight.any()
+    with pytest.raises(AttributeError, match=r"its running_mean is \.layer\.running_mean"):
+        network.bn1.running_mean  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        network.bn1.nothing  # noqa: B018
+
+
+def test_a_module_with_two_names_is_one_module():
+    conv = nn.Conv2d(3, 3, 1)
+    network = fill_sites(nn.Sequential(conv, nn.ReLU(), conv), nn.BatchNorm2d, after="[02]")
+    assert network[0] is network[2] and network[0].layer is conv
+    fill_sites(network, nn.BatchNorm2d, after="2")
+    assert list(network[0]._modules) == ["layer", "attention", "attention2"]
+    assert list(remove_attention(network)) == [conv, network[1], conv]
+
+
+# --------------------------------------------------------------------------------------------------
+# Blends: a trained network starts as it was, and its new modules learn
+
+ATTENTIONS = [name for name in choices("attention") if "_target_" in load("attention", name)]
+
+
+# Biases that a softmax or a batch norm takes out again.
+SHIFTS = ("phi.bias", "wk.bias", ".g.bias", ".w.bias", "conv.bias")
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_blend_starts_as_the_network_was_and_learns(name):
+    plain = build_network("resnet20", layers=8, seed=0)
+    whole = build_network("resnet20", name, layers=8, sites="every", seed=1)
+    made = {16 * 2**i: getattr(whole, f"stage{i + 1}")[0].site for i in range(3)}
+    with warnings.catch_warnings(record=True) as said:
+        network = fill_sites(copy.deepcopy(plain), made.__getitem__, blend=True)
+    said = "".join(str(warning.message) for warning in said)
+    assert isinstance(network.stage1[0].site, Blend) == (name not in ("gc", "nonlocal"))
+    assert (name in ("gc", "nonlocal")) == ("starts as an identity and is placed without" in said)
+    x, labels = images(count=8), torch.arange(8)
+    assert torch.equal(network.eval()(x), plain.eval()(x))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network.train()(x), labels).backward()
+        optimizer.step()
+    for key, parameter in network.named_parameters():
+        assert key.endswith(SHIFTS) or parameter.grad.any(), key
+
+
+def test_a_blend_goes_from_the_map_to_its_attention():
+    x, blend = images(), Blend(Scale(3))
+    for a, expected in ((0, x), (0.5, (x + blend.attention(x)) / 2), (1, blend.attention(x))):
+        nn.init.constant_(blend.a, a)
+        torch.testing.assert_close(blend(x), expected)

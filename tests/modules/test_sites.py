@@ -1,19 +1,21 @@
 """Sites: where they are in each network, how they are filled, and that they change nothing while
 they are empty."""
 
+import contextlib
 import copy
-import subprocess
-import sys
+import re
 from collections import Counter
 
 import pytest
 import torch
 import torchvision
-from strangers import Scale, images, se
+from strangers import Calls, Scale, child, images, se, state
+from tiny import ROOT
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from lcm import build_network, fill_sites
-from lcm.attention import SqueezeExcite
+from lcm import build_network, fill_sites, remove_attention
 from lcm.models import CifarDenseNet, CifarResNet, Site, add_sites, sites
 
 tv = torchvision.models
@@ -36,23 +38,7 @@ tv = torchvision.models
 def test_sites_of_each_network(model, expected):
     with torch.device("meta"):
         found = sites(build_network(model))
-    assert Counter((site.stage, site.channels) for _, site in found) == expected
-
-
-@pytest.mark.parametrize(
-    ("where", "expected"),
-    [
-        ("every", [f"stage{s}.{b}.site" for s in (1, 2, 3) for b in (0, 1)]),
-        ({"stages": [2, 3]}, [f"stage{s}.{b}.site" for s in (2, 3) for b in (0, 1)]),
-        ({"last_of_stage": 2}, ["stage2.1.site"]),
-    ],
-)
-def test_where_modules_are_put(where, expected):
-    network = CifarResNet(layers=14, num_classes=10)
-    assert fill_sites(network, se, where) is network
-    found = [name for name, module in network.named_modules() if isinstance(module, SqueezeExcite)]
-    assert found == expected
-    assert len(sites(network)) == 6 - len(expected)
+    assert Counter((site.stage, site.channels) for *_, site in found) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,46 +59,15 @@ def test_where_modules_are_put(where, expected):
 )
 def test_sites_of_the_papers_pairs(model, attention, expected):
     with torch.device("meta"):
-        modules = dict(build_network(model, attention).named_modules())
-    filled = [name for name, m in modules.items() if name.endswith(".site") and type(m) is not Site]
-    assert filled == expected
-
-
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("all", '"every"'),
-        ({"stages": []}, '"every"'),
-        ({"stages": [2], "last_of_stage": 2}, '"every"'),
-        ({"stages": [2, 4]}, "no free site in stage 4: the stages are 1, 2, 3"),
-        ({"last_of_stage": 0}, "no free site in stage 0: the stages are 1, 2, 3"),
-    ],
-)
-def test_a_wrong_where_is_refused(where, message):
-    network = CifarResNet(layers=14, num_classes=10)
-    with pytest.raises(ValueError, match=message):
-        fill_sites(network, se, where)
-    assert len(sites(network)) == 6
-
-
-def test_a_network_without_free_sites_is_refused():
-    with pytest.raises(
-        ValueError, match=r"Linear has no free site: name the modules .*after=.*lcm\.models\.Site"
-    ):
-        fill_sites(nn.Linear(3, 3), nn.Identity)
-    network = fill_sites(tv.resnet18(), se)
-    with pytest.raises(ValueError, match="ResNet has no free site"):
-        fill_sites(network, se)
-
-
-class Nothing(nn.Module):
-    def forward(self, x):
-        return x * 0
+        network = build_network(model, attention)
+    at_sites = [(name, m) for name, m in network.named_modules() if name.endswith(".site")]
+    assert [name for name, module in at_sites if type(module) is not Site] == expected
+    assert len(sites(network)) == len(at_sites) - len(expected)
 
 
 def emptied(network):
     """The network with modules at its sites that let nothing pass."""
-    return fill_sites(network, lambda _: Nothing())
+    return fill_sites(network, lambda _: Calls(lambda _, x: x * 0))
 
 
 @torch.no_grad()
@@ -126,42 +81,21 @@ def test_a_site_ends_the_residual_branch_before_the_addition():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("torchvisions", [False, True])
-def test_a_site_of_a_dense_layer_sees_only_its_new_maps(torchvisions):
-    if torchvisions:
-        network, width, new = tv.densenet121(), 64, 6 * 32
-        block = emptied(network).features.denseblock1
-    else:
-        network, width, new = CifarDenseNet(10, 12, 10), 24, 2 * 12
-        block = emptied(network).block1
-    x = torch.randn(2, width, 8, 8)
-    y = block(x)
-    assert y.shape == (2, width + new, 8, 8)
-    assert torch.equal(y[:, :width], x) and not y[:, width:].any()
+def test_a_site_of_a_dense_layer_sees_only_its_new_maps():
+    theirs, ours = tv.densenet121(), CifarDenseNet(10, 12, 10)
+    for block, width, new in (
+        (emptied(theirs).features.denseblock1, 64, 6 * 32),
+        (emptied(ours).block1, 24, 2 * 12),
+    ):
+        x = torch.randn(2, width, 8, 8)
+        assert torch.equal(block(x), torch.cat((x, torch.zeros(2, new, 8, 8)), 1))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121"])
-def test_empty_sites_change_nothing_in_torchvisions_networks(name):
-    network = getattr(torchvision.models, name)(num_classes=5)
-    with_sites = add_sites(copy.deepcopy(network))
-    assert sites(with_sites)
-    x = torch.randn(2, 3, 64, 64)
-    for mode in (True, False):
-        y, y_ = network.train(mode)(x), with_sites.train(mode)(x)
-        assert torch.equal(y, y_)
-    y.sum().backward(), y_.sum().backward()
-    for parameter, parameter_ in zip(network.parameters(), with_sites.parameters(), strict=True):
-        assert torch.equal(parameter.grad, parameter_.grad)
-    assert list(with_sites.state_dict()) == list(network.state_dict())
-
-
-def test_the_cifar_networks_do_not_import_torchvision():
-    code = (
-        "import sys, lcm; lcm.build_network('densenet40', 'lcm2', seed=0); "
-        "print('torchvision' in sys.modules)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.stdout == "False\n"
+def test_one_file_imports_torchvision():
+    """It takes a second: no network for CIFAR waits for it."""
+    files = (ROOT / "lcm" / "models").glob("*.py")
+    pattern = re.compile(r"^(import|from) (torchvision|lcm\.models\.imagenet)", re.M)
+    assert [file.name for file in files if pattern.search(file.read_text())] == ["imagenet.py"]
 
 
 def without_a_stage():
@@ -173,6 +107,9 @@ def without_a_stage():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
+        (tv.resnet18, [2, 2, 2, 2]),
+        (tv.resnet50, [3, 4, 6, 3]),
+        (tv.densenet121, [6, 12, 24, 16]),
         (lambda: tv.DenseNet(8, (2, 3, 1)), [2, 3, 1]),
         (lambda: tv.DenseNet(8, (1, 1, 2, 1, 1), memory_efficient=True), [1, 1, 2, 1, 1]),
         (lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 2, 1, 1],
@@ -180,20 +117,27 @@ def without_a_stage():
         (without_a_stage, [2, 2, 2]),
         (lambda: tv.segmentation.fcn_resnet50(weights_backbone=None), [3, 4, 6, 3]),
     ],
-    ids=["three blocks", "five blocks", "group norms", "without a stage", "segmentation"],
+    ids=["resnet18", "resnet50", "densenet121", "three blocks", "five blocks", "group norms",
+        "without a stage", "segmentation"],
 )  # fmt: skip
-def test_any_number_of_stages(make, expected):
-    network = make().eval()
-    x = images(64)
-    y, before = network(x), list(network.state_dict())
-    found = [site.stage for _, site in sites(add_sites(network))]
+@pytest.mark.filterwarnings("ignore")
+def test_torchvisions_networks_have_empty_sites_in_each_stage_which_change_nothing(make, expected):
+    network = make()
+    with_sites = add_sites(copy.deepcopy(network))
+    found = [place.module.stage for place in sites(with_sites)]
     assert [found.count(stage + 1) for stage in range(len(expected))] == expected
-    y_ = network(x)
-    if isinstance(y, dict):
-        y, y_ = y["out"], y_["out"]
-    assert torch.equal(y, y_) and list(network.state_dict()) == before
-    fill_sites(network, se)
-    network(x)
+    assert list(with_sites.state_dict()) == list(network.state_dict())
+    for mode in (True, False):
+        outputs = []
+        for one in (network, with_sites):
+            torch.manual_seed(0)  # of dropout
+            y = one.train(mode)(images(64))
+            outputs.append(y["out"] if isinstance(y, dict) else y)
+            outputs[-1].sum().backward()
+        assert torch.equal(*outputs)
+    for parameter, parameter_ in zip(network.parameters(), with_sites.parameters(), strict=True):
+        assert torch.equal(parameter.grad, parameter_.grad)
+    fill_sites(with_sites, se)(images(64))
 
 
 @pytest.mark.parametrize("after", ["layer*", "layer*.*", "layer*.*.conv2"])
@@ -202,9 +146,157 @@ def test_stages_are_the_same_where_attention_stands_already(after):
     network = fill_sites(tv.resnet18(), Scale, after=after, example=images(64)).eval()
     x, names = images(64), list(network.state_dict())
     y = network(x)
-    found = [(name, site.stage) for name, site in sites(add_sites(network))]
+    found = [(place.name, place.module.stage) for place in sites(add_sites(network))]
     assert found == [(f"layer{i}.{block}.site", i) for i in (1, 2, 3, 4) for block in (0, 1)]
     assert torch.equal(network(x), y) and list(network.state_dict()) == names
     fill_sites(network, Scale, {"last_of_stage": 2})
     assert set(network.state_dict()) - set(names) == {"layer2.1.site.scale"}
     assert not torch.equal(network(x), y)
+
+
+# --------------------------------------------------------------------------------------------------
+# What `fill_sites` refuses, with its messages; the network is then as it was
+
+
+class Derived(tv.resnet.BasicBlock):
+    pass
+
+
+def in_place(channels):
+    return Calls(lambda _, x: x.mul_(0.5))
+
+
+def layers(*modules):
+    return lambda: nn.Sequential(*modules)
+
+
+def cifar_resnet():
+    return CifarResNet(layers=14, num_classes=10)
+
+
+def filled(**keys):
+    return lambda: fill_sites(tv.resnet18(), nn.BatchNorm2d, **keys)
+
+
+def resnet18_with_a_derived_block():
+    network = tv.resnet18()
+    network.layer3[0].__class__ = Derived
+    return network
+
+
+NO_MAPS = [nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.BatchNorm3d(4)]
+NO_MAPS += [nn.Conv1d(4, 4, 1), nn.Conv3d(4, 4, 1), nn.InstanceNorm1d(4), nn.InstanceNorm3d(4)]
+EXAMPLE = {"example": images(64, 1)}
+REFUSED = [  # the network, the arguments, the message
+    # what a pattern means
+    (tv.resnet18, {"after": "layr*.*.bn1"},
+        r"no module of ResNet has a name like 'layr\*\.\*\.bn1'; nearest: layer\d"),
+    (tv.resnet18, {"after": "bn1", "where": {"stages": [1]}}, "exclude each other"),
+    (tv.resnet18, {"after": "bn1", "instead_of": "bn1"}, "exclude each other"),
+    # how wide the maps are
+    *((layers(nn.Conv2d(3, 4, 1), layer), {"after": "*"},
+        f"1 is a {type(layer).__name__}, which does not say how many channels its maps have")
+        for layer in NO_MAPS),
+    (tv.resnet50, {"after": "layer1.*.relu"} | EXAMPLE,
+        "layer1.0.relu is a ReLU that is called with maps of 64, 256 channels"),
+    (tv.googlenet, {"after": "aux1.fc1"} | EXAMPLE,
+        "aux1.fc1 is a Linear, .* give an `example` of the network's input with which it is"),
+    # what is no map
+    (tv.resnet18, {"after": "fc"} | EXAMPLE, r"fc is a Linear, which makes \(1, 1000\) float32"),
+    (tv.swin_t, {"after": "features.1.*"} | EXAMPLE,
+        r"features.1.0 is a .*, which makes \(1, 16, 16, 96\) float32, no map"),
+    (layers(nn.MaxPool2d(2, return_indices=True), nn.Identity()), {"after": "0"} | EXAMPLE,
+        "makes a tuple, no map"),
+    # what cannot be replaced
+    (tv.resnet18, {"instead_of": "layer2.0.conv1"}, "layer2.0.conv1 is a Conv2d, which does not"),
+    (tv.resnet18, {"instead_of": "layer2.0.conv1"} | EXAMPLE,
+        r"layer2.0.conv1 is a Conv2d, which makes .*: only what keeps the shape"),
+    (filled(after="bn1"), {"instead_of": "bn1"}, "attention stands behind bn1: take it out first"),
+    (layers(child("layer")), {"after": "0"} | EXAMPLE,
+        "0 has a child `layer`, a name that is needed here"),
+    # modules that will not do
+    (tv.resnet18, {"after": "bn1", "factory": lambda _: nn.AvgPool2d(2)} | EXAMPLE,
+        r"at a map \(64, 32, 32\): it makes \(2, 64, 16, 16\) float32 of \(2, 64, 32, 32\)"),
+    (tv.resnet18, {"after": "bn1", "factory": in_place, "blend": True},
+        "bn1.attention: a Calls writes into its map, which a blend needs"),
+    # sites
+    (cifar_resnet, {"where": "all"}, '"every"'),
+    (cifar_resnet, {"where": {"stages": []}}, '"every"'),
+    (cifar_resnet, {"where": {"stages": [2], "last_of_stage": 2}}, '"every"'),
+    (cifar_resnet, {"where": {"stages": [2, 4]}},
+        "no free site in stage 4: the stages are 1, 2, 3"),
+    (cifar_resnet, {"where": {"last_of_stage": 0}},
+        "no free site in stage 0: the stages are 1, 2, 3"),
+    (layers(nn.Linear(3, 3)), {},
+        r"Sequential has no free site: name the modules .*after=.*lcm\.models\.Site"),
+    (filled(), {}, "ResNet has no free site"),
+    (resnet18_with_a_derived_block, {}, "layer3.0 is a Derived, which may compute something else"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("make", "keys", "message"), REFUSED, ids=[row[2] for row in REFUSED])
+def test_what_will_not_do_is_named_and_nothing_changes(make, keys, message):
+    network = make()
+    before = state(network)
+    with pytest.raises(ValueError, match=message):
+        fill_sites(network, **{"factory": se} | keys)
+    assert state(network) == before
+
+
+@contextlib.contextmanager
+def process_group():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@process_group()
+def ddp(network):
+    return nn.parallel.DistributedDataParallel(network)
+
+
+@process_group()
+def fsdp(network):
+    return fully_shard(network, mesh=init_device_mesh("cpu", (1,)))
+
+
+def compiled_in_place(network):
+    network.compile(backend="eager")
+    return network
+
+
+def with_a_part(wrap):
+    def wrapped(network):
+        network.layer2 = wrap(network.layer2)
+        return network
+
+    return wrapped
+
+
+WRAPPED = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": ddp,
+    "FSDPModule": fsdp,
+    "OptimizedModule": torch.compile,
+    "compiled": compiled_in_place,
+    "ScriptModule": lambda network: torch.jit.trace(network.eval(), images(64)),
+    "layer2 is wrapped in FSDPModule": with_a_part(fsdp),
+    "layer2 is compiled": with_a_part(compiled_in_place),
+    "layer2 is wrapped in OptimizedModule": with_a_part(torch.compile),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_network_that_does_not_see_a_change_is_refused(name):
+    network = WRAPPED[name](fill_sites(tv.resnet18(), nn.BatchNorm2d, after="layer1.0.bn1"))
+    message = f"{name}, which does not see a change: change the network first"
+    for keys in ({"after": "*"}, {"instead_of": "*"}, {}):
+        with pytest.raises(ValueError, match=message):
+            fill_sites(network, se, **keys)
+    with pytest.raises(ValueError, match=message):
+        remove_attention(network)

@@ -77,32 +77,36 @@ def test_densenet121_has_growth_rate_32():
         for start in (24, 64):
             worded = DenseNet(12, (6, 12, 24, 16), start, num_classes=100)
             assert sum(p.numel() for p in worded.parameters()) < 1_500_000
-    assert printed(parameters("densenet121", num_classes=100) + EXTRA_HEAD, "8.081") == "8.081"
 
 
-def test_densenet121_counts_two_heads():
-    """Printed with one head of 100 classes it would be 7.056, with one of 1000 classes 7.979; it is
-    8.081.
-    """
-    assert printed(parameters("densenet121", num_classes=100), "8.081") == "7.056"
-    assert printed(parameters("densenet121", num_classes=1000), "8.081") == "7.979"
-    assert parameters("densenet121", num_classes=1000) + 1024 * 100 + 100 == 8_081_356
+# The weights of W1 and W2 in ResNet-20+LCM1, three sites a stage.
+W1_AND_W2 = sum(2 * 3 * c * (c // 4) for c in (16, 32, 64))
 
 
-def test_f_is_no_3x3_convolution():
-    """ "a convolution operation with the filter size of 3 × 3" would hold 18 weights instead of 2
-    at each of 96 sites.
-    """
-    exact = parameters("densenet100", "lcm2")
-    assert printed(exact, "7.100") == "7.100" and printed(exact + 96 * 16, "7.100") == "7.101"
+@pytest.mark.parametrize(
+    ("arguments", "extra", "cell"),
+    [
+        # Of DenseNet-121 two heads are counted, 8.081: one of 100 classes, and one of 1000.
+        (("densenet121", "none", 100), EXTRA_HEAD, "8.081"),
+        (("densenet121", "none", 100), 0, "7.056"),
+        (("densenet121", "none", 1000), 0, "7.979"),
+        (("densenet121", "none", 1000), 1024 * 100 + 100, "8.081"),
+        # f is no "convolution operation with the filter size of 3 × 3": 18 weights instead of 2 at
+        # each of 96 sites.
+        (("densenet100", "lcm2"), 0, "7.100"),
+        (("densenet100", "lcm2"), 96 * 16, "7.101"),
+        # W1 and W2 are no "Conv, 3 × 3", as Eq. (5) says: 0.278.
+        (("resnet20", "lcm1"), 0, "0.278"),
+        (("resnet20", "lcm1"), 8 * W1_AND_W2, "0.342"),
+    ],
+)
+def test_another_reading_is_printed_otherwise(arguments, extra, cell):
+    assert printed(parameters(*arguments) + extra, cell) == cell
 
 
-def test_w1_and_w2_are_no_3x3_convolutions():
-    """Eq. (5) says "Conv, 3 × 3"; ResNet-20+LCM1 would have 0.342 M parameters, not 0.278."""
+def test_lcm1_by_hand():
     exact, base = parameters("resnet20", "lcm1"), parameters("resnet20")
-    weights = sum(2 * 3 * c * (c // 4) for c in (16, 32, 64))  # W1 and W2 of three sites a stage
-    assert exact - base == weights + sum(3 * (2 * (c // 4) + 2) for c in (16, 32, 64))
-    assert printed(exact, "0.278") == "0.278" and printed(exact + 8 * weights, "0.278") == "0.342"
+    assert exact - base == W1_AND_W2 + sum(3 * (2 * (c // 4) + 2) for c in (16, 32, 64))
 
 
 def test_on_a_1x1_map_only_the_centre_of_a_3x3_convolution_acts():

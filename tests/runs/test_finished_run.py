@@ -1,6 +1,5 @@
 """A finished run, loaded, evaluated and explained: the examples of docs/finished_run.md."""
 
-import csv
 import glob
 import json
 import re
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import evaluate
 import numpy as np
+import pandas as pd
 import pytest
 import score_cam
 import torch
@@ -20,13 +20,16 @@ from tiny import ROOT, run
 import lcm
 from lcm.data.digits import Digits
 from lcm.errors import UserError
+from lcm.reporting.captions import network_titles, trained_on
 from lcm.reporting.confusion import by_class, draw
+from lcm.score_cam import pictures
 from lcm.training import checkpoint
 
 DOCUMENT = (ROOT / "docs" / "finished_run.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", DOCUMENT, re.M | re.S)
 MAINS = {"scripts/evaluate.py": evaluate.main, "scripts/score_cam.py": score_cam.main}
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+DIGITS = Digits()
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +45,30 @@ def folder(tiny, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trained(folder):
     (directory,) = (folder / "runs/digits/resnet20/lcm2").iterdir()
     return directory
 
 
 @torch.no_grad()
-def predicted_plainly(directory):
-    """(labels, probabilities) of the tiny setting's 24 test images: no batches, no loader."""
-    images, labels = (part[:24] for part in Digits()._test)
-    pixels = torch.from_numpy(images) / 255
-    mean, std = torch.tensor(Digits().mean), torch.tensor(Digits().std)
+def probabilities(directory, pixels):
+    """What the network of the run with LCM2 makes of pixels (N, 32, 32, 3) in 0..255, (N, 10): no
+    batches, no loader."""
+    mean, std = torch.tensor(DIGITS.mean), torch.tensor(DIGITS.std)
     network = lcm.build_network("resnet20", "lcm2", num_classes=10, layers=8).eval()
     network.load_state_dict(checkpoint.load_model_weights(directory))
-    return labels, network(((pixels - mean) / std).permute(0, 3, 1, 2)).softmax(1)
+    x = (torch.from_numpy(np.stack(pixels)) / 255 - mean) / std
+    return network(x.permute(0, 3, 1, 2)).softmax(1)
+
+
+def changed(trained, folder, change):
+    """A copy of the run in `folder`, its run.json changed by change(state)."""
+    copy = shutil.copytree(trained, folder)
+    state = json.loads((copy / "run.json").read_text())
+    change(state)
+    (copy / "run.json").write_text(json.dumps(state))
+    return copy
 
 
 def uncounted(state):
@@ -72,24 +84,18 @@ def test_load_run_gives_the_trained_network_in_evaluation_mode_and_its_config(tr
     assert list(network.state_dict()) == list(saved)
     assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
     assert not any(module.training for module in network.modules())
-    again, _ = lcm.load_run(trained / "checkpoint.pt")
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(again(x), network(x))
 
 
 @pytest.mark.parametrize("group", ["data", "model", "attention", "schedule"])
 @pytest.mark.parametrize("key", ["_target_", "_args_", "sneaked"])
-def test_a_foreign_run_json_imports_and_calls_nothing(group, key, trained, tmp_path):
+def test_a_foreign_run_json_imports_and_calls_nothing(group, key, trained, tmp_path, monkeypatch):
     (tmp_path / "foreign.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')")
-    copy = shutil.copytree(trained, tmp_path / "copy")
-    state = json.loads((copy / "run.json").read_text())
-    call = {"_target_": "foreign.Thing", "path": "x"}
-    state["config"][group][key] = call["_target_"] if key == "_target_" else call
-    (copy / "run.json").write_text(json.dumps(state))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(tmp_path)
-        network, config = lcm.load_run(copy)
+    value = "foreign.Thing" if key == "_target_" else {"_target_": "foreign.Thing", "path": "x"}
+    change = {key: value}
+    copy = changed(trained, tmp_path / "copy", lambda s: s["config"][group].update(change))
+    monkeypatch.syspath_prepend(tmp_path)
+    network, config = lcm.load_run(copy)
+    evaluate.main([str(copy)])
     assert not (tmp_path / "made").exists() and "foreign" not in str(config)
     assert type(network).__module__ == "lcm.models.cifar_resnet"
 
@@ -106,54 +112,77 @@ def test_a_foreign_run_json_imports_and_calls_nothing(group, key, trained, tmp_p
     ],
 )
 def test_what_cannot_be_loaded_is_a_user_error(change, words, trained, tmp_path):
-    copy = shutil.copytree(trained, tmp_path / "copy")
-    state = json.loads((copy / "run.json").read_text())
-    change(state)
-    (copy / "run.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match=re.escape(words)):
-        lcm.load_run(copy)
+        lcm.load_run(changed(trained, tmp_path / "copy", change))
+
+
+@pytest.fixture(scope="module")
+def broken(trained, tmp_path_factory):
+    """A folder with a good run, one of other images, one with another byte, and a file."""
+    made = tmp_path_factory.mktemp("broken")
+    changed(trained, made / "good", lambda state: None)
+    changed(trained, made / "copy", lambda state: state.update(data_fingerprint="0" * 64))
+    damaged = changed(trained, made / "damaged", lambda state: None) / "checkpoint.pt"
+    damaged.write_bytes(damaged.read_bytes().replace(b"conv", b"konv", 1))
+    damaged.with_name(checkpoint.PREVIOUS).unlink()
+    (made / "file").write_text("no folder")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("evaluate {}/nothing", "{}/nothing is no run: name a directory that holds run.json"),
+        ("evaluate {}/good/checkpoint.pt", "checkpoint.pt is no run: name a directory"),
+        ("evaluate {}/good --device cuda:99", "device=cuda:99"),
+        ("evaluate {}/good --precision tf32 --device cpu", "precision=tf32"),
+        ("evaluate {}/good --root {}", "digits.csv.gz"),
+        ("evaluate {}/damaged", "its checksum does not match"),
+        ("score_cam {}/nothing", "{}/nothing is no run: name a directory that holds run.json"),
+        ("score_cam {}/good {}/copy", "{}/copy was trained on digits, and not on this copy of"),
+        ("score_cam {}/good --layer stage4", "{}/good: the network has no layer 'stage4'; nearest"),
+        ("score_cam {}/good --index 24", "--index 24: the test images are 0 to 23"),
+        ("score_cam {}/good --index -1", "--index -1: the test images"),
+        ("score_cam {}/good --index 0 --out {}/file/a.png", "cannot write {}/file"),
+        ("score_cam {}/good --out {}/a", "--out {}/a: the name must end in .png, .svg, .pdf"),
+        ("score_cam {}/good --out {}/a.svg {}/a.gif", "--out {}/a.gif: the name must end"),
+        ("score_cam {}/good --image {}/none.jpg",
+            "--image {}/none.jpg cannot be read as a picture (FileNotFoundError"),
+        ("score_cam {}/good --image {}/file", "--image {}/file cannot be read as a picture (Unid"),
+        ("score_cam {}/good --class 10", "--class 10: no class of digits"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_message(command, words, broken, capsys, monkeypatch):
+    monkeypatch.chdir(broken)
+    before = sorted(broken.rglob("*"))
+    script, *arguments = command.replace("{}", str(broken)).split()
+    with pytest.raises(SystemExit) as ended:
+        MAINS[f"scripts/{script}.py"](arguments)
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and message.startswith("error: ")
+    assert words.replace("{}", str(broken)) in message and "Traceback" not in message
+    assert sorted(broken.rglob("*")) == before
+
+
+# --------------------------------------------------------------------------------------------------
+# Evaluation
 
 
 def test_evaluation_equals_run_json_and_a_plain_forward_pass(trained, tmp_path, capsys):
-    """And the picture is written in each format."""
-    labels, probabilities = predicted_plainly(trained)
-    highest, predicted = probabilities.max(1)
+    images, labels = (part[:24] for part in DIGITS._test)
+    highest, predicted = probabilities(trained, images).max(1)
     right = int((predicted.numpy() == labels).sum())
     recorded = json.loads((trained / "run.json").read_text())["result"]["test_top1"]
     assert 100 * right / 24 == pytest.approx(recorded, abs=1e-9)
 
-    for kind, begins in (("PNG", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
-        picture, table = tmp_path / f"deep/c.{kind}", tmp_path / "p.csv"
-        evaluate.main([str(trained), "--confusion", str(picture), "--predictions", str(table)])
-        assert picture.read_bytes().startswith(begins)
+    evaluate.main([str(trained), "--out", str(tmp_path / "deep")])
     out = capsys.readouterr().out
     assert f"top-1 {recorded:.2f} % ({right} of 24); as in run.json" in out
-    rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert [row["image"] for row in rows] == [str(i) for i in range(24)]
-    assert [row["class"] for row in rows] == [str(label) for label in labels]
-    assert [row["predicted"] for row in rows] == [str(int(p)) for p in predicted]
-    found = torch.tensor([float(row["probability"]) for row in rows])
-    assert torch.allclose(found, highest, atol=2e-6)
-    written = {file.name for file in tmp_path.rglob("*.*")}
-    assert written == {"c.PNG", "c.svg", "c.pdf", "p.csv"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("{} --confusion c.gif", "--confusion c.gif: the name must end in .png, .svg, .pdf"),
-        ("{}/nothing", "nothing is no run: name a directory"),
-        ("{} --device cuda:99", "device=cuda:99"),
-        ("{} --precision tf32 --device cpu", "precision=tf32"),
-        ("{} --root {}", "digits.csv.gz"),
-    ],
-)
-def test_what_cannot_be_evaluated_is_said_in_one_message(arguments, words, trained, capsys):
-    with pytest.raises(SystemExit) as ended:
-        evaluate.main(arguments.replace("{}", str(trained)).split())
-    message = capsys.readouterr().err
-    assert ended.value.code == 2 and message.startswith("error: ") and words in message
-    assert not list(trained.glob("confusion*")) and not (trained / "nothing").exists()
+    table = pd.read_csv(tmp_path / "deep" / "predictions.csv")
+    assert table["image"].tolist() == list(range(24)) and table["class"].tolist() == list(labels)
+    assert table["predicted"].tolist() == predicted.tolist()
+    assert table["probability"].tolist() == pytest.approx(highest.tolist(), abs=2e-6)
+    assert {file.name for file in tmp_path.rglob("*.*")} == {"confusion.png", "predictions.csv"}
 
 
 def test_a_network_may_predict_a_class_that_the_folder_lacks(
@@ -162,12 +191,12 @@ def test_a_network_may_predict_a_class_that_the_folder_lacks(
     """Two classes in the folder, four outputs; the second image is taken for the last of them."""
     state = json.loads((trained / "run.json").read_text())
     data = SimpleNamespace(classes=["cat", "dog"], num_classes=4)
-    probabilities = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.1, 0.0, 0.2, 0.7]])
-    found = state, data, probabilities, torch.tensor([0, 1])
+    shares = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.1, 0.0, 0.2, 0.7]])
+    found = state, data, shares, torch.tensor([0, 1])
     monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: found)
-    table = tmp_path / "p.csv"
-    evaluate.main([str(tmp_path), "--predictions", str(table)])
-    assert table.read_text().splitlines()[1:] == ["0,cat,cat,0.700000", "1,dog,3,0.700000"]
+    evaluate.main([str(tmp_path)])
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert lines[1:] == ["0,cat,cat,0.700000", "1,dog,3,0.700000"]
     assert "top-1 50.00 % (1 of 2); run.json has" in capsys.readouterr().out
 
 
@@ -179,10 +208,101 @@ def test_the_confusion_matrix_counts_and_names_mistakes():
     assert lines == [["cat", "4", "1", "25.00", "dog", "(2)"], ["dog", "2", "2", "100.00"],
                      ["cow", "0", "0", "-"]]  # fmt: skip
     (axes,) = draw(matrix, ["cat", "dog", "cow"], "Title").axes
-    assert sorted(text.get_text() for text in axes.texts) == ["1", "1", "2", "2"]
+    shown = {text.get_position()[::-1]: text.get_text() for text in axes.texts if text.get_text()}
+    assert shown == {(0, 0): "1", (0, 1): "2", (0, 2): "1", (1, 1): "2"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "cow"]
     assert np.allclose(axes.images[0].get_array(), [[0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 0]])
     (axes,) = draw(np.eye(100, dtype=int), [f"class {i}" for i in range(100)], "Title").axes
     assert not axes.texts and len(axes.get_xticklabels()) == 100
+
+
+# --------------------------------------------------------------------------------------------------
+# Score-CAM
+
+
+def explained(arguments, *out):
+    """The .json beside the figures that the script draws."""
+    score_cam.main([*map(str, arguments), "--out", *map(str, out)])
+    return json.loads(out[0].with_suffix(".json").read_text())
+
+
+def test_the_figure_is_the_same_twice_in_each_format_and_explains_true_classes(
+    folder, trained, tmp_path
+):
+    kinds = ("png", "svg", "pdf")
+    runs = [next((folder / "runs/digits/resnet20" / a).iterdir()) for a in ("none", "se", "lcm2")]
+    for name in ("a", "b"):
+        facts = explained(runs, *(tmp_path / "deep" / f"{name}.{kind}" for kind in kinds))
+    written = {file.name: file.read_bytes() for file in (tmp_path / "deep").iterdir()}
+    assert len(written) == 2 * 4  # and nothing under other names
+    assert all(written[f"a.{kind}"] == written[f"b.{kind}"] for kind in (*kinds, "json"))
+    assert written["a.pdf"].startswith(b"%PDF")
+    picture = np.array(Image.open(tmp_path / "deep" / "a.png").convert("RGB"))
+    assert picture.shape[0] > 800 and picture.std() > 20 and (picture[0] == 255).all()
+    svg = written["a.svg"].decode()
+    assert svg.count("<image") == 4 * (1 + 2 * 3 + 1)  # with a colour bar
+    assert not re.search(r"\d{4}-\d\d-\d\dT", svg)
+    assert "Score-CAM of networks trained on digits, 3 epochs, seed 0" in svg
+    titles = [network["title"] for network in facts["networks"]]
+    assert titles == ["ResNet-20", "ResNet-20 + SE", "ResNet-20 + LCM2"]
+
+    images, labels = (part[:24:6] for part in DIGITS._test)
+    expected = probabilities(trained, images)
+    assert [image["image"] for image in facts["images"]] == [0, 6, 12, 18]
+    for image, row, label in zip(facts["images"], expected, labels, strict=True):
+        assert image["explained"] == [image["name"]] * 3 == [str(label)] * 3
+        assert image["predicted"][2] == str(int(row.argmax()))
+        assert image["P"][2] == pytest.approx(row[label].item(), abs=1e-5)
+
+
+def test_pictures_of_ones_own_are_explained_as_the_network_sees_them(
+    trained, tmp_path, monkeypatch
+):
+    """A wide picture, held on its side, and one with a palette; P is worked out from the pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    wide = np.pad(pixels, ((0, 0), (8, 8), (0, 0)))
+    on_its_side = Image.fromarray(np.rot90(wide).copy())
+    exif = on_its_side.getexif()
+    exif[0x0112] = 6  # shown after a quarter turn to the right
+    monkeypatch.chdir(tmp_path)
+    on_its_side.save("a.png", exif=exif)
+    Image.fromarray(pixels).convert("P").save("b.gif")
+    seen = [pixels, np.array(Image.open("b.gif").convert("RGB"))]
+    inputs = pictures.read_pictures(["a.png", "b.gif"], 32, DIGITS.mean, DIGITS.std)
+    assert np.allclose(255 * pictures.shown(inputs, DIGITS.mean, DIGITS.std), seen, atol=1e-3)
+
+    expected, out = probabilities(trained, seen), tmp_path / "own.svg"
+    predicted = [str(int(row.argmax())) for row in expected]
+    for options, classes in (([], predicted), (["--class", "4"], ["4", "4"])):
+        images = explained([trained, "--image", "a.png", "b.gif", *options], out)["images"]
+        for image, file, c, row, highest in zip(
+            images, ("a.png", "b.gif"), classes, expected, predicted, strict=True
+        ):
+            assert image["image"] == image["name"] == file
+            assert image["explained"] == [c] and image["predicted"] == [highest]
+            assert image["P"][0] == pytest.approx(row[int(c)].item(), abs=1e-5)
+        assert "b.gif" in out.read_text() and f"{classes[1]}: P = " in out.read_text()
+
+
+def test_titles_tell_seeds_apart_where_needed():
+    facts = {"model": "resnet50", "attention": "gc", "data": "cifar10"}
+    states = [facts | {"seed": 4, "epochs": 10}, facts | {"seed": 7, "epochs": 1}]
+    assert network_titles(states) == ["ResNet-50 + GC, seed 4", "ResNet-50 + GC, seed 7"]
+    assert trained_on(states) == "CIFAR-10, 1 or 10 epochs, seeds 4, 7, 1 run each"
+    assert trained_on(states[1:]) == "CIFAR-10, 1 epoch, seed 7"
+
+
+def test_the_stored_figure_says_what_its_runs_were_trained_on():
+    facts = json.loads((ROOT / "results/figure4.json").read_text())
+    runs = pd.read_csv(ROOT / "results/runs.csv", dtype=str).set_index("run")
+    rows = runs.loc[[network["run"] for network in facts["networks"]], ["data", "epochs", "seed"]]
+    assert rows.drop_duplicates().to_numpy().tolist() == [["cifar10", "10", "0"]]
+    said = "networks trained on CIFAR-10, 10 epochs, seed 0, 1 run each"
+    assert said in facts["heading"] and said in (ROOT / "results/figure4.svg").read_text()
+
+
+# --------------------------------------------------------------------------------------------------
+# The document
 
 
 @pytest.mark.parametrize("line", COMMANDS)
