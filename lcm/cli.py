@@ -1,6 +1,5 @@
 """From the command line to a run: overrides checked, exceptions as one message and exit code."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -66,33 +65,8 @@ def exit_with_message(error, debug=False):
     sys.exit(error.exit_code if isinstance(error, EXPECTED) else 1)
 
 
-class SurvivingStream:
-    """A stream whose reader may disappear (`| head`, a closed terminal) without ending the run."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def write(self, text):
-        return self._surviving(self._stream.write, text)
-
-    def flush(self):
-        return self._surviving(self._stream.flush)
-
-    def _surviving(self, call, *arguments):
-        try:
-            return call(*arguments)
-        except OSError:  # from now on to /dev/null, with what the stream still holds
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-
 def main(task):
     """Run Hydra's `task` on this process's command line; exit as `exit_with_message` says."""
-    sys.stdout = SurvivingStream(sys.stdout)
-    sys.stderr = SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
     try:

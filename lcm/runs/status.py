@@ -71,6 +71,11 @@ def status_of(directory):
     return status._replace(message=message)
 
 
+def statuses_of(runs):
+    """The Status of each GridRun, with its config."""
+    return [status_of(run.directory)._replace(config=run.config) for run in runs]
+
+
 def _left(directory, seconds):
     """What is left of `seconds` since a run's last epoch, or since it was continued."""
     files = (directory / "metrics.jsonl", directory / "run.json")
@@ -130,25 +135,32 @@ def _differing(configs):
     return [key for key in keys if len({_names(config, [key]) for config in configs}) > 1]
 
 
-def time_left(configs, statuses):
+def time_left(statuses):
     """The time of a grid's unfinished runs in words: "about 12 min 5 s", "not known yet".
 
     A run's pace is the median over the grid's runs of its data, network and precision that have
     made epochs.
     """
-    kinds = [(data_name(c), c["model"]["name"], c["precision"], c["compile"]) for c in configs]
     paces, seconds, unknown = defaultdict(list), 0.0, 0
-    for kind, status in zip(kinds, statuses, strict=True):
-        paces[kind] += [status.pace] if status.pace else []
-    for kind, config, status in zip(kinds, configs, statuses, strict=True):
-        if status.state != "finished" and paces[kind]:
-            seconds += (config["schedule"]["epochs"] - status.epoch) * median(paces[kind])
-        elif status.state != "finished":
+    for status in statuses:
+        if status.pace:
+            paces[_kind(status.config)].append(status.pace)
+    for status in statuses:
+        if status.state == "finished":
+            continue
+        if known := paces.get(_kind(status.config)):
+            seconds += (status.config["schedule"]["epochs"] - status.epoch) * median(known)
+        else:
             unknown += 1
     if not unknown:
         return f"about {clock(seconds)}"
     rest = f"{plural(unknown, 'run')} of unknown length"
     return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
+
+
+def _kind(config):
+    """What decides how long an epoch takes."""
+    return data_name(config), config["model"]["name"], config["precision"], config["compile"]
 
 
 def totals(statuses):
