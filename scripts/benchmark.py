@@ -28,13 +28,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 
 import train
-from lcm.config.compose import COMPOSITION_ERRORS, CONFIGS, composition_problem, load
+from lcm.config.compose import COMPOSITION_ERRORS, CONFIGS, composition_problem, load, resolve
 from lcm.data import build_data
 from lcm.data.in_memory import ResidentSet
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.files import write
 from lcm.models.build import build_network
-from lcm.runs.grid import problems, resolved
+from lcm.runs.grid import problems
 from lcm.training.device import describe_device, set_up
 
 VARIANTS = {
@@ -67,7 +67,7 @@ def composed(network, words=(), steps=20):
     overrides = [f"model={network}", f"data={data}", "schedule=cifar", *words]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            config = resolved(compose("train", overrides=overrides))
+            config = resolve(compose("train", overrides=overrides))
     except COMPOSITION_ERRORS as error:
         raise UserError(f"train.py {' '.join(overrides)}: {composition_problem(error)}") from error
     if found := problems(config):

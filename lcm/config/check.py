@@ -23,17 +23,15 @@ from lcm.config.compose import (
     no_such_option,
     option,
     plain,
-    read,
 )
-from lcm.errors import UserError, nearest
+from lcm.errors import nearest
 
 
 class Rule(NamedTuple):
-    """What a value may be. kind: the type that it is read as, where it is a number."""
+    """What a value may be."""
 
     fits: Callable
     expected: str
-    kind: type | None = None
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
@@ -49,7 +47,7 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
             and above < value < below
         )
 
-    return Rule(fits, f"{'a whole number' if kind is int else 'a number'} {bounds}".strip(), kind)
+    return Rule(fits, f"{'a whole number' if kind is int else 'a number'} {bounds}".strip())
 
 
 def one_of(*choices):
@@ -70,7 +68,6 @@ def either(choice, numbers):
     return Rule(
         lambda value: other.fits(value) or numbers.fits(value),
         f"{other.expected} or {numbers.expected}",
-        numbers.kind,
     )
 
 
@@ -79,7 +76,6 @@ def list_of(numbers, fits, expected):
     return Rule(
         lambda value: isinstance(value, list) and all(map(numbers.fits, value)) and fits(value),
         expected,
-        numbers.kind,
     )
 
 
@@ -167,52 +163,11 @@ NEEDED = {
     "schedule": [key.partition(".")[2] for key in RULES if key.startswith("schedule.")],
 }
 
-# Words of other recipes, which somebody may look for here.
-RECIPE = re.compile(
-    r"cut_?out|cut_?mix|mix_?up|ema|swa|.*aug(ment\w*)?|erasing|.*clip\w*|(lr_)?scheduler|"
-    r"(drop_?)?path|cosine|adamw?|lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
-)
-WHAT_THERE_IS = (
-    "; the schedule has decay, warm_up, label_smoothing, optimizer and weight_decay, the data have "
-    "pad and mirror; write anything else into the training step in train.py"
-)
-
 
 def no_such_key(key, known):
-    """What follows "no such key": the nearest one, or what there is of training recipes."""
-    if RECIPE.fullmatch(key.rpartition(".")[2].lower()):
-        return WHAT_THERE_IS
+    """What follows "no such key": the nearest one."""
     same_end = [other for other in sorted(known) if other.endswith(f".{key}")]
     return f"; nearest: {same_end[0]}" if same_end else nearest(key, known)
-
-
-def typed(config):
-    """A resolved config with every value of its declared type: that of its rule, else of its value
-    in the YAML file.
-
-    A whole number becomes a float where floats are meant, in lists too, and text, as the
-    environment gives it, a number.
-    """
-    try:
-        defaults = flatten(plain(config))
-    except (UserError, LookupError, TypeError, AttributeError):
-        return config  # `check` has the words for it
-
-    def of(key, value):
-        if isinstance(value, dict):
-            return {name: of(f"{key}.{name}".strip("."), item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [of(key, item) for item in value]
-        default = defaults.get(key)
-        kinds = {type(item) for item in (default if isinstance(default, list) else [default])}
-        declared = next((kind for kind in (float, int, bool) if kind in kinds), None)
-        kind = getattr(RULES.get(key), "kind", None) or declared
-        if kind and isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value):
-            value = read(value)
-        exact = kind is float and type(value) is int and abs(value) <= sys.float_info.max
-        return float(value) if exact else value
-
-    return of("", config)
 
 
 def check(config):
@@ -269,7 +224,9 @@ def _value_problem(key, value, default, is_fact):
         return None
     if key in RULES:
         return None if RULES[key].fits(value) else RULES[key].expected
-    if default is None or type(value) is type(default):
+    if default is None or type(value) in (
+        (int, float) if type(default) is float else [type(default)]
+    ):
         return None
     return "a list" if isinstance(default, list) else f"of the same type as {default!r}"
 

@@ -251,10 +251,7 @@ def composition_problem(error):
     if "is not in struct" in str(error.__cause__):
         return f"{error.__cause__.full_key}: this combination has no such key"
     lines = f"{error}\n{error.__cause__ or ''}".splitlines()
-    if "Available options in" in str(error):  # hydra/launcher=nope
-        options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
-        return f"{lines[0]}; choose from {', '.join(options)}"
-    advice = ("To append", "Config search path")
+    advice = ("To append", "Config search path", "Available options", "\t")
     reasons = [line.strip(" .") for line in lines if line and not line.startswith(advice)]
     places = [line for line in reasons if line.startswith('in "')]  # of what is wrong in a file
     return ": ".join(dict.fromkeys(reasons[:2] + places))

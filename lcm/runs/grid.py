@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from lcm.config.check import check, typed
+from lcm.config.check import check
 from lcm.config.compose import (
     COMPOSITION_ERRORS,
     GROUPS,
@@ -167,16 +167,9 @@ def _checked(row, composed):
         config = composed(*(text for text in row if not seed or text != seed[0]))
         if seed:
             config.seed = int(seed[1])
-        config = resolved(config)
+        config = resolve(config)
     except COMPOSITION_ERRORS as error:
         return None, [composition_problem(error)]
     except UserError as error:
         return None, [str(error)]
     return config, problems(config)
-
-
-def resolved(config):
-    """A composed config as nested dicts, each value of its declared type. Raises UserError where it
-    does not resolve.
-    """
-    return typed(resolve(config))

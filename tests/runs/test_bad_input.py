@@ -55,12 +55,6 @@ def malicious_cifar(folder):
         )
 
 
-def no_launcher(folder):
-    from lcm.config import command_line
-
-    command_line.importlib.util.find_spec = lambda name: None
-
-
 def no_gpu(folder):
     torch.cuda.is_available = lambda: False
     torch.version.cuda = "12.4"
@@ -89,7 +83,6 @@ def own(name, text):
 
 ARRANGED = {  # called in the command's process, with its folder
     None: lambda folder: None,
-    "without the extra": no_launcher,
     "without a GPU": no_gpu,
     "on a processor without it": no_bf16,
     "with 100 MB left": little_memory,
