@@ -21,7 +21,6 @@ from lcm.config.compose import (
     load,
     load_all,
     no_such_option,
-    option,
     plain,
 )
 from lcm.errors import nearest
@@ -179,10 +178,9 @@ def check(config):
         for group in GROUPS
     }
     problems = [
-        no_such_option(group, name)
-        + ("; the key `name` of its file is missing" if name is None else "")
+        f"{no_such_option(group, name)}; the key `name` of a file is the file's own name"
         for group, name in names.items()
-        if not option(group, name)
+        if name not in choices(group)
     ]
     if problems:
         return problems

@@ -116,7 +116,11 @@ def grid(loader, master, arguments):
             found[problem].append(name)
         if not wrong:
             run = GridRun(name, list(row), config)
-            _refuse_twins(runs.setdefault(run.directory, run), run)
+            if (other := runs.setdefault(run.directory, run)) is not run:
+                raise UserError(
+                    f"{other.name} and {name} are the same run, or have the same run_directory: "
+                    "give one value to what cannot change a number, leave run_directory out"
+                )
     if found:
         lines = [
             f"{problem}\n    in {len(names)} of {plural(len(rows), 'run')}: {names[0]}"
@@ -125,20 +129,6 @@ def grid(loader, master, arguments):
         ]
         raise listed("the grid has problems, nothing was started:", lines)
     return list(runs.values())
-
-
-def _refuse_twins(one, other):
-    """Raise UserError for two points of a grid in one directory."""
-    if one is not other and one.config["run_directory"]:
-        raise UserError(
-            "run_directory names one directory for several runs: leave it out, or set "
-            "runs=ANOTHER_FOLDER"
-        )
-    if one is not other:
-        raise UserError(
-            f"{one.name} and {other.name} are the same run: what differs between them cannot "
-            "change a number; give one value"
-        )
 
 
 def _values(key, override):

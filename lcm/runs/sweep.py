@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from lcm.config.compose import use_sources
-from lcm.errors import OwnedElsewhere, Stopped, SweepFailed, UserError, plural
+from lcm.errors import OwnedElsewhere, Stopped, SweepFailed, plural
 from lcm.files import ROOT, unwritable
 from lcm.runs.grid import grid
 from lcm.runs.lock import owner_of
@@ -29,10 +29,6 @@ def sweep(loader, master, arguments, launcher):
     where runs failed, OwnedElsewhere where others train what is left.
     """
     use_sources(master.hydra.runtime.config_sources)
-    if master.hydra.job.chdir:  # from a file; on the command line it is refused before
-        raise UserError(
-            "hydra.job.chdir: runs keep the working directory of the command; leave it out"
-        )
     runs = grid(loader, master, arguments)
     set_aside([run.config for run in runs])
     for run in runs:

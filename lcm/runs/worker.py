@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from lcm.errors import NotFinite, OwnedElsewhere, Stopped, UserError, in_words
+from lcm.errors import EXPECTED, OwnedElsewhere, Stopped, in_words
 from lcm.runs.directory import now, run_directory
-from lcm.runs.status import LOG_ERROR, LOG_PART, status_of
+from lcm.runs.status import status_of
 from lcm.training.device import release_memory
 from lcm.training.signals import STOP
 
@@ -38,9 +38,9 @@ def run_one(train, config):
     if state in ("live", "finished"):
         return Outcome("owned" if state == "live" else "finished")
     try:
-        with Log(directory / "log.txt") as log:
-            outcome = _train(train, config, log)
-    except (Stopped, Exception) as error:  # a signal before it began, or a log without a place
+        with Log(directory / "log.txt") as log, contextlib.redirect_stdout(log):
+            outcome = _train(train, config)
+    except (Stopped, OSError) as error:  # a signal before it began, or a log without a place
         outcome = outcome_of(error)
     if config["compile"]:  # or the next networks reach the limit of recompilations
         torch.compiler.reset()
@@ -48,20 +48,20 @@ def run_one(train, config):
     return outcome
 
 
-def _train(train, config, log):
-    """The Outcome of train(config), whose log says at its end why it ended."""
+def _train(train, config):
+    """The Outcome of train(config); where it fails or is stopped, the last thing printed says why.
+
+    Raises OSError where the log cannot be written.
+    """
     try:
-        with contextlib.redirect_stdout(log):
-            train(config)
-        return Outcome("finished")
+        train(config)
     except (Stopped, Exception) as error:
         outcome = outcome_of(error)
-        if outcome.state == "stopped":
-            log.write(f"\nstopped by {outcome.signal}: {outcome.message}\n")
-        elif outcome.state == "failed":
-            log.write("" if isinstance(error, (UserError, NotFinite)) else traceback.format_exc())
-            log.write(f"{LOG_ERROR}{outcome.message}\n")
+        if not isinstance(error, EXPECTED):
+            print(traceback.format_exc())
+        print(f"\n{outcome.state}: {outcome.message}", flush=True)
         return outcome
+    return Outcome("finished")
 
 
 def outcome_of(error):
@@ -78,7 +78,7 @@ class Log(io.TextIOBase):
     def __init__(self, file):
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(file, "a")  # noqa: SIM115  closed by `close`
-        self.file.write(f"{LOG_PART}{now()}, process {os.getpid()} on {socket.gethostname()}\n")
+        self.file.write(f"\n== {now()}, process {os.getpid()} on {socket.gethostname()}\n")
         self.terminal = sys.stdout
 
     def write(self, text):
