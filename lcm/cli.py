@@ -72,8 +72,6 @@ def main(task):
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
             arguments = get_args_parser().parse_args()  # a usage message ends it for unknown flags
-            if arguments.cfg and arguments.multirun:
-                raise UserError("--multirun and --cfg cannot be given together: leave one out")
             if not arguments.shell_completion and (
                 found := override_problems(
                     arguments.overrides, arguments.multirun, arguments.config_dir

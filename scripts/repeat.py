@@ -34,10 +34,6 @@ from lcm.runs.repeat import (
 def read(path):
     """(run, epochs) of a finished run, from its record or directory. Raises UserError."""
     path = Path(path)
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such file or folder; name a record in results/metrics or a run directory"
-        )
     try:
         run, epochs = read_run(path) if path.is_dir() else read_record(path)
     except DamagedRecord as error:

@@ -6,7 +6,6 @@ is loaded or built; whether a depth or a reduction fits a network is checked by
 `lcm.runs.grid.problems`, which can ask the network.
 """
 
-import difflib
 import json
 import math
 import re
@@ -78,17 +77,6 @@ def list_of(numbers, fits, expected):
     )
 
 
-def is_site_choice(value):
-    """Whether a value says which sites are filled."""
-    match value:
-        case "every":
-            return True
-        case {"stages": [_, *_] as stages} | {"last_of_stage": int() as stages} if len(value) == 1:
-            stages = stages if isinstance(stages, list) else [stages]
-            return all(map(number(int, low=1).fits, stages))
-    return False
-
-
 path = matching(r"(?s).*\S.*", "a path")
 switch = one_of(True, False)
 
@@ -148,7 +136,7 @@ RULES = {
     "model.growth_rate": number(int, low=1),
     "model.memory": one_of("fast", "linear"),
     "attention.reduction": number(int, low=1),
-    "attention.sites": Rule(is_site_choice, "every, {stages: [2, 3]} or {last_of_stage: 2}"),
+    "attention.sites": Rule(lambda value: True, "checked with the network"),
 }
 
 # of a choice, not choices
@@ -200,10 +188,9 @@ def check(config):
     for group, needed in NEEDED.items():
         lacking = [key for key in needed if f"{group}.{key}" not in expected]
         if lacking and config[group] != {"name": "none"}:  # no attention
-            advice = "`defaults: [cifar]` brings the paper's"
-            advice = advice if group == "schedule" else "docs/extending.md has an example"
             problems.append(
-                f"the file of {group}={names[group]} has no {', '.join(lacking)}; {advice}"
+                f"the file of {group}={names[group]} has no {', '.join(lacking)}; "
+                "docs/extending.md has an example"
             )
     return problems or _combination_problems(config)
 
@@ -249,20 +236,14 @@ def _size_problem(model, data):
     """The problem of a network and a data set whose images differ in size, with what fits either of
     them.
     """
-    name = model["name"]
     size, other = model["image_size"], data["image_size"]
-    models = _of_size("model", other)
-    related = [found for found in models if found.startswith(name) or name.startswith(found)]
-    near = difflib.get_close_matches(name, related or models, 1, cutoff=0)
-    fits = [f"model={found}" for found in near]
+    fits = {"model": _of_size("model", other), "data": _of_size("data", size)}
     if _sized_by_network(data["name"]):
-        fits.append(f"data.image_size={size}")
-    elif sets := ", ".join(_of_size("data", size)):
-        fits.append(f"data={sets}")
-    advice = f"take {', or '.join(fits)}" if fits else "no file in configs/ fits either of them"
+        fits = {"model": fits["model"], "data.image_size": [str(size)]}
+    advice = [f"{key}={', '.join(names)}" for key, names in fits.items() if names]
     return (
-        f"model={name} is for {size}x{size} images, data={data['name']} has {other}x{other}: "
-        f"{advice}"
+        f"model={model['name']} is for {size}x{size} images, data={data['name']} has "
+        f"{other}x{other}: take {', or '.join(advice) or 'files of one size'}"
     )
 
 

@@ -116,8 +116,8 @@ def _compose(overrides, config_name="train"):
         with _hydra() as places:
             return OmegaConf.to_container(compose(config_name, [*places, *overrides]))
     except COMPOSITION_ERRORS as error:
-        what = " ".join(overrides)
-        raise UserError(f"{what}: cannot be composed: {composition_problem(error)}") from error
+        reason = composition_problem(error)
+        raise UserError(f"the config cannot be composed: {reason}") from error
 
 
 def compose_names(names):
@@ -157,17 +157,14 @@ def load(group, name):
 
 
 def load_all(group):
-    """Every option of a group, {choice: its keys}, in one composition; without broken files."""
+    """Every option of a group, {choice: its keys}, in one composition. UserError where a file is
+    broken.
+    """
     new = [name for name in choices(group) if (group, name) not in _options]
     if new:
-        with contextlib.suppress(UserError):
-            found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
-            _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
-    options = {}
-    for name in choices(group):
-        with contextlib.suppress(UserError):
-            options[name] = load(group, name)
-    return options
+        found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
+        _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
+    return {name: load(group, name) for name in choices(group)}
 
 
 def settings():
@@ -235,8 +232,6 @@ def read(text):
 
 def composition_problem(error):
     """Why Hydra could not compose a config, as one line."""
-    if "is not in struct" in str(error.__cause__):
-        return f"{error.__cause__.full_key}: this combination has no such key"
     lines = f"{error}\n{error.__cause__ or ''}".splitlines()
     advice = ("To append", "Config search path", "Available options", "\t")
     reasons = [line.strip(" .") for line in lines if line and not line.startswith(advice)]

@@ -2,7 +2,6 @@
 starts.
 """
 
-import contextlib
 import functools
 import itertools
 import json
@@ -11,7 +10,6 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -90,10 +88,7 @@ def grid(loader, master, arguments):
     """
     params = master.hydra.sweeper.params or {}
     texts = [*(f"{key}={value}" for key, value in params.items()), *arguments]
-    try:
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
-    except HydraException as error:
-        raise UserError(f"the grid cannot be expanded: {str(error).splitlines()[0]}") from error
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     swept, values = {}, {}  # by key; the last one counts
     for override in overrides:
         key = override.get_key_element()
@@ -135,16 +130,13 @@ def _values(key, override):
     """Every KEY=VALUE that an override stands for, as text."""
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
-    found = []
-    if override.is_discrete_sweep():
-        with contextlib.suppress(ValueError):  # range(0, 5, 0)
-            found = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    found = override.is_discrete_sweep() and list(override.sweep_string_iterator())
     if not found:
         raise UserError(
             f"the grid cannot be expanded: {override.input_line}: this has no list of values; "
             "write them out, or use range(...)"
         )
-    return found
+    return [f"{key}={value}" for value in found]
 
 
 def _checked(row, composed):

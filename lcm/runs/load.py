@@ -65,20 +65,16 @@ def data_of(runs, root=None):
     """The data set that all runs, pairs (directory, run.json), were trained on.
 
     root: the data set's folder now; None: that of the training.
-    Raises UserError where the data sets or the images differ.
+    Raises UserError where the images differ.
     """
-    directory, first = runs[0]
-    for other, state in runs[1:]:
-        here, there = state.get("data"), first.get("data")
-        if here != there:
-            raise UserError(f"{other} is a run on {here}, {directory} one on {there}")
+    _, first = runs[0]
     place = {} if root is None else {"root": root}
     data = build_data(known_targets(first["config"])["data"] | place)
     for directory, state in runs:
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(
                 f"{directory} was trained on another copy of {data.name} than the one under "
-                f"{root or 'data.root'}: give --root the folder of that copy"
+                f"{root or 'data.root'}, or on other data: give --root the folder of that copy"
             )
     return data
 

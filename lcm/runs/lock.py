@@ -78,10 +78,5 @@ def is_owned(directory):
 
 
 def owner_of(directory):
-    """What the lock file says of the owner: "process 17 on HOST since ..."; "" where it cannot be
-    read.
-    """
-    try:
-        return (Path(directory) / FILE).read_text(errors="replace").strip()
-    except OSError:
-        return ""
+    """What the lock file says of the owner: "process 17 on HOST since ..."."""
+    return (Path(directory) / FILE).read_text(errors="replace").strip()

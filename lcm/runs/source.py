@@ -19,7 +19,7 @@ from hydra.utils import get_object
 from lcm.config.compose import SHIPPED
 from lcm.data.folder import files_digest, list_images
 from lcm.errors import UserError
-from lcm.files import unwritable, write
+from lcm.files import write
 from lcm.runs.directory import run_directory
 from lcm.runs.lock import owner
 from lcm.runs.state import other_images, read_state, refuse_another_config
@@ -102,10 +102,7 @@ def set_aside(configs):
         names = (directory.with_name(f".{directory.name}.{n}") for n in itertools.count(1))
         aside = next(name for name in names if not name.exists())
         with owner(directory):
-            try:
-                directory.rename(aside)
-            except OSError as error:
-                raise unwritable(aside, error) from error
+            directory.rename(aside)
         print(f"trained anew; the earlier run is kept as {aside}")
 
 

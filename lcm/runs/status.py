@@ -1,7 +1,6 @@
 """The state of runs, read from their directories: no torch, no Hydra, a thousand at once."""
 
 import json
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
@@ -53,7 +52,7 @@ def status_of(directory):
     words = {"pace": pace, "config": state.get("config"), "message": state.get("message")}
     status = Status(directory, state.get("state", "to do"), *how_far, **words)
     if owned and status.state != "finished":
-        left = _left(directory, pace * (epochs - epoch)) if epoch and epochs else None
+        left = pace * (epochs - epoch) if epoch and epochs else None
         return status._replace(state="live", left=left, message=None)
     if status.state == "running":
         return status._replace(state="stopped", message="killed, or its machine went down")
@@ -63,12 +62,6 @@ def status_of(directory):
 def statuses_of(runs):
     """The Status of each GridRun, with its config."""
     return [status_of(run.directory)._replace(config=run.config) for run in runs]
-
-
-def _left(directory, seconds):
-    """What is left of `seconds` since a run's last epoch, or since it was continued."""
-    files = (directory / "metrics.jsonl", directory / "run.json")
-    return max(0.0, seconds - (time.time() - max(file.stat().st_mtime for file in files)))
 
 
 def last_row(directory):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lcm.config.compose import use_sources
 from lcm.errors import OwnedElsewhere, Stopped, SweepFailed, plural
-from lcm.files import ROOT, unwritable
+from lcm.files import ROOT
 from lcm.runs.grid import grid
 from lcm.runs.lock import owner_of
 from lcm.runs.source import refuse_changed_source, set_aside
@@ -33,28 +33,18 @@ def sweep(loader, master, arguments, launcher):
     set_aside([run.config for run in runs])
     for run in runs:
         refuse_changed_source(run.config, read_state(run.directory))
-    statuses = statuses_of(runs)
-    print_plan(statuses)
-    stopped = None
+    print_plan(statuses_of(runs))
+    prepare_environment()
     failures = {}
-    if any(status.state != "finished" for status in statuses):
-        folder = runs[0].directory
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(folder, error) from error
-        prepare_environment()
-        try:
-            train_open(runs, failures, launcher)
-        except Stopped as request:
-            stopped = request
+    try:
+        train_open(runs, failures, launcher)
+    finally:
         statuses = statuses_of(runs)
-    for index, status in enumerate(statuses):
-        if status.directory in failures and status.state not in ("finished", "live"):
-            statuses[index] = status._replace(state="failed", message=failures[status.directory])
-    print_summary(statuses)
-    if stopped:
-        raise stopped
+        for index, status in enumerate(statuses):
+            if status.directory in failures and status.state not in ("finished", "live"):
+                message = failures[status.directory]
+                statuses[index] = status._replace(state="failed", message=message)
+        print_summary(statuses)
     unfinished = {status.state for status in statuses} - {"finished"}
     if unfinished == {"live"}:
         raise OwnedElsewhere("other processes train the rest of this sweep")

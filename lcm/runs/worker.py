@@ -15,7 +15,6 @@ import torch
 
 from lcm.errors import EXPECTED, OwnedElsewhere, Stopped, in_words
 from lcm.runs.directory import now, run_directory
-from lcm.runs.status import status_of
 from lcm.training.device import release_memory
 from lcm.training.signals import STOP
 
@@ -32,13 +31,8 @@ def run_one(train, config):
     """Train the run of a resolved config with `train(config)`; returns an Outcome, whatever
     happens. What it prints goes to its log.txt, too.
     """
-    directory = run_directory(config)
-    # `train` asks again, under the lock; here to leave the log of others alone
-    state = status_of(directory).state
-    if state in ("live", "finished"):
-        return Outcome("owned" if state == "live" else "finished")
     try:
-        with Log(directory / "log.txt") as log, contextlib.redirect_stdout(log):
+        with Log(run_directory(config) / "log.txt") as log, contextlib.redirect_stdout(log):
             outcome = _train(train, config)
     except (Stopped, OSError) as error:  # a signal before it began, or a log without a place
         outcome = outcome_of(error)
