@@ -1,9 +1,14 @@
 """submitit, which hydra/launcher=slurm uses: its jobs, put back into the queue when their time is
-up; here with its executor for one machine.
+up; with its executor for one machine, and on a real SLURM: local_slurm.sh starts one if it is
+installed.
 """
 
 import os
+import shutil
 import signal
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -49,3 +54,63 @@ def test_without_slurm_the_slurm_launcher_says_so_once(tmp_path):
     assert code == 1, output
     assert output.count("SlurmLauncher gave up") == 1 and "Could not detect" in output
     assert "6 runs: 6 to do" in output
+
+
+# On a real SLURM
+
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "device=cpu"]
+
+
+@pytest.fixture
+def slurm(request):
+    """A SLURM of one node, running; its environment variables."""
+    if not request.config.getoption("--as-root"):
+        pytest.skip("starts SLURM on this machine: --as-root")
+    # pytest's folders only root may enter, and munged works as its own user
+    with tempfile.TemporaryDirectory(prefix="lcm-slurm-") as folder:
+        os.chmod(folder, 0o755)
+        local = {"LOCAL_SLURM": f"{folder}/local", "SLURM_CONF": f"{folder}/local/slurm.conf"}
+        script, everything = Path(__file__).with_name("local_slurm.sh"), {**os.environ, **local}
+        try:
+            subprocess.run([script, "start"], env=everything, check=True)
+            yield local
+        finally:
+            subprocess.run(["scancel", "--user", "root"], env=everything)  # of a test that failed
+            subprocess.run([script, "stop"], env=everything, check=True)
+
+
+def requeue(run, slurm):
+    """Take the job that trains the run off its node and put it back into the queue, as pre-emption
+    does.
+    """
+
+    def scontrol(*words):
+        command = ["scontrol", *words]
+        return subprocess.check_output(command, env={**os.environ, **slurm}, text=True)
+
+    process = (run / "owner.lock").read_text().split()[1]
+    lines = Path(f"/proc/{process}/environ").read_text().split("\0")
+    variables = dict(line.split("=", 1) for line in lines if "=" in line)
+    job = f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
+    scontrol("requeue", job)
+    wait_until(lambda: "JobState=PENDING" in scontrol("show", "job", job))
+    scontrol("update", f"JobId={job}", "StartTime=now")  # not in two minutes, as SLURM has it
+
+
+@pytest.mark.skipif(
+    not shutil.which("slurmctld") or not shutil.which("munged") or os.geteuid() != 0,
+    reason="needs slurm-wlm and munge, and root",
+)
+def test_six_runs_on_slurm_of_which_one_is_requeued(tmp_path, slurm):
+    grid = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=8", "runs=runs"]
+    process = start(FAKE, *grid, *SLURM, cwd=tmp_path, FAKE_SECONDS=0.5, **slurm)
+    half = wait_until(lambda: [run for run, done in trained(tmp_path).items() if len(done) == 2])
+    requeue(half[0], slurm)
+    code, output = finish(process)
+    assert code == 0, output
+    assert states(tmp_path) == {"finished": 6}
+    found = trained(tmp_path)
+    assert all([epoch for epoch, _ in epochs] == list(range(1, 9)) for epochs in found.values())
+    assert len({process for _, process in found.pop(half[0])}) == 2
+    assert all(len({process for _, process in epochs}) == 1 for epochs in found.values())
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}

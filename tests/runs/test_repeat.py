@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+from events import hparams
 from hydra_config import composed
 from processes import REAL, ROOT, TINY, finish, start, states, succeed, wait_until
 
@@ -125,9 +126,10 @@ def repeat(tmp_path, *words):
 
 def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     """The first repetition is stopped, which saves it; the same command continues it."""
-    always = ["device=cpu", "tensorboard=false", "seed=1", f"runs={tmp_path}/runs"]
-    succeed(REAL, *TINY, *always, "schedule.epochs=2", cwd=tmp_path)
+    words = ["device=cpu", "seed=1", "schedule.epochs=2", f"runs={tmp_path}/runs"]
+    succeed(REAL, *TINY, *words, cwd=tmp_path)
     (run,) = tmp_path.glob("runs/*/*/*/*")
+    assert hparams(run / "tensorboard")["model.layers"].number_value == 8
     shown = succeed(REPEAT, run, "--show", f"--runs={tmp_path}/again", cwd=tmp_path)
     assert "model.layers=8" in shown and not (tmp_path / "again").exists()
 

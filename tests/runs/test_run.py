@@ -1,6 +1,8 @@
 """A run's name, directory and run.json."""
 
+import contextlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from lcm.files import write_atomically
 from lcm.runs.directory import run_directory, run_name
 from lcm.runs.run import Run
 from lcm.runs.state import commit, continued, environment, read_state
+from lcm.training.signals import StopRequest
 
 RESULT = {"test_top1": 97.0, "test_top5": 100.0, "best_test_top1": 97.5, "best_epoch": 2}
 
@@ -208,3 +211,42 @@ def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of
         state = read_state(run.directory)
         found.append([state[key] for key in ("threads", "device", "interruptions", "continued")])
     assert found == [[1, "cpu (1 threads)", 0, []], [3, "cpu (3 threads)", 1, []]]
+
+
+# Signals: the first one counts, and only a second SIGINT ends at once
+
+
+def send(*numbers):
+    for number in numbers:
+        signal.raise_signal(number)
+
+
+def test_the_first_signal_counts():
+    """SIGUSR1 says that a job's time is up; the SIGTERM that follows must not make another reason
+    of it.
+    """
+    stop = StopRequest()
+    with stop.listening(), stop.patient():
+        send(signal.SIGUSR1, signal.SIGTERM)
+        assert stop.requested == "SIGUSR1"
+        send(signal.SIGINT)  # the first one
+        assert stop.requested == "SIGUSR1"
+        with pytest.raises(Stopped, match="a second SIGINT") as stopped:
+            send(signal.SIGINT)
+    assert stopped.value.signal == "SIGINT"
+
+
+def test_a_signal_that_other_code_caught_ends_the_run_before_it_trains():
+    stop = StopRequest()
+    with pytest.raises(Stopped, match="there was nothing to save"), stop.listening():
+        with contextlib.suppress(Stopped):
+            send(signal.SIGTERM)
+        with stop.patient():
+            pytest.fail("the run began")
+
+
+def test_at_any_other_time_it_ends_at_once():
+    stop = StopRequest()
+    with pytest.raises(Stopped, match="SIGTERM: there was nothing to save"), stop.listening():
+        send(signal.SIGTERM)
+    assert stop.at_once

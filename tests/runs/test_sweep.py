@@ -55,21 +55,6 @@ def test_quickstart_has_every_attention():
     }
 
 
-def test_the_command_line_narrows_and_widens_an_experiment():
-    jobs = jobs_of(
-        [
-            "experiment=table2",
-            "attention=lcm2,se",
-            "seed=range(6)",
-            "model=resnet20",
-            "schedule.epochs=5",
-        ]
-    )
-    assert {job.config["attention"]["name"] for job in jobs} == {"lcm2", "se"}
-    assert {job.config["schedule"]["epochs"] for job in jobs} == {5}
-    assert len({job.directory for job in jobs}) == len(jobs) == 2 * 6 * 2
-
-
 def test_a_run_that_the_grid_names_twice_is_in_it_once():
     assert len(jobs_of(["seed=0,1,0", "attention=se,se"])) == 2
 
@@ -98,14 +83,6 @@ def test_runs_that_differ_in_the_seed_alone_are_composed_once(seeds, composition
     for job in jobs:
         alone = composed(*job.overrides)
         assert job.config == alone and type(job.config["seed"]) is type(alone["seed"])
-
-
-def test_a_module_is_tried_once_for_all_seeds(monkeypatch):
-    calls = []
-    monkeypatch.setattr("lcm.models.build.site_problems", lambda *of: calls.append(of) or [])
-    words = ["attention=se", "attention.reduction=3,5", "seed=range(4)"]
-    assert len(jobs_of(words)) == 8 and len(calls) == 2
-    assert len({str(call) for call in calls}) == 2
 
 
 # One sweep
