@@ -58,7 +58,8 @@ def test_without_slurm_the_slurm_launcher_says_so_once(tmp_path):
 
 # On a real SLURM
 
-SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "device=cpu"]
+SLURM = ["hydra/launcher=slurm", "device=cpu"]
+SLURM += ["hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=30"]
 
 
 @pytest.fixture
