@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -20,6 +19,12 @@ from lcm.runs.directory import run_directory, run_name
 from lcm.runs.run import Run
 from lcm.runs.state import commit, continued, environment, read_state
 from lcm.training.signals import StopRequest
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(config(run_directory=str(tmp_path / "run")))
+
 
 RESULT = {"test_top1": 97.0, "test_top5": 100.0, "best_test_top1": 97.5, "best_epoch": 2}
 
@@ -140,8 +145,7 @@ def test_every_continuation_is_counted_and_each_new_environment_recorded(monkeyp
         (KeyboardInterrupt(), "failed", "KeyboardInterrupt: "),
     ],
 )
-def test_run_json_says_how_it_ended(tmp_path, capsys, error, state, message):
-    run = Run(config(run_directory=str(tmp_path / "run")))
+def test_run_json_says_how_it_ended(run, capsys, error, state, message):
     try:
         with run.owned():
             begin(run)
@@ -160,19 +164,12 @@ def test_run_json_says_how_it_ended(tmp_path, capsys, error, state, message):
 
 
 def begin(run, threads=1, device="cpu"):
-    few = SimpleNamespace(images=2)
-    data = {
-        "fingerprint": "f00d",
-        "num_classes": 10,
-        "train": lambda *_: few,
-        "test": lambda *_: few,
-    }
-    counts = SimpleNamespace(params=1, gfloat=0.1, macs=1)
-    run.begin(SimpleNamespace(**data), counts, threads, device)
+    data = Mock(fingerprint="f00d", num_classes=10, notes=[], files=None)
+    data.train.return_value = data.test.return_value = Mock(images=2)
+    run.begin(data, Mock(params=1, gfloat=0.1, macs=1), threads, device)
 
 
-def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
-    run = Run(config(run_directory=str(tmp_path / "run")))
+def test_the_first_error_is_the_one_that_is_shown(run, monkeypatch):
     full = UserError("run.json: no space left")
     with pytest.raises(UserError, match=r"^checkpoint: no space left"), run.owned():
         begin(run)
@@ -184,15 +181,14 @@ def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
     ("asked", "saved", "threads"),
     [("auto", None, "auto"), ("auto", {"epoch": 1}, 3), (2, {"epoch": 1}, 2)],
 )
-def test_threads_are_those_of_the_command_or_of_the_checkpoint(asked, saved, threads, tmp_path):
-    run = Run(config(run_directory=str(tmp_path / "run"), threads=asked))
+def test_threads_are_those_of_the_command_or_of_the_checkpoint(asked, saved, threads, run):
+    run.config["threads"] = asked
     run.state["threads"] = 3
     run.saved = saved
     assert run.threads == threads
 
 
-def test_a_run_that_ends_before_it_begins_leaves_no_run_json(tmp_path):
-    run = Run(config(run_directory=str(tmp_path / "run")))
+def test_a_run_that_ends_before_it_begins_leaves_no_run_json(run):
     with pytest.raises(UserError, match="no such images"), run.owned():
         raise UserError("no such images")
     assert not (run.directory / "run.json").exists()
@@ -200,7 +196,7 @@ def test_a_run_that_ends_before_it_begins_leaves_no_run_json(tmp_path):
 
 def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of_now(tmp_path):
     """Threads, device and commit are those that its numbers come from."""
-    chosen = config(run_directory=str(tmp_path / "run"))
+    chosen = config(run_directory=str(tmp_path))
     found = []
     for threads in (1, 3):
         run = Run(chosen)
@@ -216,37 +212,27 @@ def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of
 # Signals: the first one counts, and only a second SIGINT ends at once
 
 
-def send(*numbers):
-    for number in numbers:
-        signal.raise_signal(number)
-
-
 def test_the_first_signal_counts():
     """SIGUSR1 says that a job's time is up; the SIGTERM that follows must not make another reason
     of it.
     """
     stop = StopRequest()
     with stop.listening(), stop.patient():
-        send(signal.SIGUSR1, signal.SIGTERM)
-        assert stop.requested == "SIGUSR1"
-        send(signal.SIGINT)  # the first one
-        assert stop.requested == "SIGUSR1"
+        for name in ("SIGUSR1", "SIGTERM", "SIGINT"):
+            signal.raise_signal(getattr(signal, name))
+            assert stop.requested == "SIGUSR1"
         with pytest.raises(Stopped, match="a second SIGINT") as stopped:
-            send(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert stopped.value.signal == "SIGINT"
 
 
-def test_a_signal_that_other_code_caught_ends_the_run_before_it_trains():
-    stop = StopRequest()
-    with pytest.raises(Stopped, match="there was nothing to save"), stop.listening():
-        with contextlib.suppress(Stopped):
-            send(signal.SIGTERM)
-        with stop.patient():
-            pytest.fail("the run began")
-
-
-def test_at_any_other_time_it_ends_at_once():
+@pytest.mark.parametrize("caught", [False, True])
+def test_at_any_other_time_it_ends_at_once(caught):
+    """Or, where other code has caught the exception, before the run trains."""
     stop = StopRequest()
     with pytest.raises(Stopped, match="SIGTERM: there was nothing to save"), stop.listening():
-        send(signal.SIGTERM)
+        with contextlib.suppress(Stopped if caught else ()):
+            signal.raise_signal(signal.SIGTERM)
+        with stop.patient():
+            pytest.fail("the run began")
     assert stop.at_once
