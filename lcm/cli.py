@@ -1,6 +1,5 @@
 """From the command line to a run: overrides checked, exceptions as one message and exit code."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -12,9 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from lcm.config import compose
-from lcm.config.command_line import override_problems, refuse_flags
+from lcm.config.command_line import override_problems
 from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
-from lcm.runs.grid import resolved
 from lcm.runs.state import commit
 from lcm.runs.worker import run_one
 from lcm.training.signals import STOP
@@ -28,7 +26,7 @@ def run_task(train, cfg):
     try:
         hydra = HydraConfig.get()
         compose.use_sources(hydra.runtime.config_sources)  # in a worker nobody has done it yet
-        config = resolved(cfg)
+        config = compose.resolve(cfg)
         if hydra.mode != RunMode.MULTIRUN:
             launcher = hydra.runtime.choices["hydra/launcher"]
             if launcher != "basic":
@@ -66,40 +64,14 @@ def exit_with_message(error, debug=False):
     sys.exit(error.exit_code if isinstance(error, EXPECTED) else 1)
 
 
-class SurvivingStream:
-    """A stream whose reader may disappear (`| head`, a closed terminal) without ending the run."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def write(self, text):
-        return self._surviving(self._stream.write, text)
-
-    def flush(self):
-        return self._surviving(self._stream.flush)
-
-    def _surviving(self, call, *arguments):
-        try:
-            return call(*arguments)
-        except OSError:  # from now on to /dev/null, with what the stream still holds
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-
 def main(task):
     """Run Hydra's `task` on this process's command line; exit as `exit_with_message` says."""
-    sys.stdout = SurvivingStream(sys.stdout)
-    sys.stderr = SurvivingStream(sys.stderr)
     multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
     try:
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
             arguments = get_args_parser().parse_args()  # a usage message ends it for unknown flags
-            refuse_flags(arguments)
             if not arguments.shell_completion and (
                 found := override_problems(
                     arguments.overrides, arguments.multirun, arguments.config_dir

@@ -60,11 +60,7 @@ EXPECTED = (UserError, OwnedElsewhere, NotFinite, SweepFailed, Stopped)  # each 
 
 def in_words(error):
     """An exception as the message that a user reads."""
-    if isinstance(error, EXPECTED):
-        return str(error)
-    # torch itself only advises .reshape()
-    hint = " Or take channels_last=false." if "view size is not compatible" in str(error) else ""
-    return f"{type(error).__name__}: {error}{hint}"
+    return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
 
 
 def nearest(name, names):

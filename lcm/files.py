@@ -82,21 +82,14 @@ def unwritable(file, error):
             f"no space left while writing {file}: what was saved before is intact; make room and "
             "run the same command again"
         )
-    if isinstance(error, (NotADirectoryError, FileExistsError)):
-        return UserError(
-            f"cannot write {file}: it or a part of its path is a file; choose a folder (runs=, "
-            "run_directory=, --results)"
-        )
     return UserError(
         f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or "
-        "choose another folder"
+        "choose another folder (runs=, run_directory=, --results)"
     )
 
 
 def unreadable(file, error):
     """The UserError for a file that is there and cannot be read."""
-    if isinstance(error, NotADirectoryError):
-        return unwritable(file, error)
     return UserError(
         f"cannot read {file} ({error.strerror}): check the owner and permissions of the folder and "
         "the file"

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import transforms
 
 import train
-from lcm.config.compose import CONFIGS
+from lcm.config.compose import CONFIGS, resolve
 from lcm.data import build_data
 from lcm.errors import exit_on_user_error, listed
 from lcm.files import write
 from lcm.models.build import build_network
-from lcm.runs.grid import problems, resolved
+from lcm.runs.grid import problems
 from lcm.training.device import describe_device, set_up
 
 ROUNDS = 5  # in each of which every side has a turn
@@ -137,7 +137,7 @@ def config_of(network, attention, variant, words):
     """train.py's config of a side. Raises UserError for wrong values, and what Hydra raises."""
     chosen = [f"model={network}", f"attention={attention}", *VARIANTS[variant], *words]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = resolved(compose("train", overrides=[*DATA, *chosen]))
+        config = resolve(compose("train", overrides=[*DATA, *chosen]))
     if found := problems(config):
         raise listed("nothing was measured:", found)
     return config

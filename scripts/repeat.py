@@ -4,22 +4,22 @@
     python scripts/repeat.py runs/cifar10/resnet20/se/seed0-XXXXXXXX data.root=FOLDER
     python scripts/repeat.py RUN --show                        # only train.py's command line
 
-train.py trains the repetition with the record's number of threads, in a folder of its own. If it is
+The repetition is trained with the record's number of threads, in a folder of its own. If it is
 stopped, the same command continues it. On the same processor and versions the numbers must be the
 same, bit for bit. Elsewhere they differ by rounding, which training amplifies; the script then
 names what differs between the environments. Further arguments, such as data.root, go to train.py.
 Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
 """
 
+import runpy
 import shlex
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import checkout  # before lcm
 
-from lcm.errors import SIGNALS, UserError, exit_on_user_error, plural
+from lcm.errors import UserError, exit_on_user_error, plural
+from lcm.files import ROOT
 from lcm.reporting.records import DamagedRecord, read_record, read_run
 from lcm.runs.repeat import (
     arguments,
@@ -30,16 +30,10 @@ from lcm.runs.repeat import (
     tolerances,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def read(path):
     """(run, epochs) of a finished run, from its record or directory. Raises UserError."""
     path = Path(path)
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such file or folder; name a record in results/metrics or a run directory"
-        )
     try:
         run, epochs = read_run(path) if path.is_dir() else read_record(path)
     except DamagedRecord as error:
@@ -47,21 +41,6 @@ def read(path):
     if run["state"] != "finished":
         raise UserError(f"{path}: the run is {run['state']}; only a finished one can be compared")
     return run, epochs
-
-
-def train(words):
-    """Run train.py to its end, passing signals on to it. Returns its exit code.
-
-    It runs in a session of its own, so that Ctrl-C does not reach it twice: a second one does not
-    save.
-    """
-    command = [sys.executable, str(ROOT / "train.py"), *words]
-    child = subprocess.Popen(command, start_new_session=True)
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: child.send_signal(number))
-    code = child.wait()
-    return code if code >= 0 else 128 - code  # killed by a signal: as a shell reports it
 
 
 @exit_on_user_error
@@ -85,8 +64,8 @@ def main(command_line=None):
     print(f"python train.py {shlex.join(words)}", flush=True)
     if options.show:
         return
-    if code := train(words):
-        sys.exit(code)
+    sys.argv[1:] = words
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")  # exits if it does not finish
     again, epochs_again = read(Path(options.runs) / run["run"])
     tolerance = tolerances(run)
     apart = differences(epochs, epochs_again, tolerance)

@@ -13,7 +13,7 @@ import checkout  # before lcm
 from lcm.config.compose import CONFIGS, place_of, search_path
 from lcm.errors import UserError, exit_on_user_error, listed
 from lcm.reporting.records import BEGUN, find_runs
-from lcm.runs.status import status_of, table, time_left, totals
+from lcm.runs.status import status_of, statuses_of, table, time_left, totals
 
 
 def jobs_of(arguments, config_dir=None):
@@ -52,21 +52,20 @@ def main(arguments=None):
         help="accepted and ignored: several values are a grid anyway",
     )
     options = parser.parse_intermixed_args(arguments)
-    what = options.what
-    if len(what) == 1 and "=" not in what[0]:
-        runs, jobs = Path(what[0]), None
+    is_grid = len(options.what) > 1 or "=" in options.what[0]
+    if is_grid:
+        statuses = statuses_of(jobs_of(options.what, options.config_dir))
+        runs = Path(statuses[0].config["runs"])
+    else:
+        runs = Path(options.what[0])
         if not runs.is_dir():
             raise UserError(
                 f"no folder {runs}: name the folder that holds the runs, or train something first"
             )
         statuses = [status_of(directory) for directory in find_runs(runs, (*BEGUN, "log.txt"))]
-    else:
-        jobs = jobs_of(what, options.config_dir)
-        runs = Path(jobs[0].config["runs"])
-        statuses = [status_of(job.directory)._replace(config=job.config) for job in jobs]
     print(f"{table(statuses, runs)}\n\n{totals(statuses)}")
-    if jobs and any(status.state != "finished" for status in statuses):
-        print(f"training left: {time_left([job.config for job in jobs], statuses)}")
+    if is_grid and any(status.state != "finished" for status in statuses):
+        print(f"training left: {time_left(statuses)}")
 
 
 if __name__ == "__main__":

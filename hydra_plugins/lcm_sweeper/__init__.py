@@ -7,15 +7,12 @@ from hydra.plugins.sweeper import Sweeper
 
 
 class Sweep(Sweeper):
-    """Hydra's side of `lcm.runs.sweep`: the settings, the launcher.
-
-    It takes BasicSweeper's settings: `params`, the grid of an experiment, and `max_batch_size`, how
-    many runs at most are handed to a launcher at once (null: all; the launcher that runs one after
-    another always gets one).
+    """Hydra's side of `lcm.runs.sweep`. Of the settings of Hydra's own sweeper it takes `params`,
+    the grid of an experiment, from the config.
     """
 
-    def __init__(self, max_batch_size=None, params=None):
-        self.max_batch_size = max_batch_size
+    def __init__(self, **settings):
+        pass
 
     def setup(self, *, hydra_context, task_function, config):
         self.config = config
@@ -28,4 +25,4 @@ class Sweep(Sweeper):
         """Train what is left of the grid, as `lcm.runs.sweep.sweep` says."""
         from lcm.runs.sweep import sweep
 
-        sweep(self.loader, self.config, arguments, self.launcher, self.max_batch_size)
+        sweep(self.loader, self.config, arguments, self.launcher)

@@ -6,7 +6,6 @@ is loaded or built; whether a depth or a reduction fits a network is checked by
 `lcm.runs.grid.problems`, which can ask the network.
 """
 
-import difflib
 import json
 import math
 import re
@@ -21,19 +20,16 @@ from lcm.config.compose import (
     load,
     load_all,
     no_such_option,
-    option,
     plain,
-    read,
 )
-from lcm.errors import UserError, nearest
+from lcm.errors import nearest
 
 
 class Rule(NamedTuple):
-    """What a value may be. kind: the type that it is read as, where it is a number."""
+    """What a value may be."""
 
     fits: Callable
     expected: str
-    kind: type | None = None
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
@@ -49,7 +45,7 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
             and above < value < below
         )
 
-    return Rule(fits, f"{'a whole number' if kind is int else 'a number'} {bounds}".strip(), kind)
+    return Rule(fits, f"{'a whole number' if kind is int else 'a number'} {bounds}".strip())
 
 
 def one_of(*choices):
@@ -70,7 +66,6 @@ def either(choice, numbers):
     return Rule(
         lambda value: other.fits(value) or numbers.fits(value),
         f"{other.expected} or {numbers.expected}",
-        numbers.kind,
     )
 
 
@@ -79,19 +74,7 @@ def list_of(numbers, fits, expected):
     return Rule(
         lambda value: isinstance(value, list) and all(map(numbers.fits, value)) and fits(value),
         expected,
-        numbers.kind,
     )
-
-
-def is_site_choice(value):
-    """Whether a value says which sites are filled."""
-    match value:
-        case "every":
-            return True
-        case {"stages": [_, *_] as stages} | {"last_of_stage": int() as stages} if len(value) == 1:
-            stages = stages if isinstance(stages, list) else [stages]
-            return all(map(number(int, low=1).fits, stages))
-    return False
 
 
 path = matching(r"(?s).*\S.*", "a path")
@@ -152,7 +135,7 @@ RULES = {
     "model.growth_rate": number(int, low=1),
     "model.memory": one_of("fast", "linear"),
     "attention.reduction": number(int, low=1),
-    "attention.sites": Rule(is_site_choice, "every, {stages: [2, 3]} or {last_of_stage: 2}"),
+    "attention.sites": Rule(lambda value: True, "checked with the network"),
 }
 
 # of a choice, not choices
@@ -166,52 +149,11 @@ NEEDED = {
     "schedule": [key.partition(".")[2] for key in RULES if key.startswith("schedule.")],
 }
 
-# Words of other recipes, which somebody may look for here.
-RECIPE = re.compile(
-    r"cut_?out|cut_?mix|mix_?up|ema|swa|.*aug(ment\w*)?|erasing|.*clip\w*|(lr_)?scheduler|"
-    r"(drop_?)?path|cosine|adamw?|lion|lamb|lars|rmsprop|sam|lookahead|ls|smoothing|warm_?restarts?"
-)
-WHAT_THERE_IS = (
-    "; the schedule has decay, warm_up, label_smoothing, optimizer and weight_decay, the data have "
-    "pad and mirror; write anything else into the training step in train.py"
-)
-
 
 def no_such_key(key, known):
-    """What follows "no such key": the nearest one, or what there is of training recipes."""
-    if RECIPE.fullmatch(key.rpartition(".")[2].lower()):
-        return WHAT_THERE_IS
+    """What follows "no such key": the nearest one."""
     same_end = [other for other in sorted(known) if other.endswith(f".{key}")]
     return f"; nearest: {same_end[0]}" if same_end else nearest(key, known)
-
-
-def typed(config):
-    """A resolved config with every value of its declared type: that of its rule, else of its value
-    in the YAML file.
-
-    A whole number becomes a float where floats are meant, in lists too, and text, as the
-    environment gives it, a number.
-    """
-    try:
-        defaults = flatten(plain(config))
-    except (UserError, LookupError, TypeError, AttributeError):
-        return config  # `check` has the words for it
-
-    def of(key, value):
-        if isinstance(value, dict):
-            return {name: of(f"{key}.{name}".strip("."), item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [of(key, item) for item in value]
-        default = defaults.get(key)
-        kinds = {type(item) for item in (default if isinstance(default, list) else [default])}
-        declared = next((kind for kind in (float, int, bool) if kind in kinds), None)
-        kind = getattr(RULES.get(key), "kind", None) or declared
-        if kind and isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value):
-            value = read(value)
-        exact = kind is float and type(value) is int and abs(value) <= sys.float_info.max
-        return float(value) if exact else value
-
-    return of("", config)
 
 
 def check(config):
@@ -223,10 +165,9 @@ def check(config):
         for group in GROUPS
     }
     problems = [
-        no_such_option(group, name)
-        + ("; the key `name` of its file is missing" if name is None else "")
+        f"{no_such_option(group, name)}; the key `name` of a file is the file's own name"
         for group, name in names.items()
-        if not option(group, name)
+        if name not in choices(group)
     ]
     if problems:
         return problems
@@ -246,10 +187,9 @@ def check(config):
     for group, needed in NEEDED.items():
         lacking = [key for key in needed if f"{group}.{key}" not in expected]
         if lacking and config[group] != {"name": "none"}:  # no attention
-            advice = "`defaults: [cifar]` brings the paper's"
-            advice = advice if group == "schedule" else "docs/extending.md has an example"
             problems.append(
-                f"the file of {group}={names[group]} has no {', '.join(lacking)}; {advice}"
+                f"the file of {group}={names[group]} has no {', '.join(lacking)}; "
+                "docs/extending.md has an example"
             )
     return problems or _combination_problems(config)
 
@@ -268,7 +208,9 @@ def _value_problem(key, value, default, is_fact):
         return None
     if key in RULES:
         return None if RULES[key].fits(value) else RULES[key].expected
-    if default is None or type(value) is type(default):
+    if default is None or type(value) in (
+        (int, float) if type(default) is float else [type(default)]
+    ):
         return None
     return "a list" if isinstance(default, list) else f"of the same type as {default!r}"
 
@@ -293,20 +235,14 @@ def _size_problem(model, data):
     """The problem of a network and a data set whose images differ in size, with what fits either of
     them.
     """
-    name = model["name"]
     size, other = model["image_size"], data["image_size"]
-    models = _of_size("model", other)
-    related = [found for found in models if found.startswith(name) or name.startswith(found)]
-    near = difflib.get_close_matches(name, related or models, 1, cutoff=0)
-    fits = [f"model={found}" for found in near]
+    fits = {"model": _of_size("model", other), "data": _of_size("data", size)}
     if _sized_by_network(data["name"]):
-        fits.append(f"data.image_size={size}")
-    elif sets := ", ".join(_of_size("data", size)):
-        fits.append(f"data={sets}")
-    advice = f"take {', or '.join(fits)}" if fits else "no file in configs/ fits either of them"
+        fits = {"model": fits["model"], "data.image_size": [str(size)]}
+    advice = [f"{key}={', '.join(names)}" for key, names in fits.items() if names]
     return (
-        f"model={name} is for {size}x{size} images, data={data['name']} has {other}x{other}: "
-        f"{advice}"
+        f"model={model['name']} is for {size}x{size} images, data={data['name']} has "
+        f"{other}x{other}: take {', or '.join(advice) or 'files of one size'}"
     )
 
 

@@ -2,7 +2,6 @@
 problem, and advise `+typo=1`.
 """
 
-import importlib.util
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,28 +21,12 @@ from lcm.config.compose import (
 )
 from lcm.errors import UserError
 
-EXTRAS = {
-    "parallel": "hydra_plugins.hydra_joblib_launcher",
-    "slurm": "hydra_plugins.hydra_submitit_launcher",
-}
 REFUSED = {  # settings of Hydra's that would only move or litter
     "hydra.job.chdir": "runs keep the working directory of the command",
     "hydra.run.dir": "a run's directory follows from its config; run_directory= chooses another",
     "hydra.sweep.dir": "a run's directory follows from its config; runs= chooses another",
     "hydra.sweep.subdir": "a run's directory follows from its config; runs= chooses another",
 }
-
-
-def refuse_flags(arguments):
-    """Raise UserError for flags of Hydra's (parsed) that contradict each other, or that nothing
-    here can honour.
-    """
-    commands = ("run", "multirun", "cfg", "info", "shell_completion")
-    given = [f"--{name.replace('_', '-')}" for name in commands if getattr(arguments, name)]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} cannot be given together: leave one out")
-    if arguments.resolve and not arguments.cfg:
-        raise UserError("--resolve belongs to --cfg: --cfg job --resolve")
 
 
 def override_problems(arguments, multirun=False, config_dir=None):
@@ -53,30 +36,25 @@ def override_problems(arguments, multirun=False, config_dir=None):
     From here on names are looked up where the command line says: in `config_dir` and
     hydra.searchpath too.
     """
-    overrides, problems = [], []
-    for text in arguments:
-        try:
-            overrides.append((text, OverridesParser.create().parse_override(text)))
-        except HydraException as error:
-            problems.append(
-                f"{text}: not an override of the form key=value ({str(error).splitlines()[0]}); "
-                "a value with special characters takes two pairs of quotes: key=\"'value'\""
-            )
-    values = {override.key_or_group: override.value() for _, override in overrides}
+    try:
+        overrides = OverridesParser.create().parse_overrides(arguments)
+    except HydraException as error:
+        reason = ": ".join(str(error).splitlines()[:2])
+        return [
+            f"{reason}; write key=value, a value with special characters in two pairs of quotes: "
+            "key=\"'value'\""
+        ]
+    values = {override.key_or_group: override.value() for override in overrides}
     further = [compose.place_of(config_dir)] if config_dir else []
     compose.use_configs(compose.CONFIGS, further + list(values.get("hydra.searchpath") or []))
-    problems += _shadowed()
     names = {group: values[group] for group in GROUPS if values.get(group) in choices(group)}
     try:
         usual = flatten(compose_names(names))
     except UserError:  # Hydra says it again
         usual = {}
     multirun = multirun or "experiment" in values or values.get("hydra.mode") == "MULTIRUN"
-    return problems + [
-        problem
-        for text, override in overrides
-        for problem in _problems_of(text, override, multirun, usual)
-    ]
+    found = (_problem_of(override, multirun, usual) for override in overrides)
+    return [*_shadowed(), *filter(None, found)]
 
 
 def _shadowed():
@@ -89,30 +67,32 @@ def _shadowed():
                 yield f"{file}: {first} has this name too, and comes first; take another name"
 
 
-def _problems_of(text, override, multirun, usual):
-    """The problems of one override; `usual`: the flat keys of the choices without any sweep."""
-    key, value, swept = override.key_or_group, override.value(), override.is_sweep_override()
-    extra = EXTRAS.get(str(value)) if key == "hydra/launcher" else None
-    if extra and not importlib.util.find_spec(extra):
-        return [f"{text}: this launcher is not installed; pip install -e '.[{value}]'"]
+def _problem_of(override, multirun, usual):
+    """The problem of one override, or None; `usual`: the flat keys of choices without sweeps."""
+    text, key, value = override.input_line, override.key_or_group, override.value()
+    swept = override.is_sweep_override()
     if key in REFUSED and value is not False:
-        return [f"{text}: {REFUSED[key]}; leave it out"]
+        return f"{text}: {REFUSED[key]}; leave it out"
     if key.startswith("hydra"):
-        return []
+        return None
     if swept and not multirun:
-        return [f"{text}: several values are a sweep, one run each; add -m"]
+        return f"{text}: several values are a sweep, one run each; add -m"
     if key == "experiment" and swept:
-        return [f"{text}: each experiment has its own grid; run them one after another"]
+        return f"{text}: each experiment has its own grid; run them one after another"
     if options := choices(key):
         names = value.list if isinstance(value, ChoiceSweep) else [] if swept else [value]
         wrong = [name for name in names if name not in options]
-        return [no_such_option(key, name) for name in wrong if (key, name) != ("experiment", None)]
+        return (
+            no_such_option(key, wrong[0])
+            if wrong and (key, value) != ("experiment", None)
+            else None
+        )
     if key.partition(".")[0] in GROUPS and key.endswith(".name"):
-        return [
+        return (
             f"{text}: the name cannot be changed by itself; write {key.partition('.')[0]}={value}"
-        ]
+        )
     if _is_in(usual, key):
-        return []
+        return None
     options = {group: load_all(group) for group in GROUPS}
     known = flatten(settings()).keys() | {
         f"{group}.{name}"
@@ -121,9 +101,9 @@ def _problems_of(text, override, multirun, usual):
         for name in flatten(keys)
     }
     if _is_in(known, key):
-        return []
+        return None
     hint = no_such_key(key, known | {*GROUPS, "experiment"})
-    return [f"{text}: no such key{hint or '; python train.py --help lists them all'}"]
+    return f"{text}: no such key{hint or '; python train.py --help lists them all'}"
 
 
 def _is_in(known, key):

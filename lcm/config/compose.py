@@ -12,7 +12,6 @@ from pathlib import Path
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.version import VersionBase
@@ -117,8 +116,8 @@ def _compose(overrides, config_name="train"):
         with _hydra() as places:
             return OmegaConf.to_container(compose(config_name, [*places, *overrides]))
     except COMPOSITION_ERRORS as error:
-        what = " ".join(overrides)
-        raise UserError(f"{what}: cannot be composed: {composition_problem(error)}") from error
+        reason = composition_problem(error)
+        raise UserError(f"the config cannot be composed: {reason}") from error
 
 
 def compose_names(names):
@@ -131,16 +130,13 @@ def compose_names(names):
 
 @functools.cache
 def choices(group):
-    """The names that a config group offers, sorted; those of a folder in it as folder/name."""
+    """The names that a config group offers, sorted."""
     try:
         with _hydra() as places:
-            options = GlobalHydra.instance().config_loader().get_group_options
-            names = options(group, overrides=places)
-            folders = options(group, ObjectType.GROUP, overrides=places)
+            loader = GlobalHydra.instance().config_loader()
+            return sorted(loader.get_group_options(group, overrides=places))
     except UserWarning as missing:
         raise UserError(f"--config-dir, hydra.searchpath: {missing}") from missing
-    inner = [f"{folder}/{name}" for folder in folders for name in choices(f"{group}/{folder}")]
-    return sorted([*names, *inner])
 
 
 def no_such_option(group, name):
@@ -150,37 +146,25 @@ def no_such_option(group, name):
     return f"{group}={given}: no such {group}; choose from {', '.join(known)}{nearest(name, known)}"
 
 
-def option(group, name):
-    """The file of this name, else one that calls itself so (its key `name`); None without."""
-    if name in choices(group):
-        return name
-    options = load_all(group).items() if isinstance(name, str) else ()
-    return next((choice for choice, keys in options if keys.get("name") == name), None)
-
-
 def load(group, name):
     """One option of a group, unresolved. UserError where there is none of that name."""
-    chosen = option(group, name)
-    if chosen is None:
+    if name not in choices(group):
         raise UserError(no_such_option(group, name))
-    if (group, chosen) not in _options:
+    if (group, name) not in _options:
         # with any schedule: a data set's own need not be there
-        compose_names({"schedule": choices("schedule")[0], group: chosen})
-    return copy.deepcopy(_options[group, chosen])
+        compose_names({"schedule": choices("schedule")[0], group: name})
+    return copy.deepcopy(_options[group, name])
 
 
 def load_all(group):
-    """Every option of a group, {choice: its keys}, in one composition; without broken files."""
+    """Every option of a group, {choice: its keys}, in one composition. UserError where a file is
+    broken.
+    """
     new = [name for name in choices(group) if (group, name) not in _options]
     if new:
-        with contextlib.suppress(UserError):
-            found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
-            _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
-    options = {}
-    for name in choices(group):
-        with contextlib.suppress(UserError):
-            options[name] = load(group, name)
-    return options
+        found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
+        _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
+    return {name: load(group, name) for name in choices(group)}
 
 
 def settings():
@@ -192,7 +176,7 @@ def settings():
 
 def plain(config):
     """The config of the same names without overrides: what deviations are measured against."""
-    names = tuple((group, option(group, config[group]["name"])) for group in GROUPS)
+    names = tuple((group, config[group]["name"]) for group in GROUPS)
     return copy.deepcopy(_plain(names))
 
 
@@ -248,13 +232,8 @@ def read(text):
 
 def composition_problem(error):
     """Why Hydra could not compose a config, as one line."""
-    if "is not in struct" in str(error.__cause__):
-        return f"{error.__cause__.full_key}: this combination has no such key"
     lines = f"{error}\n{error.__cause__ or ''}".splitlines()
-    if "Available options in" in str(error):  # hydra/launcher=nope
-        options = str(error).split(":\n", 1)[-1].split("\nConfig search path", 1)[0].split()
-        return f"{lines[0]}; choose from {', '.join(options)}"
-    advice = ("To append", "Config search path")
+    advice = ("To append", "Config search path", "Available options", "\t")
     reasons = [line.strip(" .") for line in lines if line and not line.startswith(advice)]
     places = [line for line in reasons if line.startswith('in "')]  # of what is wrong in a file
     return ": ".join(dict.fromkeys(reasons[:2] + places))

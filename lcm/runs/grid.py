@@ -2,7 +2,6 @@
 starts.
 """
 
-import contextlib
 import functools
 import itertools
 import json
@@ -11,11 +10,10 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from lcm.config.check import check, typed
+from lcm.config.check import check
 from lcm.config.compose import (
     COMPOSITION_ERRORS,
     GROUPS,
@@ -90,10 +88,7 @@ def grid(loader, master, arguments):
     """
     params = master.hydra.sweeper.params or {}
     texts = [*(f"{key}={value}" for key, value in params.items()), *arguments]
-    try:
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
-    except HydraException as error:
-        raise UserError(f"the grid cannot be expanded: {str(error).splitlines()[0]}") from error
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     swept, values = {}, {}  # by key; the last one counts
     for override in overrides:
         key = override.get_key_element()
@@ -116,7 +111,11 @@ def grid(loader, master, arguments):
             found[problem].append(name)
         if not wrong:
             run = GridRun(name, list(row), config)
-            _refuse_twins(runs.setdefault(run.directory, run), run)
+            if (other := runs.setdefault(run.directory, run)) is not run:
+                raise UserError(
+                    f"{other.name} and {name} are the same run, or have the same run_directory: "
+                    "give one value to what cannot change a number, leave run_directory out"
+                )
     if found:
         lines = [
             f"{problem}\n    in {len(names)} of {plural(len(rows), 'run')}: {names[0]}"
@@ -127,34 +126,17 @@ def grid(loader, master, arguments):
     return list(runs.values())
 
 
-def _refuse_twins(one, other):
-    """Raise UserError for two points of a grid in one directory."""
-    if one is not other and one.config["run_directory"]:
-        raise UserError(
-            "run_directory names one directory for several runs: leave it out, or set "
-            "runs=ANOTHER_FOLDER"
-        )
-    if one is not other:
-        raise UserError(
-            f"{one.name} and {other.name} are the same run: what differs between them cannot "
-            "change a number; give one value"
-        )
-
-
 def _values(key, override):
     """Every KEY=VALUE that an override stands for, as text."""
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
-    found = []
-    if override.is_discrete_sweep():
-        with contextlib.suppress(ValueError):  # range(0, 5, 0)
-            found = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    found = override.is_discrete_sweep() and list(override.sweep_string_iterator())
     if not found:
         raise UserError(
             f"the grid cannot be expanded: {override.input_line}: this has no list of values; "
             "write them out, or use range(...)"
         )
-    return found
+    return [f"{key}={value}" for value in found]
 
 
 def _checked(row, composed):
@@ -167,16 +149,9 @@ def _checked(row, composed):
         config = composed(*(text for text in row if not seed or text != seed[0]))
         if seed:
             config.seed = int(seed[1])
-        config = resolved(config)
+        config = resolve(config)
     except COMPOSITION_ERRORS as error:
         return None, [composition_problem(error)]
     except UserError as error:
         return None, [str(error)]
     return config, problems(config)
-
-
-def resolved(config):
-    """A composed config as nested dicts, each value of its declared type. Raises UserError where it
-    does not resolve.
-    """
-    return typed(resolve(config))

@@ -78,9 +78,7 @@ def is_owned(directory):
 
 
 def owner_of(directory):
-    """What the lock file says of the owner: "process 17 on HOST since ..."; "" where it cannot be
-    read.
-    """
+    """What the lock file says of the owner: "process 17 on HOST since ..."; "" without one."""
     try:
         return (Path(directory) / FILE).read_text(errors="replace").strip()
     except OSError:

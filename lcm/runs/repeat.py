@@ -3,7 +3,7 @@
 import json
 import re
 
-from lcm.config.compose import GROUPS, choices, flatten, plain
+from lcm.config.compose import GROUPS, flatten, plain
 from lcm.config.identity import NOT_IDENTITY, REMOVED, identity, is_under
 from lcm.errors import UserError
 
@@ -41,10 +41,6 @@ def arguments(run, further=()):
     config = run.get("config") or {}
     names = {group: (config.get(group) or {}).get("name") for group in GROUPS}
     choice = [f"{group}={name}" for group, name in names.items()]
-    if lacking := [f"{g}={name}" for g, name in names.items() if name not in choices(g)]:
-        raise UserError(
-            f"{run['run']}: this checkout has no {lacking[0]}; use the checkout that trained it"
-        )
     recorded, standard = identity(config), flatten(plain(config))
     unknown = recorded.keys() ^ identity(plain(config)).keys()
     if unknown := sorted(unknown | {key for key in REMOVED if recorded[key] != REMOVED[key]}):
@@ -62,16 +58,13 @@ def arguments(run, further=()):
     return [*choice, *changed, *device, *threads, *further]
 
 
-FOLDED = {"test_loss": 1e-5}  # relative: what folding batch norms changed by rounding, in float32
-
-
 def tolerances(run):
     """{column: relative tolerance} for a recorded run (its run.json); other columns are exact.
 
     Versions that had `fold_batch_norm` evaluated with batch norms folded into the convolutions
-    before them.
+    before them, which changed the test loss by rounding, in float32.
     """
-    return FOLDED if (run.get("config") or {}).get("fold_batch_norm") else {}
+    return {"test_loss": 1e-5} if (run.get("config") or {}).get("fold_batch_norm") else {}
 
 
 def differences(before, now, tolerance):
@@ -100,18 +93,11 @@ def compared(epochs):
 
 def other_environment(before, now):
     """In what two run.json differ that can change rounding, or the images: a line each."""
-
-    def facts(run):
-        versions = run.get("versions") or {}
-        return {
-            "images": (run.get("data_fingerprint") or "?")[:12],
-            **{key: run.get(key) for key in ("device", "threads")},
-            "commit": f"{run.get('commit')}{' with changes' if run.get('dirty') else ''}",
-            **{key: versions.get(key) for key in ("python", "torch")},
-        }
-
-    then, here = facts(before), facts(now)
-    lines = [f"{key}: {then[key]} then, {here[key]} now" for key in then if then[key] != here[key]]
+    lines = []
+    for key in ("data_fingerprint", "device", "threads", "commit", "dirty", "python", "torch"):
+        then, here = (run.get(key, run["versions"].get(key)) for run in (before, now))
+        if then != here:
+            lines.append(f"{key}: {then} then, {here} now")
     if before.get("continued"):
         lines.append("then: continued in another environment (`continued` in its record)")
     return lines

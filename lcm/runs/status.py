@@ -1,8 +1,6 @@
 """The state of runs, read from their directories: no torch, no Hydra, a thousand at once."""
 
-import contextlib
 import json
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
@@ -15,10 +13,6 @@ from lcm.runs.lock import is_owned
 from lcm.runs.state import read_state
 from lcm.training.progress import clock
 
-# How log.txt marks the beginning of each part of a run, and what ended it.
-LOG_PART = "\n== "
-LOG_ERROR = "\nerror: "
-SHOWN = {"epoch": int, "seconds": float, "test_top1": float}  # of a row of metrics.jsonl
 PATH = ("data.name", "data.label", "model.name", "attention.name")  # in a run's directory
 STATES = ("finished", "live", "stopped", "failed", "to do")
 
@@ -55,51 +49,28 @@ def status_of(directory):
     epoch, epochs = row.get("epoch", 0), state.get("epochs")
     pace = row["seconds"] / epoch if epoch else None
     how_far = (epoch, epochs, row.get("test_top1"))
-    status = Status(
-        directory, state.get("state", "to do"), *how_far, pace=pace, config=state.get("config")
-    )
-    if status.state == "finished":
-        return status
-    if owned:
-        left = _left(directory, pace * (epochs - epoch)) if epoch and epochs else None
-        return status._replace(state="live", left=left)
-    message = state.get("message")
-    if not state and (message := last_error(directory)):
-        return status._replace(state="failed", message=message)
+    words = {"pace": pace, "config": state.get("config"), "message": state.get("message")}
+    status = Status(directory, state.get("state", "to do"), *how_far, **words)
+    if owned and status.state != "finished":
+        left = pace * (epochs - epoch) if epoch and epochs else None
+        return status._replace(state="live", left=left, message=None)
     if status.state == "running":
         return status._replace(state="stopped", message="killed, or its machine went down")
-    return status._replace(message=message)
+    return status
 
 
-def _left(directory, seconds):
-    """What is left of `seconds` since a run's last epoch, or since it was continued."""
-    files = (directory / "metrics.jsonl", directory / "run.json")
-    return max(0.0, seconds - (time.time() - max(file.stat().st_mtime for file in files)))
+def statuses_of(runs):
+    """The Status of each GridRun, with its config."""
+    return [status_of(run.directory)._replace(config=run.config) for run in runs]
 
 
 def last_row(directory):
-    """The last line of metrics.jsonl that is an epoch's, {} where there is none."""
+    """The last whole line of metrics.jsonl, {} where there is none."""
     try:
-        with open(Path(directory) / "metrics.jsonl", "rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - 4096))
-            lines = stream.read().split(b"\n")
-    except OSError:
+        lines = (directory / "metrics.jsonl").read_text().split("\n")[:-1]
+        return json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
         return {}
-    for line in reversed(lines[:-1]):  # behind the last newline: part of a line, or nothing
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            row = json.loads(line)
-            return {key: kind(row[key]) for key, kind in SHOWN.items()}
-    return {}
-
-
-def last_error(directory):
-    """Why a run ended before it had a run.json, from its log.txt; None if that does not say."""
-    try:
-        text = (Path(directory) / "log.txt").read_text(errors="replace")
-    except OSError:
-        return None
-    _, found, message = text.rpartition(LOG_PART)[2].partition(LOG_ERROR)
-    return message.strip() if found else None
 
 
 def varied(configs):
@@ -130,25 +101,32 @@ def _differing(configs):
     return [key for key in keys if len({_names(config, [key]) for config in configs}) > 1]
 
 
-def time_left(configs, statuses):
+def time_left(statuses):
     """The time of a grid's unfinished runs in words: "about 12 min 5 s", "not known yet".
 
     A run's pace is the median over the grid's runs of its data, network and precision that have
     made epochs.
     """
-    kinds = [(data_name(c), c["model"]["name"], c["precision"], c["compile"]) for c in configs]
     paces, seconds, unknown = defaultdict(list), 0.0, 0
-    for kind, status in zip(kinds, statuses, strict=True):
-        paces[kind] += [status.pace] if status.pace else []
-    for kind, config, status in zip(kinds, configs, statuses, strict=True):
-        if status.state != "finished" and paces[kind]:
-            seconds += (config["schedule"]["epochs"] - status.epoch) * median(paces[kind])
-        elif status.state != "finished":
+    for status in statuses:
+        if status.pace:
+            paces[_kind(status.config)].append(status.pace)
+    for status in statuses:
+        if status.state == "finished":
+            continue
+        if known := paces.get(_kind(status.config)):
+            seconds += (status.config["schedule"]["epochs"] - status.epoch) * median(known)
+        else:
             unknown += 1
     if not unknown:
         return f"about {clock(seconds)}"
     rest = f"{plural(unknown, 'run')} of unknown length"
     return f"about {clock(seconds)} and {rest}" if seconds else "not known yet"
+
+
+def _kind(config):
+    """What decides how long an epoch takes."""
+    return data_name(config), config["model"]["name"], config["precision"], config["compile"]
 
 
 def totals(statuses):

@@ -124,8 +124,8 @@ def set_threads(threads):
     """Set torch's CPU threads and return their number.
 
     `auto`: all processors that this process may use, at most OMP_NUM_THREADS where the environment
-    has it (the parallel launcher gives each of its processes a share). The number decides in which
-    order sums are formed; it therefore does not depend on the load of the machine.
+    has it. The number decides in which order sums are formed; it therefore does not depend on the
+    load of the machine.
     """
     if threads == "auto":
         threads = available_processors()

@@ -65,23 +65,16 @@ class StopRequest:
                 signal.signal(number, handler)
             self.is_listening = False
 
+    @contextlib.contextmanager
     def patient(self):
         """A block in which a signal only sets `requested`: the block saves when it can."""
-        return self._with_patience(True)
-
-    def impatient(self):
-        """A block within `patient` in which a signal raises Stopped at once again."""
-        return self._with_patience(False)
-
-    @contextlib.contextmanager
-    def _with_patience(self, patient):
-        if self.requested:  # before this block, or where other code caught the exception
+        if self.requested:  # before this block, where other code caught the exception
             self._stop_now()
-        before, self._patient = self._patient, patient
+        self._patient = True
         try:
             yield
         finally:
-            self._patient = before
+            self._patient = False
 
 
 STOP = StopRequest()  # of this process

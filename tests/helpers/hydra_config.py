@@ -4,7 +4,7 @@ run.json of one.
 
 from pathlib import Path
 
-from lcm.config.compose import plain
+from lcm.config.compose import plain, resolve
 from lcm.runs.state import new_state
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -21,11 +21,9 @@ def composed(*overrides):
     """The config of train.py's arguments, resolved, as nested dicts."""
     from hydra import compose, initialize_config_dir
 
-    from lcm.runs.grid import resolved
-
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = compose("train", overrides=list(overrides))
-    return resolved(config)
+    return resolve(config)
 
 
 def config(model="resnet20", attention="lcm2", data="digits", schedule=None, **changes):

@@ -1,52 +1,48 @@
-"""Starting real sweeps as processes, and reading what they left: for the tests of sweeps and
-launchers.
+"""Starting sweeps as processes, and reading what they left.
+
+They are forked from this process, which has torch imported (tiny.py), and run the script from there
+on as `python SCRIPT ...` does.
 """
 
 import contextlib
+import itertools
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+from tiny import Process
+
 ROOT = Path(__file__).resolve().parents[2]
 FAKE, REAL = ROOT / "tests" / "helpers" / "fake_train.py", ROOT / "train.py"
 GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=runs"]  # 6 runs
-TINY = [
-    "schedule.epochs=1",
-    "model.layers=8",
-    "schedule.batch_size=256",
-    "threads=1",
-    "tensorboard=false",
-]
+TINY = ["schedule.epochs=1", "model.layers=8", "schedule.batch_size=256", "threads=1"]
+NUMBERS = itertools.count()  # of the processes: what one prints is in ../process<number>.out
 
 
 def start(script, *arguments, cwd, **environment):
-    """Start a sweep in a process group of its own; its output can be read from `.stdout` (stderr
-    included).
-    """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        **{key: str(value) for key, value in environment.items()},
-    }
-    return subprocess.Popen(
-        [sys.executable, str(script), *arguments], cwd=cwd, env=environment, text=True,
-            start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    """Start a sweep in a process group of its own, with these variables in its environment."""
+
+    def main():
+        os.environ.update({key: str(value) for key, value in environment.items()})
+        os.chdir(cwd)
+        sys.argv = [str(script), *map(str, arguments)]
+        runpy.run_path(str(script), run_name="__main__")
+
+    return Process(Path(cwd).parent, main, name=f"process{next(NUMBERS)}")
 
 
-def finish(process, timeout=240):
+def finish(process):
     """Wait for it; returns (exit code, all that it printed)."""
     try:
-        output, _ = process.communicate(timeout=timeout)
+        ended = process.wait()
     finally:
         kill(process)
-    return process.returncode, output
+    return ended.code, ended.out + ended.err
 
 
 def sweep(script, *arguments, cwd, **environment):
@@ -65,18 +61,17 @@ def kill(process):
     """SIGKILL to the sweep and all its processes."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
 
 
 def wait_until(condition, timeout=120):
     """Wait until condition() is true; returns its value."""
     end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {timeout} s: {condition}")
         time.sleep(0.02)
-    raise TimeoutError(f"not within {timeout} s: {condition}")
+    return value
 
 
 def states(runs):
@@ -90,25 +85,4 @@ def trained(runs):
     for file in Path(runs).rglob("trained.txt"):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         found[file.parent] = [(line["epoch"], line["process"]) for line in lines]
-    return found
-
-
-def record(runs):
-    """{run: (epochs without wall time, weights)} of finished runs; the weights as {name: bytes}, {}
-    of fake trainings.
-    """
-    found = {}
-    for directory in sorted(file.parent for file in Path(runs).rglob("run.json")):
-        rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-        for row in rows:
-            del row["seconds"], row["images_per_second"]
-        weights = {}
-        if (directory / "checkpoint.pt").exists():
-            from lcm.training.checkpoint import load_model_weights
-
-            weights = {
-                name: tensor.numpy().tobytes()
-                for name, tensor in load_model_weights(directory).items()
-            }
-        found[str(directory.relative_to(runs))] = rows, weights
     return found

@@ -1,122 +1,40 @@
-"""The launchers: several processes on one machine, and jobs that are put back into the queue when
-their time is up.
+"""submitit, which hydra/launcher=slurm uses: its jobs, put back into the queue when their time is
+up; with its executor for one machine, and on a real SLURM: local_slurm.sh starts one if it is
+installed.
 """
 
 import os
+import shutil
 import signal
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from processes import (
-    FAKE,
-    GRID,
-    REAL,
-    ROOT,
-    TINY,
-    finish,
-    record,
-    start,
-    states,
-    succeed,
-    sweep,
-    trained,
-    wait_until,
-)
+from processes import FAKE, GRID, ROOT, finish, start, states, sweep, trained, wait_until
 
 from lcm.errors import SIGNALS
-from lcm.runs import worker as job
 from lcm.runs.sweep import prepare_environment
 
-pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `parallel`")
-submitit = pytest.importorskip("submitit", reason="needs the extra `slurm`")
-
-PARALLEL = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "device=cpu"]
+pytest.importorskip("submitit", reason="needs the extra `slurm`")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The records of two tiny real runs, trained one after another in one process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    succeed(REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", cwd=folder)
-    return record(folder / "runs")
-
-
-# hydra/launcher=parallel
-
-
-def test_in_parallel_the_same_bytes_as_one_after_another(tmp_path, undisturbed):
-    output = succeed(
-        REAL, "-m", "attention=lcm2", "seed=0,1", *TINY, "runs=runs", *PARALLEL, cwd=tmp_path
-    )
-    assert record(tmp_path / "runs") == undisturbed
-    assert "epoch   1/1" not in output  # what a run prints is in its log
-    assert all("epoch   1/1" in log.read_text() for log in (tmp_path / "runs").rglob("log.txt"))
-
-
-@pytest.mark.parametrize(
-    "group",
-    [pytest.param(False, marks=pytest.mark.slow), True],
-    ids=["SIGTERM to the sweep alone", "Ctrl-C, to all processes"],
-)
-def test_in_parallel_a_signal_saves_every_run_in_progress(tmp_path, group):
-    process = start(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_SECONDS=0.5)
-    wait_until(lambda: len(trained(tmp_path)) == 4)
-    os.killpg(process.pid, signal.SIGINT) if group else process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == 75, output
-    assert "stopped by" in output and "Traceback" not in output
-    assert states(tmp_path)["stopped"] == 2 and states(tmp_path)["running"] == 0
-    succeed(FAKE, *GRID, cwd=tmp_path)
-    assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in trained(tmp_path).values())
-
-
-def test_in_parallel_a_worker_that_is_killed_takes_no_run_with_it(tmp_path):
-    process = start(FAKE, *GRID, *PARALLEL, cwd=tmp_path, FAKE_SECONDS=0.3)
-    worker = wait_until(
-        lambda: {pid for epochs in trained(tmp_path).values() for _, pid in epochs} - {process.pid}
-    )
-    os.kill(worker.pop(), signal.SIGKILL)
-    code, output = finish(process)
-    assert code == 0, output
-    assert "JoblibLauncher gave up" in output
-    assert states(tmp_path) == {"finished": 6}
-
-
-def test_each_worker_takes_the_next_gpu(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    devices = [job.share_gpus("auto", worker) for worker in range(5)]
-    assert devices == [
-        "auto",
-        "cuda:0",
-        "cuda:1",
-        "cuda:2",
-        "cuda:0",
-    ]  # 0: no worker of the launcher
-    assert job.share_gpus("cuda:2", 1) == "cuda:2" and job.share_gpus("cpu", 1) == "cpu"
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert job.share_gpus("auto", 4) == "auto"
-
-
-# submitit, which hydra/launcher=slurm uses; here with its executor for one machine
-
-
-def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_ends_with_the_same_bytes(
-    tmp_path, undisturbed
-):
-    arguments = [*TINY, "runs=runs", "hydra/launcher=submitit_local", "checkpoint.every=1 steps"]
-    process = start(REAL, "-m", "attention=lcm2", "seed=0,1", *arguments, cwd=tmp_path)
-    state = (
-        wait_until(lambda: list((tmp_path / "runs").rglob("seed1*/checkpoint.pt")))[0].parent
-        / "run.json"
-    )
-    owner = int((state.parent / "owner.lock").read_text().split()[1])
+def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_continues(tmp_path):
+    arguments = ["-m", "seed=0,1", "schedule.epochs=3", "runs=runs"]
+    local = ["hydra/launcher=submitit_local", "device=cpu"]
+    process = start(FAKE, *arguments, *local, cwd=tmp_path, FAKE_SECONDS=0.5)
+    run = wait_until(lambda: [run for run in trained(tmp_path) if run.name.startswith("seed1")])[0]
+    ((_, owner),) = trained(tmp_path)[run][:1]
     os.kill(owner, signal.SIGUSR1)
     code, output = finish(process)
     assert code == 0, output
-    assert "stopped by SIGUSR1" in (state.parent / "log.txt").read_text()
-    assert (state.parent / "log.txt").read_text().count("\n== ") == 2
-    assert int((state.parent / "owner.lock").read_text().split()[1]) != owner
-    assert record(tmp_path / "runs") == undisturbed
+    log = (run / "log.txt").read_text()
+    assert "stopped: saved after epoch" in log and log.count("\n== ") == 2
+    assert states(tmp_path) == {"finished": 2}
+    found = trained(tmp_path)
+    assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in found.values())
+    assert [len({process for _, process in epochs}) for epochs in found.values()].count(2) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
@@ -135,4 +53,65 @@ def test_without_slurm_the_slurm_launcher_says_so_once(tmp_path):
     code, output = sweep(FAKE, *GRID, "hydra/launcher=slurm", cwd=tmp_path, PATH="")
     assert code == 1, output
     assert output.count("SlurmLauncher gave up") == 1 and "Could not detect" in output
-    assert "6 runs: 6 to do" in output.splitlines()[-1]
+    assert "6 runs: 6 to do" in output
+
+
+# On a real SLURM
+
+SLURM = ["hydra/launcher=slurm", "device=cpu"]
+SLURM += ["hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=30"]
+
+
+@pytest.fixture
+def slurm(request):
+    """A SLURM of one node, running; its environment variables."""
+    if not request.config.getoption("--as-root"):
+        pytest.skip("starts SLURM on this machine: --as-root")
+    # pytest's folders only root may enter, and munged works as its own user
+    with tempfile.TemporaryDirectory(prefix="lcm-slurm-") as folder:
+        os.chmod(folder, 0o755)
+        local = {"LOCAL_SLURM": f"{folder}/local", "SLURM_CONF": f"{folder}/local/slurm.conf"}
+        script, everything = Path(__file__).with_name("local_slurm.sh"), {**os.environ, **local}
+        try:
+            subprocess.run([script, "start"], env=everything, check=True)
+            yield local
+        finally:
+            subprocess.run(["scancel", "--user", "root"], env=everything)  # of a test that failed
+            subprocess.run([script, "stop"], env=everything, check=True)
+
+
+def requeue(run, slurm):
+    """Take the job that trains the run off its node and put it back into the queue, as pre-emption
+    does.
+    """
+
+    def scontrol(*words):
+        command = ["scontrol", *words]
+        return subprocess.check_output(command, env={**os.environ, **slurm}, text=True)
+
+    process = (run / "owner.lock").read_text().split()[1]
+    lines = Path(f"/proc/{process}/environ").read_text().split("\0")
+    variables = dict(line.split("=", 1) for line in lines if "=" in line)
+    job = f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
+    scontrol("requeue", job)
+    wait_until(lambda: "JobState=PENDING" in scontrol("show", "job", job))
+    scontrol("update", f"JobId={job}", "StartTime=now")  # not in two minutes, as SLURM has it
+
+
+@pytest.mark.skipif(
+    not shutil.which("slurmctld") or not shutil.which("munged") or os.geteuid() != 0,
+    reason="needs slurm-wlm and munge, and root",
+)
+def test_six_runs_on_slurm_of_which_one_is_requeued(tmp_path, slurm):
+    grid = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=8", "runs=runs"]
+    process = start(FAKE, *grid, *SLURM, cwd=tmp_path, FAKE_SECONDS=0.5, **slurm)
+    half = wait_until(lambda: [run for run, done in trained(tmp_path).items() if len(done) == 2])
+    requeue(half[0], slurm)
+    code, output = finish(process)
+    assert code == 0, output
+    assert states(tmp_path) == {"finished": 6}
+    found = trained(tmp_path)
+    assert all([epoch for epoch, _ in epochs] == list(range(1, 9)) for epochs in found.values())
+    assert len({process for _, process in found.pop(half[0])}) == 2
+    assert all(len({process for _, process in epochs}) == 1 for epochs in found.values())
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}

@@ -1,38 +1,26 @@
 """Small portions of the proofs, and that they would see a difference."""
 
 import json
-import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import prove_owner
+import prove_resume
 import torch
 from tiny import compare_runs, directory_of, run
 
 from lcm.training import checkpoint
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "proofs"
+
+def test_ten_kills_and_not_a_byte_differs(tiny, tmp_path):
+    hits, differences = prove_resume.prove(tmp_path, 10, 0)
+    assert hits.total() == 10 and set(hits) <= set(prove_resume.PHASES) and differences == []
 
 
-def prove(script, *arguments):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / script, *arguments], capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_ten_kills_and_not_a_byte_differs():
-    output = prove("prove_resume.py", "--kills", "10")
-    assert re.search("^10 kills, 0 differences", output, re.MULTILINE)
-    assert (
-        sum(int(count) for count in re.findall(r"^ *(\d+) kills in ", output, re.MULTILINE)) == 10
-    )
-
-
-def test_ten_races_and_one_trains_in_each():
-    assert "\n10 of 10 races: exactly one trained" in prove("prove_owner.py", "--races", "10")
+def test_six_races_and_one_trains_in_each(tiny, tmp_path):
+    config = tiny("attention=none", "schedule.epochs=1")
+    for number in range(6):
+        ended, fine = prove_owner.race(tmp_path, config, number)
+        assert fine, ended
 
 
 def test_one_bit_of_a_weight_and_the_last_digit_of_a_metric_are_seen(tiny, tmp_path):

@@ -2,22 +2,19 @@
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from events import hparams
 from hydra_config import composed
-from processes import finish, start, states, wait_until
+from processes import REAL, ROOT, TINY, finish, start, states, succeed, wait_until
 
 from lcm.config.identity import identity
 from lcm.errors import UserError
 from lcm.reporting.records import read_record
 from lcm.runs.repeat import arguments, differences, other_environment, quoted, tolerances
 
-ROOT = Path(__file__).resolve().parents[2]
+REPEAT = ROOT / "scripts" / "repeat.py"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +75,7 @@ def test_words_are_read_back_by_hydra(value):
 
 def test_what_this_version_does_not_know_is_refused():
     config = composed()
-    with pytest.raises(UserError, match="this checkout has no attention=mine"):
+    with pytest.raises(UserError, match="attention/mine"):
         arguments({"run": "r", "config": config | {"attention": {"name": "mine"}}})
     with pytest.raises(UserError, match=r"other keys \(dropout\): git checkout abc first"):
         arguments({"run": "r", "commit": "abc", "config": config | {"dropout": 0.1}})
@@ -88,18 +85,10 @@ def test_what_this_version_does_not_know_is_refused():
     assert arguments({"run": "r", "config": config}, ["data.root=here"])[-1] == "data.root=here"
 
 
-def epochs(*losses, seconds=0.5):
-    return {
-        "epoch": list(range(1, len(losses) + 1)),
-        "train_loss": list(losses),
-        "seconds": [i + seconds for i in range(len(losses))],
-    }
-
-
 def test_one_bit_is_a_difference_and_time_is_none():
-    before = epochs(2.0, 1.0, 0.5)
-    assert differences(before, epochs(2.0, 1.0, 0.5, seconds=0.7), {}) == []
-    assert differences(before, epochs(2.0, 1.0000000000000002, 0.25), {}) == [
+    before = {"train_loss": [2.0, 1.0, 0.5], "seconds": [1, 2, 3]}
+    assert differences(before, before | {"seconds": [4, 5, 6]}, {}) == []
+    assert differences(before, before | {"train_loss": [2.0, 1.0000000000000002, 0.25]}, {}) == [
         "train_loss: differs from epoch 2 on, by 0.25 at most; at the end 0.5 then, 0.25 now"
     ]
 
@@ -122,78 +111,43 @@ def test_only_the_test_loss_of_a_version_that_folded_batch_norms_has_a_tolerance
 
 
 def test_the_differences_of_two_environments_are_named():
-    run = {
-        "device": "cpu (X)",
-        "threads": 1,
-        "commit": "a",
-        "dirty": False,
-        "versions": {"python": "3", "torch": "2"},
-    }
-    assert other_environment(run, run) == []
-    now = run | {"commit": "b", "threads": 2, "dirty": True}
-    assert other_environment(run, now) == [
-        "threads: 1 then, 2 now",
-        "commit: a then, b with changes now",
-    ]
-    assert "continued" in other_environment(run | {"continued": [{}]}, run)[0]
+    versions = {"python": "3", "torch": "2"}
+    run = {"device": "cpu", "threads": 1, "commit": "a", "dirty": False, "versions": versions}
+    now = run | {"commit": "b", "threads": 2, "versions": versions | {"torch": "3"}}
+    lines = ["threads: 1 then, 2 now", "commit: a then, b now", "torch: 2 then, 3 now"]
+    assert other_environment(run, now) == lines
+    (line,) = other_environment(run | {"continued": [{}]}, run)
+    assert "continued" in line
+
+
+def repeat(tmp_path, *words):
+    return start(REPEAT, *words, f"--runs={tmp_path}/again", "tensorboard=false", cwd=tmp_path)
 
 
 def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
-    overrides = [
-        "model.layers=8",
-        "schedule.epochs=2",
-        "threads=1",
-        "device=cpu",
-        "tensorboard=false",
-        "seed=1",
-    ]
-
-    def command(*words):
-        return subprocess.run(
-            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-
-    assert command("train.py", *overrides, f"runs={tmp_path}/runs").returncode == 0
+    """The first repetition is stopped, which saves it; the same command continues it."""
+    words = ["device=cpu", "seed=1", "schedule.epochs=2", f"runs={tmp_path}/runs"]
+    succeed(REAL, *TINY, *words, cwd=tmp_path)
     (run,) = tmp_path.glob("runs/*/*/*/*")
-    shown = command("scripts/repeat.py", str(run), "--show", f"--runs={tmp_path}/again")
-    assert (
-        shown.returncode == 0
-        and "model.layers=8" in shown.stdout
-        and not (tmp_path / "again").exists()
-    )
-    done = command(
-        "scripts/repeat.py",
-        str(run),
-        f"--runs={tmp_path}/again",
-        "tensorboard=false",
-        "progress=lines",
-    )
-    assert done.returncode == 0, done.stderr
-    assert "the same numbers, bit for bit: 2 epochs of epoch, step, train_loss" in done.stdout
+    assert hparams(run / "tensorboard")["model.layers"].number_value == 8
+    shown = succeed(REPEAT, run, "--show", f"--runs={tmp_path}/again", cwd=tmp_path)
+    assert "model.layers=8" in shown and not (tmp_path / "again").exists()
 
-    changed = tmp_path / "changed"
-    shutil.copytree(run, changed)
-    first, last = (changed / "metrics.jsonl").read_text().splitlines()
-    row = json.loads(first)
-    (changed / "metrics.jsonl").write_text(
-        f"{json.dumps(row | {'test_loss': row['test_loss'] + 1e-9})}\n{last}\n"
-    )
-    other = command(
-        "scripts/repeat.py", str(changed), f"--runs={tmp_path}/again"
-    )  # trained already: compared alone
-    assert other.returncode == 1
-    assert "test_loss: differs from epoch 1 on, by 1e-09 at most" in other.stdout
-
-
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_signal_goes_on_to_the_training_which_saves(tmp_path, number, to_all):
-    """Ctrl-C in a terminal reaches every process of its group; `kill` one process."""
-    (record,) = (ROOT / "results/metrics").glob("digits-resnet20-none-seed0-*.jsonl")
-    command = [record, f"--runs={tmp_path}", "tensorboard=false", "checkpoint.every='1 steps'"]
-    process = start(ROOT / "scripts/repeat.py", *map(str, command), cwd=ROOT)
-    wait_until(lambda: list(tmp_path.glob("*/*/*/*/checkpoint.pt")))
-    (os.killpg if to_all else os.kill)(process.pid, number)
+    process = repeat(tmp_path, run, "checkpoint.every='1 steps'")
+    wait_until(lambda: list(tmp_path.glob("again/*/*/*/*/checkpoint.pt")))
+    os.kill(process.pid, signal.SIGINT)
     code, output = finish(process)
-    assert code == 75 and f"stopped by {number.name}: saved after step" in output
+    assert code == 75 and "stopped by SIGINT: saved after step" in output, output
     assert output.count("stopped by") == 1 and "Traceback" not in output
-    assert states(tmp_path) == {"stopped": 1}
+    assert states(tmp_path / "again") == {"stopped": 1}
+    code, output = finish(repeat(tmp_path, run))
+    assert code == 0 and "continuing" in output, output
+    assert "the same numbers, bit for bit: 2 epochs of epoch, step, train_loss" in output
+
+    file = run / "metrics.jsonl"
+    first, last = file.read_text().splitlines()
+    row = json.loads(first)
+    changed = json.dumps(row | {"test_loss": row["test_loss"] + 1e-9})
+    file.write_text(f"{changed}\n{last}\n")
+    code, output = finish(repeat(tmp_path, run))  # trained already: compared alone
+    assert code == 1 and "test_loss: differs from epoch 1 on, by 1e-09 at most" in output

@@ -1,14 +1,14 @@
-"""A run's name, directory and run.json; what it prints into a pipe that is closed."""
+"""A run's name, directory and run.json."""
 
-import json
+import contextlib
 import os
+import signal
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from hydra_config import begun_state, config
-from processes import FAKE, start, states
 
 import lcm.runs.run
 import lcm.runs.state
@@ -18,6 +18,13 @@ from lcm.files import write_atomically
 from lcm.runs.directory import run_directory, run_name
 from lcm.runs.run import Run
 from lcm.runs.state import commit, continued, environment, read_state
+from lcm.training.signals import StopRequest
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(config(run_directory=str(tmp_path / "run")))
+
 
 RESULT = {"test_top1": 97.0, "test_top5": 100.0, "best_test_top1": 97.5, "best_epoch": 2}
 
@@ -33,27 +40,14 @@ def test_the_commit_is_that_of_the_start(monkeypatch):
     commit.cache_clear()
     before = commit()
     assert before == (None, False) or len(before[0]) == 40
-    monkeypatch.setattr(
-        lcm.runs.state.subprocess, "run", lambda *args, **keys: pytest.fail("asked again")
-    )
+    monkeypatch.setattr(lcm.runs.state.subprocess, "check_output", Mock(side_effect=KeyError))
     assert commit() == before
     monkeypatch.undo()
     monkeypatch.setenv("PATH", "")  # no git
     assert commit.__wrapped__() == (None, False)
 
 
-@pytest.mark.parametrize(
-    ("file", "dirty"),
-    [
-        ("lcm/attention/mine.py", True),
-        ("configs/attention/mine.yaml", True),
-        ("hydra_plugins/mine/x.py", True),
-        ("lcm/code.py", True),  # tracked, and changed
-        ("notes.txt", False),
-        ("lcm/__pycache__/code.pyc", False),  # ignored
-    ],
-)
-def test_a_checkout_with_a_file_that_no_commit_has_is_dirty(tmp_path, monkeypatch, file, dirty):
+def test_a_checkout_with_a_file_that_no_commit_has_is_dirty(tmp_path, monkeypatch):
     def git(*words):
         subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
 
@@ -64,63 +58,50 @@ def test_a_checkout_with_a_file_that_no_commit_has_is_dirty(tmp_path, monkeypatc
     git("add", ".")
     git("-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-m", "Begin")
     monkeypatch.setattr("lcm.runs.state.__file__", str(tmp_path / "lcm/runs/state.py"))
-    assert commit.__wrapped__()[1] is False
-    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).write_text("other = 1\n")
-    assert commit.__wrapped__()[1] is dirty
+    for file, dirty in {
+        "notes.txt": False,
+        "lcm/__pycache__/code.pyc": False,  # ignored
+        "lcm/attention/mine.py": True,
+        "configs/attention/mine.yaml": True,
+        "lcm/code.py": True,  # tracked, and changed
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("other = 1\n")
+        assert commit.__wrapped__()[1] is dirty, file
+        git("checkout", ".")
+        git("clean", "-fd")
 
 
-def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        (OSError(28, "No space left on device"), "fsync"),
+        (SystemExit(), "fsync"),  # killed there
+        (SystemExit(), "replace"),
+    ],
+)
+def test_written_whole_or_not_at_all(error, call, tmp_path, monkeypatch):
     file = tmp_path / "run.json"
     write_atomically(file, b"old")
-
-    def fails_with(error, call):
-        def fail(*args):
-            raise error
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, fail)
-            with pytest.raises((UserError, SystemExit)) as caught:
-                write_atomically(file, b"new")
-        assert file.read_bytes() == b"old"
-        return str(caught.value)
-
-    assert "no space left" in fails_with(OSError(28, "No space left on device"), "fsync")
-    assert os.listdir(tmp_path) == ["run.json"]
-    for call in ("fsync", "replace"):
-        fails_with(SystemExit(), call)  # killed there
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, Mock(side_effect=error))
+        with pytest.raises((UserError, SystemExit)) as caught:
+            write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    full = isinstance(error, OSError)
+    assert not full or ("no space left" in str(caught.value) and len(os.listdir(tmp_path)) == 1)
     write_atomically(file, b"new")
-    assert file.read_bytes() == b"new" and os.listdir(tmp_path) == [
-        "run.json"
-    ]  # the dead left nothing that stays
+    assert file.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["run.json"]  # the dead left nothing that stays
 
 
-WHOLE = {
-    "state": "running",
-    "config": {},
-    "config_hash": "c0ffee",
-    "data_fingerprint": "f00d",
-    "epochs": 3,
-}
-DAMAGES = {
-    "empty": "", "zeros": "\0" * 100, "cut": '{"state": "running", "conf', "a list": "[]",
-        "a number": "3", "no keys": "{}",
-    "no UTF-8": b"\xff\xfe\x00", "no config": json.dumps(WHOLE | {"config": None}),
-    "finished without a result": json.dumps(WHOLE | {"state": "finished"}),
-    "finished with half of one": json.dumps(WHOLE | {"state": "finished",
-        "result": RESULT | {"test_top1": None}}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path, damage):
-    content = DAMAGES[damage]
-    (tmp_path / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b'{"state": "runn', b"\xff\xfe\x00"])
+def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_state(tmp_path)
-    assert f"{tmp_path}/run.json is damaged (" in str(
-        caught.value
-    ) and "delete this one file" in str(caught.value)
+    assert f"{tmp_path}/run.json is damaged (" in str(caught.value)
+    assert "delete this one file" in str(caught.value)
 
 
 def test_every_continuation_is_counted_and_each_new_environment_recorded(monkeypatch):
@@ -164,8 +145,7 @@ def test_every_continuation_is_counted_and_each_new_environment_recorded(monkeyp
         (KeyboardInterrupt(), "failed", "KeyboardInterrupt: "),
     ],
 )
-def test_run_json_says_how_it_ended(tmp_path, capsys, error, state, message):
-    run = Run(config(run_directory=str(tmp_path / "run")))
+def test_run_json_says_how_it_ended(run, capsys, error, state, message):
     try:
         with run.owned():
             begin(run)
@@ -184,25 +164,16 @@ def test_run_json_says_how_it_ended(tmp_path, capsys, error, state, message):
 
 
 def begin(run, threads=1, device="cpu"):
-    few = SimpleNamespace(images=2)
-    data = {
-        "fingerprint": "f00d",
-        "num_classes": 10,
-        "train": lambda *_: few,
-        "test": lambda *_: few,
-    }
-    counts = SimpleNamespace(params=1, gfloat=0.1, macs=1)
-    run.begin(SimpleNamespace(**data), counts, threads, device)
+    data = Mock(fingerprint="f00d", num_classes=10, notes=[], files=None)
+    data.train.return_value = data.test.return_value = Mock(images=2)
+    run.begin(data, Mock(params=1, gfloat=0.1, macs=1), threads, device)
 
 
-def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
-    def full(*args):
-        raise UserError("run.json: no space left")
-
-    run = Run(config(run_directory=str(tmp_path / "run")))
+def test_the_first_error_is_the_one_that_is_shown(run, monkeypatch):
+    full = UserError("run.json: no space left")
     with pytest.raises(UserError, match=r"^checkpoint: no space left"), run.owned():
         begin(run)
-        monkeypatch.setattr(lcm.runs.run, "write_state", full)
+        monkeypatch.setattr(lcm.runs.run, "write_state", Mock(side_effect=full))
         raise UserError("checkpoint: no space left")
 
 
@@ -210,15 +181,14 @@ def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
     ("asked", "saved", "threads"),
     [("auto", None, "auto"), ("auto", {"epoch": 1}, 3), (2, {"epoch": 1}, 2)],
 )
-def test_threads_are_those_of_the_command_or_of_the_checkpoint(asked, saved, threads, tmp_path):
-    run = Run(config(run_directory=str(tmp_path / "run"), threads=asked))
+def test_threads_are_those_of_the_command_or_of_the_checkpoint(asked, saved, threads, run):
+    run.config["threads"] = asked
     run.state["threads"] = 3
     run.saved = saved
     assert run.threads == threads
 
 
-def test_a_run_that_ends_before_it_begins_leaves_no_run_json(tmp_path):
-    run = Run(config(run_directory=str(tmp_path / "run")))
+def test_a_run_that_ends_before_it_begins_leaves_no_run_json(run):
     with pytest.raises(UserError, match="no such images"), run.owned():
         raise UserError("no such images")
     assert not (run.directory / "run.json").exists()
@@ -226,7 +196,7 @@ def test_a_run_that_ends_before_it_begins_leaves_no_run_json(tmp_path):
 
 def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of_now(tmp_path):
     """Threads, device and commit are those that its numbers come from."""
-    chosen = config(run_directory=str(tmp_path / "run"))
+    chosen = config(run_directory=str(tmp_path))
     found = []
     for threads in (1, 3):
         run = Run(chosen)
@@ -239,8 +209,30 @@ def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of
     assert found == [[1, "cpu (1 threads)", 0, []], [3, "cpu (3 threads)", 1, []]]
 
 
-def test_a_reader_that_goes_away_ends_nothing(tmp_path):
-    """python train.py | head -1, or a closed terminal: the prints go nowhere, the run goes on."""
-    process = start(FAKE, "schedule.epochs=3", "runs=runs", cwd=tmp_path)
-    process.stdout.close()
-    assert process.wait(120) == 0 and states(tmp_path) == {"finished": 1}
+# Signals: the first one counts, and only a second SIGINT ends at once
+
+
+def test_the_first_signal_counts():
+    """SIGUSR1 says that a job's time is up; the SIGTERM that follows must not make another reason
+    of it.
+    """
+    stop = StopRequest()
+    with stop.listening(), stop.patient():
+        for name in ("SIGUSR1", "SIGTERM", "SIGINT"):
+            signal.raise_signal(getattr(signal, name))
+            assert stop.requested == "SIGUSR1"
+        with pytest.raises(Stopped, match="a second SIGINT") as stopped:
+            signal.raise_signal(signal.SIGINT)
+    assert stopped.value.signal == "SIGINT"
+
+
+@pytest.mark.parametrize("caught", [False, True])
+def test_at_any_other_time_it_ends_at_once(caught):
+    """Or, where other code has caught the exception, before the run trains."""
+    stop = StopRequest()
+    with pytest.raises(Stopped, match="SIGTERM: there was nothing to save"), stop.listening():
+        with contextlib.suppress(Stopped if caught else ()):
+            signal.raise_signal(signal.SIGTERM)
+        with stop.patient():
+            pytest.fail("the run began")
+    assert stop.at_once

@@ -12,13 +12,13 @@ from tiny import after_step, command, run
 
 from lcm.config import compose
 from lcm.config.identity import config_hash
+from lcm.errors import UserError
 from lcm.reporting.records import find_runs
+from lcm.runs import source as sources
 from lcm.runs.directory import run_directory
-from lcm.runs.source import SHIPPED, own_files, set_aside, source
-from lcm.runs.state import RESULT as SHOWN
+from lcm.runs.source import SHIPPED, own_files, refuse_changed_source, set_aside, source
 from lcm.runs.state import write_state
 
-RESULT = dict.fromkeys(SHOWN, 1.0)
 MODULE = '''"""A gate."""
 from torch import nn
 
@@ -33,73 +33,65 @@ class Gate(nn.Module):
     def forward(self, x):
         return scale(x)
 '''
-
-
-NETWORK = """from torch import nn
-
-from own_parts import scale
-
-
-class Net(nn.Sequential):
-    def __init__(self, width, num_classes):
-        layers = [nn.Conv2d(3, width, 3, stride=8), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        super().__init__(*layers, nn.Linear(width, num_classes))
-
-    def forward(self, x):
-        return scale(super().forward(x))
-"""
 PARTS = "def scale(x):\n    return x * 2\n"
 CHANGED = PARTS.replace("2", "3")
 
 
 @pytest.fixture
-def train(tiny, tmp_path, monkeypatch):
-    """A run with own_gate.py or own_net.py of the test, which import own_parts.py, in a process of
-    its own.
-    """
-    files = {"own_gate.py": MODULE, "own_net.py": NETWORK, "own_parts.py": PARTS}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
+def folder(tmp_path, monkeypatch):
+    """A folder with own_gate.py, which imports own_parts.py, and its choice attention=gate."""
+    (tmp_path / "own_gate.py").write_text(MODULE)
+    (tmp_path / "own_parts.py").write_text(PARTS)
+    (tmp_path / "choices/attention").mkdir(parents=True)
+    (tmp_path / "choices/attention/gate.yaml").write_text(
+        "name: gate\n_target_: own_gate.Gate\nsites: every\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # edits come within one second
-    choices = tmp_path / "choices"
-    for name, text in {
-        "attention/gate": "name: gate\n_target_: own_gate.Gate\nsites: every\n",
-        "model/net": "name: net\nfamily: net\nimage_size: 32\n_target_: own_net.Net\nwidth: 4\n",
-    }.items():
-        (choices / name).parent.mkdir(parents=True)
-        (choices / f"{name}.yaml").write_text(text)
-    compose.use_configs(compose.CONFIGS, [choices.as_uri()])
-    always = [f"hydra.searchpath=['{choices.as_uri()}']", f"runs={tmp_path}/runs"]
+    for name in ("own_gate", "own_parts"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for cached in (own_files, sources._local, sources._digest):
+        cached.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture
+def train(tiny, folder):
+    """A run with attention=gate in a process of its own."""
+    choices = (folder / "choices").as_uri()
+    compose.use_configs(compose.CONFIGS, [choices])
 
     def trained(*words, prepare=None):
-        return run(tmp_path, tiny(*always, "schedule.epochs=1", *words), prepare)
+        always = [f"hydra.searchpath=['{choices}']", f"runs={folder}/runs", "schedule.epochs=1"]
+        return run(folder, tiny(*always, "attention=gate", *words), prepare)
 
     yield trained
     compose.use_configs(compose.CONFIGS)
 
 
-def changed_parts(tmp_path):
-    (tmp_path / "own_parts.py").write_text(CHANGED)
-    return f"{tmp_path}/own_parts.py has changed"
-
-
 def test_a_changed_module_ends_with_its_file_and_trains_anew_on_demand(train, tmp_path):
-    assert (ended := train("attention=gate")).code == 0, ended.err
+    stop = after_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert (ended := train(prepare=stop)).code == 75, ended.err
     (directory,) = find_runs(tmp_path / "runs")
+    words = f"{tmp_path}/own_parts.py has changed"
+    (tmp_path / "own_parts.py").write_text(CHANGED)
+    refused = train()
+    assert refused.code == 2 and words in refused.err
+    (tmp_path / "own_parts.py").write_text(PARTS)
+    ended = train()
+    assert ended.code == 0 and "continuing  from epoch 1, step 2" in ended.out
+
     first = json.loads((directory / "run.json").read_text())
+    assert list(first["source"]) == ["attention"] == list(first["own_source"])
     assert list(first["source"]["attention"]) == ["own_gate.py", "own_parts.py"]
-    assert list(first["own_source"]) == ["attention"]
     assert (directory / "source/own_gate.py").read_text() == MODULE
-
     (tmp_path / "own_gate.py").write_text(MODULE.replace("A gate.", "Words.") + "\n# a comment\n")
-    assert "already finished" in train("attention=gate").out
+    assert "already finished" in train().out
 
-    words = changed_parts(tmp_path)
-    refused = train("attention=gate")
+    (tmp_path / "own_parts.py").write_text(CHANGED)
+    refused = train()
     assert refused.code == 2 and words in refused.err and "rerun=true" in refused.err
-
-    assert (ended := train("attention=gate", "rerun=true")).code == 0, ended.err
+    assert (ended := train("rerun=true")).code == 0, ended.err
     aside = directory.with_name(f".{directory.name}.1")
     assert json.loads((aside / "run.json").read_text()) == first
     again = json.loads((directory / "run.json").read_text())
@@ -110,36 +102,58 @@ def test_a_changed_module_ends_with_its_file_and_trains_anew_on_demand(train, tm
     assert shown.out.splitlines()[-1] == "1 run: 1 finished"
 
 
-def test_a_stopped_run_goes_on_with_its_module_alone(train, tmp_path):
-    stop = after_step(2, lambda: signal.raise_signal(signal.SIGTERM))
-    assert train("attention=gate", prepare=stop).code == 75
-    words = changed_parts(tmp_path)
-    refused = train("attention=gate")
-    assert refused.code == 2 and words in refused.err
-    (tmp_path / "own_parts.py").write_text(PARTS)
-    ended = train("attention=gate")
-    assert ended.code == 0 and "continuing  from epoch 1, step 2" in ended.out
+def own_config(group="attention", **changes):
+    """The config of a run on own_gate.Gate as its attention, or its network."""
+    found = config(**changes)
+    found[group] = found[group] | {"_target_": "own_gate.Gate"}
+    return found
 
 
-def test_a_network_of_ones_own_is_known_too(train, tmp_path):
-    assert (ended := train("model=net", "attention=none")).code == 0, ended.err
-    (directory,) = find_runs(tmp_path / "runs")
-    assert list(json.loads((directory / "run.json").read_text())["own_source"]) == ["model"]
-    assert (directory / "source/own_net.py").read_text() == NETWORK
-    words = changed_parts(tmp_path)
-    assert words in train("model=net", "attention=none").err
+@pytest.mark.parametrize("group", ["attention", "model"])
+def test_a_run_json_of_any_version_is_compared_in_what_is_own(group, folder):
+    """Earlier ones have the repository's files too, and the first ones none."""
+    here = own_config(group, runs=str(folder / "runs"))
+    then = {group: source(here)[group] | {"lcm/complexity.py": "another"}, "data": {}}
+    wrong = {group: then[group] | {"own_parts.py": "another"}}
+    finished = begun_state(here, state="finished")
+    for past, later in ((then, []), ({}, []), (wrong, [then, {}])):
+        continued = [{"source": part} for part in later]
+        refuse_changed_source(here, finished | {"source": past, "continued": continued})
+    changed = finished | {"source": wrong}
+    refuse_changed_source(here, changed | {"state": "stopped"})  # it has no checkpoint yet
+    with pytest.raises(UserError, match=r"own_parts\.py has changed"):
+        refuse_changed_source(here, changed)
+
+
+def test_what_is_own_follows_from_the_imports_alone(folder):
+    """Relative ones, in functions, from folders without __init__.py; a folder of an installed
+    package's name is none.
+    """
+    (folder / "bag/inner").mkdir(parents=True)
+    (folder / "wandb").mkdir()
+    (folder / "bag/gate.py").write_text(
+        "import numpy\nimport own_gate as g\nfrom lcm.attention import SqueezeExcite\n"
+        "from lcm.attention import layers\nfrom . import near\nclass Gate: pass\n"
+    )
+    (folder / "bag/near.py").write_text("def f():\n  import wandb\n  from .inner.far import y\n")
+    (folder / "bag/inner/far.py").write_text("y = 1\n")
+    names = ["bag/gate.py", "bag/inner/far.py", "bag/near.py", "own_gate.py", "own_parts.py"]
+    assert list(own_files("bag.gate.Gate")) == names
+
+
+def test_a_file_in_the_package_is_own_where_the_repository_does_not_import_it(monkeypatch):
+    """The repository's part is found by its imports; here one of its files is no part of it."""
+    monkeypatch.setattr(sources, "SHIPPED", [name for name in SHIPPED if "imagenet" not in name])
+    own_files.cache_clear()
+    assert list(own_files("lcm.models.imagenet.resnet50")) == ["lcm/models/imagenet.py"]
+    own_files.cache_clear()
 
 
 def test_the_repositorys_targets_are_those_of_its_yaml_files_and_have_no_own_files():
-    from lcm.config.compose import choices, load
-
-    targets = {load(g, n).get("_target_") for g in ("attention", "model") for n in choices(g)}
+    groups = (compose.load_all(group).values() for group in ("attention", "model"))
+    targets = {keys.get("_target_") for options in groups for keys in options}
     assert set(SHIPPED) == targets - {None}
-    assert not any(own_files(target) for target in SHIPPED)
-    assert list(source(config(attention="se"))["attention"]) == [
-        "lcm/attention/layers.py",
-        "lcm/attention/squeeze_excite.py",
-    ]
+    assert source(config(attention="se")) == {}
 
 
 @pytest.mark.parametrize(
@@ -155,16 +169,16 @@ def test_the_repositorys_targets_are_those_of_its_yaml_files_and_have_no_own_fil
     ],
 )
 def test_a_rerun_trains_all_of_a_finished_command_and_goes_on_with_a_stopped_one(
-    runs, renamed, tmp_path
+    runs, renamed, folder
 ):
-    configs = [config(seed=seed, runs=str(tmp_path), rerun=True) for seed in (0, 1)]
+    configs = [own_config(seed=seed, runs=str(folder), rerun=True) for seed in (0, 1)]
     for words, one in zip(runs, configs, strict=True):
         if words:
             run_directory(one).mkdir(parents=True)
-            past = {} if "changed" in words else {"source": source(one)}
+            past = {"attention": {}} if "changed" in words else source(one)
             state = "stopped" if "stopped" in words else "finished"
-            write_state(run_directory(one), begun_state(one, state=state, result=RESULT, **past))
+            write_state(run_directory(one), begun_state(one, state=state, source=past))
     set_aside(configs)
-    found = [int(path.name[5]) for path in tmp_path.glob("*/*/*/.seed*.1")]
+    found = [int(path.name[5]) for path in folder.glob("*/*/*/.seed*.1")]
     assert sorted(found) == renamed
     assert all(config_hash(one) == config_hash(one | {"rerun": False}) for one in configs)

@@ -1,4 +1,4 @@
-"""Where runs stand, read from their directories."""
+"""Where runs stand, read from their directories, and what a run prints at its end."""
 
 import json
 import os
@@ -12,207 +12,168 @@ from invented_runs import invented_run
 from processes import FAKE, ROOT, sweep
 
 from lcm.runs.status import Status, status_of, table, time_left, totals
+from lcm.runs.summary import best_and_last, result_line
 
 STATUS = ROOT / "scripts" / "status.py"
-
-
-@pytest.fixture
-def live(monkeypatch):
-    """Every run is being trained."""
-    monkeypatch.setattr("lcm.runs.status.is_owned", lambda directory: True)
+STOPPED = "SIGTERM: saved after step 5 of epoch 4"
 
 
 def test_every_state_is_told_from_the_directory(tmp_path):
-    finished = invented_run(tmp_path, seed=0, top1=92.5)
-    stopped = invented_run(
-        tmp_path,
-        seed=1,
-        state="stopped",
-        message="SIGTERM: saved after step 5 of epoch 4",
-        epochs=10,
-    )
+    stopped = invented_run(tmp_path, seed=1, state="stopped", message=STOPPED, epochs=10)
     killed = invented_run(tmp_path, seed=2, state="running", epochs=10)
-    failed = invented_run(tmp_path, seed=3, state="failed", message="the loss is not finite")
-    damaged = invented_run(tmp_path, seed=4)
-    (damaged / "run.json").write_text('{"state": "fini')
-    refused = tmp_path / "cifar10/resnet20/none/seed5-00000000"
-    refused.mkdir()
-    (refused / "log.txt").write_text(
-        "\n== then\n\nerror: an old error\n\n== now\nsome words\n\nerror: no data\nget it\n"
-    )
     for directory in (stopped, killed):  # 4 of 10 epochs, and a line that was cut short
         lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
         (directory / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:30])
-    assert status_of(finished)[1:5] == ("finished", 3, 3, 92.5)
+    damaged = invented_run(tmp_path, seed=4)
+    (damaged / "run.json").write_text('{"state": "fini')
+    finished = status_of(invented_run(tmp_path, seed=0, top1=92.5))
+    assert finished[1:5] == ("finished", 3, 3, 92.5)
     assert status_of(stopped)[1:4] == ("stopped", 4, 10)
-    assert status_of(stopped).message == "SIGTERM: saved after step 5 of epoch 4"
+    assert status_of(stopped).message == STOPPED
     assert status_of(killed)[1:4] == ("stopped", 4, 10)
-    assert (
-        status_of(failed).state == "failed"
-        and status_of(failed).message == "the loss is not finite"
-    )
-    assert (
-        status_of(damaged).state == "failed" and "run.json is damaged" in status_of(damaged).message
-    )
-    assert status_of(refused).state == "failed" and status_of(refused).message == "no data\nget it"
+    failed = status_of(invented_run(tmp_path, seed=3, state="failed", message="not finite"))
+    assert (failed.state, failed.message) == ("failed", "not finite")
+    assert status_of(damaged).state == "failed"
+    assert "run.json is damaged" in status_of(damaged).message
     assert status_of(tmp_path / "nowhere").state == "to do"
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "null",
-        "[1, 2]",
-        '"words"',
-        "{}",
-        '{"epoch": 4}',
-        '{"epoch": 4, "seconds": null, "test_top1": 50.0}',
-        '{"epoch": 4, "seconds": 1.0, "test_top1": [50.0]}',
-        "\x00\x00",
-    ],
-)
-def test_an_odd_line_of_a_record_is_passed_over(tmp_path, line, live):
-    directory = invented_run(tmp_path, state="stopped", epochs=10)
-    lines = (directory / "metrics.jsonl").read_text().splitlines()[:3]
-    (directory / "metrics.jsonl").write_text("\n".join([*lines, line]) + "\n")
+def test_the_time_left_of_a_live_run_follows_from_its_pace(tmp_path, monkeypatch):
+    directory = invented_run(tmp_path, state="running", epochs=10)
+    lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_text("".join(lines[:4]))
+    monkeypatch.setattr("lcm.runs.status.is_owned", lambda directory: True)
     status = status_of(directory)
-    assert status.epoch == 3 and status.top1 == json.loads(lines[2])["test_top1"]
-    assert "3/10" in table([status], tmp_path)
-    (directory / "metrics.jsonl").write_text(line + "\n")
-    assert "0/10" in table([status_of(directory)], tmp_path)
-
-
-def test_an_odd_run_json_is_a_line_too(tmp_path):
-    odd = [
-        invented_run(tmp_path, seed=0, state="failed", message=["no", "words"]),
-        invented_run(tmp_path, seed=1, state="stopped", other=float("nan")),
-        invented_run(tmp_path, seed=2, config={"data": ["cifar10"], "model": None, "seed": {}}),
-    ]
-    assert len(table([status_of(directory) for directory in odd]).splitlines()) == 4
+    assert status.state == "live" and status.message is None
+    assert status.left == pytest.approx(6 / 4 * json.loads(lines[3])["seconds"])
 
 
 def test_what_a_sweep_varies_is_shown_with_its_values(tmp_path):
+    changes = [
+        {"schedule__learning_rate": 0.05},
+        {"schedule__learning_rate": 0.1, "seed": 1},
+        {"schedule": "cifar"},
+        {"attention": "se"},
+        {"attention": "se", "seed": 1, "threads": 2},
+    ]
     statuses = [
-        Status(tmp_path / f"{index}", "to do", config=config(**changes))
-        for index, changes in enumerate(
-            [
-                {"schedule__learning_rate": 0.05},
-                {"schedule__learning_rate": 0.1, "seed": 1},
-                {"schedule": "cifar"},
-                {"attention": "se"},
-                {"attention": "se", "seed": 1, "threads": 2},
-            ]
-        )
+        Status(tmp_path / f"{index}", "to do", config=config(**change))
+        for index, change in enumerate(changes)
     ]
     lines = [line.split()[:-2] for line in table(statuses, tmp_path).splitlines()[1:]]
     assert lines[0] == ["0", "schedule=digits", "schedule.learning_rate=0.05"]
     assert lines[1] == ["1", "schedule=digits", "schedule.learning_rate=0.1"]
-    assert lines[2] == ["2", "schedule=cifar"]
-    assert lines[3:] == [["3"], ["4"]]
+    assert lines[2:] == [["2", "schedule=cifar"], ["3"], ["4"]]
 
 
-def test_the_time_left_of_a_run_that_was_continued_counts_from_its_continuation(tmp_path, live):
-    directory = invented_run(tmp_path, state="running", epochs=10)
-    lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (directory / "metrics.jsonl").write_text("".join(lines[:5]))
-    row = json.loads(lines[4])
-    os.utime(directory / "metrics.jsonl", (0, 0))  # its last epoch was long ago
-    assert status_of(directory).left == pytest.approx(row["seconds"], abs=2)
-    os.utime(directory / "run.json", (0, 0))
-    assert status_of(directory).left == 0
+TODO = Status("", "to do")
 
 
-def test_the_time_left_follows_from_the_pace_of_the_same_network_and_data(tmp_path):
-    def config(**changes):
-        names = {
-            "data": {"name": "cifar10"},
-            "model": {"name": "resnet20"},
-            "schedule": {"epochs": 10},
-        }
-        return names | {"precision": "fp32", "compile": False} | changes
-
-    todo = Status(tmp_path, "to do")
-    finished = [Status(tmp_path, "finished", 10, 10, pace=pace) for pace in (10.0, 20.0, 90.0)]
-
-    def left(*runs):
-        return time_left(
-            [config()] * 3 + [config(**changes) for _, changes in runs],
-            [*finished, *(s for s, _ in runs)],
-        )
-
-    assert (
-        left((todo, {}), (todo._replace(state="stopped", epoch=4, pace=20.0), {}))
-        == "about 5 min 20 s"
-    )
-    assert (
-        left((todo, {}), (todo, {"compile": True}))
-        == "about 3 min 20 s and 1 run of unknown length"
-    )
-    for changes in (
-        {"precision": "bf16"},
-        {"model": {"name": "resnet32"}},
-        {"data": {"name": "cifar100"}},
-    ):
-        assert left((todo, changes)) == "not known yet"
-    assert left() == "about 0 s"
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([], "about 0 s"),
+        ([(TODO, {}), (Status("", "stopped", 4, pace=20.0), {})], "about 5 min 20 s"),
+        ([(TODO, {}), (TODO, {"compile": True})], "about 3 min 20 s and 1 run of unknown length"),
+        ([(TODO, {"precision": "bf16"})], "not known yet"),
+        ([(TODO, {"model": {"name": "resnet32"}})], "not known yet"),
+        ([(TODO, {"data": {"name": "cifar100"}})], "not known yet"),
+    ],
+)
+def test_the_time_left_follows_from_the_pace_of_the_same_network_and_data(runs, words):
+    names = {"data": {"name": "cifar10"}, "model": {"name": "resnet20"}, "precision": "fp32"}
+    names |= {"schedule": {"epochs": 10}, "compile": False}
+    finished = [Status("", "finished", 10, 10, pace=pace) for pace in (10.0, 20.0, 90.0)]
+    everything = [(status, {}) for status in finished] + runs
+    assert time_left([run._replace(config=names | other) for run, other in everything]) == words
 
 
 def test_the_table_names_runs_below_their_folder(tmp_path):
-    lines = table(
-        [
-            Status(tmp_path / "a/b/c/seed0-1", "live", 3, 10, 55.5, 90.0),
-            Status(tmp_path / "a/b/c/seed1-1", "failed", message="two\nlines"),
-        ],
-        tmp_path,
-    ).splitlines()
-    assert lines[0].split() == ["run", "state", "epochs", "test", "top-1"]
-    assert lines[1].split() == [
-        "a/b/c/seed0-1",
-        "live",
-        "3/10",
-        "55.50",
-        "%",
-        "1",
-        "min",
-        "30",
-        "s",
-        "left",
-    ]
-    assert lines[2].split() == ["a/b/c/seed1-1", "failed", "two", "lines"]
-    assert totals([Status(tmp_path, "to do")]) == "1 run: 1 to do"
+    live = Status(tmp_path / "a/b/c/seed0-1", "live", 3, 10, 55.5, 90.0)
+    failed = Status(tmp_path / "a/b/c/seed1-1", "failed", message="two\nlines")
+    head, one, two = (line.split() for line in table([live, failed], tmp_path).splitlines())
+    assert head == ["run", "state", "epochs", "test", "top-1"]
+    assert " ".join(one) == "a/b/c/seed0-1 live 3/10 55.50 % 1 min 30 s left"
+    assert two == ["a/b/c/seed1-1", "failed", "two", "lines"]
+    assert totals([TODO]) == "1 run: 1 to do"
 
 
-def test_the_script_shows_a_folder_and_a_grid(tmp_path):
+def test_the_script_shows_a_folder_and_a_grid_and_a_reader_may_go_away(tmp_path):
+    """Without torch, as a user starts it."""
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    sweep(
-        FAKE,
-        "-m",
-        "attention=none,se",
-        "schedule.epochs=3",
-        "runs=here",
-        cwd=tmp_path,
-        FAKE_FAULT="/se/",
-    )
-    code, output = sweep(STATUS, "here", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert code == 0 and output.splitlines()[-1] == "2 runs: 1 finished, 1 failed"
-    assert "the loss of a test is not finite" in output
-    arguments = ["attention=none,se,gc", "schedule.epochs=3", "-m", "runs=here"]
-    code, output = sweep(STATUS, *arguments, cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert code == 0 and "3 runs: 1 finished, 1 failed, 1 to do" in output
-    assert (
-        output.splitlines()[-1] == "training left: about 2 s"
-    )  # half a second an epoch; one of the failed run is kept
+    words = ["-m", "schedule.epochs=3", "runs=here"]
+    sweep(FAKE, *words, "attention=none,se", cwd=tmp_path, FAKE_FAULT="/se/")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
+    def shown(*arguments, stdout=subprocess.PIPE):
+        command = [sys.executable, STATUS, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True
+        )
 
-def test_a_reader_that_is_gone_ends_the_script_silently(tmp_path):
-    invented_run(tmp_path / "runs", top1=90.0)
+    lines = shown("here").stdout.splitlines()
+    assert lines[-1] == "2 runs: 1 finished, 1 failed"
+    assert "the loss of a test is not finite" in "".join(lines)
+    lines = shown(*words, "attention=none,se,gc").stdout.splitlines()
+    assert "3 runs: 1 finished, 1 failed, 1 to do" in lines
+    # half a second an epoch; one of the failed run is kept
+    assert lines[-1] == "training left: about 2 s"
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, STATUS, tmp_path / "runs"],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    done = shown("here", stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+# What a run prints
+
+RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_epoch": 280}
+PAPERS = {"data": "cifar10", "model": "resnet20", "attention": "none", "schedule": "cifar"}
+STATE = PAPERS | {"epochs": 300, "deviations": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({}, ""),
+        ({"epochs": 400, "deviations": {"schedule.epochs": 400}}, "schedule.epochs=400"),
+        ({"deviations": {"attention.reduction": 8}}, "attention.reduction=8"),
+        ({"epochs": 10, "schedule": "short"}, "schedule=short, schedule.epochs=10"),
+        (
+            {"epochs": 5, "schedule": "short", "deviations": {"schedule.epochs": 5}},
+            "schedule=short, schedule.epochs=5",
+        ),
+    ],
+)
+def test_a_deviation_from_the_papers_protocol_is_named(changes, difference):
+    own, paper = result_line(STATE | {"result": RESULT} | changes).splitlines()
+    epochs = changes.get("epochs", 300)
+    assert (
+        own == f"test top-1 92.50 %, top-5 99.80 % after the last of {epochs} epochs (best "
+        "epoch 280: 92.75 %)"
+    )
+    words = f", under its own protocol; this run differs: {difference}" if difference else ""
+    assert paper.startswith("the (retracted) paper prints top-1 9") and paper.endswith(
+        f" % for this row{words}"
+    )
+
+
+def test_without_a_row_in_the_paper_there_is_one_line():
+    line = result_line(STATE | {"data": "digits", "epochs": 1, "result": RESULT})
+    assert line.endswith("after the last of 1 epoch (best epoch 280: 92.75 %)")
+
+
+def test_the_last_epoch_is_reported_and_the_first_of_the_best():
+    losses = {"train_loss": 1.0, "train_top1": 9.0, "test_loss": 2.0, "test_top5": 9.0, "lr": 0.1}
+    rows = [
+        {"epoch": epoch, "test_top1": top1, **losses}
+        for epoch, top1 in enumerate([50.0, 70.0, 70.0, 60.0], 1)
+    ]
+    found = best_and_last(rows)
+    assert (found["epoch"], found["test_top1"], found["best_epoch"], found["best_test_top1"]) == (
+        4,
+        60.0,
+        2,
+        70.0,
+    )
+    assert "lr" not in found
