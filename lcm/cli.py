@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from lcm.config import compose
-from lcm.config.command_line import override_problems
+from lcm.config.check import typed
+from lcm.config.command_line import override_problems, refuse_flags
 from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
 from lcm.runs.state import commit
 from lcm.runs.worker import run_one
@@ -26,7 +27,7 @@ def run_task(train, cfg):
     try:
         hydra = HydraConfig.get()
         compose.use_sources(hydra.runtime.config_sources)  # in a worker nobody has done it yet
-        config = compose.resolve(cfg)
+        config = typed(compose.resolve(cfg))
         if hydra.mode != RunMode.MULTIRUN:
             launcher = hydra.runtime.choices["hydra/launcher"]
             if launcher != "basic":
@@ -72,6 +73,7 @@ def main(task):
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
             arguments = get_args_parser().parse_args()  # a usage message ends it for unknown flags
+            refuse_flags(arguments)
             if not arguments.shell_completion and (
                 found := override_problems(
                     arguments.overrides, arguments.multirun, arguments.config_dir

@@ -60,7 +60,9 @@ EXPECTED = (UserError, OwnedElsewhere, NotFinite, SweepFailed, Stopped)  # each 
 
 def in_words(error):
     """An exception as the message that a user reads."""
-    return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+    # torch itself only advises .reshape()
+    hint = " Or take channels_last=false." if "view size is not compatible" in str(error) else ""
+    return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}{hint}"
 
 
 def nearest(name, names):

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import transforms
 
 import train
+from lcm.config.check import typed
 from lcm.config.compose import CONFIGS, resolve
 from lcm.data import build_data
 from lcm.errors import exit_on_user_error, listed
@@ -137,7 +138,7 @@ def config_of(network, attention, variant, words):
     """train.py's config of a side. Raises UserError for wrong values, and what Hydra raises."""
     chosen = [f"model={network}", f"attention={attention}", *VARIANTS[variant], *words]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = resolve(compose("train", overrides=[*DATA, *chosen]))
+        config = typed(resolve(compose("train", overrides=[*DATA, *chosen])))
     if found := problems(config):
         raise listed("nothing was measured:", found)
     return config

@@ -21,6 +21,7 @@ def main():
     parser.add_argument(
         "destination", help="folder for train/<wnid>/*, test/<wnid>/* and manifest.csv"
     )
+    parser.add_argument("--allow-partial", action="store_true", help="accept an incomplete copy")
     print(prepare(**vars(parser.parse_args())))
 
 

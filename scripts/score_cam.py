@@ -18,7 +18,7 @@ import checkout  # before lcm
 import torch
 
 from lcm.errors import UserError, exit_on_user_error, nearest
-from lcm.files import write
+from lcm.files import unwritable, write
 from lcm.reporting.captions import METADATA, network_titles, save_figure, trained_on
 from lcm.runs.load import class_names, data_of, load_run, read_finished
 from lcm.score_cam import score_cam
@@ -33,6 +33,10 @@ def main(arguments=None):
     for file in options.out:
         if file.suffix.lower() not in METADATA:
             raise UserError(f"--out {file}: the name must end in {', '.join(METADATA)}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)  # before long work
+        except OSError as error:
+            raise unwritable(file, error) from error
     states = [read_finished(directory) for directory in options.runs]
     data = data_of(options.runs, states, options.root)
     sources, names, images, classes = images_of(options, data)

@@ -20,16 +20,19 @@ from lcm.config.compose import (
     load,
     load_all,
     no_such_option,
+    option,
     plain,
+    read,
 )
-from lcm.errors import nearest
+from lcm.errors import UserError, nearest
 
 
 class Rule(NamedTuple):
-    """What a value may be."""
+    """What a value may be. kind: the type that it is read as, where it is a number."""
 
     fits: Callable
     expected: str
+    kind: type | None = None
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
@@ -45,7 +48,7 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
             and above < value < below
         )
 
-    return Rule(fits, f"{'a whole number' if kind is int else 'a number'} {bounds}".strip())
+    return Rule(fits, f"{'a whole number' if kind is int else 'a number'} {bounds}".strip(), kind)
 
 
 def one_of(*choices):
@@ -66,6 +69,7 @@ def either(choice, numbers):
     return Rule(
         lambda value: other.fits(value) or numbers.fits(value),
         f"{other.expected} or {numbers.expected}",
+        numbers.kind,
     )
 
 
@@ -74,6 +78,7 @@ def list_of(numbers, fits, expected):
     return Rule(
         lambda value: isinstance(value, list) and all(map(numbers.fits, value)) and fits(value),
         expected,
+        numbers.kind,
     )
 
 
@@ -156,6 +161,29 @@ def no_such_key(key, known):
     return f"; nearest: {same_end[0]}" if same_end else nearest(key, known)
 
 
+def typed(config):
+    """A resolved config with every number of its declared type: that of its rule, else of its value
+    in the YAML file. Text, as the environment gives it, becomes a number too.
+    """
+    try:
+        defaults = flatten(plain(config))
+    except (UserError, LookupError, TypeError, AttributeError):
+        return config  # `check` has the words for it
+
+    def of(key, value):
+        if isinstance(value, dict):
+            return {name: of(f"{key}.{name}".strip("."), item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [of(key, item) for item in value]
+        kind = (RULES[key].kind if key in RULES else None) or type(defaults.get(key))
+        if kind in (int, float, bool) and re.fullmatch(r"[\w.+-]+", str(value)):
+            value = read(str(value))
+        whole = type(value) is int and abs(value) <= sys.float_info.max
+        return float(value) if kind is float and whole else value
+
+    return of("", config)
+
+
 def check(config):
     """Every problem of a composed, resolved config (nested dicts), a line each; an empty list where
     there is none.
@@ -165,9 +193,10 @@ def check(config):
         for group in GROUPS
     }
     problems = [
-        f"{no_such_option(group, name)}; the key `name` of a file is the file's own name"
+        no_such_option(group, name)
+        + ("; the key `name` of its file is missing" if name is None else "")
         for group, name in names.items()
-        if name not in choices(group)
+        if not option(group, name)
     ]
     if problems:
         return problems
@@ -208,9 +237,7 @@ def _value_problem(key, value, default, is_fact):
         return None
     if key in RULES:
         return None if RULES[key].fits(value) else RULES[key].expected
-    if default is None or type(value) in (
-        (int, float) if type(default) is float else [type(default)]
-    ):
+    if default is None or type(value) is type(default):
         return None
     return "a list" if isinstance(default, list) else f"of the same type as {default!r}"
 

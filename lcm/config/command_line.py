@@ -29,6 +29,14 @@ REFUSED = {  # settings of Hydra's that would only move or litter
 }
 
 
+def refuse_flags(arguments):
+    """Raise UserError for flags of Hydra's (parsed) that contradict each other."""
+    commands = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{name.replace('_', '-')}" for name in commands if getattr(arguments, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} cannot be given together: leave one out")
+
+
 def override_problems(arguments, multirun=False, config_dir=None):
     """Every problem in a command line's overrides that is clear without composing, each as one
     line.

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.version import VersionBase
@@ -130,13 +131,16 @@ def compose_names(names):
 
 @functools.cache
 def choices(group):
-    """The names that a config group offers, sorted."""
+    """The names that a config group offers, sorted; those of a folder in it as folder/name."""
     try:
         with _hydra() as places:
-            loader = GlobalHydra.instance().config_loader()
-            return sorted(loader.get_group_options(group, overrides=places))
+            options = GlobalHydra.instance().config_loader().get_group_options
+            names = options(group, overrides=places)
+            folders = options(group, ObjectType.GROUP, overrides=places)
     except UserWarning as missing:
         raise UserError(f"--config-dir, hydra.searchpath: {missing}") from missing
+    inner = [f"{folder}/{name}" for folder in folders for name in choices(f"{group}/{folder}")]
+    return sorted([*names, *inner])
 
 
 def no_such_option(group, name):
@@ -146,25 +150,37 @@ def no_such_option(group, name):
     return f"{group}={given}: no such {group}; choose from {', '.join(known)}{nearest(name, known)}"
 
 
+def option(group, name):
+    """The file of this name, else one that calls itself so (its key `name`); None without."""
+    if name in choices(group):
+        return name
+    options = load_all(group).items() if isinstance(name, str) else ()
+    return next((choice for choice, keys in options if keys.get("name") == name), None)
+
+
 def load(group, name):
     """One option of a group, unresolved. UserError where there is none of that name."""
-    if name not in choices(group):
+    chosen = option(group, name)
+    if chosen is None:
         raise UserError(no_such_option(group, name))
-    if (group, name) not in _options:
+    if (group, chosen) not in _options:
         # with any schedule: a data set's own need not be there
-        compose_names({"schedule": choices("schedule")[0], group: name})
-    return copy.deepcopy(_options[group, name])
+        compose_names({"schedule": choices("schedule")[0], group: chosen})
+    return copy.deepcopy(_options[group, chosen])
 
 
 def load_all(group):
-    """Every option of a group, {choice: its keys}, in one composition. UserError where a file is
-    broken.
-    """
+    """Every option of a group, {choice: its keys}, in one composition; without broken files."""
     new = [name for name in choices(group) if (group, name) not in _options]
     if new:
-        found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
-        _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
-    return {name: load(group, name) for name in choices(group)}
+        with contextlib.suppress(UserError):
+            found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
+            _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
+    options = {}
+    for name in choices(group):
+        with contextlib.suppress(UserError):
+            options[name] = load(group, name)
+    return options
 
 
 def settings():
@@ -176,7 +192,7 @@ def settings():
 
 def plain(config):
     """The config of the same names without overrides: what deviations are measured against."""
-    names = tuple((group, config[group]["name"]) for group in GROUPS)
+    names = tuple((group, option(group, config[group]["name"])) for group in GROUPS)
     return copy.deepcopy(_plain(names))
 
 

@@ -1,9 +1,10 @@
-"""CIFAR-10 and CIFAR-100, from the official archives or copies of their files.
+"""CIFAR-10 and CIFAR-100 in whatever container: pickles, official or not, or folders of PNG files.
 
 The content decides: exactly the official images with their labels are verified. Pickles are read
 without running the code in them (cifar_pickle.py).
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 
 from lcm.data.cifar_pickle import read_cifar_pickle
 from lcm.data.download import fetch, unpack
+from lcm.data.folder import list_images, read_in_memory
 from lcm.data.in_memory import ResidentSet
 from lcm.errors import UserError
 from lcm.files import file_lock
@@ -65,10 +67,11 @@ class Cifar(ResidentSet):
     The first of these that is found under `root` is read:
       1. the unpacked archive: cifar-10-batches-py/ or cifar-100-python/, also one folder deeper, or
          `root` itself;
-      2. the archive, cifar-10-python.tar.gz or cifar-100-python.tar.gz, unpacked beside it;
-      3. with `download`, the archive from the first mirror of `places` that delivers it.
+      2. class folders with the right numbers of images: train/<class>/* and test/<class>/*;
+      3. the archive, cifar-10-python.tar.gz or cifar-100-python.tar.gz, unpacked beside it;
+      4. with `download`, the archive from the first mirror of `places` that delivers it.
 
-    `verify` accepts only the official images with their labels, whatever their order and files;
+    `verify` accepts only the official images with their labels, whatever their order and container;
     without it, copies with the same layout and counts are accepted. CIFAR-100 is held in an order
     of its own (label, then SHA-256 of the pixels), so that every exact copy gives the same batches;
     CIFAR-10 in the copy's order. The mean and the deviation are those of the official training
@@ -96,7 +99,7 @@ class Cifar(ResidentSet):
         if verify and _contents(train, test) != official.contents:
             raise UserError(
                 f"{place} does not have exactly the images and labels of {official.title}: it is "
-                "damaged or altered. Move it away to unpack "
+                "damaged or altered (JPEG copies always are). Move it away to unpack "
                 "or download the archive; data.verify=false accepts the copy as it is."
             )
         if official.sorted:
@@ -110,6 +113,12 @@ def _read(root: Path, official, download: bool, places):
     for place in (folder, *sorted(root.glob(f"*/{official.folder}")), root):
         if any((place / file).is_file() for file in official.train):
             return *_read_batches(place, official), place
+    if (root / "train").is_dir() and not folder.exists():
+        with contextlib.suppress(UserError):  # the folders of another set
+            found, _ = list_images(root)
+            counts = [sum(map(len, half.values())) for half in found.values()]
+            if (counts, len(found["train"])) == ([*IMAGES.values()], official.num_classes):
+                return *read_in_memory(found, 32), list(found["train"]), root
     if not folder.exists():
         _unpack_archive(root, official, download, places)
     return *_read_batches(folder, official), folder
@@ -121,8 +130,8 @@ def _unpack_archive(root: Path, official, download: bool, places) -> None:
     if not (download or archive.is_file()):
         raise UserError(
             f"{official.title} is not under {root.absolute()}: there is no folder "
-            f"{official.folder} and no {official.archive}. Set data.root=FOLDER to the folder that "
-            "holds one of them, or data.download=true."
+            f"{official.folder}, no train/<class>/*.png and no {official.archive}. Set "
+            "data.root=FOLDER to the folder that holds one of them, or data.download=true."
         )
     root.mkdir(parents=True, exist_ok=True)
     waiting = f"{archive}: another process is preparing it; waiting"

@@ -50,9 +50,15 @@ def _frombuffer(data, dtype, shape, order):
     return array
 
 
+def _encode(text, encoding):
+    """In place of _codecs.encode, by which Python 3 writes bytes into pickles of protocol 2."""
+    return text.encode("latin1")
+
+
 _ALLOWED = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
 }
 for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array

@@ -1,4 +1,4 @@
-"""Images in class folders: one's own, mini-ImageNet.
+"""Images in class folders: one's own, PNG copies of CIFAR, mini-ImageNet.
 
 Up to `IN_MEMORY` pixels a set is held in memory and augmented like CIFAR (in_memory.py): the short
 side is resized to `image_size` and the central square taken, once; mean and deviation are those of
@@ -78,6 +78,13 @@ def class_folders(
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
         cache_dir = cache_dir or Path(root).expanduser() / ".cache"
         data = Photographs(*facts, mirror, found, workers, cache_dir, cache_size)
+        height, width = sorted(data.cache.sizes.tolist(), key=min)[len(data.labels) // 2]
+        if min(height, width) < image_size:
+            notes.append(
+                f"low resolution: images of {width}x{height}, where the network sees {image_size}x"
+                f"{image_size}; every view is enlarged, and accuracies do not compare with those "
+                "of full-size images"
+            )
     data.notes = notes
     data.files = files_digest(found)
     return data

@@ -26,11 +26,13 @@ WNID = re.compile(r"n\d{8}")
 IN_ONE_FOLDER = re.compile(r"(n\d{8})\d{8}\.(?:jpg|jpeg|png)", re.I)
 
 
-def prepare(source, destination) -> str:
+def prepare(source, destination, allow_partial=False) -> str:
     """Make the prepared set `destination` from the copy `source`. Returns a report.
 
     `find_images` lists the layouts of copies. One that is not split has the first 500 images of
     each class, in the order of their numbers, for training.
+    allow_partial: fewer classes and other counts are accepted; five sixths of a class are for
+    training then.
 
     Images are copied byte for byte; the data set names those that cannot be decoded. A `UserError`
     names all problems. `destination` appears once it is complete; one that holds anything is
@@ -44,8 +46,9 @@ def prepare(source, destination) -> str:
         )
     try:
         halves, rule = find_images(source)
-        if problems := _class_problems(**halves):
-            raise listed(f"{source} cannot be used as it is:", problems)
+        if problems := _class_problems(**halves, allow_partial=allow_partial):
+            title = f"{source} cannot be used as it is (--allow-partial accepts fewer images):"
+            raise listed(title, problems)
         files = {
             f"{half}/{wnid}/{name}": file
             for half, classes in halves.items()
@@ -76,8 +79,11 @@ def find_images(source: Path):
     parts = [part for part in ("train", "val", "test") if (source / part).is_dir()]
     found = [_in_folders(source / part) for part in parts or [""]]
     images = {wnid: files for classes in found for wnid, files in classes.items()}
+    unused = {path.name for path in entries(source) if path.is_dir()}
+    unused -= set(parts or images or ["images"])
+    note = f"; NOT USED: {', '.join(sorted(unused))}" if unused else ""
     if len(parts) == 2 and parts[0] == "train":
-        return dict(zip(PER_CLASS, found, strict=True)), "the copy's own split"
+        return dict(zip(PER_CLASS, found, strict=True)), f"the copy's own split{note}"
     few_shot = len(parts) == 3 and len(images) == sum(map(len, found))
     if parts and not few_shot:
         raise UserError(
@@ -85,7 +91,7 @@ def find_images(source: Path):
             "and test/ with 64, 16 and 20 different classes, or train/ and test/ (or val/) with "
             "the same classes."
         )
-    return _split(images or _in_one_folder(source)), "the first 500 of 600 of each class"
+    return _split(images or _in_one_folder(source)), f"the first 500 of 600 of each class{note}"
 
 
 def _in_folders(source: Path) -> dict:
@@ -129,14 +135,14 @@ def _split(images: dict) -> dict:
     return halves
 
 
-def _class_problems(train: dict, test: dict) -> list[str]:
+def _class_problems(train: dict, test: dict, allow_partial: bool) -> list[str]:
     """Only classes of mini-ImageNet, and 500 + 100 images of each of the 100."""
     problems = [
         f"{wnid} is not a class of mini-ImageNet"
         for wnid in sorted((train.keys() | test.keys()) - set(WNIDS))
     ]
     expected = "{train} + {test}".format(**PER_CLASS)
-    for wnid in WNIDS:
+    for wnid in () if allow_partial else WNIDS:
         found = f"{len(train.get(wnid, ()))} + {len(test.get(wnid, ()))}"
         if found != expected:
             problems.append(f"{wnid}: {found} training + test images, {expected} expected")

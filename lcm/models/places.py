@@ -1,6 +1,7 @@
 """Sites, and the layers of any network by name: which a pattern means, how wide they are."""
 
 import fnmatch
+import re
 from typing import NamedTuple
 
 from torch import nn
@@ -108,6 +109,9 @@ def map_shape(place, calls, keeps):
         for kind, key in WIDTH.items():
             if isinstance(layer, kind) and not (keeps and key == "out_channels"):
                 return (getattr(layer, key),)
+        # other libraries' norms of maps: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d
+        if re.fullmatch(r"\w*Norm\w*2d", type(layer).__name__) and hasattr(layer, "weight"):
+            return (len(layer.weight),)
         raise ValueError(
             f"{said}, which does not say how many channels its maps have: give an `example` of the "
             "network's input with which it is called, or name a convolution or a norm of maps"

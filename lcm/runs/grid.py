@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from lcm.config.check import check
+from lcm.config.check import check, typed
 from lcm.config.compose import (
     COMPOSITION_ERRORS,
     GROUPS,
@@ -48,7 +48,7 @@ def problems(config):
     """Every problem of a composed config, a line each; [] where there is none.
 
     Where model or attention are not the repository's own, or differ from their YAML files, a
-    network on the meta device tells whether the module fits its sites.
+    network is built, and tells whether the module fits its sites.
     """
     found = check(config)
     if found:
@@ -149,7 +149,7 @@ def _checked(row, composed):
         config = composed(*(text for text in row if not seed or text != seed[0]))
         if seed:
             config.seed = int(seed[1])
-        config = resolve(config)
+        config = typed(resolve(config))
     except COMPOSITION_ERRORS as error:
         return None, [composition_problem(error)]
     except UserError as error:

@@ -14,18 +14,22 @@ from lcm.files import unreadable, write_atomically
 from lcm.runs.directory import data_name, now, run_name
 
 PROGRAM = ("lcm", "configs", "hydra_plugins", "train.py")  # what a run's numbers come from
+KEPT = ("state", "config", "config_hash", "data_fingerprint", "epochs")  # read without asking again
 
 
 def read_state(directory):
     """run.json as a dict, {} where there is none. Raises UserError where it is damaged."""
     file = Path(directory) / "run.json"
     try:
-        return json.loads(file.read_text())
+        state = json.loads(file.read_text())
+        if lacking := [key for key in KEPT if key not in state]:
+            raise ValueError(f"no {lacking[0]} in it")
+        return state
     except FileNotFoundError:
         return {}
     except OSError as error:  # also one that passes, of a network folder: nothing is damaged
         raise unreadable(file, error) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # no JSON, or no object
         raise UserError(
             f"{file} is damaged ({error}): delete this one file; the same command restores it from "
             "the checkpoint and continues"

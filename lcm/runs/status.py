@@ -1,5 +1,6 @@
 """The state of runs, read from their directories: no torch, no Hydra, a thousand at once."""
 
+import contextlib
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -65,12 +66,15 @@ def statuses_of(runs):
 
 
 def last_row(directory):
-    """The last whole line of metrics.jsonl, {} where there is none."""
-    try:
-        lines = (directory / "metrics.jsonl").read_text().split("\n")[:-1]
-        return json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
-        return {}
+    """The last line of metrics.jsonl that is an epoch's, {} where there is none."""
+    lines = []
+    with contextlib.suppress(OSError):
+        lines = (directory / "metrics.jsonl").read_text(errors="replace").split("\n")[:-1]
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            return {key: row[key] for key in ("epoch", "seconds", "test_top1")}
+    return {}
 
 
 def varied(configs):

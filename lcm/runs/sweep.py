@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lcm.config.compose import use_sources
 from lcm.errors import OwnedElsewhere, Stopped, SweepFailed, plural
-from lcm.files import ROOT
+from lcm.files import ROOT, unwritable
 from lcm.runs.grid import grid
 from lcm.runs.lock import owner_of
 from lcm.runs.source import refuse_changed_source, set_aside
@@ -34,6 +34,10 @@ def sweep(loader, master, arguments, launcher):
     for run in runs:
         refuse_changed_source(run.config, read_state(run.directory))
     print_plan(statuses_of(runs))
+    try:
+        runs[0].directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(runs[0].directory, error) from error
     prepare_environment()
     failures = {}
     try:

@@ -95,6 +95,10 @@ def _two_sided(logits):
     return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
+# What may stand between a softmax or sigmoid and the output, and leaves the values as they are.
+_VIEWS = ("View", "ReshapeAlias", "UnsafeView", "Squeeze", "Unsqueeze", "Clone", "ToCopy", "T")
+
+
 def _refuse_probabilities(network, images, outputs):
     """ValueError where the network ends in a softmax or sigmoid: a second softmax on it is flat.
 
@@ -104,6 +108,8 @@ def _refuse_probabilities(network, images, outputs):
     sums_to_one = (outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-4).all()
     with torch.enable_grad():
         last = network(images[:1].clone().requires_grad_() * 1).grad_fn
+    while last is not None and last.name().split("Backward")[0] in _VIEWS:
+        last = last.next_functions[0][0]
     kind = "" if last is None else last.name()
     if kind.startswith(("Softmax", "Sigmoid", "Hardsigmoid")) or (
         outputs.shape[1] > 1 and sums_to_one

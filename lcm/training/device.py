@@ -34,7 +34,11 @@ def choose_device(name):
             f"device={name}: torch finds no usable NVIDIA GPU or driver; set device=cpu or "
             "device=auto"
         )
-    device = torch.device(name if ":" in name else "cuda:0")
+    device, count = torch.device(name if ":" in name else "cuda:0"), torch.cuda.device_count()
+    if device.index >= count:
+        raise UserError(
+            f"device={name}: there are {count} GPUs, counted from cuda:0; choose one of them"
+        )
     torch.cuda.set_device(device)
     return device
 
