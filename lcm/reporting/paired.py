@@ -38,8 +38,7 @@ ENVIRONMENT = {
     "device": "device",
     "compile": "use of `compile=true`",
 }
-PIXELS = ["data_fingerprint", "data_cache"]
-SHARED = ["seed", *PIXELS, "own_model"]  # what the two runs of a pair have in common
+SHARED = ["seed", "data_fingerprint", "own_model"]  # what the two runs of a pair have in common
 NO_PAIRS = pd.DataFrame(
     columns=["seed", "difference", "lost", *(f"{k}_{arm}" for k in ENVIRONMENT for arm in "ab")],
     dtype=float,
@@ -289,10 +288,9 @@ def run_notes(runs):
         if count := some.sum():
             notes.append(f"{count} of them {words}")
     for data, found in used.groupby("data"):
-        if len(found[PIXELS].drop_duplicates()) > 1:
+        if found["data_fingerprint"].nunique() > 1:
             notes.append(
-                f"**The runs on {data} saw different pixels**: `data_fingerprint` and `data_cache` "
-                "in `runs.csv`."
+                f"**The runs on {data} saw different pixels**: `data_fingerprint` in `runs.csv`."
             )
     if len(failed):
         names = (f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples())

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from lcm.errors import plural
 
-IN_MEMORY = 64  # lcm.data.folder's, whose import takes seconds (torch)
 # the states that enter results; running and stopped runs will change
 RECORDED = ("finished", "failed")
 # The columns of runs.csv with their pandas dtypes. Accuracies in percent, of the last epoch unless
@@ -43,11 +42,9 @@ COLUMNS = {
     "data_verified": "boolean",
     **dict.fromkeys(("start", "end", "message"), "str"),
 }
-# Columns only where a run has them. data_cache: what mini-ImageNet's training regions are cut from:
-# "256" (pixels of the cached images' short side), "full size" or "files". own_attention, own_model:
-# the digest of a module's source where it is the user's own; empty where it is the repository's,
-# and where the record does not say.
-OPTIONAL = dict.fromkeys(("data_cache", "own_attention", "own_model"), "str")
+# Columns only where a run has them: the digest of a module's source where it is the user's own;
+# empty where it is the repository's, and where the record does not say.
+OPTIONAL = dict.fromkeys(("own_attention", "own_model"), "str")
 NAMES = ("data", "model", "attention", "schedule", "precision")  # they enter file names
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 REQUIRED = (*NAMES, "run", "state", "seed", "epochs", "config_hash")
@@ -100,9 +97,6 @@ def row(run):
     result, data, own = run.get("result") or {}, run["config"]["data"], run.get("own_source") or {}
     parts = [run, *(run.get("continued") or [])]
     versions = [part.get("versions") or {} for part in parts]
-    pixels = None
-    if "cache" in data and (data.get("image_size") or 0) > IN_MEMORY:
-        pixels = str(data.get("cache_size") or "full size") if data["cache"] else "files"
     return {
         **{key: run.get(key) for key in COLUMNS},
         **{key: result.get(key) for key in RESULT},
@@ -113,7 +107,6 @@ def row(run):
         "data_verified": data.get("verify"),
         # an exception's text can be anything; the record keeps it as it is
         "message": "".join(c if c.isprintable() else " " for c in run.get("message") or ""),
-        "data_cache": pixels,
         "own_attention": own.get("attention"),
         "own_model": own.get("model"),
     }

@@ -6,16 +6,13 @@ import re
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup, escape
 
 from lcm.files import write
 from lcm.reporting import claims, figures
 from lcm.reporting.captions import length_and_seeds
-from lcm.reporting.cost import cost_table
 from lcm.reporting.paired import in_words, printed_difference
 from lcm.reporting.protocol import (
-    ARM,
     DATA_TITLE,
     NETWORK_TITLE,
     Protocol,
@@ -54,23 +51,6 @@ def curve_pictures(runs, protocol, curves):
         words = f"{name}, {protocol.words}: means; dots are single runs, where there are several"
         figure = figures.learning_curves(arms, heading(name, own, protocol))
         yield f"curves{protocol.suffix}-{data}-{model}", words, figure
-
-
-def cost_pictures(runs, complexity):
-    """What each module adds to the parameters and multiply-accumulates of each network."""
-    costs = {"params": "parameters added (%)", "macs": "multiply-accumulates added (%)"}
-    rows = pd.concat([complexity.assign(data=""), runs[runs["deviations"] == "{}"]])
-    rows = rows.dropna(subset=list(costs)).drop_duplicates(ARM)
-    none = rows["attention"] == "none"
-    both = rows[~none].merge(rows[none], on=["data", "model"], suffixes=("", "_none"))
-    for key in costs:
-        both[key] = (100 * (both[key] / both[f"{key}_none"] - 1)).astype(float)
-    both["network"] = both["model"].replace(NETWORK_TITLE)
-    both = both.drop_duplicates(["network", "attention"])
-    if len(both):
-        words = "What each module adds to a network: exact counts, no training"
-        figure = figures.cost_by_module(costs, both, words)
-        yield "cost", f"{words}; further left is cheaper", figure
 
 
 def claim_pictures(judged, runs):
@@ -175,7 +155,6 @@ def make_report(results):
     pictures = {
         "differences": [*claim_pictures(judged, paper_runs[paper_runs["used"]])],
         "curves": [],
-        "cost": [*cost_pictures(runs, complexity)],
     }
     tables = []
     for protocol in protocols(runs):
@@ -199,7 +178,6 @@ def make_report(results):
         ],
         claims_method=claims.METHOD,
         contests=[for_the_page(table) for table in claims.statement_tables(of_the_paper, judged)],
-        cost=cost_table(results, on_card=True),
         counts=for_the_page(counts(runs)),
         figure4=figure4.read_bytes() if figure4.exists() else b"",
         finished=(runs["state"] == "finished").sum(),
