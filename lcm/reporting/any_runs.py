@@ -30,12 +30,10 @@ def read_folders(folders):
                 f"no folder {folder}: name a folder of runs or of records; KEY=VALUE chooses among "
                 "its runs"
             )
-        runs, unfinished, damaged = read_runs(folder)
-        if not (folder / "metrics.jsonl").exists():  # of a run itself, not a record
-            records, damaged_records = read_records(folder)
-            runs, damaged = records + runs, damaged_records + damaged
-        found += [run for run, _ in runs]
-        left_out += damaged + unfinished
+        records, damaged_records = read_records(folder)
+        runs, unfinished, damaged_runs = read_runs(folder)
+        found += [run for run, _ in records + runs]
+        left_out += damaged_records + damaged_runs + unfinished
     return found, left_out
 
 
@@ -89,24 +87,15 @@ def refuse_several_groups(runs):
         lines.append(f"or a table for each value: {' '.join(f'--by {key}' for key in keys)}")
         title = "these runs differ in more than attention and seed:"
         raise listed(title, [line.replace('"', "") for line in lines])
-    if len({row(run)["own_model"] for run in runs}) > 1:
-        raise UserError(
-            f"these runs of {runs[0]['model']} were trained with several versions of its source: "
-            "name the folders of one version, or train the earlier runs anew with rerun=true"
-        )
 
 
-def label_arms(runs, by=()):
-    """The rows of `runs`; an attention with several settings is an arm for each: "se reduction=8".
-
-    by: keys of an attention that are named even where they have one value.
-    """
+def label_arms(runs):
+    """The rows of `runs`; an attention with several settings is an arm for each: "se
+    reduction=8"."""
     rows = []
     for attention in {run["attention"] for run in runs}:
         own = [run for run in runs if run["attention"] == attention]
-        known = identity(own[0]["config"])
-        named = {*several(own), *(key for key in by if key in known)}
-        keys = sorted(key for key in named if key.startswith("attention."))
+        keys = [key for key in several(own) if key.startswith("attention.")]
         for run in own:
             config = identity(run["config"])
             settings = [f"{key.removeprefix('attention.')}={config.get(key)}" for key in keys]
@@ -115,14 +104,16 @@ def label_arms(runs, by=()):
 
 
 def split(runs, by):
-    """[({key: value}, its runs)] for the different values of the keys `by`."""
-    names = [flat_key(runs, key, f"--by {key}") for key in by]
+    """[({key: value}, its runs)] for the different values of the keys `by`; those of an attention
+    are told apart by `label_arms`."""
+    names = {key: flat_key(runs, key, f"--by {key}") for key in by}
+    names = {key: name for key, name in names.items() if not key.startswith("attention.")}
     groups = {}
     for run in runs:
         config = flatten(run["config"])
-        groups.setdefault(tuple(config.get(name) for name in names), []).append(run)
+        groups.setdefault(tuple(map(config.get, names.values())), []).append(run)
     ordered = sorted(groups, key=lambda values: [(str(type(v)), v) for v in values])
-    return [(dict(zip(by, map(str, values), strict=True)), groups[values]) for values in ordered]
+    return [(dict(zip(names, map(str, values), strict=True)), groups[values]) for values in ordered]
 
 
 def compare_runs(runs, baseline="none", name="comparison", by=()):
@@ -132,20 +123,20 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
     correction is over all comparisons of the command. Raises UserError.
     """
     rows, parts = [], []
-    split(runs, by)  # refuses unknown keys
-    for settings, group in split(runs, [key for key in by if not key.startswith("attention.")]):
+    for settings, group in split(runs, by):
         refuse_several_groups(group)
-        found = one_a_seed(frame(label_arms(group, by)))
-        finished = in_order(found[found["used"]]["attention"])
-        if baseline not in finished:
-            hint = f"--against one of {', '.join(finished)}{nearest(baseline, finished)}"
-            where = "".join(f" with {key}={value}" for key, value in settings.items())
-            raise UserError(f"no arm {baseline} among these runs{where}: {hint}")
-        names = tuple(found[["data", "model"]].iloc[0])
-        arms = [arm for arm in in_order(found[found["tried"]]["attention"]) if arm != baseline]
-        wanted = [(*names, baseline, None), *((*names, arm, baseline) for arm in arms)]
-        rows += [row._replace(settings=settings) for row in make_rows(found, wanted)]
-        parts.append(found)
+        selected = one_a_seed(frame(label_arms(group)))
+        # one network, or versions of one's own
+        for names, found in selected.groupby(["data", "model"], sort=False):
+            finished = in_order(found[found["used"]]["attention"])
+            if baseline not in finished:
+                hint = f"--against one of {', '.join(finished)}{nearest(baseline, finished)}"
+                where = "".join(f" with {key}={value}" for key, value in settings.items())
+                raise UserError(f"no arm {baseline} of {title(*names)}{where}: {hint}")
+            arms = [arm for arm in in_order(found[found["tried"]]["attention"]) if arm != baseline]
+            wanted = [(*names, baseline, None), *((*names, arm, baseline) for arm in arms)]
+            rows += [row._replace(settings=settings) for row in make_rows(found, wanted)]
+        parts.append(selected)
     corrected = in_family([row for row in rows if row.b])
     if not corrected:
         raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")

@@ -152,23 +152,19 @@ def printed_difference(row, paper):
     return None if a is None or b is None else a - b
 
 
-def _beside_the_paper(row, at_once, paper):
-    """What all comparisons of a plan exclude at once, the paper's difference and one more pair, as
-    columns of a CSV file."""
-    loss, gain = not_excluded(row.comparison.differences, at_once)
-    low, high = prediction_interval(row.comparison)
-    claimed = printed_difference(row, paper)
-    names = ("loss_at_once", "gain_at_once", "paper", "next_low", "next_high")
-    return dict(zip(names, (loss, gain, claimed, low, high), strict=True))
-
-
-def _record(row, protocol, plan, more):
-    """A Row as columns of a CSV file, with `more` of a planned one."""
+def _record(row, protocol, plan, level, paper):
+    """A Row as columns of a CSV file; of a planned schedule also what all of its comparisons
+    exclude at once (at `level`), the paper's difference and one more pair."""
     ours = row.comparison
     params, macs = row.arm[["params", "macs"]].iloc[0] if len(row.arm) else (None, None)
     loss, gain = not_excluded(ours.differences)
     names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
     missing = not row.tried and not row.settings
+    planned = {}
+    if plan:
+        planned["loss_at_once"], planned["gain_at_once"] = not_excluded(ours.differences, level)
+        planned["paper"] = printed_difference(row, paper)
+        planned["next_low"], planned["next_high"] = prediction_interval(ours)
     return {
         **names,
         "schedule": protocol.schedule_of(row.data),
@@ -186,7 +182,7 @@ def _record(row, protocol, plan, more):
         "high": ours.high,
         "loss": loss,
         "gain": gain,
-        **more,
+        **planned,
         "p": ours.p,
         "p_holm": row.adjusted,
         "needed": row.needed,
@@ -233,10 +229,7 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
     settings = dict.fromkeys(key for row in rows for key in row.settings)
     planned = sum(map(len, plan["families"])) if plan else 1
     level = 1 - ALPHA / planned
-    records = [
-        _record(row, protocol, plan, _beside_the_paper(row, level, paper) if plan else {})
-        for row in rows
-    ]
+    records = [_record(row, protocol, plan, level, paper) for row in rows]
     at_once = f"not excluded, all {planned} at once ({100 * level:.0f} %)"
     header, lines = columns([_cells(record, settings, single, at_once) for record in records])
     labels = header.index("Para (M)")

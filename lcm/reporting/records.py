@@ -9,6 +9,7 @@ records may come from anybody: nothing in them is used before `check` has passed
 A run is read as (run, epochs): its run.json as a dict, and {column: [its value in each epoch]}.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -58,24 +59,19 @@ class DamagedRecord(Exception):
     """A run, or its record, that cannot be trusted; the text says why."""
 
 
-def _text(file):
+@contextlib.contextmanager
+def _reading(what):
+    """A file from anybody: whatever reading it fails with is a DamagedRecord that says where."""
     try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DamagedRecord(f"{file.name} is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedRecord(f"{file.name} cannot be read ({error})") from None
+        yield
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedRecord(f"{what} is missing or damaged ({reason})") from None
 
 
-def _json(text, what):
-    """The JSON object of a text. NaN and Infinity are not JSON: read as null."""
-    try:
-        value = json.loads(text, parse_constant=lambda name: None)
-    except (ValueError, RecursionError) as error:
-        raise DamagedRecord(f"{what} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise DamagedRecord(f"{what} is no JSON object")
-    return value
+def _json(text):
+    """NaN and Infinity are not JSON: read as null."""
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 # pandas dtype: whether a value of run.json, which may come from anybody, has it
@@ -114,10 +110,8 @@ def row(run):
 
 def check(run, epochs):
     """Raise DamagedRecord unless a finished or failed run and its epochs are complete and agree."""
-    try:
+    with _reading("run.json"):
         facts = row(run)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DamagedRecord(f"run.json has not the form that train.py writes: {error}") from None
     finished = facts["state"] == "finished"
     for key, dtype in (COLUMNS | OPTIONAL).items():
         needed = key in REQUIRED or (finished and key in RESULT)
@@ -136,7 +130,7 @@ def check(run, epochs):
         raise DamagedRecord("metrics.jsonl: a value is not a number")
     if finished:
         count = len(epochs.get("epoch", ()))
-        if not count or epochs["epoch"] != [*range(1, facts["epochs"] + 1)]:
+        if epochs.get("epoch") != [*range(1, count + 1)] or count != facts["epochs"] or not count:
             raise DamagedRecord(
                 f"metrics.jsonl has {plural(count, 'epoch')} of {facts['epochs']}, or not in order"
             )
@@ -149,34 +143,40 @@ def check(run, epochs):
 
 def read_run(directory):
     """(run, epochs) of a run directory; no epochs where the run has not ended. DamagedRecord."""
-    directory = Path(directory)
-    run, lines = _json(_text(directory / "run.json"), "run.json"), []
-    if run.get("state") not in RECORDED:
+    file, metrics = Path(directory) / "run.json", Path(directory) / "metrics.jsonl"
+    with _reading(file.name):
+        run = _json(file.read_text(encoding="utf-8"))
+        ended = run.get("state") in RECORDED
+    if not ended:
         return run, {}  # the last line of metrics.jsonl may be half written
-    if run["state"] == "finished" or (directory / "metrics.jsonl").exists():
-        lines = _text(directory / "metrics.jsonl").splitlines()
-    rows = [_json(line, f"metrics.jsonl: line {number}") for number, line in enumerate(lines, 1)]
-    columns = rows[0] if rows else ()
-    epochs = {column: [values.get(column) for values in rows] for column in columns}
+    with _reading(metrics.name):
+        begun = run["state"] == "finished" or metrics.exists()
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if begun else []
+        rows = _json(f"[{','.join(lines)}]")  # as one list: an error then names its line
+        columns = rows[0] if rows else ()
+        epochs = {column: [values.get(column) for values in rows] for column in columns}
     check(run, epochs)
     return run, epochs
+
+
+def _read_all(places, read):
+    """([(run, epochs)], [what is damaged and why]) of directories or files."""
+    found, damaged = [], []
+    for place in places:
+        try:
+            found.append(read(place))
+        except DamagedRecord as error:
+            damaged.append(f"{place}: {error}")
+    return found, damaged
 
 
 def read_runs(folder):
     """([(run, epochs)] of the finished and failed runs below a folder, what is unfinished, what is
     damaged and why)."""
-    found, unfinished, damaged = [], [], []
-    for directory in find_runs(folder):
-        try:
-            run, epochs = read_run(directory)
-        except DamagedRecord as error:
-            damaged.append(f"{directory}: {error}")
-            continue
-        if run.get("state") in RECORDED:
-            found.append((run, epochs))
-        else:
-            unfinished.append(f"{directory}: {run.get('state')}")
-    return found, unfinished, damaged
+    found, damaged = _read_all(find_runs(folder), read_run)
+    ended = [(run, epochs) for run, epochs in found if run.get("state") in RECORDED]
+    others = [run for run, _ in found if run.get("state") not in RECORDED]
+    return ended, [f"{run.get('run')}: {run.get('state')}" for run in others], damaged
 
 
 def find_runs(folder, files_of_runs=BEGUN):
@@ -211,14 +211,11 @@ def record_name(run):
 def read_record(file):
     """(run, epochs) of a record, as `read_run` gives them. Raises DamagedRecord."""
     file = Path(file)
-    lines = _text(file).splitlines()
-    try:
-        head, *rows = map(json.loads, lines)
+    with _reading("the record"):
+        head, *rows = map(_json, file.read_text(encoding="utf-8").splitlines())
         run, columns = head["run"], head["columns"]
         values = zip(*rows, strict=True) if rows else [[]] * len(columns)
         epochs = {key: list(found) for key, found in zip(columns, values, strict=True)}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedRecord(f"has not the form that collect.py writes: {error}") from None
     check(run, epochs)
     if file.name != record_name(run["run"]):
         raise DamagedRecord(f"is the record of {run['run']}")
@@ -227,10 +224,6 @@ def read_record(file):
 
 def read_records(folder):
     """([(run, epochs)], [what is damaged and why]) of a folder of records."""
-    found, damaged = [], []
-    for file in sorted(Path(folder).glob("*.jsonl")):
-        try:
-            found.append(read_record(file))
-        except DamagedRecord as error:
-            damaged.append(f"{file}: {error}")
-    return found, damaged
+    files = sorted(Path(folder).glob("*.jsonl"))
+    # that of a run is no record
+    return _read_all([file for file in files if file.name != "metrics.jsonl"], read_record)

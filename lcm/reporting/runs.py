@@ -36,10 +36,14 @@ def read_runs(file):
     if not Path(file).exists():
         return frame([])
     unknown = {key: [""] for key, dtype in COLUMNS.items() if dtype != "str"}
-    how = {"keep_default_na": False, "na_values": unknown, "float_precision": "round_trip"}
+    # Python's own reading of a float is exact
+    as_read = {key: "str" if dtype == "float64" else dtype for key, dtype in DTYPES.items()}
     try:
-        runs = pd.read_csv(file, dtype=DTYPES, **how)
-        return runs.assign(**{key: runs.get(key, "") for key in OPTIONAL})[list(DTYPES)]
+        runs = pd.read_csv(file, dtype=as_read, keep_default_na=False, na_values=unknown)
+        if runs["message"].isna().any():
+            raise ValueError("a line is cut short")
+        runs = runs.assign(**{key: runs.get(key, "") for key in OPTIONAL})
+        return runs[list(DTYPES)].astype(DTYPES)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{file} is damaged ({error}): python scripts/collect.py makes it from the records"

@@ -9,8 +9,8 @@ import yaml
 from invented_runs import ROOT
 
 from lcm.reporting.claims import families, judge, judge_statements, read_chances, read_claims
-from lcm.reporting.cost import cells
 from lcm.reporting.protocol import (
+    ARM,
     DATA_TITLE,
     NETWORK_TITLE,
     PAPER_SCHEDULE,
@@ -217,7 +217,7 @@ def phrases_of_reproduction():
     family = len(families(read_claims(RESULTS / "claims.yaml", PAPER))[2])
     return {
         "## What was run, and what was not": [
-            f"takes {len(set().union(*cells(RESULTS).values()))} different runs. "
+            f"takes {len(PAPER.drop_duplicates(ARM))} different runs. "
             f"Under the paper's schedule {len(own)} of them",
             f"They took {own['seconds'].sum() / 3600:.1f} hours in all, with "
             f"{interruptions} interruptions",
