@@ -16,10 +16,9 @@ from lcm.errors import exit_on_user_error
 from lcm.files import write
 from lcm.reporting.claims import claims_page, read_chances, read_claims
 from lcm.reporting.protocol import protocols
-from lcm.reporting.readme import fill_readme, readme_blocks
-from lcm.reporting.render import write_tables
+from lcm.reporting.render import fill_blocks, write_tables
 from lcm.reporting.runs import read_runs
-from lcm.reporting.tables import build, read_complexity, read_paper
+from lcm.reporting.tables import build, counts, read_complexity, read_paper
 
 
 @exit_on_user_error
@@ -52,8 +51,7 @@ def main(arguments=None):
         cells = f"{table.filled} of {len(table.records)} cells have runs"
         print(f"{results}/{table.name}.md, .csv, .tex: {cells}")
     for file in options.readme:
-        text = file.read_text(encoding="utf-8")
-        write(file, fill_readme(text, readme_blocks(runs, tables, results)))
+        write(file, fill_blocks(file.read_text(encoding="utf-8"), [counts(runs), *tables]))
         print(f"{file}: result blocks filled")
 
 

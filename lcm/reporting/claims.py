@@ -18,7 +18,7 @@ import yaml
 
 from lcm.files import missing
 from lcm.reporting.paired import in_family, in_words, make_rows, pair_notes
-from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, select
+from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, read_csv, select
 from lcm.reporting.render import (
     DASH,
     Table,
@@ -169,20 +169,16 @@ def _every(claim, parts):
     return word, paper, f"{plural(len(parts), 'comparison')}: {_count(p.verdict for p in parts)}"
 
 
-def average(parts):
-    """The Comparison of the mean over some Rows, seed by seed: only seeds that each of them has."""
-    pairs = [part.pairs.set_index("seed")[["difference", "lost"]] for part in parts]
-    pairs = pd.concat(pairs, axis=1, join="inner").sort_index()
-    # one diverged run is enough for its seed to count against the side that lost it
-    lost = pairs["lost"].sum(axis=1).clip(-1, 1)
-    return compare(pairs["difference"].mean(axis=1), lost=lost)
-
-
 def _on_average(claim, parts):
     mean = fmean(s.paper for s in claim["statements"])
     holds = "hold" if mean > 0 else "CONTRADICT it"
     paper = f"{holds}: {signed(mean)} over {len(parts)} comparisons"
-    found, ours = average(parts), "no seed has all of them"
+    # seed by seed: only seeds that each comparison has
+    pairs = [part.pairs.set_index("seed")[["difference", "lost"]] for part in parts]
+    pairs = pd.concat(pairs, axis=1, join="inner").sort_index()
+    # one diverged run is enough for its seed to count against the side that lost it
+    lost = pairs["lost"].sum(axis=1).clip(-1, 1)
+    found, ours = compare(pairs["difference"].mean(axis=1), lost=lost), "no seed has all of them"
     if found.n:
         ours = f"{signed(found.mean)} {interval(found.low, found.high)}, p {p_value(found.p)}, "
         ours += f"n {found.n}"
@@ -266,12 +262,9 @@ def statement_tables(claims, judged):
 
 
 def read_chances(results):
-    """{claim's id: "20 / 25"} of power.csv; empty where it was not made."""
-    file = Path(results) / "power.csv"
-    if not file.exists():
-        return {}
-    rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-    return dict(zip(rows["claim"], rows["half"] + " / " + rows["four_fifths"], strict=True))
+    """{claim's id: "20 / 25"} of power.csv. Raises UserError where it is missing."""
+    rows = read_csv(Path(results) / "power.csv")
+    return {row["claim"]: f"{row['half']} / {row['four_fifths']}" for row in rows}
 
 
 def claims_page(claims, runs, protocol, complexity, chances):

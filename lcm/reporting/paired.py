@@ -1,5 +1,6 @@
 """Arms compared seed by seed: their pairs, the family that corrects each p-value, the table."""
 
+import math
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -122,8 +123,9 @@ def make_rows(runs, wanted):
 def in_family(rows, pairs=0):
     """`rows` with p-values corrected over all of them; below `pairs` pairs a test is to come."""
     p_values = holm([row.comparison.p if row.comparison.n >= pairs else None for row in rows])
+    adjusted = [None if math.isnan(p) else p for p in p_values.tolist()]
     needed = max(pairs, pairs_to_reach(len(rows)))
-    return [row._replace(adjusted=p, needed=needed) for row, p in zip(rows, p_values, strict=True)]
+    return [row._replace(adjusted=p, needed=needed) for row, p in zip(rows, adjusted, strict=True)]
 
 
 def in_words(word, pairs, needed):
@@ -255,12 +257,15 @@ def pair_notes(pairs):
     pairs: a list of DataFrames.
     """
     pairs = pd.concat([found for found in pairs if len(found)] or [NO_PAIRS])
-    parts = []
-    for key, words in ENVIRONMENT.items():
-        differ = pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]
-        if len(differ):
-            arms = ", ".join(dict.fromkeys(differ["attention_a"]))
-            parts.append(f"{len(differ)} in the {words} ({arms})")
+    unlike = {
+        words: pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]["attention_a"]
+        for key, words in ENVIRONMENT.items()
+    }
+    parts = [
+        f"{len(arms)} in the {words} ({', '.join(dict.fromkeys(arms))})"
+        for words, arms in unlike.items()
+        if len(arms)
+    ]
     note = f"{plural(len(pairs), 'pair')}; some differ in more than the attention: "
     return [f"{note}{'; '.join(parts)}."] if parts else []
 
@@ -285,11 +290,13 @@ def run_notes(runs):
             notes.append(
                 f"**The runs on {data} saw different pixels**: `data_fingerprint` in `runs.csv`."
             )
-    if len(failed):
-        names = (f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples())
-        notes.append(f"Failed, without a result: {'; '.join(names)}.")
     further = runs[~runs["used"] & (runs["state"] == "finished")]
-    if len(further):
-        names = "; ".join(f"`{run}`" for run in further["run"])
-        notes.append(f"A second run of the same seed, not in the means: {names}.")
+    for words, names in {
+        "Failed, without a result": [
+            f"`{r.run}` ({r.message or 'no message'})" for r in failed.itertuples()
+        ],
+        "A second run of the same seed, not in the means": [f"`{run}`" for run in further["run"]],
+    }.items():
+        if names:
+            notes.append(f"{words}: {'; '.join(names)}.")
     return notes

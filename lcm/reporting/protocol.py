@@ -124,10 +124,9 @@ class Protocol(NamedTuple):
         settings = {**choices, "schedule": self.schedule, "precision": self.precision}
         for key, value in plan["settings"].items() if plan else ():
             settings[key] = json.dumps(value).strip('"')
-        if self.precision == "fp32":
-            del settings["precision"]  # the default
         words = [f"{key}={value}" for key, value in settings.items() if value]
-        return " ".join(["python train.py", *words])
+        # fp32 is the default
+        return " ".join(["python train.py", *(word for word in words if word != "precision=fp32")])
 
     def schedule_of(self, data):
         """The schedule's name on a data set; None where the paper has no such data set."""

@@ -117,14 +117,14 @@ def check(run, epochs):
         needed = key in REQUIRED or (finished and key in RESULT)
         fits = not needed if facts[key] is None else FITS[dtype](facts[key])
         if not fits or (key in NAMES and not NAME.fullmatch(facts[key])):
-            said = json.dumps(facts[key])[:80]
             kind = "a name" if key in NAMES else dtype.lower().rstrip("64")
-            raise DamagedRecord(f"run.json: {key} is {said}, not {kind}")
+            raise DamagedRecord(f"run.json: {key} is {json.dumps(facts[key])[:80]}, not {kind}")
     name = "{data}/{model}/{attention}/seed{seed}-{config_hash:.8}".format_map(facts)
     known = facts["state"] in RECORDED and re.fullmatch("[0-9a-f]{64}", facts["config_hash"])
     if not known or facts["run"] != name:
-        said = f"{facts['run']}, {facts['state']}"
-        raise DamagedRecord(f"run.json: the run is called {said}; its own facts say {name}")
+        raise DamagedRecord(
+            f"run.json: {facts['run']} is {facts['state']}; its own facts say {name}"
+        )
     values = [value for column in epochs.values() for value in column]
     if not all(value is None or FITS["float64"](value) for value in values):
         raise DamagedRecord("metrics.jsonl: a value is not a number")

@@ -8,7 +8,7 @@ import pandas as pd
 from lcm.errors import UserError, plural
 from lcm.files import write
 from lcm.reporting import records
-from lcm.reporting.records import COLUMNS, OPTIONAL, DamagedRecord
+from lcm.reporting.records import COLUMNS, OPTIONAL
 
 DTYPES = COLUMNS | OPTIONAL
 SWITCHES = [key for key, dtype in COLUMNS.items() if dtype == "boolean"]
@@ -89,13 +89,14 @@ def collect(runs, results):
             "holds the runs"
         )
     metrics, new, replaced = Path(results) / "metrics", [], []
+    earlier = {run["run"]: run for run, _ in records.read_records(metrics)[0]}
     found, unfinished, damaged = records.read_runs(runs) if runs is not None else ([], [], [])
     for run, epochs in found:
         file, text = metrics / records.record_name(run["run"]), records.record(run, epochs)
         if not file.exists():
             new.append(run["run"])
         elif file.read_bytes() != text.encode():
-            before = _recorded(file)
+            before = earlier.get(run["run"], {"state": "damaged"})
             if (before["state"], run["state"]) == ("finished", "failed"):
                 continue
             replaced.append(f"{run['run']}: {_outcome(before)} before, {_outcome(run)} now")
@@ -104,13 +105,6 @@ def collect(runs, results):
     table = frame([records.row(run) for run, _ in recorded])
     write(Path(results) / "runs.csv", runs_csv(table))
     return Summary(table, damaged + damaged_records, new, replaced, unfinished)
-
-
-def _recorded(file):
-    try:
-        return records.read_record(file)[0]
-    except DamagedRecord:
-        return {"state": "damaged"}
 
 
 def _outcome(run):

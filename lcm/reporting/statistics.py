@@ -28,6 +28,7 @@ augmentation; within a pair only the attention differs. The methods and their so
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -153,13 +154,14 @@ def sign_flip_p(differences):
 
 
 def holm(p_values):
-    """Holm's adjusted p-values. None, a comparison without runs, stays None and counts."""
-    adjusted = list(p_values)
-    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    highest = 0.0
-    for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, (len(adjusted) - rank) * p))
-        adjusted[index] = highest
+    """Holm's adjusted p-values, of many families at once too: (..., comparisons). None, a
+    comparison without runs, counts and becomes NaN."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, axis=-1)
+    factors = np.arange(p.shape[-1], 0, -1)
+    rising = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(rising, 1), -1)
     return adjusted
 
 
@@ -237,7 +239,4 @@ def prediction_interval(comparison, level=1 - ALPHA):
 
 def pairs_to_reach(comparisons=1):
     """The fewest pairs with which one of `comparisons` p-values can survive Holm's correction."""
-    n = MINIMUM_PAIRS
-    while 2 / 2**n * comparisons > ALPHA:
-        n += 1
-    return n
+    return next(n for n in itertools.count(MINIMUM_PAIRS) if 2 / 2**n * comparisons <= ALPHA)
