@@ -25,7 +25,7 @@ from lcm.reporting.tables import build, counts, read_complexity, read_paper
 def main(arguments=None):
     parser = checkout.parser(__doc__)
     parser.add_argument(
-        "--results", default="results", help="folder of the results (default: results)"
+        "--results", type=Path, default="results", help="folder of the results (default: results)"
     )
     parser.add_argument(
         "--readme",
@@ -36,7 +36,7 @@ def main(arguments=None):
         help="also fill the result blocks of these files",
     )
     options = parser.parse_args(arguments)
-    results = Path(options.results)
+    results = options.results
     runs = read_runs(results / "runs.csv")
     claims = read_claims(results / "claims.yaml", read_paper(results))
     tables = []

@@ -85,8 +85,10 @@ def refuse_several_groups(runs):
         example = " ".join(f"{key}={value}" for key, value in keys.items())
         lines.append(f"one group alone, for example: {example}")
         lines.append(f"or a table for each value: {' '.join(f'--by {key}' for key in keys)}")
-        title = "these runs differ in more than attention and seed:"
-        raise listed(title, [line.replace('"', "") for line in lines])
+        raise listed(
+            "these runs differ in more than attention and seed:",
+            [line.replace('"', "") for line in lines],
+        )
 
 
 def label_arms(runs):
@@ -146,8 +148,7 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
     together = pd.concat(parts)
     words, warning = _protocol(together)
     networks = ", ".join(dict.fromkeys(title(row.data, row.model) for row in rows))
-    schedule, precision = together[["schedule", "precision"]].iloc[0]
-    table = rows_table(rows, together, Protocol(schedule, precision))
+    table = rows_table(rows, together, Protocol(*together[["schedule", "precision"]].iloc[0]))
     heading = f"{networks}: attention minus {baseline}\n{words}"
     return table._replace(
         name=name,
@@ -160,8 +161,8 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
 def _protocol(runs):
     """(the protocol of compared runs in words, a warning where it is not the paper's)."""
     first = runs.iloc[0]
-    found = [json.loads(text).items() for text in runs["deviations"]]
-    deviations = dict.fromkeys(f"{key}={value}" for items in found for key, value in items)
+    found = [item for text in runs["deviations"] for item in json.loads(text).items()]
+    deviations = dict.fromkeys(f"{key}={value}" for key, value in found)
     shared = [words for words in deviations if not words.startswith("attention.")]
     schedules = dict.fromkeys(f"schedule={name}" for name in runs["schedule"])
     words = ", ".join([*schedules, f"precision={first.precision}", *shared])

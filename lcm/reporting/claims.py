@@ -106,8 +106,8 @@ def read_claims(file, paper):
         found = [s for id in (*claim.get("comparisons_of", ()), claim["id"]) for s in own[id]]
         statements = sorted(dict.fromkeys(found), key=lambda s: s.table)
         against = [s for s in statements if not s.least < s.paper < s.most]
-        claim |= {"statements": statements, "against_it": against}
-        claim["contradicts_itself"] = claim["holds_if"] == "every" and bool(against)
+        itself = claim["holds_if"] == "every" and bool(against)
+        claim |= {"statements": statements, "against_it": against, "contradicts_itself": itself}
     return claims
 
 
@@ -180,8 +180,8 @@ def _on_average(claim, parts):
     lost = pairs["lost"].sum(axis=1).clip(-1, 1)
     found, ours = compare(pairs["difference"].mean(axis=1), lost=lost), "no seed has all of them"
     if found.n:
-        ours = f"{signed(found.mean)} {interval(found.low, found.high)}, p {p_value(found.p)}, "
-        ours += f"n {found.n}"
+        ends = interval(found.low, found.high)
+        ours = f"{signed(found.mean)} {ends}, p {p_value(found.p)}, n {found.n}"
     return verdict(found, found.p), paper, ours
 
 
@@ -195,9 +195,9 @@ def _cost(claim, complexity):
         key: max(100 * (rows[f"{key}_x"] / rows[f"{key}_y"] - 1), key=size)
         for key in claim["limits"]
     }
-    within = all(size(most[key]) <= limit for key, limit in claim["limits"].items())
     ours = ", ".join(f"{signed(percent)} % {COUNTS[key]}" for key, percent in most.items())
     limits = ", ".join(f"{limit} %" for limit in claim["limits"].values())
+    within = all(size(most[key]) <= limit for key, limit in claim["limits"].items())
     word = SUPPORTED if within else CONTRADICTED
     return word, "see Tables 1 to 5", f"at most {ours} (limits {limits})"
 
@@ -253,11 +253,14 @@ def statement_tables(claims, judged):
                     "A above B?": in_words(judged[s].verdict, ours.n, judged[s].needed),
                 }
             )
-        few = f"with fewer than {pairs_to_reach(len(rows))} pairs none can be significant."
-        notes = [f"{len(rows)} comparisons: {few}", *pair_notes([judged[s].pairs for s in family])]
+        notes = [
+            f"{len(rows)} comparisons: with fewer than {pairs_to_reach(len(rows))} pairs none can be "
+            "significant.",
+            *pair_notes([judged[s].pairs for s in family]),
+        ]
         records = pd.DataFrame({"n": [judged[s].comparison.n for s in family]})
-        name, title = f"claims-table{table}", f"Comparisons of Table {table}"
-        tables.append(Table(name, title, *columns(rows), notes, records, labels=4))
+        title = f"Comparisons of Table {table}"
+        tables.append(Table("", title, *columns(rows), notes, records, labels=4))
     return tables
 
 

@@ -67,8 +67,8 @@ def colours(attentions):
 def panels(arms):
     """The arms of each panel: `none` in all of them, and at most four others."""
     none, others = ([arm for arm in arms if (arm == "none") == first] for first in (True, False))
-    parts = np.array_split(others, max(1, math.ceil(len(others) / 4)))
-    return [[*none, *part.tolist()] for part in parts]
+    count = max(1, math.ceil(len(others) / 4))
+    return [[*none, *part.tolist()] for part in np.array_split(others, count)]
 
 
 @matplotlib.rc_context(STYLE)

@@ -125,8 +125,9 @@ def check(run, epochs):
         raise DamagedRecord(
             f"run.json: {facts['run']} is {facts['state']}; its own facts say {name}"
         )
-    values = [value for column in epochs.values() for value in column]
-    if not all(value is None or FITS["float64"](value) for value in values):
+    if not all(
+        value is None or FITS["float64"](value) for values in epochs.values() for value in values
+    ):
         raise DamagedRecord("metrics.jsonl: a value is not a number")
     if finished:
         count = len(epochs.get("epoch", ()))
@@ -197,10 +198,9 @@ def record(run, epochs):
     config["data"] = {key: value for key, value in config["data"].items() if key not in machine}
     run = {key: value for key, value in run.items() if key != "host"} | {"config": config}
     head = {"run": run, "columns": list(epochs)}
-    rows = zip(*epochs.values(), strict=True)
-    lines = [json.dumps(head, sort_keys=True, separators=(",", ":"))]
-    lines += [json.dumps(values, separators=(",", ":")) for values in rows]
-    return "\n".join(lines) + "\n"
+    lines = [head, *zip(*epochs.values(), strict=True)]
+    text = [json.dumps(line, sort_keys=True, separators=(",", ":")) for line in lines]
+    return "\n".join(text) + "\n"
 
 
 def record_name(run):
@@ -210,7 +210,6 @@ def record_name(run):
 
 def read_record(file):
     """(run, epochs) of a record, as `read_run` gives them. Raises DamagedRecord."""
-    file = Path(file)
     with _reading("the record"):
         head, *rows = map(_json, file.read_text(encoding="utf-8").splitlines())
         run, columns = head["run"], head["columns"]

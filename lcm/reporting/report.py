@@ -33,8 +33,8 @@ COUNTS = ("Para", "GFloat", "MACs")  # how the headings of columns with counts b
 
 def heading(what, runs, protocol):
     """The two lines above a picture: what it shows, and what was trained."""
-    known = runs.dropna(subset="epochs").to_dict("records")
-    return f"{what}\n{length_and_seeds(known)}; {protocol.words}"
+    trained = length_and_seeds(runs.dropna(subset="epochs").to_dict("records"))
+    return f"{what}\n{trained}; {protocol.words}"
 
 
 def curve_pictures(runs, protocol, curves):
@@ -71,10 +71,10 @@ def forest_rows(rows, paper):
     several = len({row.b for row in rows}) > 1
     found = {}
     for row in rows:
-        words = [f"{NETWORK_TITLE.get(row.model, row.model)}:"]
-        words += [f"{key.rpartition('.')[2]}={value}" for key, value in row.settings.items()]
-        words += [row.a, *(["-", row.b] if several else [])]
-        found[" ".join(words)] = row, printed_difference(row, paper)
+        settings = [f"{key.rpartition('.')[2]}={value}" for key, value in row.settings.items()]
+        arms = f"{row.a} - {row.b}" if several else row.a
+        label = " ".join([f"{NETWORK_TITLE.get(row.model, row.model)}:", *settings, arms])
+        found[label] = row, printed_difference(row, paper)
     return found
 
 
@@ -87,14 +87,11 @@ def comparison_pictures(rows, runs, protocol, paper):
     for data in dict.fromkeys(row.data for row in shown):
         own = [row for row in shown if row.data == data]
         if forest := forest_rows(own, paper):
-            networks = ", ".join(
-                title(data, model) for model in dict.fromkeys(row.model for row in own)
-            )
+            networks = ", ".join(dict.fromkeys(title(data, row.model) for row in own))
             single = len({row.b for row in own if row.b}) == 1
             what = f"{networks}: {'attention minus none' if single else 'differences'}"
-            words = heading(what, runs[runs["data"] == data], protocol)
-            name = f"against-none{protocol.suffix}-{data}"
-            yield name, f"{what}, {protocol.words}", figures.forest(forest, words)
+            figure = figures.forest(forest, heading(what, runs[runs["data"] == data], protocol))
+            yield f"against-none{protocol.suffix}-{data}", f"{what}, {protocol.words}", figure
 
 
 def for_the_page(table):
@@ -114,9 +111,8 @@ def printed_counts(paper, complexity):
     """(how many of the paper's counts ours equal, rounded as it rounds; how many it prints)."""
     keys = ["table", "model", "attention"]
     rows = paper.drop_duplicates(["table", "label"]).merge(complexity, on=keys)
-    cells = [*zip(rows.params / 1e6, rows.params_m, strict=True)]
-    cells += zip(rows.gfloat, rows.gflops, strict=True)
-    return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
+    ours, printed = [*(rows.params / 1e6), *rows.gfloat], [*rows.params_m, *rows.gflops]
+    return sum(as_printed(*pair) == pair[1] for pair in zip(ours, printed, strict=True)), len(ours)
 
 
 def _inline(text):

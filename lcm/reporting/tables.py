@@ -68,28 +68,28 @@ COUNTS = {
 
 def read_paper(results):
     """paper.csv in the paper's order; its counts stay text, as printed."""
-    paper = pd.DataFrame(read_csv(Path(results) / "paper.csv"))
-    return paper.astype({"table": int, "value": float})
+    rows = read_csv(Path(results) / "paper.csv")
+    return pd.DataFrame(rows).astype({"table": int, "value": float})
 
 
 def top1(paper):
     """{(data, model, attention): the paper's top-1 accuracy}"""
-    rows = paper[paper["metric"] == "top1"].drop_duplicates(ARM)
-    return rows.set_index(ARM)["value"].to_dict()
+    return paper[paper["metric"] == "top1"].drop_duplicates(ARM).set_index(ARM)["value"].to_dict()
 
 
 def read_complexity(results):
     """complexity.csv: the counts of the paper's networks. Raises UserError where it is missing."""
-    rows = pd.DataFrame(read_csv(Path(results) / "complexity.csv"))
-    return rows[list(COUNTS)].astype(COUNTS)
+    return pd.DataFrame(read_csv(Path(results) / "complexity.csv"))[list(COUNTS)].astype(COUNTS)
 
 
 def paper_table(number, runs, protocol, plan, paper, complexity):
     """Table `number` of the paper beside the runs that a protocol has selected."""
     keys = ["table", "model", "attention"]
     cells = paper[paper["table"] == number].merge(complexity, how="left", on=keys)
-    counted = [f"{name} {whose}" for name in ("Para (M)", "GFloat") for whose in ("paper", "ours")]
-    header = ["Model", *counted, "MACs (G) ours"]
+    header = [
+        *("Model", "Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours"),
+        "MACs (G) ours",
+    ]
     for data, metric in dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)):
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
         header += [f"{title} paper", f"{title} ours", "ours - paper"]
@@ -230,6 +230,8 @@ def counts(runs):
                 elapsed(own["seconds"].sum()),
             ]
         )
-    names = ["data", "schedule", "precision", "other settings", "networks", "on"]
-    header = [*names, "finished", "failed", "time"]
-    return Table("counts", "What was run", header, rows, labels=len(names))
+    header = [
+        *("data", "schedule", "precision", "other settings", "networks", "on"),
+        *("finished", "failed", "time"),
+    ]
+    return Table("counts", "What was run", header, rows, labels=6)
