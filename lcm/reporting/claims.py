@@ -254,8 +254,8 @@ def statement_tables(claims, judged):
                 }
             )
         notes = [
-            f"{len(rows)} comparisons: with fewer than {pairs_to_reach(len(rows))} pairs none can be "
-            "significant.",
+            f"{len(rows)} comparisons: with fewer than {pairs_to_reach(len(rows))} pairs none can "
+            "be significant.",
             *pair_notes([judged[s].pairs for s in family]),
         ]
         records = pd.DataFrame({"n": [judged[s].comparison.n for s in family]})

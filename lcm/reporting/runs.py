@@ -1,5 +1,6 @@
 """The DataFrame of runs, a row a run, from run directories to results/runs.csv."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,11 +40,13 @@ def read_runs(file):
     # Python's own reading of a float is exact
     as_read = {key: "str" if dtype == "float64" else dtype for key, dtype in DTYPES.items()}
     try:
-        runs = pd.read_csv(file, dtype=as_read, keep_default_na=False, na_values=unknown)
-        if runs["message"].isna().any():
-            raise ValueError("a line is cut short")
-        runs = runs.assign(**{key: runs.get(key, "") for key in OPTIONAL})
-        return runs[list(DTYPES)].astype(DTYPES)
+        text = Path(file).read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("it is cut short")
+        runs = pd.read_csv(
+            io.StringIO(text), dtype=as_read, keep_default_na=False, na_values=unknown
+        )
+        return runs.assign(**{key: runs.get(key, "") for key in OPTIONAL})[[*DTYPES]].astype(DTYPES)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{file} is damaged ({error}): python scripts/collect.py makes it from the records"

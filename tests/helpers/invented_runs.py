@@ -2,6 +2,7 @@
 writes.
 """
 
+import functools
 import hashlib
 import json
 import random
@@ -118,26 +119,18 @@ def edit(directory, **changes):
     run = json.loads(file.read_text())
     for key, value in changes.items():
         *parents, last = key.split("__")
-        place = run
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
+        functools.reduce(dict.__getitem__, parents, run)[last] = value
     file.write_text(json.dumps(run))
 
 
 def results_of(folder, runs=()):
     """A folder of results with the given files, the plans and the collected `runs`, each the
-    keywords
-    of an `invented_run`."""
+    keywords of an `invented_run`."""
     results = folder / "results"
-    results.mkdir(parents=True)
-    for file in (
-        ROOT / "results" / "paper.csv",
-        ROOT / "results" / "claims.yaml",
-        STORED / "complexity.csv",
-    ):
-        shutil.copy(file, results)
     shutil.copytree(ROOT / "results" / "plans", results / "plans")
+    for name in ("paper.csv", "claims.yaml", "power.csv"):
+        shutil.copy(ROOT / "results" / name, results)
+    shutil.copy(STORED / "complexity.csv", results)
     for keywords in runs:
         invented_run(folder / "runs", **keywords)
     if runs:
