@@ -16,12 +16,10 @@ from matplotlib.collections import PathCollection
 
 from lcm.reporting import figures
 from lcm.reporting.captions import length_and_seeds
-from lcm.reporting.protocol import Protocol
 from lcm.reporting.render import Table
-from lcm.reporting.report import for_the_page, forest_rows, make_report
-from lcm.reporting.runs import collect, read_runs
+from lcm.reporting.report import for_the_page, make_report
+from lcm.reporting.runs import collect
 from lcm.reporting.statistics import compare
-from lcm.reporting.tables import comparison_table
 
 DIGITS = {"data": "digits", "schedule": "digits", "top1": 98.61}
 
@@ -180,37 +178,21 @@ def test_length_and_seeds(epochs, seeds, words):
     assert length_and_seeds([{"epochs": e, "seed": s} for e in epochs for s in seeds]) == words
 
 
-def test_every_pair_is_in_the_forest(tmp_path):
-    points = {"se": [90.5, 91.25], "lcm2": [91.0, 89.75, 90.0], "none": [90.0, 90.5, 91.0]}
-    results = results_of(
-        tmp_path,
-        [
-            {"attention": a, "seed": s, "top1": top1}
-            for a, found in points.items()
-            for s, top1 in enumerate(found)
-        ],
-    )
-    runs = read_runs(results / "runs.csv")
-    rows = forest_rows(comparison_table(runs, Protocol(), results).compared, {})
-    axis = figures.forest(rows, "").axes[0]
-    assert list(rows) == ["ResNet-20: se", "ResNet-20: lcm2"]
-    shown = [part for part in axis.collections if isinstance(part, PathCollection)]
-    points = [part.get_offsets()[:, 0].round(6).tolist() for part in shown]
-    assert points == [[0.5, 0.75], [0.625], [1.0, -0.75, -1.0], [-0.25]]
-
-
-def test_no_pair_of_a_forest_hides_another():
+def test_every_pair_is_in_the_forest_and_none_hides_another():
     """Five pairs at one place, two at another: each circle has a place of its own in its row."""
-    differences = (0.5, 0.5, -0.25, 0.5, 0.5, -0.25, 0.5, 1.0)
-    row = SimpleNamespace(comparison=compare(differences), verdict=None)
-    axis = figures.forest({"a": (row, 0.5), "b": (row, None)}, "").axes[0]
-    circles = [part for part in axis.collections if len(part.get_offsets()) == len(differences)]
-    assert len(circles) == 2
-    for row, part in enumerate(circles):
-        places = part.get_offsets().round(6)
-        assert places[:, 0].tolist() == list(differences)
-        assert len(set(map(tuple, places.tolist()))) == len(differences)
-        assert (abs(places[:, 1] - row) < 0.5).all()
+    found = {"a": (0.5, 0.5, -0.25, 0.5, 0.5, -0.25, 0.5, 1.0), "b": (1.0, -0.75, -1.0)}
+    rows = {
+        label: (SimpleNamespace(comparison=compare(d), verdict=None), 0.5)
+        for label, d in found.items()
+    }
+    axis = figures.forest(rows, "").axes[0]
+    parts = [part for part in axis.collections if isinstance(part, PathCollection)]
+    shown = [part.get_offsets().round(6).tolist() for part in parts]  # pairs, mean, the paper
+    means = [compare(d).mean for d in found.values()]
+    assert [part[0][0] for part in shown[1::3]] == pytest.approx(means, abs=1e-6)
+    for index, (pairs, d) in enumerate(zip(shown[::3], found.values(), strict=True)):
+        assert [x for x, _ in pairs] == list(d) and len(set(map(tuple, pairs))) == len(d)
+        assert all(abs(y - index) < 0.5 for _, y in pairs)
 
 
 def test_curves_have_every_epoch_and_every_run():
