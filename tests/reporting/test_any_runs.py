@@ -27,28 +27,18 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
-@pytest.fixture
-def said(capsys):
-    """A function from the command's arguments to what it prints."""
+def said(capsys, *arguments):
+    """What the command prints."""
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
 
-    def run(*arguments):
+
+def refused(capsys, *arguments):
+    """The message of arguments that are refused."""
+    with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def refused(capsys):
-    """A function from arguments that are refused to the message."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        assert end.value.code == 2
-        return capsys.readouterr().err
-
-    return run
+    assert end.value.code == 2
+    return capsys.readouterr().err
 
 
 def line_of(text, attention):
@@ -57,17 +47,17 @@ def line_of(text, attention):
 
 
 @pytest.mark.parametrize(("out", "begins"), [("a.b.pdf", b"%PDF"), ("a.b.png", b"\x89PNG")])
-def test_the_picture_has_the_format_of_the_names_ending(tmp_path, said, out, begins):
+def test_the_picture_has_the_format_of_the_names_ending(tmp_path, capsys, out, begins):
     for attention in ("none", "se"):
         run = invented_run(tmp_path / "runs", data="pets", attention=attention, schedule="digits")
         edit(run, config__data__name="folder")  # as with data.label=pets
-    said(tmp_path / "runs", "data=pets", "--out", tmp_path / "new" / out)
+    said(capsys, tmp_path / "runs", "data=pets", "--out", tmp_path / "new" / out)
     assert (tmp_path / "new" / out).read_bytes().startswith(begins)
     assert (tmp_path / "new" / "a.b.md").exists()
 
 
-def test_six_seeds_of_three_arms(runs, tmp_path, said):
-    text = said(runs, "data=digits", "schedule.epochs=30", "--out", tmp_path / "mine")
+def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
+    text = said(capsys, runs, "data=digits", "schedule.epochs=30", "--out", tmp_path / "mine")
     title = (
         "Every attention against none: ResNet-20 on digits, schedule=digits, precision=fp32, "
         "schedule.epochs=30\n"
@@ -92,20 +82,20 @@ def test_six_seeds_of_three_arms(runs, tmp_path, said):
     assert lines[0] == r"\begin{tabular}{lrrrr}" and max(map(len, lines)) < 90
     assert lines[2] == r"Attention & Test top-1 (\%) & minus none & 95 \% interval & p (Holm) \\"
     # records are compared like runs
-    text = said(runs)
+    text = said(capsys, runs)
     collect(runs, tmp_path / "results")
-    assert said(tmp_path / "results" / "metrics") == text
+    assert said(capsys, tmp_path / "results" / "metrics") == text
 
 
 @pytest.mark.parametrize("against, word", [("none", "supported"), ("mine", "contradicted")])
-def test_one_comparison_of_six_seeds_can_decide(runs, said, against, word):
-    text = said(runs, "attention=none,mine", "--against", against)
+def test_one_comparison_of_six_seeds_can_decide(runs, capsys, against, word):
+    text = said(capsys, runs, "attention=none,mine", "--against", against)
     (other,) = {"none", "mine"} - {against}
     assert f"better than {against}?" in text
     assert line_of(text, other)[-3:] == ["0.031", "0.031", word]
 
 
-def test_settings_of_an_attention_are_arms_and_what_is_left_out_is_said(runs, said):
+def test_settings_of_an_attention_are_arms_and_what_is_left_out_is_said(runs, capsys):
     for seed in range(6):
         deviations = OWN["deviations"] | {"attention.reduction": 8}
         run = invented_run(runs, attention="se", seed=seed, **OWN | {"deviations": deviations})
@@ -113,7 +103,7 @@ def test_settings_of_an_attention_are_arms_and_what_is_left_out_is_said(runs, sa
     invented_run(runs, attention="gc", state="running", **OWN)
     (invented_run(runs, attention="cbam", **OWN) / "run.json").unlink()
     invented_run(runs, attention="lcm1", state="failed", message="the loss is not finite", **OWN)
-    text = said(runs)
+    text = said(capsys, runs)
     for words in (
         "schedule=digits: schedule.epochs=30, attention.reduction=8.",
         "Runs: 24",
@@ -139,22 +129,22 @@ def test_settings_of_an_attention_are_arms_and_what_is_left_out_is_said(runs, sa
         (["nowhere"], "no folder nowhere"),
     ],
 )
-def test_arguments_that_say_nothing(runs, refused, arguments, words):
-    assert words in refused(runs, *arguments)
+def test_arguments_that_say_nothing(runs, capsys, arguments, words):
+    assert words in refused(capsys, runs, *arguments)
 
 
-def test_runs_that_cannot_be_compared(runs, refused, said):
+def test_runs_that_cannot_be_compared(runs, capsys):
     invented_run(runs, data="digits", schedule="digits", epochs=8)
-    error = refused(runs)
+    error = refused(capsys, runs)
     assert "schedule.epochs: 30, 8" in error and "for example: schedule.epochs=30" in error
     invented_run(runs, data="cifar10", epochs=8)
-    error = refused(runs)
+    error = refused(capsys, runs)
     assert "data.name: cifar10, digits" in error and "--by data --by schedule\n" in error
     assert "for example: data=cifar10 schedule=cifar\n" in error
-    said(runs, "data=digits", "schedule.epochs=30")
+    said(capsys, runs, "data=digits", "schedule.epochs=30")
 
 
-def test_by_a_key_has_rows_for_each_value_and_one_family(tmp_path, said, refused):
+def test_by_a_key_has_rows_for_each_value_and_one_family(tmp_path, capsys):
     """With the larger of two learning rates an attention is half a point better."""
     runs = tmp_path / "runs"
     for attention in ("none", "se", "mine"):
@@ -165,8 +155,8 @@ def test_by_a_key_has_rows_for_each_value_and_one_family(tmp_path, said, refused
                 run = invented_run(runs, **names, **OWN | changes)
                 edit(run, config__schedule__learning_rate=rate)
     by = ("--by", "schedule.learning_rate")
-    assert " ".join(by) in refused(runs)
-    text = said(runs, *by, "--out", tmp_path / "by")
+    assert " ".join(by) in refused(capsys, runs)
+    text = said(capsys, runs, *by, "--out", tmp_path / "by")
     assert "p (Holm): over the 4 comparisons that were chosen here." in text
     records = pd.read_csv(tmp_path / "by.csv")
     assert list(records["schedule.learning_rate"]) == [0.05] * 3 + [0.1] * 3
@@ -176,17 +166,17 @@ def test_by_a_key_has_rows_for_each_value_and_one_family(tmp_path, said, refused
     assert (best["verdict"], best["difference"]) == ("supported", 0.5)
     picture = (tmp_path / "by.svg").read_text()
     assert "learning_rate=0.05 mine" in picture and "learning_rate=0.1 mine" in picture
-    assert "over the 2 comparisons" in said(runs, *by, "schedule.learning_rate=0.1")
+    assert "over the 2 comparisons" in said(capsys, runs, *by, "schedule.learning_rate=0.1")
 
 
-def test_by_the_data_set_and_by_an_attentions_setting(tmp_path, said):
+def test_by_the_data_set_and_by_an_attentions_setting(tmp_path, capsys):
     for data, schedule in (("digits", "digits"), ("cifar10", "cifar")):
         for reduction in (None, 8, 16):
             attention = "se" if reduction else "none"
             facts = {"data": data, "schedule": schedule, "deviations": {"reduction": reduction}}
             run = invented_run(tmp_path / "runs", attention=attention, **facts)
             edit(run, config__attention__reduction=reduction)
-    text = said(tmp_path / "runs", "--by", "data", "--by", "attention.reduction")
+    text = said(capsys, tmp_path / "runs", "--by", "data", "--by", "attention.reduction")
     lines = [line.split() for line in text.splitlines()]
     assert [line[0] for line in lines if "reduction=16" in line] == ["cifar10", "digits"]
     assert "ResNet-20 on CIFAR-10, ResNet-20 on digits" in text
@@ -200,7 +190,7 @@ def test_by_the_data_set_and_by_an_attentions_setting(tmp_path, said):
     ],
 )
 def test_diverged_seeds_are_in_the_cell_and_in_the_verdict(
-    message, verdict, wins, n, tmp_path, said
+    message, verdict, wins, n, tmp_path, capsys
 ):
     """Ten seeds five points better, two of them fail."""
     runs = tmp_path / "runs"
@@ -208,7 +198,7 @@ def test_diverged_seeds_are_in_the_cell_and_in_the_verdict(
         invented_run(runs, seed=seed, top1=90 + 0.125 * seed, **OWN)
         changes = {"state": "failed", "message": message} if seed < 2 else {}
         invented_run(runs, attention="mine", seed=seed, top1=95 + 0.125 * seed, **OWN | changes)
-    text = said(runs)
+    text = said(capsys, runs)
     line = line_of(text, "mine")
     assert (line[-4], line[-1]) == (wins, verdict) and n in " ".join(line) and message in text
-    assert line_of(said(runs, "seed=2,3,4,5,6,7,8,9"), "mine")[-1] == "supported"
+    assert line_of(said(capsys, runs, "seed=2,3,4,5,6,7,8,9"), "mine")[-1] == "supported"

@@ -35,6 +35,15 @@ def of_records(folder, runs, *protocol):
     return {(row["attention"], row["against"]): row for row in rows}, table, results
 
 
+def of_arms(gains, base, seeds, **facts):
+    """Runs of several arms without noise; `gains` over `base` by attention."""
+    return [
+        run
+        for attention, gain in gains.items()
+        for run in of_one_arm(attention, [base + gain + s / 8 for s in range(seeds)], **facts)
+    ]
+
+
 def tenth(seeds, gains, **facts):
     """Runs of the plan: `gains` over none by attention, with a little noise."""
     runs = of_one_arm("none", [65 + s / 4 for s in range(seeds)], **TENTH | facts)
@@ -46,12 +55,7 @@ def tenth(seeds, gains, **facts):
 
 def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
     """Six seeds of one arm, each better: not bold, and the same corrected p on every page."""
-    gains = {"none": 0, "lcm2": 1, "se": 1}
-    runs = [
-        run
-        for attention, gain in gains.items()
-        for run in of_one_arm(attention, [92 + gain + s / 8 for s in range(6)])
-    ]
+    runs = of_arms({"none": 0, "lcm2": 1, "se": 1}, 92, 6)
     found, table, results = of_records(tmp_path, runs)
     keys = ("p", "p_holm", "verdict")
     lcm2 = found["lcm2", "none"]
@@ -145,12 +149,7 @@ def test_a_diverged_run_is_the_worst_of_its_arm(tmp_path):
 
 
 def test_a_network_of_ones_own_has_no_rows_for_sizes_it_does_not_have(tmp_path):
-    own = {"model": "net", "schedule": "short"}
-    runs = [
-        run
-        for attention, gain in {"none": 0, "se": 1, "mine": 1}.items()
-        for run in of_one_arm(attention, [85 + gain + s / 8 for s in range(8)], **own)
-    ]
+    runs = of_arms({"none": 0, "se": 1, "mine": 1}, 85, 8, model="net", schedule="short")
     found, table, _ = of_records(tmp_path, runs, "short")
     assert [a for a, _ in found] == ["none", "se", "mine"] and not table.missing
     se = found["se", "none"]  # a family of two, not of seven

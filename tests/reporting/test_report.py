@@ -146,9 +146,8 @@ def test_columns_of_the_page():
     assert list(table.header) == ["Model", "top-1", "Para (M)"] and table.labels == 1
     assert table.rows == [("a", "9", "1"), ("b", "8", "3")]
     assert table.notes == ["In every row: Data digits, p (nothing yet), MACs (G) 2.", "fact"]
-    one = for_the_page(Table("t", "T", header, rows[:1]))
-    assert one.rows == [("digits", "a", "9", "–", "1", "2")]
-    assert for_the_page(Table("t", "T", header, [])).rows == []
+    for some, expected in ((rows[:1], [("digits", "a", "9", "–", "1", "2")]), ([], [])):
+        assert for_the_page(Table("t", "T", header, some)).rows == expected
 
 
 def test_a_picture_alone_says_what_was_trained(made):

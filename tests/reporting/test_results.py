@@ -16,8 +16,7 @@ from lcm.reporting.report import write_report
 from lcm.reporting.runs import collect, read_runs
 
 RESULTS = ROOT / "results"
-# made by commands of their own: complexity.csv, power.csv, figure4.png; the others by hand
-GIVEN = ("paper.csv", "claims.yaml", "complexity.csv", "power.csv", "benchmark.csv", "figure4.png")
+MADE = ("runs.csv", "table*", "comparison*", "claims*.md", "report.html", "figures", "unfinished")
 FILLED = ("REPRODUCTION.md", "results/README.md")
 TABLES = r"((table[1-5]|comparison|claims)[a-z0-9_-]*\.(md|csv|tex))|runs\.csv"
 
@@ -27,10 +26,8 @@ def made(tmp_path_factory):
     """A copy of the checkout with all results regenerated from the records and the given files."""
     copy = tmp_path_factory.mktemp("again")
     folder = copy / "results"
-    for name in ("metrics", "plans"):
-        shutil.copytree(RESULTS / name, folder / name)
-    for name in (*(f"results/{given}" for given in GIVEN), *FILLED):
-        shutil.copy(ROOT / name, copy / name)
+    shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns(*MADE))
+    shutil.copy(ROOT / "REPRODUCTION.md", copy)
     assert not collect(None, folder).damaged
     tables.main(["--results", str(folder), "--readme", *(str(copy / name) for name in FILLED)])
     write_report(folder)

@@ -124,12 +124,9 @@ def test_failed_runs_are_results_and_unfinished_ones_are_not(runs, tmp_path):
     assert refused in find_runs(runs, (*BEGUN, "log.txt"))  # for status.py
 
 
-def lines(change):
-    def damage(directory):
-        file = directory / "metrics.jsonl"
-        file.write_text("".join(change(file.read_text().splitlines(True))))
-
-    return damage
+def lines(directory, change):
+    file = directory / "metrics.jsonl"
+    file.write_text("".join(change(file.read_text().splitlines(True))))
 
 
 DAMAGE = {  # words of the message: how the run was damaged
@@ -143,10 +140,10 @@ DAMAGE = {  # words of the message: how the run was damaged
     "test_top1 is null": lambda d: edit(d, result=None),
     "test_loss is null": lambda d: edit(d, result__test_loss=float("nan")),
     "its own facts say": lambda d: edit(d, seed=7),
-    "2 epochs of 3": lines(lambda found: found[:2]),
-    "delimiter: line 3 column": lines(lambda found: [*found[:2], found[2][:-40]]),
-    "'list' object has no attribute 'get'": lines(lambda found: [*found[:2], "[]"]),
-    "2 epochs of 3, or not in order": lines(lambda found: found[::2]),
+    "2 epochs of 3": lambda d: lines(d, lambda found: found[:2]),
+    "delimiter: line 3 column": lambda d: lines(d, lambda found: [*found[:2], found[2][:-40]]),
+    "'list' object has no attribute 'get'": lambda d: lines(d, lambda found: [*found[:2], "[]"]),
+    "2 epochs of 3, or not in order": lambda d: lines(d, lambda found: found[::2]),
     "is not the last line of metrics.jsonl": lambda d: edit(d, result__test_top1=99.0),
     "string indices must be": lambda d: edit(d, config="none"),
     "must be an iterable": lambda d: edit(d, continued=2),
@@ -165,8 +162,8 @@ DAMAGE = {  # words of the message: how the run was damaged
         f'{{"seed": {"9" * 5000}}}'
     ),
     "3 epochs of 9223372036854775807": lambda d: edit(d, epochs=2**63 - 1),
-    "a value is not a number": lines(
-        lambda found: [line.replace('"lr": 0.1,', '"lr": 1e999,') for line in found]
+    "a value is not a number": lambda d: lines(
+        d, lambda found: [line.replace('"lr": 0.1,', '"lr": 1e999,') for line in found]
     ),
 }
 
