@@ -109,10 +109,10 @@ def for_the_page(table):
 
 def printed_counts(paper, complexity):
     """(how many of the paper's counts ours equal, rounded as it rounds; how many it prints)."""
-    keys = ["table", "model", "attention"]
-    rows = paper.drop_duplicates(["table", "label"]).merge(complexity, on=keys)
-    ours, printed = [*(rows.params / 1e6), *rows.gfloat], [*rows.params_m, *rows.gflops]
-    return sum(as_printed(*pair) == pair[1] for pair in zip(ours, printed, strict=True)), len(ours)
+    rows = paper.drop_duplicates(["table", "label"])
+    rows = rows.merge(complexity, on=["table", "model", "attention"])
+    cells = zip([*(rows.params / 1e6), *rows.gfloat], [*rows.params_m, *rows.gflops], strict=True)
+    return sum(as_printed(ours, cell) == cell for ours, cell in cells), 2 * len(rows)
 
 
 def _inline(text):
@@ -185,8 +185,7 @@ def make_report(results):
         tables=tables,
         verdicts=VERDICTS,
     )
-    files = {name: svg for found in pictures.values() for name, (_, svg) in found.items()}
-    return page, files
+    return page, {name: svg for found in pictures.values() for name, (_, svg) in found.items()}
 
 
 def write_report(results):

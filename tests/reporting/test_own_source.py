@@ -17,8 +17,8 @@ def test_versions_of_an_attention_are_arms_of_their_own(tmp_path):
     # the digests are columns only where a run has them
     assert list(pd.read_csv(tmp_path / "runs.csv")) == list(COLUMNS)
     for seed, (version, top1) in enumerate([("a", 91.0), ("a", 91.0), ("b", 93.0), ("b", 93.0)]):
-        own = {"attention": "mine", "own_source": {"attention": 16 * version}}
-        invented_run(tmp_path / "runs", seed=seed, top1=top1, **own)
+        facts = {"seed": seed, "top1": top1, "own_source": {"attention": 16 * version}}
+        invented_run(tmp_path / "runs", attention="mine", **facts)
     table, _ = compare_runs(read_folders([tmp_path / "runs"])[0])
     records = table.records.set_index("attention")
     assert list(records.index) == ["none", "mine source=aaaaaaaa", "mine source=bbbbbbbb"]

@@ -31,8 +31,8 @@ def of_records(folder, runs, *protocol):
     of results."""
     results = results_of(folder, runs)
     table = comparison_table(read_runs(results / "runs.csv"), Protocol(*protocol), results)
-    rows = table.records.to_dict("records")
-    return {(row["attention"], row["against"]): row for row in rows}, table, results
+    found = {(row["attention"], row["against"]): row for row in table.records.to_dict("records")}
+    return found, table, results
 
 
 def of_arms(gains, base, seeds, **facts):
@@ -57,11 +57,10 @@ def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
     """Six seeds of one arm, each better: not bold, and the same corrected p on every page."""
     runs = of_arms({"none": 0, "lcm2": 1, "se": 1}, 92, 6)
     found, table, results = of_records(tmp_path, runs)
-    keys = ("p", "p_holm", "verdict")
-    lcm2 = found["lcm2", "none"]
-    assert [lcm2[key] for key in keys] == [2 / 64, 13 * 2 / 64, "inconclusive"]
+    lcm2, se = found["lcm2", "none"], found["se", "none"]
+    assert (lcm2["p"], lcm2["p_holm"], lcm2["verdict"]) == (2 / 64, 13 * 2 / 64, "inconclusive")
     assert "0.031 | 0.406 | inconclusive (6 of 10 pairs) |" in markdown(table)
-    assert [found["se", "none"][key] for key in keys[1:]] == [None, None]
+    assert (se["p_holm"], se["verdict"]) == (None, None)
     page, _ = make_report(results)
     assert page.count("<td>0.031</td><td>0.406</td>") == 2  # among the claims, and in the table
 
@@ -69,11 +68,10 @@ def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
 def test_a_planned_schedule_has_the_plans_families(tmp_path):
     runs = tenth(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 0.8, "eca": 3.0})
     found, table, results = of_records(tmp_path, runs, "tenth")
-    p_se = found["se", "none"]["p"]
     p = 2 / 256
     assert {pair: (row["p_holm"], row["verdict"]) for pair, row in found.items()} == {
         ("none", None): (None, None),
-        ("se", "none"): (p_se, "inconclusive"),
+        ("se", "none"): (found["se", "none"]["p"], "inconclusive"),
         ("lcm1", "none"): (3 * p, "supported"),
         ("lcm2", "none"): (3 * p, "supported"),
         ("lcm2", "se"): (2 * p, "supported"),  # a family of two
@@ -144,8 +142,8 @@ def test_a_diverged_run_is_the_worst_of_its_arm(tmp_path):
     row = found["lcm1", "none"]
     worst = min(r["top1"] for r in runs if r["attention"] == "lcm1" and r is not lost)
     assert row["differences"][3] == pytest.approx(worst - 65.75, abs=0.006)
-    facts = [row[key] for key in ("pairs", "n", "diverged", "wins", "verdict")]
-    assert facts == [8, 7, 1, 7 / 8, "inconclusive"] and "(7 of 8)" in markdown(table)
+    facts = {"pairs": 8, "n": 7, "diverged": 1, "wins": 7 / 8, "verdict": "inconclusive"}
+    assert row | facts == row and "(7 of 8)" in markdown(table)
 
 
 def test_a_network_of_ones_own_has_no_rows_for_sizes_it_does_not_have(tmp_path):
@@ -169,8 +167,7 @@ def test_pairs_need_the_same_seed_and_the_same_pixels(runs):
 def test_what_the_runs_of_a_pair_differ_in_is_said(runs):
     lcm2 = runs["attention"] == "lcm2"
     first, second = (lcm2 & (runs["seed"] == seed) for seed in (0, 1))
-    other = changed(runs, first | second, torch="3.0")
-    other = changed(other, first, commit="abc", device="another")
+    other = changed(changed(runs, first | second, torch="3.0"), first, commit="a", device="another")
     words = (
         "1 in the commit (lcm2); 2 in the version of torch (lcm2); 1 in the device (lcm2); 1 in "
         "the use of `compile=true` (lcm2)."

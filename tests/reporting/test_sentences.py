@@ -51,8 +51,8 @@ def of_paper(model, attention, data, metric="top1"):
 
 def trained(attention):
     """The accuracy of the one run of ResNet-20 on CIFAR-10 under the paper's schedule."""
-    names = RUNS[["schedule", "data", "attention"]].apply(tuple, axis=1)
-    return one(RUNS[names == ("cifar", "cifar10", attention)]["test_top1"])
+    run = RUNS["run"].str.startswith(f"cifar10/resnet20/{attention}/")
+    return one(RUNS[run & (RUNS["schedule"] == "cifar")]["test_top1"])
 
 
 PLANS = {  # {schedule: how many seeds were planned}
@@ -79,8 +79,8 @@ def gains_of_lcm2():
         names = NETWORK_TITLE[row.model], DATA_TITLE[row.data], one(set(RUNS[same]["epochs"]))
         paper, planned = "–", PLANS.get(row.schedule, 0)
         if planned or row.schedule == PAPER_SCHEDULE.get(row.data):
-            arms = (of_paper(row.model, arm, row.data) for arm in ("lcm2", "none"))
-            paper = f"{operator.sub(*arms):+.2f}"
+            gain = operator.sub(*(of_paper(row.model, a, row.data) for a in ("lcm2", "none")))
+            paper = f"{gain:+.2f}"
         yield "{}, {}, {} epochs".format(*names), paper, row, planned
 
 
@@ -129,8 +129,7 @@ def phrases_of_readme():
     assert set(kinds[KINDS[0]]) == {"not tested yet"} and set(kinds[KINDS[1]]) == {"supported"}
     assert [n for n, claim in enumerate(CLAIMS, 1) if claim["contradicts_itself"]] == [1, 2]
     base = trained("none")
-    rivals = (of_paper("resnet50", arm, "mini_imagenet") for arm in ("cbam", "lcm2"))
-    rival = operator.sub(*rivals)
+    rival = operator.sub(*(of_paper("resnet50", a, "mini_imagenet") for a in ("cbam", "lcm2")))
     same = one({of_paper("densenet64", arm, "cifar10") for arm in ("lcm1", "lcm2")})
     higher, lower = (of_paper("resnet20", arm, "cifar10") for arm in ("lcm1", "lcm2"))
     fewest = pairs_to_reach(len(families(CLAIMS)[2]))

@@ -104,9 +104,9 @@ def test_holm_is_the_closed_test():
         assert holm(list(p)) == pytest.approx(closed, abs=1e-12)
     assert holm([]).tolist() == [] and holm([0.9, 0.8]).tolist() == [1.0, 1.0]
     # a comparison to come counts; many families at once
-    rows = [[0.01, None, 0.04], [0.5, 0.01, 0.01]]
     expected = [[0.03, math.nan, 0.08], [0.5, 0.03, 0.03]]
-    assert holm(rows) == pytest.approx(np.array(expected), nan_ok=True)
+    found = holm([[0.01, None, 0.04], [0.5, 0.01, 0.01]])
+    assert found == pytest.approx(np.array(expected), nan_ok=True)
 
 
 def test_compare():
