@@ -178,7 +178,7 @@ def test_by_the_data_set_and_by_an_attentions_setting(tmp_path, capsys):
             run = invented_run(tmp_path / "runs", attention=attention, **facts)
             edit(run, config__attention__reduction=reduction)
     text = said(capsys, tmp_path / "runs", "--by", "data", "--by", "attention.reduction")
-    assert re.findall(r"(\S+) +resnet20 +se reduction=16", text) == ["cifar10", "digits"]
+    assert re.findall(r"(\S+) +se reduction=16", text) == ["cifar10", "digits"]
     assert "ResNet-20 on CIFAR-10, ResNet-20 on digits" in text
 
 
