@@ -1,40 +1,34 @@
 """Collect the finished runs in results/: runs.csv (one row per run) and metrics/ (their records).
 
-    python scripts/collect.py                         # runs/; records of other runs stay
+    python scripts/collect.py             # runs/; records of other runs stay
     python scripts/collect.py other/runs
-    python scripts/collect.py --from results/metrics  # runs.csv from the records alone
 
-It names damaged runs, leaves them out and collects the others.
+It names damaged runs, leaves them out and collects the others. Without a folder runs/ it makes
+runs.csv from the records alone.
 """
+
+from pathlib import Path
 
 import checkout  # before lcm
 
 from lcm.errors import exit_on_user_error
-from lcm.reporting.runs import collect, rebuild
+from lcm.reporting.runs import collect
 
 
 @exit_on_user_error
 def main(arguments=None):
     parser = checkout.parser(__doc__)
     parser.add_argument(
-        "runs", nargs="?", default="runs", help="the folder of runs (default: runs)"
-    )
-    parser.add_argument(
-        "--from",
-        dest="records",
-        metavar="DIR",
-        help="rebuild runs.csv from a folder of records instead",
+        "runs",
+        nargs="?",
+        default="runs" if Path("runs").is_dir() else None,
+        help="the folder of runs (default: runs)",
     )
     parser.add_argument(
         "--results", default="results", help="folder of the results (default: results)"
     )
     options = parser.parse_args(arguments)
-    summary = (
-        rebuild(options.records, options.results)
-        if options.records
-        else collect(options.runs, options.results)
-    )
-    print(f"{options.results}/runs.csv: {summary}")
+    print(f"{options.results}/runs.csv: {collect(options.runs, options.results)}")
 
 
 if __name__ == "__main__":

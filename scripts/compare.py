@@ -56,18 +56,15 @@ def main(arguments=None):
     picture = options.out or Path("comparison")
     if picture.suffix not in METADATA:
         picture = picture.with_name(f"{picture.name}.svg")
-    name = picture.stem
-    table, figure = compare_runs(choose(runs, choices), options.against, name, options.by)
+    runs = choose(runs, choices)
+    table, figure = compare_runs(runs, options.against, picture.stem, options.by)
+    print("\n".join([terminal(table), *(f"left out: {line}" for line in left_out)]))
     if options.out:
         write_tables([table], picture.parent)
         if picture.suffix == ".svg":
             write(picture, figures.svg(figure))
         else:
             save_figure(figure, picture)
-    print(terminal(table))
-    for line in left_out:
-        print(f"left out: {line}")
-    if options.out:
         print(f"{picture.with_suffix('')}.md, .csv, .tex, {picture.suffix} written")
 
 

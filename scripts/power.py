@@ -20,10 +20,9 @@ from lcm.reporting.tables import read_paper, top1
 def main(arguments=None):
     parser = checkout.parser(__doc__)
     parser.add_argument(
-        "--results", default="results", help="folder of the results (default: results)"
+        "--results", type=Path, default="results", help="folder of the results (default: results)"
     )
-    options = parser.parse_args(arguments)
-    results = Path(options.results)
+    results = parser.parse_args(arguments).results
     paper = read_paper(results)
     claims, accuracies = read_claims(results / "claims.yaml", paper), top1(paper)
     rows = chances(claims, accuracies)

@@ -17,8 +17,8 @@ def main(arguments=None):
         "--results", default="results", help="folder of the results (default: results)"
     )
     options = parser.parse_args(arguments)
-    pictures = write_report(options.results)
-    print(f"{options.results}/report.html and {pictures} figures in {options.results}/figures")
+    count = write_report(options.results)
+    print(f"{options.results}/report.html and {count} figures in {options.results}/figures")
 
 
 if __name__ == "__main__":

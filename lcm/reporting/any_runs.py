@@ -30,12 +30,10 @@ def read_folders(folders):
                 f"no folder {folder}: name a folder of runs or of records; KEY=VALUE chooses among "
                 "its runs"
             )
-        runs, unfinished, damaged = read_runs(folder)
-        if not (folder / "metrics.jsonl").exists():  # of a run itself, not a record
-            records, damaged_records = read_records(folder)
-            runs, damaged = records + runs, damaged_records + damaged
-        found += [run for run, _ in runs]
-        left_out += damaged + unfinished
+        records, damaged_records = read_records(folder)
+        runs, unfinished, damaged_runs = read_runs(folder)
+        found += [run for run, _ in records + runs]
+        left_out += damaged_records + damaged_runs + unfinished
     return found, left_out
 
 
@@ -87,26 +85,19 @@ def refuse_several_groups(runs):
         example = " ".join(f"{key}={value}" for key, value in keys.items())
         lines.append(f"one group alone, for example: {example}")
         lines.append(f"or a table for each value: {' '.join(f'--by {key}' for key in keys)}")
-        title = "these runs differ in more than attention and seed:"
-        raise listed(title, [line.replace('"', "") for line in lines])
-    if len({row(run)["own_model"] for run in runs}) > 1:
-        raise UserError(
-            f"these runs of {runs[0]['model']} were trained with several versions of its source: "
-            "name the folders of one version, or train the earlier runs anew with rerun=true"
+        raise listed(
+            "these runs differ in more than attention and seed:",
+            [line.replace('"', "") for line in lines],
         )
 
 
-def label_arms(runs, by=()):
-    """The rows of `runs`; an attention with several settings is an arm for each: "se reduction=8".
-
-    by: keys of an attention that are named even where they have one value.
-    """
+def label_arms(runs):
+    """The rows of `runs`; an attention with several settings is an arm for each: "se
+    reduction=8"."""
     rows = []
     for attention in {run["attention"] for run in runs}:
         own = [run for run in runs if run["attention"] == attention]
-        known = identity(own[0]["config"])
-        named = {*several(own), *(key for key in by if key in known)}
-        keys = sorted(key for key in named if key.startswith("attention."))
+        keys = [key for key in several(own) if key.startswith("attention.")]
         for run in own:
             config = identity(run["config"])
             settings = [f"{key.removeprefix('attention.')}={config.get(key)}" for key in keys]
@@ -115,14 +106,16 @@ def label_arms(runs, by=()):
 
 
 def split(runs, by):
-    """[({key: value}, its runs)] for the different values of the keys `by`."""
-    names = [flat_key(runs, key, f"--by {key}") for key in by]
+    """[({key: value}, its runs)] for the different values of the keys `by`; those of an attention
+    are told apart by `label_arms`."""
+    names = {key: flat_key(runs, key, f"--by {key}") for key in by}
+    names = {key: name for key, name in names.items() if not key.startswith("attention.")}
     groups = {}
     for run in runs:
         config = flatten(run["config"])
-        groups.setdefault(tuple(config.get(name) for name in names), []).append(run)
+        groups.setdefault(tuple(map(config.get, names.values())), []).append(run)
     ordered = sorted(groups, key=lambda values: [(str(type(v)), v) for v in values])
-    return [(dict(zip(by, map(str, values), strict=True)), groups[values]) for values in ordered]
+    return [(dict(zip(names, map(str, values), strict=True)), groups[values]) for values in ordered]
 
 
 def compare_runs(runs, baseline="none", name="comparison", by=()):
@@ -132,20 +125,20 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
     correction is over all comparisons of the command. Raises UserError.
     """
     rows, parts = [], []
-    split(runs, by)  # refuses unknown keys
-    for settings, group in split(runs, [key for key in by if not key.startswith("attention.")]):
+    for settings, group in split(runs, by):
         refuse_several_groups(group)
-        found = one_a_seed(frame(label_arms(group, by)))
-        finished = in_order(found[found["used"]]["attention"])
-        if baseline not in finished:
-            hint = f"--against one of {', '.join(finished)}{nearest(baseline, finished)}"
-            where = "".join(f" with {key}={value}" for key, value in settings.items())
-            raise UserError(f"no arm {baseline} among these runs{where}: {hint}")
-        names = tuple(found[["data", "model"]].iloc[0])
-        arms = [arm for arm in in_order(found[found["tried"]]["attention"]) if arm != baseline]
-        wanted = [(*names, baseline, None), *((*names, arm, baseline) for arm in arms)]
-        rows += [row._replace(settings=settings) for row in make_rows(found, wanted)]
-        parts.append(found)
+        selected = one_a_seed(frame(label_arms(group)))
+        # one network, or versions of one's own
+        for names, found in selected.groupby(["data", "model"], sort=False):
+            finished = in_order(found[found["used"]]["attention"])
+            if baseline not in finished:
+                hint = f"--against one of {', '.join(finished)}{nearest(baseline, finished)}"
+                where = "".join(f" with {key}={value}" for key, value in settings.items())
+                raise UserError(f"no arm {baseline} of {title(*names)}{where}: {hint}")
+            arms = [arm for arm in in_order(found[found["tried"]]["attention"]) if arm != baseline]
+            wanted = [(*names, baseline, None), *((*names, arm, baseline) for arm in arms)]
+            rows += [row._replace(settings=settings) for row in make_rows(found, wanted)]
+        parts.append(selected)
     corrected = in_family([row for row in rows if row.b])
     if not corrected:
         raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
@@ -155,8 +148,7 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
     together = pd.concat(parts)
     words, warning = _protocol(together)
     networks = ", ".join(dict.fromkeys(title(row.data, row.model) for row in rows))
-    schedule, precision = together[["schedule", "precision"]].iloc[0]
-    table = rows_table(rows, together, Protocol(schedule, precision))
+    table = rows_table(rows, together, Protocol(*together[["schedule", "precision"]].iloc[0]))
     heading = f"{networks}: attention minus {baseline}\n{words}"
     return table._replace(
         name=name,
@@ -169,8 +161,8 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
 def _protocol(runs):
     """(the protocol of compared runs in words, a warning where it is not the paper's)."""
     first = runs.iloc[0]
-    found = [json.loads(text).items() for text in runs["deviations"]]
-    deviations = dict.fromkeys(f"{key}={value}" for items in found for key, value in items)
+    found = [item for text in runs["deviations"] for item in json.loads(text).items()]
+    deviations = dict.fromkeys(f"{key}={value}" for key, value in found)
     shared = [words for words in deviations if not words.startswith("attention.")]
     schedules = dict.fromkeys(f"schedule={name}" for name in runs["schedule"])
     words = ", ".join([*schedules, f"precision={first.precision}", *shared])

@@ -18,7 +18,7 @@ import yaml
 
 from lcm.files import missing
 from lcm.reporting.paired import in_family, in_words, make_rows, pair_notes
-from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, select
+from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, read_csv, select
 from lcm.reporting.render import (
     DASH,
     Table,
@@ -106,8 +106,8 @@ def read_claims(file, paper):
         found = [s for id in (*claim.get("comparisons_of", ()), claim["id"]) for s in own[id]]
         statements = sorted(dict.fromkeys(found), key=lambda s: s.table)
         against = [s for s in statements if not s.least < s.paper < s.most]
-        claim |= {"statements": statements, "against_it": against}
-        claim["contradicts_itself"] = claim["holds_if"] == "every" and bool(against)
+        itself = claim["holds_if"] == "every" and bool(against)
+        claim |= {"statements": statements, "against_it": against, "contradicts_itself": itself}
     return claims
 
 
@@ -169,23 +169,19 @@ def _every(claim, parts):
     return word, paper, f"{plural(len(parts), 'comparison')}: {_count(p.verdict for p in parts)}"
 
 
-def average(parts):
-    """The Comparison of the mean over some Rows, seed by seed: only seeds that each of them has."""
-    pairs = [part.pairs.set_index("seed")[["difference", "lost"]] for part in parts]
-    pairs = pd.concat(pairs, axis=1, join="inner").sort_index()
-    # one diverged run is enough for its seed to count against the side that lost it
-    lost = pairs["lost"].sum(axis=1).clip(-1, 1)
-    return compare(pairs["difference"].mean(axis=1), lost=lost)
-
-
 def _on_average(claim, parts):
     mean = fmean(s.paper for s in claim["statements"])
     holds = "hold" if mean > 0 else "CONTRADICT it"
     paper = f"{holds}: {signed(mean)} over {len(parts)} comparisons"
-    found, ours = average(parts), "no seed has all of them"
+    # seed by seed: only seeds that each comparison has
+    pairs = [part.pairs.set_index("seed")[["difference", "lost"]] for part in parts]
+    pairs = pd.concat(pairs, axis=1, join="inner").sort_index()
+    # one diverged run is enough for its seed to count against the side that lost it
+    lost = pairs["lost"].sum(axis=1).clip(-1, 1)
+    found, ours = compare(pairs["difference"].mean(axis=1), lost=lost), "no seed has all of them"
     if found.n:
-        ours = f"{signed(found.mean)} {interval(found.low, found.high)}, p {p_value(found.p)}, "
-        ours += f"n {found.n}"
+        ends = interval(found.low, found.high)
+        ours = f"{signed(found.mean)} {ends}, p {p_value(found.p)}, n {found.n}"
     return verdict(found, found.p), paper, ours
 
 
@@ -199,9 +195,9 @@ def _cost(claim, complexity):
         key: max(100 * (rows[f"{key}_x"] / rows[f"{key}_y"] - 1), key=size)
         for key in claim["limits"]
     }
-    within = all(size(most[key]) <= limit for key, limit in claim["limits"].items())
     ours = ", ".join(f"{signed(percent)} % {COUNTS[key]}" for key, percent in most.items())
     limits = ", ".join(f"{limit} %" for limit in claim["limits"].values())
+    within = all(size(most[key]) <= limit for key, limit in claim["limits"].items())
     word = SUPPORTED if within else CONTRADICTED
     return word, "see Tables 1 to 5", f"at most {ours} (limits {limits})"
 
@@ -257,21 +253,21 @@ def statement_tables(claims, judged):
                     "A above B?": in_words(judged[s].verdict, ours.n, judged[s].needed),
                 }
             )
-        few = f"with fewer than {pairs_to_reach(len(rows))} pairs none can be significant."
-        notes = [f"{len(rows)} comparisons: {few}", *pair_notes([judged[s].pairs for s in family])]
+        notes = [
+            f"{len(rows)} comparisons: with fewer than {pairs_to_reach(len(rows))} pairs none can "
+            "be significant.",
+            *pair_notes([judged[s].pairs for s in family]),
+        ]
         records = pd.DataFrame({"n": [judged[s].comparison.n for s in family]})
-        name, title = f"claims-table{table}", f"Comparisons of Table {table}"
-        tables.append(Table(name, title, *columns(rows), notes, records, labels=4))
+        title = f"Comparisons of Table {table}"
+        tables.append(Table("", title, *columns(rows), notes, records, labels=4))
     return tables
 
 
 def read_chances(results):
-    """{claim's id: "20 / 25"} of power.csv; empty where it was not made."""
-    file = Path(results) / "power.csv"
-    if not file.exists():
-        return {}
-    rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-    return dict(zip(rows["claim"], rows["half"] + " / " + rows["four_fifths"], strict=True))
+    """{claim's id: "20 / 25"} of power.csv. Raises UserError where it is missing."""
+    rows = read_csv(Path(results) / "power.csv")
+    return {row["claim"]: f"{row['half']} / {row['four_fifths']}" for row in rows}
 
 
 def claims_page(claims, runs, protocol, complexity, chances):

@@ -1,4 +1,4 @@
-"""The figures: learning curves, what each module costs, differences with their intervals.
+"""The figures: learning curves, and differences with their intervals.
 
 Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` turns it into
 bytes, the same each time for one version of matplotlib.
@@ -11,7 +11,7 @@ import math
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from lcm.config import compose
 from lcm.reporting.protocol import in_order
@@ -30,7 +30,6 @@ VERDICT_COLOURS = {
     INCONCLUSIVE: "#0550ae",
     NOT_TESTED: "#767676",
 }
-MARKERS = "osD^vP*Xh"
 STYLE = {
     "font.family": "sans-serif",  # where DejaVu Sans is not installed
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
@@ -68,8 +67,8 @@ def colours(attentions):
 def panels(arms):
     """The arms of each panel: `none` in all of them, and at most four others."""
     none, others = ([arm for arm in arms if (arm == "none") == first] for first in (True, False))
-    parts = np.array_split(others, max(1, math.ceil(len(others) / 4)))
-    return [[*none, *part.tolist()] for part in parts]
+    count = max(1, math.ceil(len(others) / 4))
+    return [[*none, *part.tolist()] for part in np.array_split(others, count)]
 
 
 @matplotlib.rc_context(STYLE)
@@ -101,35 +100,6 @@ def learning_curves(arms, title):
             axis.grid(alpha=0.25, linewidth=0.5)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes[-1].set_xlabel("epoch")
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def cost_by_module(costs, added, title):
-    """What each module adds to each network, in percent; a panel for each cost.
-
-    costs: {column of `added`: its label}. added: a DataFrame with columns network, attention and
-    those of the costs. Networks have different heights, so that no dot hides another one.
-    """
-    modules, networks = in_order(added["attention"]), in_order(added["network"], added["network"])
-    figure = Figure(figsize=(WIDTH, 1.6 + 0.5 * len(modules) * len(costs)), layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    axes = figure.subplots(len(costs), 1, squeeze=False)[:, 0]
-    for axis, (cost, label) in zip(axes, costs.items(), strict=True):
-        for index, network in enumerate(networks):
-            own = added[added["network"] == network]
-            shift = 0.1 * (index - (len(networks) - 1) / 2)
-            heights = [modules.index(attention) + shift for attention in own["attention"]]
-            style = {"marker": MARKERS[index % len(MARKERS)], "label": network, "linewidths": 0}
-            axis.scatter(own[cost], heights, s=14, color=COLOURS[index % len(COLOURS)], **style)
-        axis.set_xscale("symlog", linthresh=0.01)  # a module without parameters adds 0
-        axis.set_xlim(left=-0.002)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-        axis.set_yticks(range(len(modules)), modules)
-        axis.set_ylim(len(modules) - 0.5, -0.5)
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.25, linewidth=0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -1,5 +1,6 @@
 """Arms compared seed by seed: their pairs, the family that corrects each p-value, the table."""
 
+import math
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -38,8 +39,7 @@ ENVIRONMENT = {
     "device": "device",
     "compile": "use of `compile=true`",
 }
-PIXELS = ["data_fingerprint", "data_cache"]
-SHARED = ["seed", *PIXELS, "own_model"]  # what the two runs of a pair have in common
+SHARED = ["seed", "data_fingerprint", "own_model"]  # what the two runs of a pair have in common
 NO_PAIRS = pd.DataFrame(
     columns=["seed", "difference", "lost", *(f"{k}_{arm}" for k in ENVIRONMENT for arm in "ab")],
     dtype=float,
@@ -123,8 +123,9 @@ def make_rows(runs, wanted):
 def in_family(rows, pairs=0):
     """`rows` with p-values corrected over all of them; below `pairs` pairs a test is to come."""
     p_values = holm([row.comparison.p if row.comparison.n >= pairs else None for row in rows])
+    adjusted = [None if math.isnan(p) else p for p in p_values.tolist()]
     needed = max(pairs, pairs_to_reach(len(rows)))
-    return [row._replace(adjusted=p, needed=needed) for row, p in zip(rows, p_values, strict=True)]
+    return [row._replace(adjusted=p, needed=needed) for row, p in zip(rows, adjusted, strict=True)]
 
 
 def in_words(word, pairs, needed):
@@ -153,23 +154,19 @@ def printed_difference(row, paper):
     return None if a is None or b is None else a - b
 
 
-def _beside_the_paper(row, at_once, paper):
-    """What all comparisons of a plan exclude at once, the paper's difference and one more pair, as
-    columns of a CSV file."""
-    loss, gain = not_excluded(row.comparison.differences, at_once)
-    low, high = prediction_interval(row.comparison)
-    claimed = printed_difference(row, paper)
-    names = ("loss_at_once", "gain_at_once", "paper", "next_low", "next_high")
-    return dict(zip(names, (loss, gain, claimed, low, high), strict=True))
-
-
-def _record(row, protocol, plan, more):
-    """A Row as columns of a CSV file, with `more` of a planned one."""
+def _record(row, protocol, plan, level, paper):
+    """A Row as columns of a CSV file; of a planned schedule also what all of its comparisons
+    exclude at once (at `level`), the paper's difference and one more pair."""
     ours = row.comparison
     params, macs = row.arm[["params", "macs"]].iloc[0] if len(row.arm) else (None, None)
     loss, gain = not_excluded(ours.differences)
     names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
     missing = not row.tried and not row.settings
+    planned = {}
+    if plan:
+        planned["loss_at_once"], planned["gain_at_once"] = not_excluded(ours.differences, level)
+        planned["paper"] = printed_difference(row, paper)
+        planned["next_low"], planned["next_high"] = prediction_interval(ours)
     return {
         **names,
         "schedule": protocol.schedule_of(row.data),
@@ -187,7 +184,7 @@ def _record(row, protocol, plan, more):
         "high": ours.high,
         "loss": loss,
         "gain": gain,
-        **more,
+        **planned,
         "p": ours.p,
         "p_holm": row.adjusted,
         "needed": row.needed,
@@ -234,10 +231,7 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
     settings = dict.fromkeys(key for row in rows for key in row.settings)
     planned = sum(map(len, plan["families"])) if plan else 1
     level = 1 - ALPHA / planned
-    records = [
-        _record(row, protocol, plan, _beside_the_paper(row, level, paper) if plan else {})
-        for row in rows
-    ]
+    records = [_record(row, protocol, plan, level, paper) for row in rows]
     at_once = f"not excluded, all {planned} at once ({100 * level:.0f} %)"
     header, lines = columns([_cells(record, settings, single, at_once) for record in records])
     labels = header.index("Para (M)")
@@ -263,12 +257,15 @@ def pair_notes(pairs):
     pairs: a list of DataFrames.
     """
     pairs = pd.concat([found for found in pairs if len(found)] or [NO_PAIRS])
-    parts = []
-    for key, words in ENVIRONMENT.items():
-        differ = pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]
-        if len(differ):
-            arms = ", ".join(dict.fromkeys(differ["attention_a"]))
-            parts.append(f"{len(differ)} in the {words} ({arms})")
+    unlike = {
+        words: pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]["attention_a"]
+        for key, words in ENVIRONMENT.items()
+    }
+    parts = [
+        f"{len(arms)} in the {words} ({', '.join(dict.fromkeys(arms))})"
+        for words, arms in unlike.items()
+        if len(arms)
+    ]
     note = f"{plural(len(pairs), 'pair')}; some differ in more than the attention: "
     return [f"{note}{'; '.join(parts)}."] if parts else []
 
@@ -289,16 +286,17 @@ def run_notes(runs):
         if count := some.sum():
             notes.append(f"{count} of them {words}")
     for data, found in used.groupby("data"):
-        if len(found[PIXELS].drop_duplicates()) > 1:
+        if found["data_fingerprint"].nunique() > 1:
             notes.append(
-                f"**The runs on {data} saw different pixels**: `data_fingerprint` and `data_cache` "
-                "in `runs.csv`."
+                f"**The runs on {data} saw different pixels**: `data_fingerprint` in `runs.csv`."
             )
-    if len(failed):
-        names = (f"`{run.run}` ({run.message or 'no message'})" for run in failed.itertuples())
-        notes.append(f"Failed, without a result: {'; '.join(names)}.")
     further = runs[~runs["used"] & (runs["state"] == "finished")]
-    if len(further):
-        names = "; ".join(f"`{run}`" for run in further["run"])
-        notes.append(f"A second run of the same seed, not in the means: {names}.")
+    for words, names in {
+        "Failed, without a result": [
+            f"`{r.run}` ({r.message or 'no message'})" for r in failed.itertuples()
+        ],
+        "A second run of the same seed, not in the means": [f"`{run}`" for run in further["run"]],
+    }.items():
+        if names:
+            notes.append(f"{words}: {'; '.join(names)}.")
     return notes

@@ -19,6 +19,7 @@ from lcm.reporting.statistics import (
     MINIMUM_PAIRS,
     SUPPORTED,
     bca_interval,
+    holm,
     pairs_to_reach,
 )
 
@@ -50,16 +51,6 @@ def flip_p(differences):
     return np.concatenate(p).reshape(d.shape[:-1])
 
 
-def holm_rows(p_values):
-    """`statistics.holm` of many families at once: (repetitions, comparisons)."""
-    order = np.argsort(p_values, axis=1)
-    factors = np.arange(p_values.shape[1], 0, -1)
-    adjusted = np.maximum.accumulate(np.take_along_axis(p_values, order, 1) * factors, axis=1)
-    result = np.empty_like(adjusted)
-    np.put_along_axis(result, order, np.minimum(adjusted, 1), 1)
-    return result
-
-
 def sides(differences, least=0.0, most=math.inf):
     """(1 where the mean lies between `least` and `most`, -1 outside; the p-value of that)."""
     mean = differences.mean(axis=-1)
@@ -84,7 +75,7 @@ def simulate(difference, pairs, comparisons=1, repetitions=2000, seed=0):
     rng = np.random.default_rng([seed, pairs, comparisons, round(1000 * (difference + 10))])
     found = simulated_differences(difference, (repetitions, comparisons, pairs), rng)
     side, p = sides(found)
-    words = np.where(holm_rows(p) <= ALPHA, side, 0)
+    words = np.where(holm(p) <= ALPHA, side, 0)
     return (words > 0).mean(), (words < 0).mean(), (words != 0).any(axis=1).mean()
 
 
@@ -103,14 +94,14 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
         for s in family:
             differences[s] = runs[s.data, s.model, s.a] - runs[s.data, s.model, s.b]
             side[s], p[s] = sides(differences[s], s.least, s.most)
-        columns = holm_rows(np.stack([p[s] for s in family], axis=1))
+        columns = holm(np.stack([p[s] for s in family], axis=1))
         adjusted |= dict(zip(family, columns.T, strict=True))
     shares = {}
     for claim in claims:
         own = claim["statements"]
         if claim["holds_if"] == "every":
             signs = np.stack([np.where(adjusted[s] <= ALPHA, side[s], 0) for s in own])
-            alone = holm_rows(np.stack([p[s] for s in own], axis=1)).T <= ALPHA
+            alone = holm(np.stack([p[s] for s in own], axis=1)).T <= ALPHA
             words = (signs > 0).all(axis=0), ((signs < 0) & alone).any(axis=0)
         elif claim["holds_if"] == "on_average":
             signs, average_p = sides(np.mean([differences[s] for s in own], axis=0))

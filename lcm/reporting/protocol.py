@@ -72,23 +72,14 @@ def read_csv(file):
         raise missing(file) from None
 
 
-def paper_accuracy(data, model, attention, file=PAPER):
-    """{"top1": 92.70} (percent; top5 too on mini-ImageNet), {} where the paper has no such row."""
-    rows = read_csv(file) if Path(file).exists() else []
-    wanted = data, model, attention
-    return {
-        r["metric"]: float(r["value"])
-        for r in rows
-        if (r["data"], r["model"], r["attention"]) == wanted
-    }
-
-
 def paper_comparison(state):
     """What is printed below the result of a finished run (its run.json `state`): the paper's
     numbers, and the settings in which the run differs from the paper's protocol; "" where the paper
     has no such row."""
-    paper = paper_accuracy(state["data"], state["model"], state["attention"])
-    if not paper:
+    names = [state[key] for key in ARM]
+    rows = read_csv(PAPER) if PAPER.exists() else []  # a wheel is without it
+    printed = {row["metric"]: row["value"] for row in rows if [row[key] for key in ARM] == names}
+    if not printed:
         return ""
     differences = dict(state["deviations"])
     if state["schedule"] != PAPER_SCHEDULE[state["data"]]:
@@ -97,7 +88,7 @@ def paper_comparison(state):
             "schedule.epochs": state["epochs"],
         } | differences
     words = ", ".join(f"{key}={value}" for key, value in differences.items())
-    numbers = ", ".join(f"{METRIC_TITLE[metric]} {value:.2f} %" for metric, value in paper.items())
+    numbers = ", ".join(f"{METRIC_TITLE[metric]} {value} %" for metric, value in printed.items())
     line = f"the (retracted) paper prints {numbers} for this row"
     return f"{line}, under its own protocol; this run differs: {words}" if words else line
 
@@ -124,10 +115,9 @@ class Protocol(NamedTuple):
         settings = {**choices, "schedule": self.schedule, "precision": self.precision}
         for key, value in plan["settings"].items() if plan else ():
             settings[key] = json.dumps(value).strip('"')
-        if self.precision == "fp32":
-            del settings["precision"]  # the default
         words = [f"{key}={value}" for key, value in settings.items() if value]
-        return " ".join(["python train.py", *words])
+        # fp32 is the default
+        return " ".join(["python train.py", *(word for word in words if word != "precision=fp32")])
 
     def schedule_of(self, data):
         """The schedule's name on a data set; None where the paper has no such data set."""
@@ -176,12 +166,6 @@ def select(runs, protocol, plan=None):
     return one_a_seed(runs)
 
 
-def _versions_apart(names, digests):
-    """`names`, with the digest of the source behind those that have several versions."""
-    several = digests.groupby(names).transform("nunique") > 1
-    return names.mask(several & (digests != ""), names + " source=" + digests.str[:8])
-
-
 def one_a_seed(runs):
     """Runs of one protocol in the order of the tables, with two columns more.
 
@@ -191,8 +175,12 @@ def one_a_seed(runs):
     module of one's own are arms of their own.
     """
     for name, known in (("model", NETWORK_TITLE), ("attention", ATTENTIONS)):
-        runs = runs.assign(**{name: _versions_apart(runs[name], runs[f"own_{name}"])})
-        runs[f"{name}_place"] = runs[name].map(in_order(runs[name], known).index)
+        digest = runs[f"own_{name}"]
+        several = digest.groupby(runs[name]).transform("nunique") > 1
+        names = runs[name].mask(several & (digest != ""), runs[name] + " source=" + digest.str[:8])
+        runs = runs.assign(
+            **{name: names, f"{name}_place": names.map(in_order(names, known).index)}
+        )
     runs["compile"] = runs["compile"].fillna(False)
     order = ["data", "model_place", "attention_place", "seed", "compile", "start", "run"]
     runs = runs.sort_values(order).drop(columns=["model_place", "attention_place"])

@@ -9,6 +9,7 @@ records may come from anybody: nothing in them is used before `check` has passed
 A run is read as (run, epochs): its run.json as a dict, and {column: [its value in each epoch]}.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -17,7 +18,6 @@ from pathlib import Path
 
 from lcm.errors import plural
 
-IN_MEMORY = 64  # lcm.data.folder's, whose import takes seconds (torch)
 # the states that enter results; running and stopped runs will change
 RECORDED = ("finished", "failed")
 # The columns of runs.csv with their pandas dtypes. Accuracies in percent, of the last epoch unless
@@ -43,11 +43,9 @@ COLUMNS = {
     "data_verified": "boolean",
     **dict.fromkeys(("start", "end", "message"), "str"),
 }
-# Columns only where a run has them. data_cache: what mini-ImageNet's training regions are cut from:
-# "256" (pixels of the cached images' short side) or "full size". own_attention, own_model:
-# the digest of a module's source where it is the user's own; empty where it is the repository's,
-# and where the record does not say.
-OPTIONAL = dict.fromkeys(("data_cache", "own_attention", "own_model"), "str")
+# Columns only where a run has them: the digest of a module's source where it is the user's own;
+# empty where it is the repository's, and where the record does not say.
+OPTIONAL = dict.fromkeys(("own_attention", "own_model"), "str")
 NAMES = ("data", "model", "attention", "schedule", "precision")  # they enter file names
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 REQUIRED = (*NAMES, "run", "state", "seed", "epochs", "config_hash")
@@ -61,24 +59,19 @@ class DamagedRecord(Exception):
     """A run, or its record, that cannot be trusted; the text says why."""
 
 
-def _text(file):
+@contextlib.contextmanager
+def _reading(what):
+    """A file from anybody: whatever reading it fails with is a DamagedRecord that says where."""
     try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DamagedRecord(f"{file.name} is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedRecord(f"{file.name} cannot be read ({error})") from None
+        yield
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedRecord(f"{what} is missing or damaged ({reason})") from None
 
 
-def _json(text, what):
-    """The JSON object of a text. NaN and Infinity are not JSON: read as null."""
-    try:
-        value = json.loads(text, parse_constant=lambda name: None)
-    except (ValueError, RecursionError) as error:
-        raise DamagedRecord(f"{what} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise DamagedRecord(f"{what} is no JSON object")
-    return value
+def _json(text):
+    """NaN and Infinity are not JSON: read as null."""
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 # pandas dtype: whether a value of run.json, which may come from anybody, has it
@@ -100,9 +93,6 @@ def row(run):
     result, data, own = run.get("result") or {}, run["config"]["data"], run.get("own_source") or {}
     parts = [run, *(run.get("continued") or [])]
     versions = [part.get("versions") or {} for part in parts]
-    pixels = None
-    if "cache_size" in data and (data.get("image_size") or 0) > IN_MEMORY:
-        pixels = str(data["cache_size"] or "full size")
     return {
         **{key: run.get(key) for key in COLUMNS},
         **{key: result.get(key) for key in RESULT},
@@ -113,7 +103,6 @@ def row(run):
         "data_verified": data.get("verify"),
         # an exception's text can be anything; the record keeps it as it is
         "message": "".join(c if c.isprintable() else " " for c in run.get("message") or ""),
-        "data_cache": pixels,
         "own_attention": own.get("attention"),
         "own_model": own.get("model"),
     }
@@ -121,29 +110,28 @@ def row(run):
 
 def check(run, epochs):
     """Raise DamagedRecord unless a finished or failed run and its epochs are complete and agree."""
-    try:
+    with _reading("run.json"):
         facts = row(run)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DamagedRecord(f"run.json has not the form that train.py writes: {error}") from None
     finished = facts["state"] == "finished"
     for key, dtype in (COLUMNS | OPTIONAL).items():
         needed = key in REQUIRED or (finished and key in RESULT)
         fits = not needed if facts[key] is None else FITS[dtype](facts[key])
         if not fits or (key in NAMES and not NAME.fullmatch(facts[key])):
-            said = json.dumps(facts[key])[:80]
             kind = "a name" if key in NAMES else dtype.lower().rstrip("64")
-            raise DamagedRecord(f"run.json: {key} is {said}, not {kind}")
+            raise DamagedRecord(f"run.json: {key} is {json.dumps(facts[key])[:80]}, not {kind}")
     name = "{data}/{model}/{attention}/seed{seed}-{config_hash:.8}".format_map(facts)
     known = facts["state"] in RECORDED and re.fullmatch("[0-9a-f]{64}", facts["config_hash"])
     if not known or facts["run"] != name:
-        said = f"{facts['run']}, {facts['state']}"
-        raise DamagedRecord(f"run.json: the run is called {said}; its own facts say {name}")
-    values = [value for column in epochs.values() for value in column]
-    if not all(value is None or FITS["float64"](value) for value in values):
+        raise DamagedRecord(
+            f"run.json: {facts['run']} is {facts['state']}; its own facts say {name}"
+        )
+    if not all(
+        value is None or FITS["float64"](value) for values in epochs.values() for value in values
+    ):
         raise DamagedRecord("metrics.jsonl: a value is not a number")
     if finished:
         count = len(epochs.get("epoch", ()))
-        if not count or epochs["epoch"] != [*range(1, facts["epochs"] + 1)]:
+        if epochs.get("epoch") != [*range(1, count + 1)] or count != facts["epochs"] or not count:
             raise DamagedRecord(
                 f"metrics.jsonl has {plural(count, 'epoch')} of {facts['epochs']}, or not in order"
             )
@@ -156,34 +144,40 @@ def check(run, epochs):
 
 def read_run(directory):
     """(run, epochs) of a run directory; no epochs where the run has not ended. DamagedRecord."""
-    directory = Path(directory)
-    run, lines = _json(_text(directory / "run.json"), "run.json"), []
-    if run.get("state") not in RECORDED:
+    file, metrics = Path(directory) / "run.json", Path(directory) / "metrics.jsonl"
+    with _reading(file.name):
+        run = _json(file.read_text(encoding="utf-8"))
+        ended = run.get("state") in RECORDED
+    if not ended:
         return run, {}  # the last line of metrics.jsonl may be half written
-    if run["state"] == "finished" or (directory / "metrics.jsonl").exists():
-        lines = _text(directory / "metrics.jsonl").splitlines()
-    rows = [_json(line, f"metrics.jsonl: line {number}") for number, line in enumerate(lines, 1)]
-    columns = rows[0] if rows else ()
-    epochs = {column: [values.get(column) for values in rows] for column in columns}
+    with _reading(metrics.name):
+        begun = run["state"] == "finished" or metrics.exists()
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if begun else []
+        rows = _json(f"[{','.join(lines)}]")  # as one list: an error then names its line
+        columns = rows[0] if rows else ()
+        epochs = {column: [values.get(column) for values in rows] for column in columns}
     check(run, epochs)
     return run, epochs
+
+
+def _read_all(places, read):
+    """([(run, epochs)], [what is damaged and why]) of directories or files."""
+    found, damaged = [], []
+    for place in places:
+        try:
+            found.append(read(place))
+        except DamagedRecord as error:
+            damaged.append(f"{place}: {error}")
+    return found, damaged
 
 
 def read_runs(folder):
     """([(run, epochs)] of the finished and failed runs below a folder, what is unfinished, what is
     damaged and why)."""
-    found, unfinished, damaged = [], [], []
-    for directory in find_runs(folder):
-        try:
-            run, epochs = read_run(directory)
-        except DamagedRecord as error:
-            damaged.append(f"{directory}: {error}")
-            continue
-        if run.get("state") in RECORDED:
-            found.append((run, epochs))
-        else:
-            unfinished.append(f"{directory}: {run.get('state')}")
-    return found, unfinished, damaged
+    found, damaged = _read_all(find_runs(folder), read_run)
+    ended = [(run, epochs) for run, epochs in found if run.get("state") in RECORDED]
+    others = [run for run, _ in found if run.get("state") not in RECORDED]
+    return ended, [f"{run.get('run')}: {run.get('state')}" for run in others], damaged
 
 
 def find_runs(folder, files_of_runs=BEGUN):
@@ -204,10 +198,9 @@ def record(run, epochs):
     config["data"] = {key: value for key, value in config["data"].items() if key not in machine}
     run = {key: value for key, value in run.items() if key != "host"} | {"config": config}
     head = {"run": run, "columns": list(epochs)}
-    rows = zip(*epochs.values(), strict=True)
-    lines = [json.dumps(head, sort_keys=True, separators=(",", ":"))]
-    lines += [json.dumps(values, separators=(",", ":")) for values in rows]
-    return "\n".join(lines) + "\n"
+    lines = [head, *zip(*epochs.values(), strict=True)]
+    text = [json.dumps(line, sort_keys=True, separators=(",", ":")) for line in lines]
+    return "\n".join(text) + "\n"
 
 
 def record_name(run):
@@ -217,15 +210,11 @@ def record_name(run):
 
 def read_record(file):
     """(run, epochs) of a record, as `read_run` gives them. Raises DamagedRecord."""
-    file = Path(file)
-    lines = _text(file).splitlines()
-    try:
-        head, *rows = map(json.loads, lines)
+    with _reading("the record"):
+        head, *rows = map(_json, file.read_text(encoding="utf-8").splitlines())
         run, columns = head["run"], head["columns"]
         values = zip(*rows, strict=True) if rows else [[]] * len(columns)
         epochs = {key: list(found) for key, found in zip(columns, values, strict=True)}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedRecord(f"has not the form that collect.py writes: {error}") from None
     check(run, epochs)
     if file.name != record_name(run["run"]):
         raise DamagedRecord(f"is the record of {run['run']}")
@@ -234,10 +223,6 @@ def read_record(file):
 
 def read_records(folder):
     """([(run, epochs)], [what is damaged and why]) of a folder of records."""
-    found, damaged = [], []
-    for file in sorted(Path(folder).glob("*.jsonl")):
-        try:
-            found.append(read_record(file))
-        except DamagedRecord as error:
-            damaged.append(f"{file}: {error}")
-    return found, damaged
+    files = sorted(Path(folder).glob("*.jsonl"))
+    # that of a run is no record
+    return _read_all([file for file in files if file.name != "metrics.jsonl"], read_record)

@@ -121,6 +121,22 @@ def markdown_rows(table):
     return pipes(table.header, table.rows, table.labels)
 
 
+def fill_blocks(text, tables):
+    """`text` with each part between `<!-- results:begin NAME -->` and `<!-- results:end -->`
+    replaced by the table of that name; without such a table nothing was run."""
+    blocks = {
+        table.name: "\n\n".join(filter(None, [table.warning, markdown_rows(table)]))
+        for table in tables
+        if table.rows
+    }
+    block = r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)"
+
+    def fill(match):
+        return f"{match[1]}{blocks.get(match[2], 'Nothing was run yet.')}\n{match[3]}"
+
+    return re.sub(block, fill, text, flags=re.DOTALL)
+
+
 def markdown(table):
     """The text of TABLE.md."""
     warning = [f"> **{table.warning}**"] if table.warning else []

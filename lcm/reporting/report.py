@@ -6,16 +6,13 @@ import re
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup, escape
 
 from lcm.files import write
 from lcm.reporting import claims, figures
 from lcm.reporting.captions import length_and_seeds
-from lcm.reporting.cost import cost_table
 from lcm.reporting.paired import in_words, printed_difference
 from lcm.reporting.protocol import (
-    ARM,
     DATA_TITLE,
     NETWORK_TITLE,
     Protocol,
@@ -36,8 +33,8 @@ COUNTS = ("Para", "GFloat", "MACs")  # how the headings of columns with counts b
 
 def heading(what, runs, protocol):
     """The two lines above a picture: what it shows, and what was trained."""
-    known = runs.dropna(subset="epochs").to_dict("records")
-    return f"{what}\n{length_and_seeds(known)}; {protocol.words}"
+    trained = length_and_seeds(runs.dropna(subset="epochs").to_dict("records"))
+    return f"{what}\n{trained}; {protocol.words}"
 
 
 def curve_pictures(runs, protocol, curves):
@@ -54,23 +51,6 @@ def curve_pictures(runs, protocol, curves):
         words = f"{name}, {protocol.words}: means; dots are single runs, where there are several"
         figure = figures.learning_curves(arms, heading(name, own, protocol))
         yield f"curves{protocol.suffix}-{data}-{model}", words, figure
-
-
-def cost_pictures(runs, complexity):
-    """What each module adds to the parameters and multiply-accumulates of each network."""
-    costs = {"params": "parameters added (%)", "macs": "multiply-accumulates added (%)"}
-    rows = pd.concat([complexity.assign(data=""), runs[runs["deviations"] == "{}"]])
-    rows = rows.dropna(subset=list(costs)).drop_duplicates(ARM)
-    none = rows["attention"] == "none"
-    both = rows[~none].merge(rows[none], on=["data", "model"], suffixes=("", "_none"))
-    for key in costs:
-        both[key] = (100 * (both[key] / both[f"{key}_none"] - 1)).astype(float)
-    both["network"] = both["model"].replace(NETWORK_TITLE)
-    both = both.drop_duplicates(["network", "attention"])
-    if len(both):
-        words = "What each module adds to a network: exact counts, no training"
-        figure = figures.cost_by_module(costs, both, words)
-        yield "cost", f"{words}; further left is cheaper", figure
 
 
 def claim_pictures(judged, runs):
@@ -91,10 +71,10 @@ def forest_rows(rows, paper):
     several = len({row.b for row in rows}) > 1
     found = {}
     for row in rows:
-        words = [f"{NETWORK_TITLE.get(row.model, row.model)}:"]
-        words += [f"{key.rpartition('.')[2]}={value}" for key, value in row.settings.items()]
-        words += [row.a, *(["-", row.b] if several else [])]
-        found[" ".join(words)] = row, printed_difference(row, paper)
+        settings = [f"{key.rpartition('.')[2]}={value}" for key, value in row.settings.items()]
+        arms = f"{row.a} - {row.b}" if several else row.a
+        label = " ".join([f"{NETWORK_TITLE.get(row.model, row.model)}:", *settings, arms])
+        found[label] = row, printed_difference(row, paper)
     return found
 
 
@@ -107,14 +87,11 @@ def comparison_pictures(rows, runs, protocol, paper):
     for data in dict.fromkeys(row.data for row in shown):
         own = [row for row in shown if row.data == data]
         if forest := forest_rows(own, paper):
-            networks = ", ".join(
-                title(data, model) for model in dict.fromkeys(row.model for row in own)
-            )
+            networks = ", ".join(dict.fromkeys(title(data, row.model) for row in own))
             single = len({row.b for row in own if row.b}) == 1
             what = f"{networks}: {'attention minus none' if single else 'differences'}"
-            words = heading(what, runs[runs["data"] == data], protocol)
-            name = f"against-none{protocol.suffix}-{data}"
-            yield name, f"{what}, {protocol.words}", figures.forest(forest, words)
+            figure = figures.forest(forest, heading(what, runs[runs["data"] == data], protocol))
+            yield f"against-none{protocol.suffix}-{data}", f"{what}, {protocol.words}", figure
 
 
 def for_the_page(table):
@@ -132,11 +109,10 @@ def for_the_page(table):
 
 def printed_counts(paper, complexity):
     """(how many of the paper's counts ours equal, rounded as it rounds; how many it prints)."""
-    keys = ["table", "model", "attention"]
-    rows = paper.drop_duplicates(["table", "label"]).merge(complexity, on=keys)
-    cells = [*zip(rows.params / 1e6, rows.params_m, strict=True)]
-    cells += zip(rows.gfloat, rows.gflops, strict=True)
-    return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
+    rows = paper.drop_duplicates(["table", "label"])
+    rows = rows.merge(complexity, on=["table", "model", "attention"])
+    cells = zip([*(rows.params / 1e6), *rows.gfloat], [*rows.params_m, *rows.gflops], strict=True)
+    return sum(as_printed(ours, cell) == cell for ours, cell in cells), 2 * len(rows)
 
 
 def _inline(text):
@@ -175,7 +151,6 @@ def make_report(results):
     pictures = {
         "differences": [*claim_pictures(judged, paper_runs[paper_runs["used"]])],
         "curves": [],
-        "cost": [*cost_pictures(runs, complexity)],
     }
     tables = []
     for protocol in protocols(runs):
@@ -199,7 +174,6 @@ def make_report(results):
         ],
         claims_method=claims.METHOD,
         contests=[for_the_page(table) for table in claims.statement_tables(of_the_paper, judged)],
-        cost=cost_table(results, on_card=True),
         counts=for_the_page(counts(runs)),
         figure4=figure4.read_bytes() if figure4.exists() else b"",
         finished=(runs["state"] == "finished").sum(),
@@ -211,8 +185,7 @@ def make_report(results):
         tables=tables,
         verdicts=VERDICTS,
     )
-    files = {name: svg for found in pictures.values() for name, (_, svg) in found.items()}
-    return page, files
+    return page, {name: svg for found in pictures.values() for name, (_, svg) in found.items()}
 
 
 def write_report(results):

@@ -1,5 +1,6 @@
 """The DataFrame of runs, a row a run, from run directories to results/runs.csv."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import pandas as pd
 from lcm.errors import UserError, plural
 from lcm.files import write
 from lcm.reporting import records
-from lcm.reporting.records import COLUMNS, OPTIONAL, DamagedRecord
+from lcm.reporting.records import COLUMNS, OPTIONAL
 
 DTYPES = COLUMNS | OPTIONAL
 SWITCHES = [key for key, dtype in COLUMNS.items() if dtype == "boolean"]
@@ -35,19 +36,20 @@ def read_runs(file):
     """The DataFrame of runs.csv; without rows where there is no such file. UserError: damaged."""
     if not Path(file).exists():
         return frame([])
-    read = {"float64": float, "Int64": int, "boolean": {"true": True, "false": False}.__getitem__}
+    unknown = {key: [""] for key, dtype in COLUMNS.items() if dtype != "str"}
+    # Python's own reading of a float is exact
+    as_read = {key: "str" if dtype == "float64" else dtype for key, dtype in DTYPES.items()}
     try:
-        runs = pd.read_csv(file, dtype=str, keep_default_na=False)
-        if list(runs) != [*COLUMNS, *(key for key in OPTIONAL if key in runs)]:
-            raise ValueError("other columns")
-        for key, dtype in COLUMNS.items():
-            if dtype != "str":  # Python's own reading of a number, which is exact
-                cells = [read[dtype](cell) if cell else None for cell in runs[key]]
-                runs[key] = pd.array(cells, dtype=dtype)
-        return runs.assign(**{key: runs.get(key, "") for key in OPTIONAL})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        text = Path(file).read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("it is cut short")
+        runs = pd.read_csv(
+            io.StringIO(text), dtype=as_read, keep_default_na=False, na_values=unknown
+        )
+        return runs.assign(**{key: runs.get(key, "") for key in OPTIONAL})[[*DTYPES]].astype(DTYPES)
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{file} is damaged ({error}): regenerate it with python scripts/collect.py --from"
+            f"{file} is damaged ({error}): python scripts/collect.py makes it from the records"
         ) from error
 
 
@@ -56,9 +58,9 @@ class Summary(NamedTuple):
 
     runs: pd.DataFrame
     damaged: list
-    new: tuple = ()
-    replaced: tuple = ()
-    unfinished: tuple = ()
+    new: list
+    replaced: list
+    unfinished: list
 
     def __str__(self):
         failed = self.runs[self.runs["state"] == "failed"]
@@ -66,67 +68,47 @@ class Summary(NamedTuple):
             f"{plural(len(self.runs), 'run')}: {len(self.runs) - len(failed)} finished, "
             f"{len(failed)} failed; {len(self.new)} new, {len(self.replaced)} replaced"
         ]
-        reasons = (f"{run.run}: {run.message or 'no message'}" for run in failed.itertuples())
+        reasons = [f"{run.run}: {run.message or 'no message'}" for run in failed.itertuples()]
         for title, entries in {
             "failed": reasons,
             "replaced (the earlier record is in git)": self.replaced,
             "not finished, left out": self.unfinished,
             "DAMAGED, left out": self.damaged,
         }.items():
-            if entries := [f"  {entry}" for entry in entries]:
-                lines += [f"{title}:", *entries]
+            lines += [f"{title}:", *(f"  {entry}" for entry in entries)] if entries else []
         return "\n".join(lines)
 
 
 def collect(runs, results):
     """Write a record of each finished or failed run below `runs`, then runs.csv from all records.
 
-    Returns a Summary. Records of other runs stay. A run found again replaces its record, but a
-    failed one never replaces a finished one. Damaged and unfinished runs are left out and named.
-    Raises UserError where the folder is missing.
+    runs=None: from the records alone. Returns a Summary. Records of other runs stay. A run found
+    again replaces its record, but a failed one never replaces a finished one. Damaged and
+    unfinished runs are left out and named. Raises UserError where the folder is missing.
     """
-    runs, metrics = Path(runs), Path(results) / "metrics"
-    if not runs.is_dir():
+    if runs is not None and not Path(runs).is_dir():
         raise UserError(
             f"no folder {runs}: train something first (python train.py), or name the folder that "
             "holds the runs"
         )
-    new, replaced = [], []
-    recorded, unfinished, damaged = records.read_runs(runs)
-    for run, epochs in recorded:
+    metrics, new, replaced = Path(results) / "metrics", [], []
+    earlier = {run["run"]: run for run, _ in records.read_records(metrics)[0]}
+    found, unfinished, damaged = records.read_runs(runs) if runs is not None else ([], [], [])
+    for run, epochs in found:
         file, text = metrics / records.record_name(run["run"]), records.record(run, epochs)
         if not file.exists():
             new.append(run["run"])
         elif file.read_bytes() != text.encode():
-            before = _recorded(file)
+            before = earlier.get(run["run"], {"state": "damaged"})
             if (before["state"], run["state"]) == ("finished", "failed"):
                 continue
             replaced.append(f"{run['run']}: {_outcome(before)} before, {_outcome(run)} now")
         write(file, text)
-    found = _write_csv(metrics, results)
-    return Summary(found.runs, damaged + found.damaged, new, replaced, unfinished)
-
-
-def _recorded(file):
-    try:
-        return records.read_record(file)[0]
-    except DamagedRecord:
-        return {"state": "damaged"}
+    recorded, damaged_records = records.read_records(metrics)
+    table = frame([records.row(run) for run, _ in recorded])
+    write(Path(results) / "runs.csv", runs_csv(table))
+    return Summary(table, damaged + damaged_records, new, replaced, unfinished)
 
 
 def _outcome(run):
     return f"{run['result']['test_top1']} %" if run["state"] == "finished" else run["state"]
-
-
-def rebuild(metrics, results):
-    """Write `results`/runs.csv from a folder of records alone; returns a Summary. UserError."""
-    if not Path(metrics).is_dir():
-        raise UserError(f"no folder {metrics}: name the folder of records, usually results/metrics")
-    return _write_csv(metrics, results)
-
-
-def _write_csv(metrics, results):
-    found, damaged = records.read_records(metrics)
-    runs = frame([records.row(run) for run, _ in found])
-    write(Path(results) / "runs.csv", runs_csv(runs))
-    return Summary(runs, damaged)

@@ -27,7 +27,7 @@ augmentation; within a pair only the attention differs. The methods and their so
   pair is lost by as much as any pair differs.
 """
 
-import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -50,8 +50,8 @@ class Comparison(NamedTuple):
     `differences` are the pairs' own, in the order given, `deviation` their sample standard
     deviation, `low` and `high` the ends of the 95 % interval of their mean, `p` the two-sided
     p-value, `wins` the share of pairs in which A is above B (a tie counts half, a diverged run
-    loses), `diverged` the number of pairs with a diverged run. None where the pairs do not define
-    it: everything without pairs, the deviation below two, the interval below three.
+    loses). None where the pairs do not define it: everything without pairs, the deviation below
+    two, the interval below three.
     """
 
     n: int
@@ -64,7 +64,6 @@ class Comparison(NamedTuple):
     differences: tuple = ()
     least: float = 0.0
     most: float = math.inf
-    diverged: int = 0
 
 
 def compare(differences, least=0.0, most=math.inf, lost=None):
@@ -78,7 +77,7 @@ def compare(differences, least=0.0, most=math.inf, lost=None):
     if not len(d):
         return Comparison(0, least=least, most=most)
     lost = np.zeros(len(d)) if lost is None else np.asarray(lost, dtype=float)
-    low, high = _interval(tuple(d.tolist())) if len(d) > 2 else (None, None)
+    low, high = bca_interval(d) if len(d) > 2 else (None, None)
     p = statement_p(d, least, most)
     if lost.any():
         harsh = np.where(lost, lost * np.abs(d).max(), d)
@@ -96,7 +95,6 @@ def compare(differences, least=0.0, most=math.inf, lost=None):
         differences=tuple(d.tolist()),
         least=least,
         most=most,
-        diverged=int(np.count_nonzero(lost)),
     )
 
 
@@ -114,11 +112,6 @@ def statement_p(d, least=0.0, most=math.inf):
     return max(sign_flip_p(d - least), at_most)
 
 
-@functools.cache
-def _interval(differences):
-    return bca_interval(differences)  # several pages show one comparison
-
-
 def bca_interval(differences, level=0.95):
     """The BCa bootstrap interval (low, high) of the mean, with a fixed seed.
 
@@ -128,9 +121,13 @@ def bca_interval(differences, level=0.95):
     d = np.asarray(differences, dtype=float)
     if np.ptp(d) <= 1e-9 * max(1.0, np.abs(d).max()):
         return float(d.mean()), float(d.mean())
-    generator = np.random.default_rng(0)
     drawn = stats.bootstrap(
-        (d,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=generator
+        (d,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(0),
     )
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
@@ -153,13 +150,14 @@ def sign_flip_p(differences):
 
 
 def holm(p_values):
-    """Holm's adjusted p-values. None, a comparison without runs, stays None and counts."""
-    adjusted = list(p_values)
-    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    highest = 0.0
-    for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, (len(adjusted) - rank) * p))
-        adjusted[index] = highest
+    """Holm's adjusted p-values, of many families at once too: (..., comparisons). None, a
+    comparison without runs, counts and becomes NaN."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, axis=-1)
+    factors = np.arange(p.shape[-1], 0, -1)
+    rising = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(rising, 1), -1)
     return adjusted
 
 
@@ -237,7 +235,4 @@ def prediction_interval(comparison, level=1 - ALPHA):
 
 def pairs_to_reach(comparisons=1):
     """The fewest pairs with which one of `comparisons` p-values can survive Holm's correction."""
-    n = MINIMUM_PAIRS
-    while 2 / 2**n * comparisons > ALPHA:
-        n += 1
-    return n
+    return next(n for n in itertools.count(MINIMUM_PAIRS) if 2 / 2**n * comparisons <= ALPHA)

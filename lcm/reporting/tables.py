@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from lcm.files import missing
 from lcm.reporting.claims import judge_statements, read_claims
 from lcm.reporting.paired import in_family, make_rows, measured, rows_table, run_notes
 from lcm.reporting.protocol import (
@@ -69,30 +68,28 @@ COUNTS = {
 
 def read_paper(results):
     """paper.csv in the paper's order; its counts stay text, as printed."""
-    paper = pd.DataFrame(read_csv(Path(results) / "paper.csv"))
-    return paper.astype({"table": int, "value": float})
+    rows = read_csv(Path(results) / "paper.csv")
+    return pd.DataFrame(rows).astype({"table": int, "value": float})
 
 
 def top1(paper):
     """{(data, model, attention): the paper's top-1 accuracy}"""
-    rows = paper[paper["metric"] == "top1"].drop_duplicates(ARM)
-    return rows.set_index(ARM)["value"].to_dict()
+    return paper[paper["metric"] == "top1"].drop_duplicates(ARM).set_index(ARM)["value"].to_dict()
 
 
 def read_complexity(results):
     """complexity.csv: the counts of the paper's networks. Raises UserError where it is missing."""
-    file = Path(results) / "complexity.csv"
-    if not file.exists():
-        raise missing(file)
-    return pd.read_csv(file, keep_default_na=False)[list(COUNTS)].astype(COUNTS)
+    return pd.DataFrame(read_csv(Path(results) / "complexity.csv"))[list(COUNTS)].astype(COUNTS)
 
 
 def paper_table(number, runs, protocol, plan, paper, complexity):
     """Table `number` of the paper beside the runs that a protocol has selected."""
     keys = ["table", "model", "attention"]
     cells = paper[paper["table"] == number].merge(complexity, how="left", on=keys)
-    counted = [f"{name} {whose}" for name in ("Para (M)", "GFloat") for whose in ("paper", "ours")]
-    header = ["Model", *counted, "MACs (G) ours"]
+    header = [
+        *("Model", "Para (M) paper", "Para (M) ours", "GFloat paper", "GFloat ours"),
+        "MACs (G) ours",
+    ]
     for data, metric in dict.fromkeys(zip(cells["data"], cells["metric"], strict=True)):
         title = DATA_TITLE[data] if number < 5 else METRIC_TITLE[metric]
         header += [f"{title} paper", f"{title} ours", "ours - paper"]
@@ -169,7 +166,9 @@ def comparison_table(runs, protocol, results):
     network of one's own, which has no sizes for them, those that were trained) and one's own.
     """
     plan, paper = read_plan(results, protocol), read_paper(results)
-    runs, rows, claimed, progress = select(runs, protocol, plan), [], {}, []
+    runs, rows, claimed = select(runs, protocol, plan), [], {}
+    seeds = len(plan["seeds"]) if plan else 0
+    warning = f"Not the paper's schedule: runs with {protocol.words}." if protocol.schedule else ""
     kind = "plan" if plan else "none" if protocol.schedule else "paper"
     if kind == "paper":
         judged = judge_statements(read_claims(Path(results) / "claims.yaml", paper), runs)
@@ -181,9 +180,12 @@ def comparison_table(runs, protocol, results):
         if plan and model == plan["model"] and data in plan["data"]:
             for family in plan["families"]:
                 wanted = [(data, model, pair["a"], pair["b"]) for pair in family]
-                planned += in_family(make_rows(runs, wanted), len(plan["seeds"]))
+                planned += in_family(make_rows(runs, wanted), seeds)
             pairs = [row.comparison.n for row in planned]
-            progress.append((data, min(pairs), max(pairs)))
+            if min(pairs) < seeds:
+                count = " to ".join(map(str, sorted({min(pairs), max(pairs)})))
+                warning += f" {DATA_TITLE[data]}: {count} of {seeds} pairs; "
+                warning += f"judged when all {seeds} are there."
         named = {"none", *(row.a for row in planned if row.b == "none")}
         others = make_rows(runs, [(data, model, arm, "none") for arm in arms if arm not in named])
         if kind == "none":
@@ -191,14 +193,6 @@ def comparison_table(runs, protocol, results):
         rows += make_rows(runs, [(data, model, "none", None)]) + planned
         rows += [claimed.get((row.data, row.model, row.a, row.b), row) for row in others]
     table = rows_table(rows, runs, protocol, plan, top1(paper))
-    warning = f"Not the paper's schedule: runs with {protocol.words}." if protocol.schedule else ""
-    seeds = len(plan["seeds"]) if plan else 0
-    for data, fewest, most in progress:
-        if fewest < seeds:
-            count = most if fewest == most else f"{fewest} to {most}"
-            warning += (
-                f" {DATA_TITLE[data]}: {count} of {seeds} pairs; judged when all {seeds} are there."
-            )
     return table._replace(
         name=f"comparison{protocol.suffix}",
         title=f"Every attention against none: {protocol.words}",
@@ -236,6 +230,8 @@ def counts(runs):
                 elapsed(own["seconds"].sum()),
             ]
         )
-    names = ["data", "schedule", "precision", "other settings", "networks", "on"]
-    header = [*names, "finished", "failed", "time"]
-    return Table("counts", "What was run", header, rows, labels=len(names))
+    header = [
+        *("data", "schedule", "precision", "other settings", "networks", "on"),
+        *("finished", "failed", "time"),
+    ]
+    return Table("counts", "What was run", header, rows, labels=6)

@@ -2,6 +2,7 @@
 writes.
 """
 
+import functools
 import hashlib
 import json
 import random
@@ -67,15 +68,17 @@ def invented_run(
         "state": "finished",
         "deviations": {},
     } | changes
-    identity = f"{data}{model}{attention}{seed}{facts['schedule']}{facts['precision']}"
-    identity += f"{facts['epochs']}{facts['deviations']}"
+    varied = [facts[key] for key in ("schedule", "precision", "epochs", "deviations")]
+    identity = "".join(map(str, [data, model, attention, seed, *varied]))
     digest = hashlib.sha256(identity.encode()).hexdigest()
     name = f"{data}/{model}/{attention}/seed{seed}-{digest[:8]}"
     metrics = list(invented_metrics(facts["epochs"], top1, random.Random(identity)))
     best = max(metrics, key=lambda row: row["test_top1"])
     last = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
-    result = {key: metrics[-1][key] for key in last}
-    result |= {"best_test_top1": best["test_top1"], "best_epoch": best["epoch"]}
+    result = {key: metrics[-1][key] for key in last} | {
+        "best_test_top1": best["test_top1"],
+        "best_epoch": best["epoch"],
+    }
     finished = facts["state"] == "finished"
     run = {
         "message": None,
@@ -118,26 +121,18 @@ def edit(directory, **changes):
     run = json.loads(file.read_text())
     for key, value in changes.items():
         *parents, last = key.split("__")
-        place = run
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
+        functools.reduce(dict.__getitem__, parents, run)[last] = value
     file.write_text(json.dumps(run))
 
 
 def results_of(folder, runs=()):
     """A folder of results with the given files, the plans and the collected `runs`, each the
-    keywords
-    of an `invented_run`."""
+    keywords of an `invented_run`."""
     results = folder / "results"
-    results.mkdir(parents=True)
-    for file in (
-        ROOT / "results" / "paper.csv",
-        ROOT / "results" / "claims.yaml",
-        STORED / "complexity.csv",
-    ):
-        shutil.copy(file, results)
     shutil.copytree(ROOT / "results" / "plans", results / "plans")
+    names = ("results/paper.csv", "results/claims.yaml", "results/power.csv")
+    for file in (*(ROOT / name for name in names), STORED / "complexity.csv"):
+        shutil.copy(file, results)
     for keywords in runs:
         invented_run(folder / "runs", **keywords)
     if runs:
@@ -154,7 +149,4 @@ def more(runs, mask, **changes):
 
 def changed(runs, mask, **changes):
     """`runs` with changes in those of the mask."""
-    runs = runs.copy()
-    for key, value in changes.items():
-        runs.loc[mask, key] = value
-    return runs
+    return runs.assign(**{key: runs[key].mask(mask, value) for key, value in changes.items()})

@@ -1,36 +1,24 @@
 """Two versions of a module of one's own are never one arm, nor a pair."""
 
 import pandas as pd
-import pytest
 from invented_runs import invented_run
 
-from lcm.errors import UserError
 from lcm.reporting.any_runs import compare_runs, read_folders
 from lcm.reporting.paired import paired
 from lcm.reporting.protocol import ARM, Protocol, select
 from lcm.reporting.records import COLUMNS
 from lcm.reporting.runs import collect, read_runs
 
-OLD, NEW = {"attention": "a" * 16}, {"attention": "b" * 16}
-
-
-def test_the_digests_are_columns_only_where_a_run_has_them(tmp_path):
-    invented_run(tmp_path / "runs", seed=0)
-    invented_run(tmp_path / "runs", seed=1, own_source={})
-    collect(tmp_path / "runs", tmp_path)
-    assert list(pd.read_csv(tmp_path / "runs.csv")) == list(COLUMNS)
-    invented_run(tmp_path / "runs", attention="mine", own_source=OLD)
-    collect(tmp_path / "runs", tmp_path)
-    assert list(pd.read_csv(tmp_path / "runs.csv")) == [*COLUMNS, "own_attention"]
-    assert list(read_runs(tmp_path / "runs.csv")["own_attention"]) == ["a" * 16, "", ""]
-
 
 def test_versions_of_an_attention_are_arms_of_their_own(tmp_path):
     for seed in range(4):
-        invented_run(tmp_path / "runs", seed=seed, top1=90.0)
-        version, top1 = (OLD, 91.0) if seed < 2 else (NEW, 93.0)
-        own = {"attention": "mine", "own_source": version}
-        invented_run(tmp_path / "runs", seed=seed, top1=top1, **own)
+        invented_run(tmp_path / "runs", seed=seed, top1=90.0, own_source={})
+    collect(tmp_path / "runs", tmp_path)
+    # the digests are columns only where a run has them
+    assert list(pd.read_csv(tmp_path / "runs.csv")) == list(COLUMNS)
+    for seed, (version, top1) in enumerate([("a", 91.0), ("a", 91.0), ("b", 93.0), ("b", 93.0)]):
+        facts = {"seed": seed, "top1": top1, "own_source": {"attention": 16 * version}}
+        invented_run(tmp_path / "runs", attention="mine", **facts)
     table, _ = compare_runs(read_folders([tmp_path / "runs"])[0])
     records = table.records.set_index("attention")
     assert list(records.index) == ["none", "mine source=aaaaaaaa", "mine source=bbbbbbbb"]
@@ -38,31 +26,33 @@ def test_versions_of_an_attention_are_arms_of_their_own(tmp_path):
     assert list(records["difference"][1:]) == [1.0, 3.0]
 
     collect(tmp_path / "runs", tmp_path)
-    arms = dict(list(select(read_runs(tmp_path / "runs.csv"), Protocol()).groupby(ARM, sort=False)))
-    assert [(arm, len(runs)) for (*_, arm), runs in arms.items()] == [
-        ("none", 4),
-        ("mine source=aaaaaaaa", 2),
-        ("mine source=bbbbbbbb", 2),
-    ]
+    assert list(pd.read_csv(tmp_path / "runs.csv")) == [*COLUMNS, "own_attention"]
+    arms = select(read_runs(tmp_path / "runs.csv"), Protocol()).groupby(ARM, sort=False).size()
+    assert {arm: size for (*_, arm), size in arms.items()} == {
+        "none": 4,
+        "mine source=aaaaaaaa": 2,
+        "mine source=bbbbbbbb": 2,
+    }
 
 
 def test_versions_of_a_network_are_no_pair(tmp_path):
     own = {"model": "plain", "schedule": "digits", "data": "digits"}
-    for seed in range(2):
-        invented_run(tmp_path / "runs", seed=seed, own_source={"model": "a" * 16}, **own)
-        after = {"model": "b" * 16 if seed else "a" * 16}
-        invented_run(tmp_path / "runs", seed=seed, attention="se", own_source=after, **own)
-    with pytest.raises(UserError, match="several versions of its source"):
-        compare_runs(read_folders([tmp_path / "runs"])[0])
+    for seed, (none, se) in enumerate([("a", "a"), ("a", "b"), ("b", "b")]):
+        for attention, version in (("none", none), ("se", se)):
+            source = {"model": 16 * version}
+            invented_run(
+                tmp_path / "runs", seed=seed, attention=attention, own_source=source, **own
+            )
+    table, _ = compare_runs(read_folders([tmp_path / "runs"])[0])
+    assert [tuple(row[1:3]) for row in table.rows] == [
+        ("plain source=aaaaaaaa", "none"),
+        ("plain source=aaaaaaaa", "se"),
+        ("plain source=bbbbbbbb", "none"),
+        ("plain source=bbbbbbbb", "se"),
+    ]
+    assert list(table.records["pairs"]) == [0, 1, 0, 1]
 
-    results = tmp_path / "results"
-    collect(tmp_path / "runs", results)
-    runs = read_runs(results / "runs.csv")
+    collect(tmp_path / "runs", tmp_path)
+    runs = read_runs(tmp_path / "runs.csv")
     arms = (runs[runs["attention"] == arm] for arm in ("se", "none"))
-    assert list(paired(*arms)["seed"]) == [0]
-    arms = dict(list(select(runs, Protocol("digits")).groupby(ARM, sort=False)))
-    assert [len(arm) for arm in arms.values()] == [2, 1, 1]
-    assert {model for _, model, _ in arms} == {
-        "plain source=aaaaaaaa",
-        "plain source=bbbbbbbb",
-    }
+    assert list(paired(*arms)["seed"]) == [0, 2]

@@ -1,7 +1,6 @@
 """The report: one page without any request, the same bytes each time, findings first."""
 
 import base64
-import json
 import os
 import re
 import shutil
@@ -10,32 +9,36 @@ import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
-from invented_runs import ROOT, edit, results_of
+from invented_runs import ROOT, invented_run, results_of
 from matplotlib.collections import PathCollection
 
 from lcm.reporting import figures
 from lcm.reporting.captions import length_and_seeds
-from lcm.reporting.protocol import Protocol
 from lcm.reporting.render import Table
-from lcm.reporting.report import for_the_page, forest_rows, make_report
-from lcm.reporting.runs import collect, read_runs
+from lcm.reporting.report import for_the_page, make_report
+from lcm.reporting.runs import collect
 from lcm.reporting.statistics import compare
-from lcm.reporting.tables import comparison_table
+
+DIGITS = {"data": "digits", "schedule": "digits", "top1": 98.61}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
+    """Measured and simulated files are those of the repository."""
     runs = [
-        {"attention": a, "seed": s, "top1": 92 + s / 8} for a in ("none", "lcm2") for s in range(2)
+        *(
+            {"attention": a, "seed": s, "top1": 92 + s / 8}
+            for a in ("none", "lcm2")
+            for s in (0, 1)
+        ),
+        *({"attention": a} | DIGITS for a in ("none", "gc")),
+        {"attention": "se", "state": "failed", "message": "the loss is <not> finite"},
     ]
-    runs += [
-        {"attention": a, "data": "digits", "schedule": "digits", "top1": 98.61}
-        for a in ("none", "gc")
-    ]
-    runs += [{"attention": "se", "state": "failed", "message": "the loss is <not> finite"}]
-    return results_of(tmp_path_factory.mktemp("report"), runs)
+    folder = results_of(tmp_path_factory.mktemp("report"), runs)
+    for name in ("benchmark.csv", "figure4.png"):
+        shutil.copy(ROOT / "results" / name, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,7 @@ class Requests(HTMLParser):
         self.ids += [attributes["id"]] if "id" in attributes else []
         assert tag not in ("script", "iframe", "object", "embed", "base")
         assert not any(key.startswith("on") for key in attributes)
-        if tag not in self.VOID:
-            self.open.append(tag)
+        self.open += [tag] if tag not in self.VOID else []
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -71,69 +73,68 @@ def test_nothing_is_requested(made):
     page, pictures = made
     parser = Requests()
     parser.feed(page)
-    assert (
-        parser.open == []
-        and len(set(parser.ids)) == len(parser.ids)
-        and len(parser.loads) == len(pictures)
-    )
+    assert parser.open == [] and len(set(parser.ids)) == len(parser.ids)
     for tag, link in parser.links:
         assert link == "data:," if tag == "link" else link[0] == "#" and link[1:] in parser.ids
     assert not re.search(r"@import|url\(", page)
-    for load in parser.loads:
-        kind, content = load.split(",", 1)
-        picture = base64.b64decode(content).decode()
-        assert kind == "data:image/svg+xml;base64"
-        assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', picture))
-        assert "<script" not in picture and "url(http" not in picture
+    kinds = [load.split(",", 1)[0] for load in parser.loads]
+    assert kinds == ["data:image/svg+xml;base64"] * len(pictures) + ["data:image/png;base64"]
+    for picture in pictures.values():
+        assert all(link.startswith(b"#") for link in re.findall(rb'href="([^"]*)"', picture))
+        assert b"<script" not in picture and b"url(http" not in picture
 
 
 def test_the_same_bytes_in_another_process(results, made, tmp_path):
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    command = [sys.executable, str(ROOT / "scripts" / "report.py"), "--results", str(copy)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, ROOT / "scripts" / "report.py", "--results", copy]
+    subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True)
     page, pictures = made
     assert (copy / "report.html").read_text(encoding="utf-8") == page
-    written = {file.stem: file.read_bytes() for file in (copy / "figures").iterdir()}
-    assert written == pictures
-
-
-def test_numbers_and_commands_are_there(made):
-    page, _ = made
-    assert "92.06 ± 0.08 (2)" in page and "retracted" in page
-    assert "the loss is &lt;not&gt; finite" in page
-    assert (
-        "python train.py experiment=table5 model=densenet121 attention=se data=mini_imagenet"
-        in page
-    )
-    assert "python train.py data=digits model=resnet20 attention=lcm1 schedule=digits" in page
-    assert "cpu (simulated)" in page and "/home/" not in page
+    assert {file.stem: file.read_bytes() for file in (copy / "figures").iterdir()} == pictures
 
 
 def section(page, name):
     return re.search(rf'<h2 id="{name}">.*?(?=<h2 |</body>)', page, re.DOTALL)[0]
 
 
-def test_the_findings_come_first(made):
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("findings", "Not known yet: no claim about accuracy"),
+        ("findings", "<b>Accuracy</b>: 17 claims, judged by pairs of runs: 17 not tested yet."),
+        ("findings", "a cheap module need not help: 2 supported."),
+        ("findings", "claim 1</a>: lcm2 minus cbam is -0.39 points in Table 5"),
+        ("findings", "12 of the paper's 12 printed counts"),  # stored/complexity.csv has Table 2
+        ("findings", r"by 10 seeds \(claims 10, 14, 15, 18\)"),
+        # claim 7: eight comparisons of ten pairs each, of which lcm2 - none has two
+        ("claims", r"<b>7</b> <span[^>]*>not tested yet \(2 of 80 pairs\)"),
+        ("claims", r"<b>10</b> <span[^>]*>not tested yet \(0 of 60 pairs\)"),
+        ("claims", r"<b>3</b> <span[^>]*>supported<"),
+        ("tables", r"92.06 ± 0.08 \(2\)"),
+        ("tables", "the loss is &lt;not&gt; finite"),
+        ("tables", "experiment=table5 model=densenet121 attention=se data=mini_imagenet"),
+        ("tables", "python train.py data=digits model=resnet20 attention=lcm1 schedule=digits"),
+        ("power", '<td class="l"><a href="#claim7">7</a></td><td>25</td><td>40</td>'),
+        ("speed", r"resnet20</td><td>1.44 \[1.39, 1.49\]</td>"),
+        ("speed", r"resnet20, cbam</td><td>1.52 \[1.48, 1.56\]</td>"),
+        ("made", r"cpu \(simulated\)"),
+    ],
+)
+def test_what_a_section_says(made, name, words):
     page, _ = made
-    names = re.findall(r'<h2 id="(\w+)">', page)
-    assert names == [
-        "findings", "differences", "claims", "tables", "curves", "cost", "power", "speed", "made",
-    ]  # fmt: skip
-    findings = section(page, "findings")
-    assert "Not known yet: no claim about accuracy" in findings
-    assert "<b>Accuracy</b>: 17 claims, judged by pairs of runs: 17 not tested yet." in findings
-    assert "a cheap module need not help: 2 supported." in findings
-    assert "claim 1</a>: lcm2 minus cbam is -0.39 points in Table 5" in findings
-    assert "12 of the paper's 12 printed counts" in findings  # stored/complexity.csv has Table 2
-    assert "What would decide" not in findings  # no power.csv there
-    claims = section(page, "claims")
-    # claim 7: eight comparisons of ten pairs each, of which lcm2 - none has two
-    assert re.search(r"<b>7</b> <span[^>]*>not tested yet \(2 of 80 pairs\)", claims)
-    assert re.search(r"<b>10</b> <span[^>]*>not tested yet \(0 of 60 pairs\)", claims)
-    assert re.search(r"<b>3</b> <span[^>]*>supported<", claims)
+    assert re.search(words, section(page, name))
+
+
+def test_the_findings_come_first_and_figure_4_is_that_of_the_file(made):
+    page, _ = made
+    assert re.findall(r'<h2 id="(\w+)">', page) == [
+        *("findings", "differences", "claims", "tables", "curves", "figure4", "power"),
+        *("speed", "made"),
+    ]
+    assert "retracted" in page and "/home/" not in page
+    picture = re.search(r"data:image/png;base64,([^\"]+)", section(page, "figure4"))[1]
+    assert base64.b64decode(picture) == (ROOT / "results" / "figure4.png").read_bytes()
 
 
 def test_columns_of_the_page():
@@ -141,91 +142,55 @@ def test_columns_of_the_page():
     header = ["Data", "Model", "Para (M)", "MACs (G)", "top-1", "p"]
     rows = [["digits", "a", "1", "2", "9", "–"], ["digits", "b", "3", "2", "8", "–"]]
     table = for_the_page(Table("t", "T", header, rows, ["fact"], labels=2))
-    assert list(table.header) == ["Model", "top-1", "Para (M)"] and table.labels == 1
+    assert (table.header, table.labels) == (("Model", "top-1", "Para (M)"), 1)
     assert table.rows == [("a", "9", "1"), ("b", "8", "3")]
     assert table.notes == ["In every row: Data digits, p (nothing yet), MACs (G) 2.", "fact"]
-    one = for_the_page(Table("t", "T", header, rows[:1]))
-    assert one.rows == [("digits", "a", "9", "–", "1", "2")]
-    assert for_the_page(Table("t", "T", header, [])).rows == []
-
-
-def test_cost_power_speed_and_figure_4(tmp_path):
-    results = results_of(tmp_path, [])
-    for name in ("complexity.csv", "power.csv", "cost.csv", "benchmark.csv", "figure4.png"):
-        shutil.copy(ROOT / "results" / name, results)
-    page, _ = make_report(results)
-    assert '<tr><td class="l"><a href="#claim7">7</a></td><td>25</td><td>40</td></tr>' in page
-    assert "by 10 seeds (claims 10, 14, 15, 18)" in page
-    speed = section(page, "speed")
-    assert re.search(r"resnet20</td><td>1.44 \[1.39, 1.49\]</td>", speed)
-    assert re.search(r"resnet20, cbam</td><td>1.52 \[1.48, 1.56\]</td>", speed)
-    assert "<td class=l>Table 2</td><td>12</td><td>0.26 h</td>" in section(page, "cost")
-    picture = re.search(r"data:image/png;base64,([^\"]+)", section(page, "figure4"))[1]
-    assert base64.b64decode(picture) == (ROOT / "results" / "figure4.png").read_bytes()
-
-
-def test_pictures(made):
-    page, pictures = made
-    assert list(pictures) == [
-        "claims", "against-none-digits-digits",
-        "curves-cifar10-resnet20", "curves-digits-digits-resnet20", "cost",
-    ]  # fmt: skip
-    for name, svg in pictures.items():
-        assert svg.startswith(b"<?xml") and f"figures/{name}.svg" in page
-        assert b"<dc:date>" not in svg
+    for some, expected in ((rows[:1], [("digits", "a", "9", "–", "1", "2")]), ([], [])):
+        assert for_the_page(Table("t", "T", header, some)).rows == expected
 
 
 def test_a_picture_alone_says_what_was_trained(made):
-    pictures = {name: svg.decode() for name, svg in made[1].items()}
-    for name, words in {
+    page, pictures = made
+    said = {
         "claims": ("ResNet-20 on CIFAR-10: lcm2 - none", "3 epochs, seeds 0, 1; the paper"),
         "against-none-digits-digits": ("ResNet-20 on digits", "3 epochs, seed 0; schedule=digits"),
         "curves-cifar10-resnet20": ("ResNet-20 on CIFAR-10", "3 epochs, seeds 0, 1; the paper"),
-    }.items():
-        assert all(part in pictures[name] for part in words), name
+        "curves-digits-digits-resnet20": ("ResNet-20 on digits", "3 epochs, seed 0"),
+    }
+    assert list(pictures) == list(said)
+    for name, words in said.items():
+        assert all(part in pictures[name].decode() for part in words), name
+        assert f"figures/{name}.svg" in page and b"<dc:date>" not in pictures[name]
 
 
-def test_length_and_seeds():
-    runs = [{"epochs": 8, "seed": seed} for seed in (0, 2, 1, 3)]
-    assert length_and_seeds(runs) == "8 epochs, seeds 0 to 3"
-    assert length_and_seeds(runs[:2]) == "8 epochs, seeds 0, 2"
-    assert (
-        length_and_seeds([*runs[1:], {"epochs": 1, "seed": 9}]) == "1 or 8 epochs, seeds 1, 2, 3, 9"
-    )
+@pytest.mark.parametrize(
+    "epochs, seeds, words",
+    [
+        ([8], [0, 2, 1, 3], "8 epochs, seeds 0 to 3"),
+        ([8], [0, 2], "8 epochs, seeds 0, 2"),
+        ([1], [9], "1 epoch, seed 9"),
+        ([8, 1], [2, 1, 3, 9], "1 or 8 epochs, seeds 1, 2, 3, 9"),
+    ],
+)
+def test_length_and_seeds(epochs, seeds, words):
+    assert length_and_seeds([{"epochs": e, "seed": s} for e in epochs for s in seeds]) == words
 
 
-def test_every_pair_is_in_the_forest(tmp_path):
-    points = {"se": [90.5, 91.25], "lcm2": [91.0, 89.75, 90.0], "none": [90.0, 90.5, 91.0]}
-    runs = [
-        {"attention": a, "seed": s, "top1": top1}
-        for a, found in points.items()
-        for s, top1 in enumerate(found)
-    ]
-    results = results_of(tmp_path, runs)
-    runs = read_runs(results / "runs.csv")
-    rows = forest_rows(comparison_table(runs, Protocol(), results).compared, {})
-    axis = figures.forest(rows, "").axes[0]
-    assert list(rows) == ["ResNet-20: se", "ResNet-20: lcm2"]
-    points = [
-        found.get_offsets()[:, 0].round(6).tolist()
-        for found in axis.collections
-        if isinstance(found, PathCollection)
-    ]
-    assert points == [[0.5, 0.75], [0.625], [1.0, -0.75, -1.0], [-0.25]]
-
-
-def test_no_pair_of_a_forest_hides_another():
+def test_every_pair_is_in_the_forest_and_none_hides_another():
     """Five pairs at one place, two at another: each circle has a place of its own in its row."""
-    differences = (0.5, 0.5, -0.25, 0.5, 0.5, -0.25, 0.5, 1.0)
-    row = SimpleNamespace(comparison=compare(differences), verdict=None)
-    axis = figures.forest({"a": (row, 0.5), "b": (row, None)}, "").axes[0]
-    circles = [part for part in axis.collections if len(part.get_offsets()) == len(differences)]
-    assert len(circles) == 2
-    for row, part in enumerate(circles):
-        places = part.get_offsets()
-        assert places[:, 0].tolist() == list(differences)
-        assert len({tuple(place) for place in places.round(6).tolist()}) == len(differences)
-        assert (abs(places[:, 1] - row) < 0.5).all()
+    found = {"a": (0.5, 0.5, -0.25, 0.5, 0.5, -0.25, 0.5, 1.0), "b": (1.0, -0.75, -1.0)}
+    rows = {
+        label: (SimpleNamespace(comparison=compare(d), verdict=None), 0.5)
+        for label, d in found.items()
+    }
+    axis = figures.forest(rows, "").axes[0]
+    parts = [part for part in axis.collections if isinstance(part, PathCollection)]
+    shown = [part.get_offsets().round(6).tolist() for part in parts]  # pairs, mean, the paper
+    means = [compare(d).mean for d in found.values()]
+    assert [part[0][0] for part in shown[1::3]] == pytest.approx(means, abs=1e-6)
+    for index, (pairs, d) in enumerate(zip(shown[::3], found.values(), strict=True)):
+        assert [x for x, _ in pairs] == list(d) and len(set(map(tuple, pairs))) == len(d)
+        assert all(abs(y - index) < 0.5 for _, y in pairs)
 
 
 def test_curves_have_every_epoch_and_every_run():
@@ -236,52 +201,35 @@ def test_curves_have_every_epoch_and_every_run():
     assert none == [[8, 9], [7, 8], [9, 10], [2, 2]]  # the mean, both runs; of one run the line
 
 
-def test_cost_is_what_a_module_adds():
-    """Each panel has its cost at its place; networks with equal costs have heights of their own."""
-    added = pd.DataFrame(
-        [("A", "se", 10.0, 0.0), ("B", "se", 10.0, 0.5), ("A", "simam", 0.0, 0.0)],
-        columns=["network", "attention", "params", "macs"],
-    )
-    figure = figures.cost_by_module({"params": "parameters", "macs": "MACs"}, added, "")
-    figure.canvas.draw()
-    for axis, cost in zip(figure.axes, ("params", "macs"), strict=True):
-        places = [tuple(p) for part in axis.collections for p in part.get_offsets().tolist()]
-        assert sorted(x for x, _ in places) == sorted(added[cost]) and len(set(places)) == 3
-        assert [label.get_text() for label in axis.get_yticklabels()] == ["se", "simam"]
-        assert axis.get_xlim()[0] < 0
-
-
 def test_modules_of_ones_own_have_a_colour_and_a_name_in_every_figure(tmp_path):
     colours = figures.colours(["none", "se", "eca", "mine", "other"])
     assert len(set(colours.values())) == 5 and figures.colours(["eca"]) == {"eca": colours["eca"]}
-    names = ("none", "mine", "other")
-    _, pictures = make_report(
-        results_of(tmp_path, [{"attention": a, "seed": s} for a in names for s in range(12)])
-    )
+    runs = [{"attention": a, "seed": s} for a in ("none", "mine", "other") for s in range(12)]
+    _, pictures = make_report(results_of(tmp_path, runs))
     # more seeds make no more pictures
-    assert list(pictures) == ["against-none-cifar10", "curves-cifar10-resnet20", "cost"]
-    for name, svg in pictures.items():
-        assert all(module in svg.decode() for module in names[1:]), name
+    assert list(pictures) == ["against-none-cifar10", "curves-cifar10-resnet20"]
+    assert all(name in svg for name in (b"mine", b"other") for svg in pictures.values())
 
 
 def test_without_any_run(tmp_path):
-    page, pictures = make_report(results_of(tmp_path, []))
-    assert list(pictures) == ["cost"] and "Nothing was run yet." in page
+    page, pictures = make_report(results_of(tmp_path))
+    assert pictures == {} and page.count("Nothing was run yet.") == 2
+    assert "Not measured yet" in section(page, "speed") and "figure4" not in section(page, "curves")
     assert page.count("python train.py experiment=table") == 18 + 12 + 12 + 12 + 18
     Requests().feed(page)
 
 
 def test_an_epoch_without_a_number_and_a_run_without_counts_end_nothing(tmp_path):
-    runs = [{"attention": a, "epochs": 8, "top1": 92.0} for a in ("none", "lcm2")]
-    results = results_of(tmp_path, runs)
-    for directory in (tmp_path / "runs").rglob("seed*"):
-        lines = (directory / "metrics.jsonl").read_text().splitlines()
-        first = json.loads(lines[0]) | {"test_top1": None}
-        (directory / "metrics.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
-        edit(directory, params=None, macs=None)
-    collect(tmp_path / "runs", results)
-    _, pictures = make_report(results)
-    assert list(pictures) == ["claims", "curves-cifar10-resnet20", "cost"]
+    results = results_of(tmp_path)
+    for attention in ("none", "lcm2"):
+        facts = {"attention": attention, "epochs": 8, "params": None, "macs": None}
+        file = invented_run(tmp_path / "runs", **facts) / "metrics.jsonl"
+        # the first of its eight lines
+        file.write_text(
+            re.sub('"test_top1": [^,]*', '"test_top1": null', file.read_text(), count=1)
+        )
+    assert not collect(tmp_path / "runs", results).damaged
+    assert list(make_report(results)[1]) == ["claims", "curves-cifar10-resnet20"]
 
 
 @pytest.mark.parametrize("epochs, title", [(300, 226), (10, 9), (8, 7), (4, 3), (2, 1)])

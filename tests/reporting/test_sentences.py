@@ -9,8 +9,8 @@ import yaml
 from invented_runs import ROOT
 
 from lcm.reporting.claims import families, judge, judge_statements, read_chances, read_claims
-from lcm.reporting.cost import cells
 from lcm.reporting.protocol import (
+    ARM,
     DATA_TITLE,
     NETWORK_TITLE,
     PAPER_SCHEDULE,
@@ -19,7 +19,8 @@ from lcm.reporting.protocol import (
     select,
 )
 from lcm.reporting.records import read_record, record_name
-from lcm.reporting.render import as_printed, signed
+from lcm.reporting.render import signed
+from lcm.reporting.report import printed_counts
 from lcm.reporting.runs import read_runs
 from lcm.reporting.statistics import MINIMUM_PAIRS, pairs_to_reach
 from lcm.reporting.tables import read_complexity, read_paper
@@ -28,6 +29,9 @@ RESULTS = ROOT / "results"
 
 RUNS = read_runs(RESULTS / "runs.csv")
 PAPER = read_paper(RESULTS)
+TOP1 = PAPER[PAPER["metric"] == "top1"]
+BASELINES = len(TOP1[TOP1["attention"] == "none"].drop_duplicates(["data", "model"]))
+CLAIMS = read_claims(RESULTS / "claims.yaml", PAPER)
 COMPARED = pd.concat(pd.read_csv(file) for file in sorted(RESULTS.glob("comparison*.csv")))
 NO_NUMBERS = (
     r"`[^`]*`", r"LCM[12]", r"ResNets?(-\d+)?", r"DenseNet-\d+", r"ResNeXt-\d+", r"CIFAR-100?",
@@ -47,24 +51,22 @@ def of_paper(model, attention, data, metric="top1"):
 
 def trained(attention):
     """The accuracy of the one run of ResNet-20 on CIFAR-10 under the paper's schedule."""
-    rows = RUNS[(RUNS["schedule"] == "cifar") & (RUNS["data"] == "cifar10")]
-    return one(rows[rows["attention"] == attention]["test_top1"])
+    run = RUNS["run"].str.startswith(f"cifar10/resnet20/{attention}/")
+    return one(RUNS[run & (RUNS["schedule"] == "cifar")]["test_top1"])
 
 
-def plan_of(schedule):
-    """The seeds that were planned for a schedule; 0 where nothing was."""
-    file = RESULTS / "plans" / f"{schedule}.yaml"
-    return len(yaml.safe_load(file.read_text())["seeds"]) if file.exists() else 0
+PLANS = {  # {schedule: how many seeds were planned}
+    file.stem: len(yaml.safe_load(file.read_text())["seeds"])
+    for file in sorted((RESULTS / "plans").glob("*.yaml"))
+}
 
 
 def what_was_run():
     """Whatever groups of runs there are, README names each."""
     assert RUNS["device"].str.startswith("cpu").all(), "README says: on a CPU"
-    networks = " and ".join(
-        NETWORK_TITLE[model] for model in in_order(RUNS["model"], NETWORK_TITLE)
-    )
+    networks = in_order(RUNS["model"], NETWORK_TITLE)
+    yield f"{' and '.join(NETWORK_TITLE[model] for model in networks)} on a CPU"
     counts = RUNS.groupby(["schedule", "data", "epochs"]).size()
-    yield f"{networks} on a CPU"
     for (schedule, data, epochs), count in counts.items():
         yield f"{count} of {epochs} epochs on {DATA_TITLE[data]} (`{schedule}`)"
 
@@ -74,15 +76,12 @@ def gains_of_lcm2():
     rows = COMPARED[(COMPARED["attention"] == "lcm2") & (COMPARED["against"] == "none")]
     for row in rows[rows["pairs"] > 0].itertuples():
         same = (RUNS["data"] == row.data) & (RUNS["schedule"] == row.schedule)
-        name = (
-            f"{NETWORK_TITLE[row.model]}, {DATA_TITLE[row.data]}, "
-            f"{one(set(RUNS[same]['epochs']))} epochs"
-        )
-        paper, planned = "–", plan_of(row.schedule)
+        names = NETWORK_TITLE[row.model], DATA_TITLE[row.data], one(set(RUNS[same]["epochs"]))
+        paper, planned = "–", PLANS.get(row.schedule, 0)
         if planned or row.schedule == PAPER_SCHEDULE.get(row.data):
-            arms = (of_paper(row.model, arm, row.data) for arm in ("lcm2", "none"))
-            paper = f"{operator.sub(*arms):+.2f}"
-        yield name, paper, row, planned
+            gain = operator.sub(*(of_paper(row.model, a, row.data) for a in ("lcm2", "none")))
+            paper = f"{gain:+.2f}"
+        yield "{}, {}, {} epochs".format(*names), paper, row, planned
 
 
 def rows_of_lcm2():
@@ -115,58 +114,45 @@ def exclusions():
 
 
 def plans_in_progress():
-    for file in sorted((RESULTS / "plans").glob("*.yaml")):
-        planned = COMPARED[(COMPARED["schedule"] == file.stem) & COMPARED["needed"].notna()]
-        if planned.empty or planned["pairs"].min() < plan_of(file.stem):
-            yield f"`schedule={file.stem}` is in progress"
-
-
-def printed_counts():
-    """(how many of the paper's counts equal ours as the paper rounds them, how many there are)."""
-    keys = ["table", "model", "attention"]
-    rows = PAPER.drop_duplicates(["table", "label"]).merge(read_complexity(RESULTS), on=keys)
-    cells = [(row.params / 1e6, row.params_m) for row in rows.itertuples()]
-    cells += [(row.gfloat, row.gflops) for row in rows.itertuples()]
-    return sum(as_printed(ours, cell) == cell for ours, cell in cells), len(cells)
+    for schedule, seeds in PLANS.items():
+        planned = COMPARED[(COMPARED["schedule"] == schedule) & COMPARED["needed"].notna()]
+        if planned.empty or planned["pairs"].min() < seeds:
+            yield f"`schedule={schedule}` is in progress"
 
 
 def phrases_of_readme():
     """{words that begin a part of README: its phrases, with every number computed anew}"""
-    equal, printed = printed_counts()
-    claims = read_claims(RESULTS / "claims.yaml", PAPER)
-    judged = judge_statements(claims, select(RUNS, Protocol()))
-    verdicts = judge(claims, judged, read_complexity(RESULTS))
+    complexity = read_complexity(RESULTS)
+    equal, printed = printed_counts(PAPER, complexity)
+    verdicts = judge(CLAIMS, judge_statements(CLAIMS, select(RUNS, Protocol())), complexity)
     kinds = {kind: [c["verdict"] for c in verdicts if c["holds_if"] in kind] for kind in KINDS}
     assert set(kinds[KINDS[0]]) == {"not tested yet"} and set(kinds[KINDS[1]]) == {"supported"}
-    assert [n for n, claim in enumerate(claims, 1) if claim["contradicts_itself"]] == [1, 2]
-    base, paper_base = trained("none"), of_paper("resnet20", "none", "cifar10")
-    top1 = PAPER[PAPER["metric"] == "top1"]
-    baselines = len(top1[top1["attention"] == "none"].drop_duplicates(["data", "model"]))
-    rivals = (of_paper("resnet50", arm, "mini_imagenet") for arm in ("cbam", "lcm2"))
-    rival = operator.sub(*rivals)
+    assert [n for n, claim in enumerate(CLAIMS, 1) if claim["contradicts_itself"]] == [1, 2]
+    base = trained("none")
+    rival = operator.sub(*(of_paper("resnet50", a, "mini_imagenet") for a in ("cbam", "lcm2")))
     same = one({of_paper("densenet64", arm, "cifar10") for arm in ("lcm1", "lcm2")})
     higher, lower = (of_paper("resnet20", arm, "cifar10") for arm in ("lcm1", "lcm2"))
-    fewest = pairs_to_reach(len(families(claims)[2]))
-    number, claim = one((n, c) for n, c in enumerate(claims, 1) if c["id"] == "resnet-better")
+    fewest = pairs_to_reach(len(families(CLAIMS)[2]))
+    number, claim = one((n, c) for n, c in enumerate(CLAIMS, 1) if c["id"] == "resnet-better")
     chances = read_chances(RESULTS)[claim["id"]].split(" / ")
     hours = RUNS[RUNS["schedule"] == "cifar"]["seconds"].sum() / 3600
     return {
         "**Is it true?**": [
-            f"Of the paper's {len(claims)} claims, {len(kinds[KINDS[0]])} are about "
+            f"Of the paper's {len(CLAIMS)} claims, {len(kinds[KINDS[0]])} are about "
             "accuracy: none of them has enough runs for a verdict, and the paper's own numbers "
             "contradict 2 of them",
             f"The {len(kinds[KINDS[1]])} claims about cost are supported",
-            f"The other {len(claims) - sum(map(len, kinds.values()))} cannot be tested",
+            f"The other {len(CLAIMS) - sum(map(len, kinds.values()))} cannot be tested",
         ],
         "| test top-1 (%)": [
             f"| {printed} | {equal} | – |",
-            f"| {paper_base:.2f} | {base:.2f} | 1 | close; {baselines - 1} other "
-            "baselines not run |",
+            f"| {of_paper('resnet20', 'none', 'cifar10'):.2f} | {base:.2f} | 1 | close; "
+            f"{BASELINES - 1} other baselines not run |",
             *rows_of_lcm2(),
             f"| {-rival:+.2f} | – | 0 | the paper contradicts its claim 1 |",
         ],
         "**What was run?**": [*what_was_run(), *plans_in_progress()],
-        "A filled dot": [*under_the_picture()],
+        "A filled dot": under_the_picture(),
         "* **Counts**": [f"the networks here have {equal} of the paper's {printed} printed counts"],
         "* **Accuracy**": [
             f"LCM2 is {trained('lcm2') - base:.2f} points above none in the only pair",
@@ -179,7 +165,7 @@ def phrases_of_readme():
             f"and ResNet-20 ({lower:.2f} against {higher:.2f})",
         ],
         "* **What would decide**": [
-            f"with fewer than {fewest} seeds, {fewest * len(top1[top1['table'] == 2])} runs, no "
+            f"with fewer than {fewest} seeds, {fewest * len(TOP1[TOP1['table'] == 2])} runs, no "
             "comparison of Table 2",
             f"{chances[0]} seeds would support its claim that LCM improves ResNets "
             f"(claim {number}) with probability 0.5, and {chances[1]} with 0.8",
@@ -192,18 +178,19 @@ KINDS = ("every on_average", "cost")
 
 def under_the_picture():
     """Every attention minus none on the digits, from runs.csv alone."""
-    digits = RUNS[RUNS["data"] == "digits"].pivot(
-        index="seed", columns="attention", values=["test_top1", "torch"]
-    )
-    differences = digits["test_top1"].drop(columns="none").sub(digits["test_top1"]["none"], axis=0)
-    means = differences.astype(float).mean()
-    unlike = digits["torch"].drop(columns="none").ne(digits["torch"]["none"], axis=0).sum()
+    digits = RUNS[RUNS["data"] == "digits"].pivot(index="seed", columns="attention")
+    top1, torch = digits["test_top1"], digits["torch"]
+    differences = top1.drop(columns="none").sub(top1["none"], axis=0).astype(float)
+    means = differences.mean()
+    unlike = torch.drop(columns="none").ne(torch["none"], axis=0).sum()
     assert set(unlike[unlike > 0].index) == {"ca", "eca", "simam"}
     largest = means.abs().idxmax()
-    yield f"None of the {len(means)} comparisons is significant"
-    yield f"for all of them that takes {pairs_to_reach(len(means))} pairs"
-    yield f"In {unlike.sum()} of the {differences.size} pairs"
-    yield f"the {means[largest]:.2f} points of `{largest}`"
+    return [
+        f"None of the {len(means)} comparisons is significant",
+        f"for all of them that takes {pairs_to_reach(len(means))} pairs",
+        f"In {unlike.sum()} of the {differences.size} pairs",
+        f"the {means[largest]:.2f} points of `{largest}`",
+    ]
 
 
 def phrases_of_reproduction():
@@ -212,17 +199,15 @@ def phrases_of_reproduction():
     interruptions = sum(run.get("interruptions", 0) for run in records)
     base, lcm2 = trained("none"), trained("lcm2")
     paper_base, paper_lcm2 = (of_paper("resnet20", arm, "cifar10") for arm in ("none", "lcm2"))
-    top1 = PAPER[PAPER["metric"] == "top1"]
-    baselines = len(top1[top1["attention"] == "none"].drop_duplicates(["data", "model"]))
-    family = len(families(read_claims(RESULTS / "claims.yaml", PAPER))[2])
+    family = len(families(CLAIMS)[2])
     return {
         "## What was run, and what was not": [
-            f"takes {len(set().union(*cells(RESULTS).values()))} different runs. "
+            f"takes {len(PAPER.drop_duplicates(ARM))} different runs. "
             f"Under the paper's schedule {len(own)} of them",
             f"They took {own['seconds'].sum() / 3600:.1f} hours in all, with "
             f"{interruptions} interruptions",
             f"reached {base:.2f} %, {base - paper_base:.2f} points above the paper's "
-            f"{paper_base:.2f}; the other {baselines - 1} baselines",
+            f"{paper_base:.2f}; the other {BASELINES - 1} baselines",
             f"LCM2 reached {lcm2:.2f} %, {lcm2 - base:.2f} points above none (the paper: "
             f"{paper_lcm2 - paper_base:.2f})",
             f"a test needs {MINIMUM_PAIRS} pairs, and {pairs_to_reach(family)} after "
@@ -276,5 +261,4 @@ def test_the_advice_of_the_readme_can_decide():
     """B2: the seeds of README's own example are enough for its comparisons."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(r"attention=(\S+) seed='range\((\d+)\)' schedule.epochs", text)
-    arms, seeds = found[1].split(","), int(found[2])
-    assert seeds == pairs_to_reach(len(arms) - 1)
+    assert int(found[2]) == pairs_to_reach(found[1].count(","))

@@ -71,15 +71,6 @@ def changed(trained, folder, change):
     return copy
 
 
-def changed(directory, folder, change):
-    """A copy of a run, whose run.json was changed."""
-    copy = shutil.copytree(directory, folder / "copy")
-    state = json.loads((copy / "run.json").read_text())
-    change(state)
-    (copy / "run.json").write_text(json.dumps(state))
-    return copy
-
-
 def test_load_run_gives_the_trained_network_in_evaluation_mode_and_its_config(trained):
     network, config = lcm.load_run(str(trained))
     state = json.loads((trained / "run.json").read_text())
