@@ -8,7 +8,6 @@ matrix products, in modules or not, and nothing else. `Complexity.uncounted` nam
 that it does not know.
 """
 
-import copy
 import math
 import re
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lcm.copies import twin
 
 aten = torch.ops.aten
 
@@ -57,7 +58,7 @@ def count(network, image_size):
 
     A copy of it runs once, in evaluation mode and without gradients.
     """
-    network = copy.deepcopy(network).eval()
+    network = twin(network)
     counter = _Counter(network)
     image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
     fused = torch.backends.mha.get_fastpath_enabled()  # whole transformer layers in one operation

@@ -176,8 +176,8 @@ def typed(config):
         if isinstance(value, list):
             return [of(key, item) for item in value]
         kind = (RULES[key].kind if key in RULES else None) or type(defaults.get(key))
-        if kind in (int, float, bool) and re.fullmatch(r"[\w.+-]+", str(value)):
-            value = read(str(value))
+        text = isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value)
+        value = read(value) if text and kind in (int, float, bool) else value
         whole = type(value) is int and abs(value) <= sys.float_info.max
         return float(value) if kind is float and whole else value
 

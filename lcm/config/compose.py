@@ -248,6 +248,8 @@ def read(text):
 
 def composition_problem(error):
     """Why Hydra could not compose a config, as one line."""
+    if "is not in struct" in str(error.__cause__):
+        return f"{error.__cause__.full_key}: this combination has no such key"
     lines = f"{error}\n{error.__cause__ or ''}".splitlines()
     advice = ("To append", "Config search path", "Available options", "\t")
     reasons = [line.strip(" .") for line in lines if line and not line.startswith(advice)]

@@ -1,11 +1,11 @@
 """What a network's layers and a stranger's modules make of a map, found by running them once."""
 
 import contextlib
-import copy
 
 import torch
 from torch.nn.parameter import is_lazy
 
+from lcm.copies import twin
 from lcm.errors import one_line
 from lcm.models.weights import generators
 
@@ -19,8 +19,8 @@ def maps_through(network, layers, example):
     """
     if example is None:
         return {}
-    twin = copy.deepcopy(network).eval()
-    twins = dict(zip(network.modules(), twin.modules(), strict=True))
+    runs = twin(network)
+    twins = dict(zip(network.modules(), runs.modules(), strict=True))
     found = {layer: [] for layer in layers}
     for layer, calls in found.items():
 
@@ -29,7 +29,7 @@ def maps_through(network, layers, example):
 
         twins[layer].register_forward_hook(record)
     with torch.no_grad(), generators(0, "example"):
-        twin(example)
+        runs(example)
     return found
 
 
@@ -71,7 +71,7 @@ def check_map(factory, shape):
     """
     try:
         with torch.no_grad(), generators(0, "map"), torch.device("cpu"):
-            module = copy.deepcopy(factory(shape[0]))  # it may be one that the caller trained
+            module = twin(factory(shape[0]))  # it may be one that the caller trained
             x = torch.randn(2, *shape)
             with no_late_parameters(module):
                 for mode in ("training", "evaluation"):

@@ -6,11 +6,11 @@ the addition; in a DenseNet it is the output of each dense layer, the k new maps
 concatenated. A stage is a group of residual blocks or a dense block, counted from 1.
 """
 
-import copy
 import warnings
 
 import torch
 
+from lcm.copies import twin
 from lcm.models.attended import Attended, Blend, followed, next_name, unwrapped
 from lcm.models.places import Site as Site  # where backbones of others import it
 from lcm.models.places import map_shape, matching, places, refuse_wrapped, sites
@@ -156,7 +156,7 @@ def _module(factory, seed, blend, name, shape):
         with torch.no_grad(), generators(0, "blend"):
             x = torch.randn(2, shape[0], *(shape[1:] or (8, 8)))
             given = x.clone()
-            y = copy.deepcopy(module).train()(given)
+            y = twin(module).train()(given)
     kind = type(module).__name__
     if not torch.equal(given, x):
         raise ValueError(f"{name}: a {kind} writes into its map, which a blend needs afterwards")

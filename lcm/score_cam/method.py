@@ -15,13 +15,13 @@ Channels that are constant are left out: upsampling makes them uneven by roundin
 blow that up to a mask of noise.
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lcm.copies import twin
 from lcm.errors import nearest
 
 
@@ -61,7 +61,7 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
     layer without maps, for outputs that are probabilities already, and for outputs that are not
     finite.
     """
-    network = copy.deepcopy(network).eval()
+    network = twin(network)
     images = images.contiguous(memory_format=torch.channels_last)
     size = images.shape[2:]
     outputs, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)

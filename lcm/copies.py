@@ -1,0 +1,13 @@
+"""A copy of a network that runs in its place, so that modes, hooks and buffers stay as they are."""
+
+import copy
+
+import torch
+
+
+def twin(network):
+    """The copy of a module, with one copy of each tensor, in evaluation mode."""
+    # What `nn.utils.weight_norm` computes is no leaf of the graph, and such tensors are not copied.
+    attributes = [value for module in network.modules() for value in vars(module).values()]
+    computed = {id(x): x.detach() for x in attributes if isinstance(x, torch.Tensor)}
+    return copy.deepcopy(network, computed).eval()
