@@ -45,12 +45,10 @@ def class_folders(
     num_classes  None: as many as there are; otherwise the most that are accepted
     workers      loader processes of large images; None: one per processor, at most 4
     pad          of a set in memory
-    test_share   share of the images that goes into the test where `root` has no test folder; None:
-                 it has one
+    test_share   share of the images for the test where `root` has no test folder
     label        the name of the set in paths and tables; None: `name`
     cache_...    of `Photographs`
-    complete     [training, test] images of the whole set; a copy with others is named in `notes`
-
+    complete     [training, test] images of the whole set; `notes` name a copy with others
     Raises `UserError`.
     """
     found, notes = list_images(root, test_share)

@@ -64,8 +64,8 @@ def data_of(directories, states, root=None):
     root: the data set's folder now; None: that of the training.
     Raises UserError where the images of a run are others.
     """
-    place = {} if root is None else {"root": root}
-    data = build_data(known_targets(states[0]["config"])["data"] | place)
+    config = known_targets(states[0]["config"])["data"]
+    data = build_data(config | ({"root": root} if root and "root" in config else {}))
     for directory, state in zip(directories, states, strict=True):
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(

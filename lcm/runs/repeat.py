@@ -3,7 +3,7 @@
 import json
 import re
 
-from lcm.config.compose import GROUPS, flatten, plain
+from lcm.config.compose import GROUPS, flatten, load, plain
 from lcm.config.identity import NOT_IDENTITY, REMOVED, identity, is_under
 from lcm.errors import UserError
 
@@ -41,6 +41,8 @@ def arguments(run, further=()):
     config = run.get("config") or {}
     names = {group: (config.get(group) or {}).get("name") for group in GROUPS}
     choice = [f"{group}={name}" for group, name in names.items()]
+    for group, name in names.items():
+        load(group, name)  # UserError: another checkout has it
     recorded, standard = identity(config), flatten(plain(config))
     unknown = recorded.keys() ^ identity(plain(config)).keys()
     if unknown := sorted(unknown | {key for key in REMOVED if recorded[key] != REMOVED[key]}):

@@ -4,6 +4,7 @@ run.json of one.
 
 from pathlib import Path
 
+from lcm.config.check import typed
 from lcm.config.compose import plain, resolve
 from lcm.runs.state import new_state
 
@@ -23,7 +24,7 @@ def composed(*overrides):
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = compose("train", overrides=list(overrides))
-    return resolve(config)
+    return typed(resolve(config))
 
 
 def config(model="resnet20", attention="lcm2", data="digits", schedule=None, **changes):

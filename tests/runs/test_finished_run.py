@@ -130,7 +130,6 @@ def broken(trained, tmp_path_factory):
         ("evaluate {}/good/checkpoint.pt", "checkpoint.pt is no run: name a directory"),
         ("evaluate {}/good --device cuda:99", "device=cuda:99"),
         ("evaluate {}/good --precision tf32 --device cpu", "precision=tf32"),
-        ("evaluate {}/good --root {}", "digits.csv.gz"),
         ("evaluate {}/damaged", "its checksum does not match"),
         ("score_cam {}/nothing", "{}/nothing is no run: name a directory that holds run.json"),
         ("score_cam {}/good {}/copy", "{}/copy was trained on digits, and not on this copy of"),

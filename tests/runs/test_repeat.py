@@ -75,7 +75,7 @@ def test_words_are_read_back_by_hydra(value):
 
 def test_what_this_version_does_not_know_is_refused():
     config = composed()
-    with pytest.raises(UserError, match="attention/mine"):
+    with pytest.raises(UserError, match="attention=mine: no such attention"):
         arguments({"run": "r", "config": config | {"attention": {"name": "mine"}}})
     with pytest.raises(UserError, match=r"other keys \(dropout\): git checkout abc first"):
         arguments({"run": "r", "commit": "abc", "config": config | {"dropout": 0.1}})
