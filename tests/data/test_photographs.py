@@ -117,10 +117,13 @@ def test_an_epoch_shows_every_training_image_once_in_a_new_order(cached):
     assert [raw[-1].tolist() for raw in cached.test(5).iterate(1)] == [[0, 0, 1, 1, 2], [2]]
 
 
-def test_a_part_of_the_set_is_noted(root, cached, tmp_path):
+def test_a_part_of_the_set_and_small_images_are_noted(root, cached, tmp_path):
     (note,) = cached.notes
     assert note.startswith("not the whole of mini_imagenet: 3 classes, 15 training and 6 test ")
     assert load(root, cache_dir=tmp_path / "cache", complete=[15, 6]).notes == []
+    large = {"image_size": 640, "cache_size": None, "complete": [15, 6]}
+    (note,) = load(root, cache_dir=tmp_path / "cache", **large).notes
+    assert note.startswith("low resolution: images of ") and "sees 640x640" in note
 
 
 BAD = {  # changed options, and the message
