@@ -18,9 +18,7 @@ from lcm.errors import exit_on_user_error
 def main():
     parser = checkout.parser(__doc__)
     parser.add_argument("source", help="folder with the images")
-    parser.add_argument(
-        "destination", help="folder for train/<wnid>/*, test/<wnid>/* and manifest.csv"
-    )
+    parser.add_argument("destination", help="folder for train/<wnid>/* and test/<wnid>/*")
     parser.add_argument("--allow-partial", action="store_true", help="accept an incomplete copy")
     print(prepare(**vars(parser.parse_args())))
 
