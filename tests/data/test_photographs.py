@@ -3,6 +3,8 @@
 import errno
 import itertools
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -103,6 +105,16 @@ def test_neither_workers_nor_the_start_nor_the_past_change_a_byte(root, tmp_path
     assert bytes_of(later, 2) == whole and bytes_of(later, 2, start=3) == whole[3:]
     assert torch.equal(state, torch.get_rng_state())
     assert bytes_of(later, 3) != whole
+
+
+def test_a_process_ends_although_an_error_leaves_workers_behind():
+    """The kept generator stands for the frames of a traceback."""
+    program = """import torch
+from lcm.data.workers import in_workers
+kept = in_workers(lambda step: torch.zeros(1), range(100), 2)
+next(kept)
+raise SystemExit(7)"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=100).returncode == 7
 
 
 def test_an_epoch_shows_every_training_image_once_in_a_new_order(cached):
