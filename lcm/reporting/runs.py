@@ -9,7 +9,7 @@ import pandas as pd
 from lcm.errors import UserError, plural
 from lcm.files import write
 from lcm.reporting import records
-from lcm.reporting.records import COLUMNS, OPTIONAL
+from lcm.reporting.records import COLUMNS, OPTIONAL, DamagedRecord
 
 DTYPES = COLUMNS | OPTIONAL
 SWITCHES = [key for key, dtype in COLUMNS.items() if dtype == "boolean"]
@@ -92,14 +92,16 @@ def collect(runs, results):
             "holds the runs"
         )
     metrics, new, replaced = Path(results) / "metrics", [], []
-    earlier = {run["run"]: run for run, _ in records.read_records(metrics)[0]}
     found, unfinished, damaged = records.read_runs(runs) if runs is not None else ([], [], [])
     for run, epochs in found:
         file, text = metrics / records.record_name(run["run"]), records.record(run, epochs)
         if not file.exists():
             new.append(run["run"])
         elif file.read_bytes() != text.encode():
-            before = earlier.get(run["run"], {"state": "damaged"})
+            try:
+                before, _ = records.read_record(file)
+            except DamagedRecord:
+                before = {"state": "damaged"}
             if (before["state"], run["state"]) == ("finished", "failed"):
                 continue
             replaced.append(f"{run['run']}: {_outcome(before)} before, {_outcome(run)} now")

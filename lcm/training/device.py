@@ -26,7 +26,7 @@ def set_up(threads, device, precision, deterministic, allocator):
 
 
 def choose_device(name):
-    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. UserError where there is no GPU."""
+    """`auto`, `cpu`, `cuda` or `cuda:1` -> torch.device. UserError where that GPU is not there."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
