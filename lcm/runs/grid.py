@@ -2,6 +2,7 @@
 starts.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -130,7 +131,9 @@ def _values(key, override):
     """Every KEY=VALUE that an override stands for, as text."""
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
-    found = override.is_discrete_sweep() and list(override.sweep_string_iterator())
+    found = []
+    with contextlib.suppress(ValueError):  # range(0, 5, 0)
+        found = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     if not found:
         raise UserError(
             f"the grid cannot be expanded: {override.input_line}: this has no list of values; "
