@@ -4,11 +4,12 @@ import atexit
 import functools
 import multiprocessing
 import signal
+from multiprocessing.connection import wait
 
 import torch
 from torch.utils.data import DataLoader
 
-from lcm.errors import SIGNALS
+from lcm.errors import SIGNALS, UserError, one_line
 
 _RUNNING = set()  # a loader that is garbage cannot end its workers: it waits for them in vain
 
@@ -17,6 +18,7 @@ def in_workers(batch, steps, workers: int):
     """batch(step) for each of `steps`, in order, computed in worker processes.
 
     A batch is a tuple of tensors. The global random state does not change.
+    Raises UserError where a worker was killed.
     """
     loader = DataLoader(
         steps,
@@ -33,9 +35,19 @@ def in_workers(batch, steps, workers: int):
         running = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # The loader's own handler would raise in the middle of anything when a worker dies. Without it
+    # the death is an error where the next batch is awaited.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _RUNNING.add(running)
     try:
         yield from running
+    except (RuntimeError, OSError, EOFError) as error:
+        if not wait([worker.sentinel for worker in running._workers], timeout=1):
+            raise  # all live: an error of `batch`
+        raise UserError(
+            f"a loader worker died, most often because memory ran out ({one_line(error)}): lower "
+            "data.workers (0 starts none); what was saved is intact, the same command continues"
+        ) from error
     finally:
         _RUNNING.discard(running)
         running._shutdown_workers()  # at once, also where a traceback still holds the loader
@@ -49,9 +61,8 @@ def end_workers_at_exit():
     """
 
     def kill():
-        if workers := [child for child in multiprocessing.active_children() if child.daemon]:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler raises errors
-            for worker in workers:
-                worker.kill()
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
 
     atexit.register(kill)

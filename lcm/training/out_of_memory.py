@@ -31,21 +31,12 @@ def explained(error, device):
 
     device: as the config names it.
     """
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        message = (
-            "a loader worker died, most often because memory ran out "
-            f"({str(error).splitlines()[0]}): lower data.workers (0 starts none); "
-            "what was saved is intact, the same command continues"
-        )
-    elif is_out_of_memory(error):
-        message = (
-            f"out of memory on device={device}: lower schedule.batch_size or "
-            "schedule.test_batch_size, use model.memory=linear (CIFAR DenseNets) or "
-            "precision=bf16 (where the device has it), or start fewer runs at once; what was saved "
-            "is intact"
-        )
-    else:
+    if not is_out_of_memory(error):
         return error
-    found = UserError(message)
+    found = UserError(
+        f"out of memory on device={device}: lower schedule.batch_size or "
+        "schedule.test_batch_size, use model.memory=linear (CIFAR DenseNets) or precision=bf16 "
+        "(where the device has it), or start fewer runs at once; what was saved is intact"
+    )
     found.__cause__ = error
     return found
