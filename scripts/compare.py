@@ -18,10 +18,8 @@ from pathlib import Path
 import checkout  # before lcm
 
 from lcm.errors import exit_on_user_error
-from lcm.files import write
 from lcm.reporting import figures
 from lcm.reporting.any_runs import choose, compare_runs, read_folders, terminal
-from lcm.reporting.captions import METADATA, save_figure
 from lcm.reporting.render import write_tables
 
 
@@ -54,17 +52,14 @@ def main(arguments=None):
     choices = [text for text in options.what if "=" in text]
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
     picture = options.out or Path("comparison")
-    if picture.suffix not in METADATA:
+    if picture.suffix not in figures.METADATA:
         picture = picture.with_name(f"{picture.name}.svg")
     runs = choose(runs, choices)
     table, figure = compare_runs(runs, options.against, picture.stem, options.by)
     print("\n".join([terminal(table), *(f"left out: {line}" for line in left_out)]))
     if options.out:
         write_tables([table], picture.parent)
-        if picture.suffix == ".svg":
-            write(picture, figures.svg(figure))
-        else:
-            save_figure(figure, picture)
+        figures.save(figure, picture)
         print(f"{picture.with_suffix('')}.md, .csv, .tex, {picture.suffix} written")
 
 

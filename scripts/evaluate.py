@@ -15,7 +15,8 @@ from sklearn.metrics import confusion_matrix
 
 from lcm.errors import exit_on_user_error
 from lcm.files import write
-from lcm.reporting.captions import network_titles, save_figure, trained_on
+from lcm.reporting import figures
+from lcm.reporting.captions import network_titles, trained_on
 from lcm.reporting.confusion import by_class, draw
 from lcm.runs.evaluation import evaluate
 from lcm.runs.load import class_names
@@ -42,7 +43,7 @@ def main(arguments=None):
 
     (title,) = network_titles([state])
     heading = f"{title} trained on {trained_on([state])}: test top-1 {top1:.2f} %"
-    save_figure(draw(matrix, classes, heading), picture)
+    figures.save(draw(matrix, classes, heading), picture)
     columns = {"class": labels, "predicted": predicted}
     names = {key: [classes[i] for i in part.tolist()] for key, part in columns.items()}
     rows = pandas.DataFrame(names | {"probability": highest}).rename_axis("image")

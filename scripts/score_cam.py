@@ -19,7 +19,8 @@ import torch
 
 from lcm.errors import UserError, exit_on_user_error, nearest
 from lcm.files import unwritable, write
-from lcm.reporting.captions import METADATA, network_titles, save_figure, trained_on
+from lcm.reporting import figures
+from lcm.reporting.captions import network_titles, trained_on
 from lcm.runs.load import class_names, data_of, load_run, read_finished
 from lcm.score_cam import score_cam
 from lcm.score_cam.figure import draw, facts
@@ -31,8 +32,8 @@ from lcm.training.device import choose_device
 def main(arguments=None):
     options = parse(arguments)
     for file in options.out:
-        if file.suffix.lower() not in METADATA:
-            raise UserError(f"--out {file}: the name must end in {', '.join(METADATA)}")
+        if file.suffix.lower() not in figures.METADATA:
+            raise UserError(f"--out {file}: the name must end in {', '.join(figures.METADATA)}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)  # before long work
         except OSError as error:
@@ -62,7 +63,7 @@ def main(arguments=None):
     known = class_names(data)
     figure = draw(heading, titles, names, known, pixels, cams)
     for file in options.out:
-        save_figure(figure, file)
+        figures.save(figure, file)
     said = facts(heading, titles, states, options.layer, sources, names, known, cams)
     beside = options.out[0].with_suffix(".json")
     write(beside, json.dumps(said, indent=1) + "\n")

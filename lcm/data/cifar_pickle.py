@@ -59,10 +59,11 @@ _ALLOWED = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,  # numpy 1 writes numpy.core
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # numpy 2 writes numpy._core
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
 }
-for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
-    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer
 
 
 class _Reader(pickle._Unpickler):

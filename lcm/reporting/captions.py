@@ -1,10 +1,5 @@
-"""What pictures of trained networks say about them, and the files that the pictures go to."""
+"""What pictures of trained networks say about them."""
 
-import io
-
-import matplotlib
-
-from lcm.files import write
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE
 
 ATTENTION_TITLE = {
@@ -14,11 +9,6 @@ ATTENTION_TITLE = {
     "gc": "GC",
     "lcm1": "LCM1",
     "lcm2": "LCM2",
-}
-METADATA = {  # nothing that changes with the day: the same figure gives the same bytes
-    ".png": {"Software": None},
-    ".svg": {"Date": None, "Creator": None},
-    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 
 
@@ -48,12 +38,3 @@ def trained_on(states):
     data = states[0]["data"]
     words = f"{DATA_TITLE.get(data, data)}, {length_and_seeds(states)}"
     return f"{words}, 1 run each" if len(states) > 1 else words
-
-
-def save_figure(figure, file):
-    """Write a figure in the format of its name's ending: .png, .svg or .pdf."""
-    ending = file.suffix.lower()
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "lcm"}):
-        figure.savefig(buffer, format=ending[1:], dpi=200, metadata=METADATA[ending])
-    write(file, buffer.getvalue())

@@ -1,7 +1,7 @@
-"""The figures: learning curves, and differences with their intervals.
+"""The figures: learning curves, and differences with their intervals; and the files of any figure.
 
-Every function returns a matplotlib Figure, narrow enough to be read on a phone; `svg` turns it into
-bytes, the same each time for one version of matplotlib.
+Figures are narrow enough to be read on a phone. The bytes of a file are the same each time for one
+version of matplotlib.
 """
 
 import io
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lcm.config import compose
+from lcm.files import write
 from lcm.reporting.protocol import in_order
 from lcm.reporting.statistics import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED
 
@@ -44,17 +45,26 @@ STYLE = {
     "legend.fontsize": 8,
 }
 WIDTH = 4.6  # inches
+METADATA = {  # the formats, with nothing that changes with the day
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Description": "drawn by lcm"},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 
-def svg(figure):
-    """The figure as the bytes of an SVG file, without a date."""
+def as_bytes(figure, ending):
+    """The bytes of a figure's file: `ending` is a key of METADATA."""
     with matplotlib.rc_context(STYLE):
         figure.get_layout_engine().execute(figure)  # at the dots per inch of the figure, not of SVG
-        figure.set_layout_engine(None)
+        figure.set_layout_engine("none")
         out = io.BytesIO()
-        facts = {"Date": None, "Description": "drawn by scripts/report.py of lcm"}
-        figure.savefig(out, format="svg", metadata=facts)
+        figure.savefig(out, format=ending[1:], dpi=200, metadata=METADATA[ending])
         return out.getvalue()
+
+
+def save(figure, file):
+    """Write a figure in the format of its name's ending."""
+    write(file, as_bytes(figure, file.suffix.lower()))
 
 
 def colours(attentions):

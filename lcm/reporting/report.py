@@ -162,7 +162,7 @@ def make_report(results):
             pictures["differences"] += comparison_pictures(table.compared, used, protocol, printed)
         pictures["curves"] += curve_pictures(used, protocol, curves)
     pictures = {
-        kind: {name: (words, figures.svg(figure)) for name, words, figure in found}
+        kind: {name: (words, figures.as_bytes(figure, ".svg")) for name, words, figure in found}
         for kind, found in pictures.items()
     }
     chances = claims.read_chances(results)
