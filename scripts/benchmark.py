@@ -17,13 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import transforms
 
 import train
 from lcm.config.check import typed
-from lcm.config.compose import CONFIGS, resolve
+from lcm.config.compose import composed, resolve
 from lcm.data import build_data
 from lcm.errors import exit_on_user_error, listed
 from lcm.files import write
@@ -135,10 +134,9 @@ def plain(config, epochs):
 
 
 def config_of(network, attention, variant, words):
-    """train.py's config of a side. Raises UserError for wrong values, and what Hydra raises."""
+    """train.py's config of a side. Raises UserError."""
     chosen = [f"model={network}", f"attention={attention}", *VARIANTS[variant], *words]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = typed(resolve(compose("train", overrides=[*DATA, *chosen])))
+    config = typed(resolve(composed([*DATA, *chosen])))
     if found := problems(config):
         raise listed("nothing was measured:", found)
     return config

@@ -10,33 +10,10 @@ from pathlib import Path
 
 import checkout  # before lcm
 
-from lcm.config.compose import CONFIGS, place_of, search_path
-from lcm.errors import UserError, exit_on_user_error, listed
+from lcm.errors import UserError, exit_on_user_error
 from lcm.reporting.records import BEGUN, find_runs
+from lcm.runs.grid import grid_of
 from lcm.runs.status import status_of, statuses_of, table, time_left, totals
-
-
-def jobs_of(arguments, config_dir=None):
-    """Every GridRun that train.py would train with these arguments."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from hydra.types import RunMode
-
-    from lcm.config.command_line import override_problems
-    from lcm.runs.grid import grid
-
-    if config_dir:
-        arguments = [search_path([place_of(config_dir)]), *arguments]
-    if found := override_problems(arguments, multirun=True):
-        raise listed("the arguments have problems:", found)
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        loader = GlobalHydra.instance().config_loader()
-        try:
-            master = loader.load_configuration("train", arguments, RunMode.MULTIRUN)
-        except HydraException as error:
-            raise UserError(str(error).splitlines()[0]) from error
-        return grid(loader, master, arguments)
 
 
 @exit_on_user_error
@@ -54,7 +31,7 @@ def main(arguments=None):
     options = parser.parse_intermixed_args(arguments)
     is_grid = len(options.what) > 1 or "=" in options.what[0]
     if is_grid:
-        statuses = statuses_of(jobs_of(options.what, options.config_dir))
+        statuses = statuses_of(grid_of(options.what, options.config_dir))
         runs = Path(statuses[0].config["runs"])
     else:
         runs = Path(options.what[0])

@@ -86,7 +86,7 @@ def use_sources(sources):
 
 
 @contextlib.contextmanager
-def _hydra():
+def searching():
     """Hydra on the places in use; yields the overrides that name them.
 
     A program of Hydra's that this one is part of finds its own Hydra unchanged.
@@ -111,10 +111,10 @@ def _hydra():
         VersionBase.instance().version_base = version
 
 
-def _compose(overrides, config_name="train"):
+def composed(overrides, config_name="train"):
     """What Hydra composes, interpolations unresolved. UserError where it cannot."""
     try:
-        with _hydra() as places:
+        with searching() as places:
             return OmegaConf.to_container(compose(config_name, [*places, *overrides]))
     except COMPOSITION_ERRORS as error:
         reason = composition_problem(error)
@@ -123,7 +123,7 @@ def _compose(overrides, config_name="train"):
 
 def compose_names(names):
     """The unresolved config of {group: choice}; the other groups have their defaults. UserError."""
-    config = _compose([f"{group}={name}" for group, name in names.items()])
+    config = composed([f"{group}={name}" for group, name in names.items()])
     _options.update({(group, name): config[group] for group, name in names.items()})
     _options[SETTINGS] = {key: value for key, value in config.items() if key not in GROUPS}
     return config
@@ -133,7 +133,7 @@ def compose_names(names):
 def choices(group):
     """The names that a config group offers, sorted; those of a folder in it as folder/name."""
     try:
-        with _hydra() as places:
+        with searching() as places:
             options = GlobalHydra.instance().config_loader().get_group_options
             names = options(group, overrides=places)
             folders = options(group, ObjectType.GROUP, overrides=places)
@@ -174,7 +174,7 @@ def load_all(group):
     new = [name for name in choices(group) if (group, name) not in _options]
     if new:
         with contextlib.suppress(UserError):
-            found = _compose([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
+            found = composed([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
             _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
     options = {}
     for name in choices(group):

@@ -182,17 +182,25 @@ def read_in_memory(found, side: int):
     Each is (images uint8 (N, side, side, 3), labels int64 (N,)).
     """
     paths = [path for classes in found.values() for files in classes.values() for path in files]
-
-    def read(path):
-        image = decode(path.read_bytes())
-        return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
-
-    images = np.stack(list(each(paths, read)))
+    images = read_squares(paths, side)
     train, test = (
         np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
         for classes in found.values()
     )
     return (images[: len(train)], train), (images[len(train) :], test)
+
+
+def read_squares(files, side: int) -> np.ndarray:
+    """The largest centred square of each image file, resized: uint8 (N, side, side, 3).
+
+    Raises `UserError` with every file that cannot be read.
+    """
+
+    def read(file):
+        image = decode(Path(file).read_bytes())
+        return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
+
+    return np.stack(list(each(files, read)))
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from lcm.errors import UserError, listed, one_line
+from lcm.errors import UserError, listed, one_line, plural
 from lcm.files import file_lock, write_atomically
 
 VERSION = 3  # of the layout and of how images are decoded
@@ -157,4 +157,4 @@ def each(files: list, work, label: str | None = None):
                 else:
                     yield result
     if bad:
-        raise listed(f"{len(bad)} images cannot be read; replace or remove them:", bad)
+        raise listed(f"{plural(len(bad), 'image')} cannot be read; replace or remove:", bad)

@@ -10,11 +10,14 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from lcm.config.check import check, typed
+from lcm.config.command_line import override_problems
 from lcm.config.compose import (
     COMPOSITION_ERRORS,
     GROUPS,
@@ -23,6 +26,7 @@ from lcm.config.compose import (
     load_all,
     plain,
     resolve,
+    searching,
 )
 from lcm.errors import UserError, listed, one_line, plural
 from lcm.runs.directory import run_directory
@@ -77,6 +81,19 @@ def _site_problems(arguments):
     from lcm.models.build import site_problems
 
     return site_problems(*json.loads(arguments))
+
+
+def grid_of(arguments, config_dir=None):
+    """Every GridRun that train.py would train with these arguments, as `grid` returns it."""
+    if found := override_problems(arguments, multirun=True, config_dir=config_dir):
+        raise listed("the arguments have problems:", found)
+    with searching() as places:
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            master = loader.load_configuration("train", [*places, *arguments], RunMode.MULTIRUN)
+        except COMPOSITION_ERRORS as error:
+            raise UserError(composition_problem(error)) from error
+        return grid(loader, master, arguments)
 
 
 def grid(loader, master, arguments):

@@ -2,30 +2,19 @@
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from lcm.errors import UserError, one_line
+from lcm.data.folder import read_squares
+from lcm.errors import UserError
 
 
 def read_pictures(files, size, mean, std):
     """Pictures of one's own as a network's input: (N, 3, size, size), float32, normalised.
 
     The largest centred square of each, brought to `size` pixels, upright where a camera has noted
-    how it was held. mean, std: a channel, of the training pixels in [0, 1]. Raises UserError for a
-    file that is no picture.
+    how it was held. mean, std: a channel, of the training pixels in [0, 1]. Raises UserError with
+    every file that is no picture.
     """
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # Pillow raises many kinds
-            raise UserError(
-                f"--image {file} cannot be read as a picture ({one_line(error)}): "
-                "name a file that holds one, such as a .jpg or .png"
-            ) from error
-        pictures.append(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(np.stack(pictures)) / 255  # (N, size, size, 3)
+    pixels = torch.from_numpy(read_squares(files, size)) / 255  # (N, size, size, 3)
     return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 

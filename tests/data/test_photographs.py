@@ -241,7 +241,7 @@ def test_of_several_processes_one_makes_the_cache(files, tmp_path, decoded, monk
 @pytest.mark.parametrize("kind", ["an image is cut", "the disk is full"])
 def test_nothing_is_left_where_it_cannot_be_made(files, tmp_path, monkeypatch, kind):
     words = {
-        "an image is cut": "1 images cannot be read",
+        "an image is cut": "1 image cannot be read",
         "the disk is full": "No space left on dev",
     }
 

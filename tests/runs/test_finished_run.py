@@ -139,9 +139,8 @@ def broken(trained, tmp_path_factory):
         ("score_cam {}/good --index 0 --out {}/file/a.png", "cannot write {}/file"),
         ("score_cam {}/good --out {}/a", "--out {}/a: the name must end in .png, .svg, .pdf"),
         ("score_cam {}/good --out {}/a.svg {}/a.gif", "--out {}/a.gif: the name must end"),
-        ("score_cam {}/good --image {}/none.jpg",
-            "--image {}/none.jpg cannot be read as a picture (FileNotFoundError"),
-        ("score_cam {}/good --image {}/file", "--image {}/file cannot be read as a picture (Unid"),
+        ("score_cam {}/good --image {}/none.jpg", "  {}/none.jpg: FileNotFoundError"),
+        ("score_cam {}/good --image {}/file", "remove:\n  {}/file: no image"),
         ("score_cam {}/good --class 10", "--class 10: no class of digits"),
     ],
 )  # fmt: skip

@@ -23,9 +23,9 @@ from processes import (
     trained,
     wait_until,
 )
-from status import jobs_of
 
 from lcm.config.compose import choices
+from lcm.runs.grid import grid_of
 
 PAPER = csv.DictReader((ROOT / "results" / "paper.csv").read_text().splitlines())
 ROWS = {(row["table"], row["data"], row["model"], row["attention"]) for row in PAPER}
@@ -36,7 +36,7 @@ ROWS = {(row["table"], row["data"], row["model"], row["attention"]) for row in P
 
 @pytest.mark.parametrize("table", "12345")
 def test_an_experiment_is_its_table_of_the_paper(table):
-    jobs = jobs_of([f"experiment=table{table}"])
+    jobs = grid_of([f"experiment=table{table}"])
     named = {
         (table, *(job.config[group]["name"] for group in ("data", "model", "attention")))
         for job in jobs
@@ -48,7 +48,7 @@ def test_an_experiment_is_its_table_of_the_paper(table):
 
 
 def test_quickstart_has_every_attention():
-    jobs = jobs_of(["experiment=quickstart"])
+    jobs = grid_of(["experiment=quickstart"])
     assert {job.config["attention"]["name"] for job in jobs} == set(choices("attention"))
     assert {(job.config["data"]["name"], job.config["model"]["name"]) for job in jobs} == {
         ("digits", "resnet20")
@@ -56,7 +56,7 @@ def test_quickstart_has_every_attention():
 
 
 def test_a_run_that_the_grid_names_twice_is_in_it_once():
-    assert len(jobs_of(["seed=0,1,0", "attention=se,se"])) == 2
+    assert len(grid_of(["seed=0,1,0", "attention=se,se"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_runs_that_differ_in_the_seed_alone_are_composed_once(seeds, composition
         "threads=1",
         f"seed={seeds}",
     ]
-    jobs = jobs_of(grid)
+    jobs = grid_of(grid)
     assert len(calls) == compositions and len({job.directory for job in jobs}) == len(jobs)
     for job in jobs:
         alone = composed(*job.overrides)
@@ -116,7 +116,7 @@ def test_one_failure_stops_nothing_and_the_next_time_only_it_is_trained(tmp_path
 
 
 def test_a_log_that_cannot_be_written_is_a_failure_of_its_run_alone(tmp_path):
-    (tmp_path / jobs_of(GRID[1:])[2].directory / "log.txt").mkdir(parents=True)
+    (tmp_path / grid_of(GRID[1:])[2].directory / "log.txt").mkdir(parents=True)
     code, output = sweep(FAKE, *GRID, cwd=tmp_path)
     assert code == 1 and "6 runs: 5 finished, 1 failed" in output
     assert output.count("IsADirectoryError: ") == 1
