@@ -24,8 +24,6 @@ class CBAM(nn.Module):
         bias: biases in the MLP.
     """
 
-    drawn_by_layer = True  # by lcm.models.weights
-
     def __init__(self, channels, reduction, bias=True):
         super().__init__()
         hidden = hidden_width(channels, reduction)

@@ -21,8 +21,6 @@ class CoordinateAttention(nn.Module):
         reduction: r; the hidden width is C // r, but at least 8, as in the authors' code.
     """
 
-    drawn_by_layer = True  # by lcm.models.weights
-
     def __init__(self, channels, reduction=32):
         super().__init__()
         hidden = max(8, channels // reduction)

@@ -22,8 +22,6 @@ class ECA(nn.Module):
         gamma, b: k is |log2(C) / gamma + b / gamma|, made odd, Eq. (12).
     """
 
-    drawn_by_layer = True  # by lcm.models.weights
-
     def __init__(self, channels, gamma=2, b=1):
         super().__init__()
         k = int(abs((math.log2(channels) + b) / gamma))

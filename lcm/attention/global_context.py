@@ -27,8 +27,6 @@ class GlobalContext(nn.Module):
         reduction: r; the hidden width is C // r. ValueError if r is larger than C.
     """
 
-    drawn_by_layer = True  # by lcm.models.weights
-
     def __init__(self, channels, reduction):
         super().__init__()
         hidden = hidden_width(channels, reduction)

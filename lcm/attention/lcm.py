@@ -48,8 +48,6 @@ class LCM1(_LCM):
         expand_bias: a bias on W2; by their parameter counts the paper's CIFAR DenseNets have it.
     """
 
-    drawn_by_layer = True  # by lcm.models.weights
-
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
             local = spatial_mean(x, self.w1.weight.dtype)  # l of Eq. (1), (N, C)
@@ -68,8 +66,6 @@ class LCM2(_LCM):
         reduction: r; the hidden width is C // r. ValueError if r is larger than C.
         expand_bias: a bias on W2; by their parameter counts the paper's CIFAR DenseNets have it.
     """
-
-    drawn_by_layer = True  # by lcm.models.weights
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):

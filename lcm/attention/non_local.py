@@ -29,8 +29,6 @@ class NonLocal(nn.Module):
         reduction: the embeddings have C // reduction channels. ValueError if it is larger than C.
     """
 
-    drawn_by_layer = True  # by lcm.models.weights
-
     def __init__(self, channels, reduction=2):
         super().__init__()
         hidden = hidden_width(channels, reduction)

@@ -19,8 +19,6 @@ class SimAM(nn.Module):
         regularisation: lambda.
     """
 
-    drawn_by_layer = True  # by lcm.models.weights
-
     def __init__(self, channels, regularisation=1e-4):
         super().__init__()
         self.regularisation = regularisation

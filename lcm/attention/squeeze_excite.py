@@ -20,8 +20,6 @@ class SqueezeExcite(nn.Module):
         reduction: r; the hidden width is C // r, never rounded. ValueError if r is larger than C.
     """
 
-    drawn_by_layer = True  # by lcm.models.weights
-
     def __init__(self, channels, reduction):
         super().__init__()
         hidden = hidden_width(channels, reduction)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lcm import attention
+
 
 class FanOutConv2d(nn.Conv2d):
     """Normal weights of variance 2 / fan-out (He et al. 2015), as in ResNets, and no bias."""
@@ -43,8 +45,8 @@ def new_module(make, seed, name=""):
     """The module that `make()` constructs, its random values a function of the seed and its dotted
     name alone.
 
-    It keeps every value that its constructor set. Only the ten attentions and nine networks of this
-    project, which say `drawn_by_layer = True`, are drawn again layer by layer: a layer of a
+    It keeps every value that its constructor set. Only the attentions of this project, and its
+    networks, which say `drawn_by_layer = True`, are drawn again layer by layer: a layer of a
     backbone is then the same whatever stands between the layers. With seed None nothing is fixed:
     the values come from the global generators.
     """
@@ -52,9 +54,9 @@ def new_module(make, seed, name=""):
         return make()
     with generators(seed, name):
         module = make()
-    # A subclass by somebody else does not inherit the mark: its constructor may set what no layer
-    # can draw again.
-    if "drawn_by_layer" in vars(type(module)) or "drawn_by_layer" in vars(module):
+    # Not a subclass by somebody else: its constructor may set what no layer can draw again.
+    marks = {*vars(type(module)), *vars(module)}
+    if "drawn_by_layer" in marks or type(module) in vars(attention).values():
         draw_weights(module, seed, prefix=name)
     return module
 
