@@ -39,8 +39,10 @@ VARIANTS = {  # words of train.py
     "bf16": ["precision=bf16"],
     "bf16 compiled": ["precision=bf16", "compile=true"],
 }
-COLUMNS = ["date", "torch", "machine", "what", "network", "attention", "variant"]
-COLUMNS += ["images_per_second", "ratio", "low", "high", "rounds"]
+COLUMNS = [
+    *("date", "torch", "machine", "what", "network", "attention", "variant"),
+    *("images_per_second", "ratio", "low", "high", "rounds"),
+]
 
 
 class Timed:
@@ -158,9 +160,8 @@ def rows(machine, what, sides, speeds):
     sides: [(network, attention, variant in words)]. speeds: images/s, (rounds, sides).
     Of `step` and `epoch`: images/s over those of the first side. Of `attention`: time of a step.
     """
-    ratios = speeds / speeds[:, :1]
-    if what == "attention":
-        ratios = 1 / ratios
+    first = speeds[:, :1]
+    ratios = first / speeds if what == "attention" else speeds / first
     numbers = np.median(speeds, 0), np.median(ratios, 0), ratios.min(0), ratios.max(0)
     facts = [f"{datetime.date.today()}", torch.__version__, machine, what]
     found = [

@@ -15,18 +15,12 @@ def parser(documentation, config_dir=False):
         allow_abbrev=False,
     )
     if config_dir:
+        from lcm.config.compose import use_config_dir
+
         made.add_argument(
             "--config-dir",
-            type=_search,
+            type=use_config_dir,
             metavar="FOLDER",
             help="where further attentions, networks, data sets and schedules are, as for train.py",
         )
     return made
-
-
-def _search(folder):
-    """Look names up in a folder, too. Returns it."""
-    from lcm.config.compose import use_config_dir
-
-    use_config_dir(folder)
-    return folder

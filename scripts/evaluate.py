@@ -24,7 +24,17 @@ from lcm.runs.load import class_names
 
 @exit_on_user_error
 def main(arguments=None):
-    options = parse(arguments)
+    parser = checkout.parser(__doc__, config_dir=True)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for both files (default: the run directory)"
+    )
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="folder of the data set (default: the run's)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], help="default: the run's")
+    options = parser.parse_args(arguments)
     folder = options.out or options.run
     picture, table = folder / "confusion.png", folder / "predictions.csv"
     state, data, probabilities, labels = evaluate(
@@ -49,20 +59,6 @@ def main(arguments=None):
     rows = pandas.DataFrame(names | {"probability": highest}).rename_axis("image")
     write(table, rows.to_csv(float_format="%.6f"))
     print(f"{picture}, {table}")
-
-
-def parse(arguments):
-    parser = checkout.parser(__doc__, config_dir=True)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for both files (default: the run directory)"
-    )
-    parser.add_argument(
-        "--root", metavar="FOLDER", help="folder of the data set (default: the run's)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], help="default: the run's")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

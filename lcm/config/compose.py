@@ -68,14 +68,9 @@ def place_of(folder):
 
 
 def use_config_dir(folder):
-    """Read a folder of further YAML files, too, from here on: --config-dir."""
+    """Read a folder of further YAML files, too, from here on: --config-dir. Returns it."""
     use_configs(CONFIGS, [place_of(folder)])
-
-
-def search_path(places):
-    """The override with which Hydra searches these places, too."""
-    quoted = ",".join("'" + place.replace("'", r"\'") + "'" for place in places)
-    return f"hydra.searchpath=[{quoted}]"
+    return folder
 
 
 def use_sources(sources):
@@ -104,7 +99,8 @@ def searching():
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("error", message="provider=.* is not available")
-            yield [search_path(FURTHER)] if FURTHER else []
+            quoted = ",".join("'" + place.replace("'", r"\'") + "'" for place in FURTHER)
+            yield [f"hydra.searchpath=[{quoted}]"] if FURTHER else []
     finally:
         instance.hydra = outer
         GlobalHydra.set_instance(instance)

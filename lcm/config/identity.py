@@ -70,20 +70,18 @@ def identity(config):
 
     Whole floats are written as integers: 1 and 1.0 are one value.
     """
-    return {
-        key: _whole(value)
+    settings = {
+        key: value
         for key, value in sorted((ADDED | REMOVED | flatten(config)).items())
         if not is_under(key, (*NOT_IDENTITY, "attention.paper", "model.paper"))
         and not key.endswith(("_target_", "_convert_"))
     }
+    return json.loads(json.dumps(settings), parse_float=_whole)
 
 
-def _whole(value):
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _whole(text):
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def config_hash(config):

@@ -1,7 +1,6 @@
 """Batches from worker processes, which no signal and no error leaves behind."""
 
 import atexit
-import functools
 import multiprocessing
 import signal
 from multiprocessing.connection import wait
@@ -27,7 +26,6 @@ def in_workers(batch, steps, workers: int):
         num_workers=workers,
         generator=torch.Generator(),  # a loader draws a seed: not from the global generator
     )
-    end_workers_at_exit()
     # A cluster signals the whole process group. Workers inherit this mask: they go on, so that this
     # process can finish its step.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -53,16 +51,10 @@ def in_workers(batch, steps, workers: int):
         running._shutdown_workers()  # at once, also where a traceback still holds the loader
 
 
-@functools.cache
-def end_workers_at_exit():
-    """See to it that this process exits although an error has left workers behind.
-
-    multiprocessing would send them SIGTERM, which they do not get, and wait for ever.
-    """
-
-    def kill():
-        for child in multiprocessing.active_children():
-            if child.daemon:
-                child.kill()
-
-    atexit.register(kill)
+@atexit.register
+def _kill_workers():
+    """Let this process exit although an error has left workers behind: multiprocessing would send
+    them SIGTERM, which they do not get, and wait for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

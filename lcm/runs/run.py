@@ -187,6 +187,9 @@ class Run:
 
     def report(self):
         """Print the result, and where it is."""
-        print(result_line(self.state))
-        print(f"run directory: {self.directory}")
-        print(f"curves: tensorboard --logdir {self.config['runs']}")
+        print(
+            result_line(self.state),
+            f"run directory: {self.directory}",
+            f"curves: tensorboard --logdir {self.config['runs']}",
+            sep="\n",
+        )

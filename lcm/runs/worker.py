@@ -4,6 +4,7 @@ A run of a sweep never raises: what went wrong with it is in its Outcome and its
 """
 
 import contextlib
+import gc
 import io
 import os
 import socket
@@ -15,7 +16,6 @@ import torch
 
 from lcm.errors import EXPECTED, OwnedElsewhere, Stopped, in_words
 from lcm.runs.directory import now, run_directory
-from lcm.training.device import release_memory
 from lcm.training.signals import STOP
 
 
@@ -38,7 +38,9 @@ def run_one(train, config):
         outcome = outcome_of(error)
     if config["compile"]:  # or the next networks reach the limit of recompilations
         torch.compiler.reset()
-    release_memory()
+    # what the run held, for the next one of this process: cycles, the GPU's cache
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
     return outcome
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lcm.errors import UserError, listed
+from lcm.errors import UserError, listed, one_line
 from lcm.files import unreadable, write_atomically
 from lcm.training.out_of_memory import is_out_of_memory
 
@@ -75,8 +75,7 @@ def read(file, config_hash=None):
     except Exception as error:  # the pickle of another program may raise anything
         if is_out_of_memory(error):
             raise
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise DamagedCheckpoint(f"not readable as weights ({reason})") from error
+        raise DamagedCheckpoint(f"not readable as weights ({one_line(error)})") from error
     if not isinstance(payload, dict) or config_hash not in (None, payload.get("config_hash")):
         raise DamagedCheckpoint("another run's")
     return payload

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import os
 import platform
 from pathlib import Path
@@ -104,12 +103,6 @@ def set_deterministic(deterministic, device):
         torch.backends.cudnn.benchmark = not deterministic
         # torch would fill each new tensor with NaN, a kernel each, although no result depends on it
         torch.utils.deterministic.fill_uninitialized_memory = False
-
-
-def release_memory():
-    """Free what a finished run held, for the next one of this process: cycles, the GPU's cache."""
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 def available_processors():

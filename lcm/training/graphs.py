@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lcm.data.in_memory import normalise
+from lcm.errors import one_line
 from lcm.training.out_of_memory import is_out_of_memory
 
 WARM_UPS = 3  # steps before a capture, as PyTorch's documentation of CUDA graphs asks for
@@ -198,8 +199,7 @@ def captured(step, batches, stream, warn):
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         words = "every step runs operation by operation, several times slower"
-        warn(f"no CUDA graph ({reason}): {words}")
+        warn(f"no CUDA graph ({one_line(error)}): {words}")
         return {}
     return graphs

@@ -10,8 +10,9 @@ from lcm.attention.layers import ComparedMaximum, maximum
 from lcm.config.compose import choices
 from lcm.errors import UserError
 from lcm.models.build import build_network
+from lcm.runs.worker import run_one
 from lcm.training import device
-from lcm.training.device import release_memory, set_precision
+from lcm.training.device import set_precision
 
 CUDA = torch.device("cuda:0")
 
@@ -70,14 +71,16 @@ def test_only_deterministic_training_compares(deterministic):
         maximum(x, 1).sum().backward()
 
 
-def test_memory_of_a_finished_run_is_released(monkeypatch):
-    emptied = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held()))
-    tensor = torch.zeros(1)
-    tensor.itself = tensor  # a reference cycle, as a network and its optimizer have some
-    held = weakref.ref(tensor)
-    del tensor
-    release_memory()
+def test_memory_of_a_finished_run_is_released(monkeypatch, tmp_path):
+    held, emptied = [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held[0]()))
+
+    def train(config):
+        tensor = torch.zeros(1)
+        tensor.itself = tensor  # a reference cycle, as a network and its optimizer have some
+        held.append(weakref.ref(tensor))
+
+    assert run_one(train, {"run_directory": tmp_path, "compile": False}).state == "finished"
     assert emptied == [None]
 
 
