@@ -34,10 +34,6 @@ def test_all_114_cells_are_the_papers(counts, monkeypatch, capsys, tmp_path):
     printed = capsys.readouterr().out.splitlines()
     assert "114 of 114 cells equal to the paper's" in printed
     assert len(printed) == 1 + 57 + 2
-    rows = (tmp_path / "complexity.csv").read_text().splitlines()
-    assert rows[0] == "table,label,model,attention,params,gfloat,macs"
-    assert rows[2] == "1,DenseNet-40+LCM1,densenet40,lcm1,1065418,0.292517174,282922584"
-    assert len(rows) == 58
     assert (tmp_path / "complexity.csv").read_bytes() == (
         ROOT / "results" / "complexity.csv"
     ).read_bytes()
