@@ -3,7 +3,6 @@
 import copy
 import random
 import warnings
-from collections import OrderedDict
 from functools import partial
 
 import numpy as np
@@ -22,22 +21,11 @@ from lcm.models.attended import Blend
 tv = torchvision.models
 
 
-def own(num_classes=5):
-    """Two blocks, each with a convolution and a norm; widths 4 and 8."""
-    block1, block2 = (
-        nn.Sequential(OrderedDict(conv=nn.Conv2d(4, width, 3, padding=1), bn=norm, act=nn.ReLU()))
-        for width, norm in ((4, nn.BatchNorm2d(4)), (8, nn.GroupNorm(2, 8)))
-    )
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
-    return nn.Sequential(
-        OrderedDict(stem=nn.Conv2d(3, 4, 3, padding=1), block1=block1, block2=block2, head=head)
-    )
-
-
 TWO_OF_FOUR = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 NETWORKS = {  # a network, a pattern, the names that fit by hand, the widths of their maps
-    "own": (own, "block*.bn", ["block1.bn", "block2.bn"], [4, 8]),
-    "own, a convolution": (own, "stem", ["stem"], [4]),
+    "group norms": (partial(tv.resnet18, norm_layer=partial(nn.GroupNorm, 2)), "layer[12].0.bn1",
+        ["layer1.0.bn1", "layer2.0.bn1"], [64, 128]),
+    "a convolution": (tv.squeezenet1_1, "features.0", ["features.0"], [64]),
     "resnet18": (tv.resnet18, "layer*.*.bn2", [f"{block}.bn2" for block in TWO_OF_FOUR],
         [64, 64, 128, 128, 256, 256, 512, 512]),
     "timm resnet26": (partial(timm.create_model, "resnet26", zero_init_last=False), "layer*.*.bn3",
@@ -72,7 +60,8 @@ def test_modules_stand_where_the_pattern_says_and_follow_their_layers(name):
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(backend):
-    network, x = fill_sites(own().eval(), se, after="block*.bn"), images(8)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    network, x = fill_sites(plain.eval(), se, after="[13]"), images(8)
     compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(x), network(x), rtol=1e-5, atol=1e-5)
 

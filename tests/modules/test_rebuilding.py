@@ -60,8 +60,7 @@ NETWORKS = {  # how it is made, the layers that attention follows, how many ther
         "body.layer*.*.bn2", 8),
     "ssdlite": (lambda: detection("ssdlite320_mobilenet_v3_large"), "features.*.*", 18),
 }  # fmt: skip
-FAST = list(NETWORKS)[:8]
-NAMES = [name if name in FAST else pytest.param(name, marks=slow) for name in NETWORKS]
+NAMES = [*list(NETWORKS)[:8], *(pytest.param(name, marks=slow) for name in list(NETWORKS)[8:])]
 
 
 def tensors(y):

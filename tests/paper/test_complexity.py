@@ -51,23 +51,6 @@ def test_a_cell_that_differs_is_told_and_ends_in_1(counts, monkeypatch, capsys):
     assert "ResNet-32+LCM1" in line
 
 
-def test_resnet20_by_hand(counts):
-    """Each 3x3 convolution of He et al.'s network, its linear layer, and two weights for each of a
-    batch norm's channels."""
-    convolutions = (
-        [(3, 16, 32)]
-        + 6 * [(16, 16, 32)]
-        + [(16, 32, 16)]
-        + 5 * [(32, 32, 16)]
-        + [(32, 64, 8)]
-        + 5 * [(64, 64, 8)]
-    )
-    macs = sum(9 * c * k * size**2 for c, k, size in convolutions) + 64 * 10
-    weights = sum(9 * c * k + 2 * k for c, k, _ in convolutions) + 64 * 10 + 10
-    assert counts["resnet20", "none"].macs == macs == 40_551_040
-    assert counts["resnet20", "none"].params == weights == 269_722
-
-
 @pytest.mark.parametrize(
     ("model", "attention", "size"),
     [
