@@ -199,6 +199,8 @@ REFUSED = [  # the network, the arguments, the message
     (cifar_resnet, {"where": {"stages": [2], "last_of_stage": 2}}, '"every"'),
     (cifar_resnet, {"where": {"stages": [2, 4]}},
         "no free site in stage 4: the stages are 1, 2, 3"),
+    (lambda: CifarDenseNet(7, 4, 10), {"where": {"stages": [4]}},
+        "no free site in stage 4: the stages are 1, 2, 3"),
     (cifar_resnet, {"where": {"last_of_stage": 0}},
         "no free site in stage 0: the stages are 1, 2, 3"),
     (layers(nn.Linear(3, 3)), {},
