@@ -130,9 +130,9 @@ def results_of(folder, runs=()):
     keywords of an `invented_run`."""
     results = folder / "results"
     shutil.copytree(ROOT / "results" / "plans", results / "plans")
-    names = ("results/paper.csv", "results/claims.yaml", "results/power.csv")
-    for file in (*(ROOT / name for name in names), STORED / "complexity.csv"):
-        shutil.copy(file, results)
+    for name in ("paper.csv", "claims.yaml", "power.csv"):
+        shutil.copy(ROOT / "results" / name, results)
+    shutil.copy(STORED / "complexity.csv", results)
     for keywords in runs:
         invented_run(folder / "runs", **keywords)
     if runs:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from plain import digest
-from strangers import Calls
+from strangers import Calls, state
 from torch import nn
 
 from lcm import UserError, build_network
@@ -132,16 +132,12 @@ class Changed(LCM2):
         super().__init__(channels, 4)
         self.gain = nn.Parameter(torch.full((1,), 3.0))
 
-    def forward(self, x):
-        return super().forward(x) * self.gain
-
 
 @pytest.mark.parametrize("target", ["gate", "Changed"])
 def test_a_module_keeps_what_its_constructor_set(target):
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    _, _, generators = state(nn.Identity())
     first = build_network(RESNET, own(target), seed=1)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1]) and random.getstate() == before[2]
+    assert state(nn.Identity())[2] == generators
     torch.rand(3), np.random.rand(3), random.random()
     again, other = (build_network(RESNET, own(target), seed=seed) for seed in (1, 2))
     assert digest(first.state_dict()) == digest(again.state_dict())
@@ -218,45 +214,32 @@ HERE = f"{SAID}at a map (16, 32, 32): "
 KEEP = " float32 of (2, 16, 32, 32) float32 in training, and has to keep shape and type"
 
 
-@pytest.mark.parametrize(
-    ("attention", "problem"),
-    [
-        (own("gate"), ""),
-        (load("attention", "cbam") | {"name": "mine", "reduction": 4, "bias": True}, ""),
-        (own("returns", make="weights"), f"{HERE}it makes (2, 16, 1, 1){KEEP}"),
-        (own("returns", make="wide", sites={"stages": [3]}),
-            "at a map (64, 8, 8): it makes (2, 128, 8, 8) float32 of (2, 64, 8, 8)"),
-        (own("returns", make="tuple"), f"{HERE}it makes a tuple of"),
-        (own("returns", make="nothing"), f"{HERE}it makes a NoneType of"),
-        (own("returns", make="half"), f"{HERE}it makes (2, 16, 32, 32) float16 of"),
-        (own("returns", make="smaller in evaluation"),
-            f"{HERE}it makes (2, 16, 32, 31) float32 of (2, 16, 32, 32) float32 in evaluation"),
-        (own("returns", make="32"), "at a map (32, 16, 16): RuntimeError: The size of tensor a"),
-        (own("returns", make="32", sites={"stages": [1]}), ""),
-        (own("late"), f"{HERE}its forward pass makes the parameter bias: make it in the"),
-        (own("refusing"), f"{HERE}ValueError"),
-        (own("returns"), "missing 1 required positional argument: 'make'"),
-        (own("Absent"), "Absent"),
-        ({"name": "mine", "_target_": "torch.nn.functional.relu"}, "argument 'input'"),
-        ({"name": "mine", "_target_": "math.sqrt"}, "AttributeError: 'float' object"),
-        (own("gate", sites={"stages": [4]}), "model=resnet20: there is no free site in stage 4"),
-    ],
-    ids=lambda value: "".join(map(str, value.values())) if isinstance(value, dict) else "",
-)  # fmt: skip
-def test_a_module_is_checked_before_anything_starts(attention, problem):
-    before = torch.get_rng_state()
-    found = site_problems(RESNET, attention, 10)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert len(found) == bool(problem) and problem in "".join(found)
-    assert all(line.startswith(SAID) and "\n" not in line for line in found)
-
-
 BACKBONE, NONE = f"{__name__}.backbone", {"name": "none"}
 
 
 @pytest.mark.parametrize(
     ("model", "attention", "problem"),
     [
+        (RESNET, own("gate"), ""),
+        (RESNET, load("attention", "cbam") | {"name": "mine", "reduction": 4, "bias": True}, ""),
+        (RESNET, own("returns", make="weights"), f"{HERE}it makes (2, 16, 1, 1){KEEP}"),
+        (RESNET, own("returns", make="wide", sites={"stages": [3]}),
+            f"{SAID}at a map (64, 8, 8): it makes (2, 128, 8, 8) float32 of (2, 64, 8, 8)"),
+        (RESNET, own("returns", make="tuple"), f"{HERE}it makes a tuple of"),
+        (RESNET, own("returns", make="nothing"), f"{HERE}it makes a NoneType of"),
+        (RESNET, own("returns", make="half"), f"{HERE}it makes (2, 16, 32, 32) float16 of"),
+        (RESNET, own("returns", make="smaller in evaluation"),
+            f"{HERE}it makes (2, 16, 32, 31) float32 of (2, 16, 32, 32) float32 in evaluation"),
+        (RESNET, own("returns", make="32"),
+            f"{SAID}at a map (32, 16, 16): RuntimeError: The size of tensor a"),
+        (RESNET, own("returns", make="32", sites={"stages": [1]}), ""),
+        (RESNET, own("late"), f"{HERE}its forward pass makes the parameter bias: make it in the"),
+        (RESNET, own("refusing"), f"{HERE}ValueError"),
+        (RESNET, own("returns"), "missing 1 required positional argument: 'make'"),
+        (RESNET, own("Absent"), "Absent"),
+        (RESNET, {"name": "mine", "_target_": "torch.nn.functional.relu"}, "argument 'input'"),
+        (RESNET, {"name": "mine", "_target_": "math.sqrt"}, "AttributeError: 'float' object"),
+        (RESNET, own("gate", sites={"stages": [4]}), f"{SAID}there is no free site in stage 4"),
         (mine(BACKBONE), own("gate"), ""),
         (mine(BACKBONE), own("returns", make="32"),
             "attention=mine does not fit model=mine: at a map (6, 16, 16): RuntimeError"),
@@ -272,9 +255,10 @@ BACKBONE, NONE = f"{__name__}.backbone", {"name": "none"}
             "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)"),
         (mine(BACKBONE, logits=4), own("gate"), "model=mine: it makes (2, 4) float32"),
     ],
+    ids=lambda value: "".join(map(str, value.values())) if isinstance(value, dict) else "",
 )  # fmt: skip
-def test_a_network_is_checked_before_anything_starts(model, attention, problem):
+def test_networks_and_modules_are_checked_before_anything_starts(model, attention, problem):
     before = torch.get_rng_state()
     found = site_problems(model, attention, 10)
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(found) == bool(problem) and problem in "".join(found)
+    assert len(found) == bool(problem) and problem in "".join(found) and "\n" not in "".join(found)

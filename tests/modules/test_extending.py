@@ -60,7 +60,7 @@ def test_an_example_trains(project, words, model, attentions):
         assert json.loads(record.read_text())["result"]["test_top1"] > 0
 
 
-@pytest.mark.slow  # tests/runs/test_swept_values.py has it in small
+@pytest.mark.slow
 def test_a_sweep_over_any_key_is_compared_by_it(project):
     for command in re.findall(r"^python (.*schedule[.=](?:adamw|learning).*)$", TEXT, re.M):
         small = " model.layers=8 threads=1 runs=swept" if command.startswith("train.py") else ""

@@ -3,7 +3,6 @@
 import copy
 import random
 import warnings
-from collections import OrderedDict
 from functools import partial
 
 import numpy as np
@@ -22,25 +21,14 @@ from lcm.models.attended import Blend
 tv = torchvision.models
 
 
-def own(num_classes=5):
-    """Two blocks, each with a convolution and a norm; widths 4 and 8."""
-    block1, block2 = (
-        nn.Sequential(OrderedDict(conv=nn.Conv2d(4, width, 3, padding=1), bn=norm, act=nn.ReLU()))
-        for width, norm in ((4, nn.BatchNorm2d(4)), (8, nn.GroupNorm(2, 8)))
-    )
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
-    return nn.Sequential(
-        OrderedDict(stem=nn.Conv2d(3, 4, 3, padding=1), block1=block1, block2=block2, head=head)
-    )
-
-
 TWO_OF_FOUR = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 NETWORKS = {  # a network, a pattern, the names that fit by hand, the widths of their maps
-    "own": (own, "block*.bn", ["block1.bn", "block2.bn"], [4, 8]),
-    "own, a convolution": (own, "stem", ["stem"], [4]),
+    "group norms": (partial(tv.resnet18, norm_layer=partial(nn.GroupNorm, 2)), "layer[12].0.bn1",
+        ["layer1.0.bn1", "layer2.0.bn1"], [64, 128]),
+    "a convolution": (tv.squeezenet1_1, "features.0", ["features.0"], [64]),
     "resnet18": (tv.resnet18, "layer*.*.bn2", [f"{block}.bn2" for block in TWO_OF_FOUR],
         [64, 64, 128, 128, 256, 256, 512, 512]),
-    "timm resnet26": (partial(timm.create_model, "resnet26"), "layer*.*.bn3",
+    "timm resnet26": (partial(timm.create_model, "resnet26", zero_init_last=False), "layer*.*.bn3",
         [f"{block}.bn3" for block in TWO_OF_FOUR],
         [256, 256, 512, 512, 1024, 1024, 2048, 2048]),
 }  # fmt: skip
@@ -54,9 +42,6 @@ def test_modules_stand_where_the_pattern_says_and_follow_their_layers(name):
     make, pattern, names, widths = NETWORKS[name]
     torch.manual_seed(0)
     x, plain = images(), make(num_classes=5).eval()
-    for key, parameter in plain.named_parameters():
-        if key.endswith("weight") and not parameter.any():
-            nn.init.ones_(parameter)  # of a branch that would be multiplied by nothing
     network, expected = copy.deepcopy(plain), copy.deepcopy(plain)
     assert fill_sites(network, Scale, after=pattern) is network
     modules = dict(network.named_modules())
@@ -75,20 +60,10 @@ def test_modules_stand_where_the_pattern_says_and_follow_their_layers(name):
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(backend):
-    network, x = fill_sites(own().eval(), se, after="block*.bn"), images(8)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    network, x = fill_sites(plain.eval(), se, after="[13]"), images(8)
     compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(x), network(x), rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_second_module_follows_the_first():
-    network, x = fill_sites(own(), Scale, after="block*.bn").eval(), torch.randn(1, 4, 8, 8)
-    once = network.block1.bn(x)
-    fill_sites(network, Scale, after="block*.bn")
-    twice = network.block1.bn(x)
-    assert {"block1.bn.attention.scale", "block1.bn.attention2.scale"} < set(network.state_dict())
-    torch.testing.assert_close(twice, once * network.block1.bn.attention2.scale[:, None, None])
-    assert list(remove_attention(network).state_dict()) == list(own().state_dict())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -105,18 +80,13 @@ KNOWN = {  # layers that say themselves how wide their maps are
     "layer, torchvision": tv.convnext.LayerNorm2d(6),
     "RMS, timm": timm.layers.RmsNorm2d(6),
 }
-UNKNOWN = {"sequential": nn.Sequential(nn.ReLU())}  # an example tells
 
 
-@pytest.mark.parametrize("name", [*KNOWN, *UNKNOWN])
-def test_the_width_is_the_layers_own_or_that_of_an_example(name):
-    layer = copy.deepcopy((KNOWN | UNKNOWN)[name])
-    network, example = nn.Sequential(nn.Conv2d(3, 6, 1), layer).eval(), images()
-    if name in UNKNOWN:
-        with pytest.raises(ValueError, match=r"1 is a .*, which does not say .* give an `example`"):
-            fill_sites(network, se, after="1")
-    fill_sites(network, se, after="1", example=example if name in UNKNOWN else None)
-    assert network[1].attention.w1.in_features == 6 and network(example).shape == (2, 6, 32, 32)
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_width_is_the_layers_own(name):
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), copy.deepcopy(KNOWN[name])).eval()
+    fill_sites(network, se, after="1")
+    assert network[1].attention.w1.in_features == 6 and network(images()).shape == (2, 6, 32, 32)
 
 
 class Odd(nn.Module):
@@ -144,19 +114,23 @@ def test_an_example_leaves_no_trace():
 # --------------------------------------------------------------------------------------------------
 # What new modules take from the network, and what the network keeps
 
+WHERE = [{}, {"after": "layer*.*.bn2"}, {"instead_of": "layer*.*.bn2"}]
 
-@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}, {"instead_of": "layer*.*.bn2"}])
-def test_new_modules_take_mode_and_type(where):
-    network = tv.resnet18().double().eval()
+
+@pytest.mark.parametrize("there", [{"dtype": torch.bfloat16}, {"device": "meta"}], ids=str)
+@pytest.mark.parametrize("where", [*WHERE, {"after": "layer*.*"}], ids=str)
+def test_new_modules_take_mode_type_and_device(where, there):
+    network, example = tv.resnet18().to(**there).eval(), images(64).to(**there)
     network.layer2.train()
-    fill_sites(network, nn.BatchNorm2d, **where)
-    new = [m for m in network.modules() if type(m) is nn.BatchNorm2d]
-    assert all(m.weight.dtype == m.running_mean.dtype == torch.float64 for m in new)
+    fill_sites(network, nn.BatchNorm2d, **where, example=example, blend=True)
+    found = {(t.device, t.dtype) for t in network.state_dict().values() if t.is_floating_point()}
+    assert found == {(example.device, example.dtype)}
     assert {m.training for name, m in network.named_modules() if "layer2" in name} == {True}
     assert {m.training for name, m in network.named_modules() if "layer1" in name} == {False}
+    assert network.eval()(example).shape == (2, 1000)
 
 
-@pytest.mark.parametrize("where", [{}, {"after": "layer*.*.bn2"}, {"instead_of": "layer*.*.bn2"}])
+@pytest.mark.parametrize("where", WHERE, ids=str)
 def test_an_error_in_the_middle_changes_nothing(where):
     network, made = tv.resnet18(), []
 
@@ -199,12 +173,14 @@ def test_attributes_are_those_of_the_layer_and_tensors_are_not():
         network.bn1.nothing  # noqa: B018
 
 
-def test_a_module_with_two_names_is_one_module():
-    conv = nn.Conv2d(3, 3, 1)
-    network = fill_sites(nn.Sequential(conv, nn.ReLU(), conv), nn.BatchNorm2d, after="[02]")
+def test_a_module_with_two_names_is_one_module_and_a_second_follows_the_first():
+    conv, x = nn.Conv2d(3, 3, 1), images()
+    network = fill_sites(nn.Sequential(conv, nn.ReLU(), conv), Scale, after="[02]")
     assert network[0] is network[2] and network[0].layer is conv
-    fill_sites(network, nn.BatchNorm2d, after="2")
+    once = network[0](x)
+    fill_sites(network, Scale, after="2")
     assert list(network[0]._modules) == ["layer", "attention", "attention2"]
+    torch.testing.assert_close(network[0](x), network[0].attention2(once))
     assert list(remove_attention(network)) == [conv, network[1], conv]
 
 

@@ -15,26 +15,22 @@ from lcm.config.compose import choices
 from lcm.models import CifarDenseNet, CifarResNet
 
 ATTENTIONS = choices("attention")
-FAMILIES = {  # a small network of each, and the size of its images
-    "cifar_resnet": ("resnet20", {"layers": 14}, 32),
-    "cifar_densenet": ("densenet40", {"layers": 10}, 32),
-    "resnet50": ("resnet50", {}, 64),
-    "resnext50": ("resnext50", {}, 64),
-    "densenet121": ("densenet121", {}, 64),
-}
-
-
-SLOW = pytest.param("resnext50", marks=pytest.mark.slow)  # built of the blocks of resnet50
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(
-    "family", ["cifar_resnet", "cifar_densenet", "resnet50", SLOW, "densenet121"]
+    "model, overrides, size",  # a small network of each family, and the size of its images
+    [
+        ("resnet20", {"layers": 14}, 32),
+        ("densenet40", {"layers": 10}, 32),
+        ("resnet50", {}, 64),
+        pytest.param("resnext50", {}, 64, marks=pytest.mark.slow),  # of the blocks of resnet50
+        ("densenet121", {}, 64),
+    ],
 )
 def test_every_pair_runs_channels_last_and_every_parameter_gets_a_finite_gradient(
-    family, attention
+    model, overrides, size, attention
 ):
-    model, overrides, size = FAMILIES[family]
     network = build_network(model, attention, num_classes=7, seed=0, **overrides)
     network.to(memory_format=torch.channels_last)
     converted = []

@@ -90,9 +90,14 @@ def maps_of(network, images, layer):
     return seen[0]
 
 
-def test_equals_one_channel_at_a_time(small, images):
+@pytest.mark.parametrize("inplace", [False, True])
+def test_equals_one_channel_at_a_time(inplace, small, images):
+    """Of a named layer's own output, without what follows in place."""
+    small.relu.inplace = inplace
+    with torch.no_grad():
+        maps = small.eval().bn(small.conv(images))
+    assert maps.amin() < 0
     found = score_cam(small, images, CLASSES, layer="bn")
-    maps = maps_of(small, images, "bn")
     assert_as_published(found, small, images, maps, CLASSES)
     # Constant channels are left out: upsampled, they are uneven by rounding, which would be noise.
     assert up(maps[0, 0], (18, 15)).std() > 0
@@ -116,15 +121,6 @@ def test_finds_the_last_map_and_equals_one_channel_at_a_time(last):
     assert maps.amin() == 0  # after the last ReLU
     found = score_cam(network, images)  # of the predicted class
     assert_as_published(found, network, images, maps, found.predicted.tolist())
-
-
-def test_a_named_layer_is_its_own_output_without_what_follows_in_place(small, images):
-    small.relu.inplace = True
-    with torch.no_grad():
-        maps = small.eval().bn(small.conv(images))
-    assert maps.amin() < 0
-    found = score_cam(small, images, CLASSES, layer="bn")
-    assert_as_published(found, small, images, maps, CLASSES)
 
 
 def test_one_logit_is_that_of_the_second_of_two_classes(small, images):

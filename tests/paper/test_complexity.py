@@ -34,10 +34,6 @@ def test_all_114_cells_are_the_papers(counts, monkeypatch, capsys, tmp_path):
     printed = capsys.readouterr().out.splitlines()
     assert "114 of 114 cells equal to the paper's" in printed
     assert len(printed) == 1 + 57 + 2
-    rows = (tmp_path / "complexity.csv").read_text().splitlines()
-    assert rows[0] == "table,label,model,attention,params,gfloat,macs"
-    assert rows[2] == "1,DenseNet-40+LCM1,densenet40,lcm1,1065418,0.292517174,282922584"
-    assert len(rows) == 58
     assert (tmp_path / "complexity.csv").read_bytes() == (
         ROOT / "results" / "complexity.csv"
     ).read_bytes()
@@ -53,23 +49,6 @@ def test_a_cell_that_differs_is_told_and_ends_in_1(counts, monkeypatch, capsys):
     assert "113 of 114 cells" in printed
     (line,) = (line for line in printed.splitlines() if "differs" in line)
     assert "ResNet-32+LCM1" in line
-
-
-def test_resnet20_by_hand(counts):
-    """Each 3x3 convolution of He et al.'s network, its linear layer, and two weights for each of a
-    batch norm's channels."""
-    convolutions = (
-        [(3, 16, 32)]
-        + 6 * [(16, 16, 32)]
-        + [(16, 32, 16)]
-        + 5 * [(32, 32, 16)]
-        + [(32, 64, 8)]
-        + 5 * [(64, 64, 8)]
-    )
-    macs = sum(9 * c * k * size**2 for c, k, size in convolutions) + 64 * 10
-    weights = sum(9 * c * k + 2 * k for c, k, _ in convolutions) + 64 * 10 + 10
-    assert counts["resnet20", "none"].macs == macs == 40_551_040
-    assert counts["resnet20", "none"].params == weights == 269_722
 
 
 @pytest.mark.parametrize(

@@ -104,11 +104,6 @@ def test_another_reading_is_printed_otherwise(arguments, extra, cell):
     assert printed(parameters(*arguments) + extra, cell) == cell
 
 
-def test_lcm1_by_hand():
-    exact, base = parameters("resnet20", "lcm1"), parameters("resnet20")
-    assert exact - base == W1_AND_W2 + sum(3 * (2 * (c // 4) + 2) for c in (16, 32, 64))
-
-
 def test_on_a_1x1_map_only_the_centre_of_a_3x3_convolution_acts():
     """Why 1x1 convolutions compute what 3x3 ones on padded descriptors would, with a ninth of the
     weights.

@@ -6,7 +6,6 @@ import random
 import re
 
 import pytest
-import yaml
 from invented_runs import ROOT, changed
 from omegaconf import OmegaConf
 
@@ -69,8 +68,7 @@ def test_every_difference_is_the_papers(claims):
     for c in statements:
         a, b = (PRINTED[c.table, c.model, c.data, arm] for arm in (c.a, c.b))
         assert c.paper == pytest.approx(a - b, abs=1e-9), c
-    # 57 rows of five tables; every number has two decimals, as printed
-    assert len(PAPER.drop_duplicates(["table", "label"])) == 57
+    # every number has two decimals, as printed
     assert all(len(line["value"].split(".")[1]) == 2 for line in read_csv(RESULTS / "paper.csv"))
 
 
@@ -132,6 +130,9 @@ def test_what_is_true_of_the_runs_is_the_verdict(claims, seeds, effects, tables,
 
 
 def test_every_claim_says_how_it_is_judged(claims):
+    keys = "id place quote judged_as note holds_if cost limits within comparisons comparisons_of"
+    found = {"statements", "against_it", "contradicts_itself"}
+    assert set().union(*claims) == {*keys.split(), *found}
     page = claims_page(claims, NO_RUNS, Protocol(), COMPLEXITY, {})
     for claim in claims:
         assert f"“{claim['quote'].strip()}”" in page
@@ -204,11 +205,6 @@ def test_holm_is_over_one_table_with_the_comparisons_to_come(claims):
     smallest = min(j.comparison.p for j in family)
     assert len(family) == 13 and min(j.adjusted for j in family) == pytest.approx(13 * smallest)
     assert all(j.adjusted is None for c, j in judged.items() if c.table == 1)
-    few = runs[(runs["attention"] != "lcm1") & (runs["model"] == "resnet20") & (runs["seed"] < 6)]
-    few = few[few["data"] == "cifar10"]
-    (one,) = [j for j in judged_by(claims, few).values() if j.comparison.n]
-    assert (one.comparison.p, one.adjusted) == (2 / 64, 13 * 2 / 64)
-    assert one.verdict == "inconclusive" and one.needed > 6  # as the page says of such a table
 
 
 def recommended(experiment):
@@ -225,7 +221,10 @@ def test_the_seeds_that_are_recommended_can_decide(claims):
         seeds = recommended(f"table{table}")
         assert 2 * len(family) / 2**seeds <= 0.05, table
     command = rf"experiment=table2 seed='range\({seeds}\)' +# table1 ... table5"
-    assert re.search(command, (ROOT / "README.md").read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(command, readme)
+    own = re.search(r"attention=(\S+) seed='range\((\d+)\)' schedule.epochs", readme)
+    assert int(own[2]) == pairs_to_reach(own[1].count(","))
     sweep = OmegaConf.load(ROOT / "configs/experiment/quickstart.yaml")["hydra"]["sweeper"]
     others = sweep["params"]["attention"].count(",")
     assert recommended("quickstart") == pairs_to_reach(others)
@@ -262,10 +261,3 @@ def test_page(claims):
     ):
         assert page.count(words) == 1
     assert statement_tables(claims, judged_by(claims, runs))[1].filled == 13
-
-
-def test_every_claim_is_of_a_kind_that_is_judged():
-    entries = yaml.safe_load((RESULTS / "claims.yaml").read_text())
-    assert {entry["holds_if"] for entry in entries} == {"every", "on_average", "cost", "not_judged"}
-    keys = {"id", "place", "quote", "judged_as", "note", "holds_if", "cost", "limits"}
-    assert set().union(*entries) == keys | {"within", "comparisons", "comparisons_of"}

@@ -21,11 +21,6 @@ def compared(runs):
     return table.records[table.records["attention"] == "lcm2"].iloc[0], markdown(table)
 
 
-def of_one_arm(attention, points, **facts):
-    """The keywords of an invented run for each of `points`, the top-1 of seeds 0, 1, ..."""
-    return [{"attention": attention, "seed": s, "top1": p} | facts for s, p in enumerate(points)]
-
-
 def of_records(folder, runs, *protocol):
     """{(attention, against): record} of the comparison of some invented runs; the table; the folder
     of results."""
@@ -35,27 +30,17 @@ def of_records(folder, runs, *protocol):
     return found, table, results
 
 
-def of_arms(gains, base, seeds, **facts):
-    """Runs of several arms without noise; `gains` over `base` by attention."""
-    return [
-        run
-        for attention, gain in gains.items()
-        for run in of_one_arm(attention, [base + gain + s / 8 for s in range(seeds)], **facts)
-    ]
-
-
-def tenth(seeds, gains, **facts):
-    """Runs of the plan: `gains` over none by attention, with a little noise."""
-    runs = of_one_arm("none", [65 + s / 4 for s in range(seeds)], **TENTH | facts)
+def of_arms(seeds, gains, **facts):
+    """The keywords of invented runs of none and others; `gains` over none, with a little noise."""
+    runs = [("none", s, 65 + s / 4) for s in range(seeds)]
     for index, (attention, gain) in enumerate(gains.items()):
-        points = [65 + s / 4 + gain + NOISE[(s + index) % 10] for s in range(seeds)]
-        runs += of_one_arm(attention, points, **TENTH | facts)
-    return runs
+        runs += [(attention, s, 65 + s / 4 + gain + NOISE[(s + index) % 10]) for s in range(seeds)]
+    return [dict(zip(("attention", "seed", "top1"), run, strict=True)) | facts for run in runs]
 
 
 def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
     """Six seeds of one arm, each better: not bold, and the same corrected p on every page."""
-    runs = of_arms({"none": 0, "lcm2": 1, "se": 1}, 92, 6)
+    runs = of_arms(6, {"lcm2": 1, "se": 1})
     found, table, results = of_records(tmp_path, runs)
     lcm2, se = found["lcm2", "none"], found["se", "none"]
     assert (lcm2["p"], lcm2["p_holm"], lcm2["verdict"]) == (2 / 64, 13 * 2 / 64, "inconclusive")
@@ -66,7 +51,7 @@ def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
 
 
 def test_a_planned_schedule_has_the_plans_families(tmp_path):
-    runs = tenth(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 0.8, "eca": 3.0})
+    runs = of_arms(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 0.8, "eca": 3.0}, **TENTH)
     found, table, results = of_records(tmp_path, runs, "tenth")
     p = 2 / 256
     assert {pair: (row["p_holm"], row["verdict"]) for pair, row in found.items()} == {
@@ -100,7 +85,7 @@ def test_a_planned_schedule_has_the_plans_families(tmp_path):
 @pytest.mark.parametrize("seeds, lost, words", [(7, 0, "7"), (2, 1, "1 to 2"), (1, 1, "0 to 1")])
 def test_a_plan_is_judged_when_all_its_seeds_are_there(seeds, lost, words, tmp_path):
     """The runs of LCM2 and SE are `lost` behind the others."""
-    runs = tenth(seeds, {"lcm1": 1.0, "lcm2": 1.0, "se": 1.0})
+    runs = of_arms(seeds, {"lcm1": 1.0, "lcm2": 1.0, "se": 1.0}, **TENTH)
     late = ("lcm2", "se")
     runs = [run for run in runs if run["attention"] not in late or run["seed"] < seeds - lost]
     found, table, results = of_records(tmp_path, runs, "tenth")
@@ -124,18 +109,18 @@ NOT = "Not the paper&#39;s schedule: runs with schedule=tenth, precision=fp32. "
 
 
 def test_runs_that_were_not_planned_change_no_planned_row(tmp_path):
-    planned = tenth(8, {"lcm1": 1.0, "lcm2": 1.0})
+    planned = of_arms(8, {"lcm1": 1.0, "lcm2": 1.0}, **TENTH)
     found, *_ = of_records(tmp_path / "a", planned, "tenth")
-    extra = of_one_arm("lcm1", [99.0] * 10, **TENTH)[8:]
-    extra += of_one_arm("none", [60.0] * 10, **TENTH)[8:]
+    extra = [run | {"seed": run["seed"] + 8} for run in of_arms(2, {"lcm1": 30.0}, **TENTH)]
     other, *_ = of_records(tmp_path / "b", planned + extra, "tenth")
     assert str(found) == str(other)
-    more, *_ = of_records(tmp_path / "c", tenth(8, {"lcm1": 1.0}, model="resnet32"), "tenth")
+    others = of_arms(8, {"lcm1": 1.0}, **TENTH | {"model": "resnet32", "compile": False})
+    more, *_ = of_records(tmp_path / "c", others, "tenth")
     assert more["lcm1", "none"]["verdict"] is None
 
 
 def test_a_diverged_run_is_the_worst_of_its_arm(tmp_path):
-    runs = tenth(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 1.0})
+    runs = of_arms(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 1.0}, **TENTH)
     lost = next(run for run in runs if (run["attention"], run["seed"]) == ("lcm1", 3))
     lost |= {"state": "failed", "message": "the loss is not finite in epoch 2"}
     found, table, _ = of_records(tmp_path, runs, "tenth")
@@ -147,7 +132,7 @@ def test_a_diverged_run_is_the_worst_of_its_arm(tmp_path):
 
 
 def test_a_network_of_ones_own_has_no_rows_for_sizes_it_does_not_have(tmp_path):
-    runs = of_arms({"none": 0, "se": 1, "mine": 1}, 85, 8, model="net", schedule="short")
+    runs = of_arms(8, {"se": 1, "mine": 1}, model="net", schedule="short")
     found, table, _ = of_records(tmp_path, runs, "short")
     assert [a for a, _ in found] == ["none", "se", "mine"] and not table.missing
     se = found["se", "none"]  # a family of two, not of seven

@@ -255,10 +255,3 @@ def test_every_number_of_a_hand_written_sentence(file, end, phrases):
         if re.search(r"\d", text):
             problems.append(f"{file}:{line}: a number that no file of results has: {text}")
     assert not problems, "\n".join(problems)
-
-
-def test_the_advice_of_the_readme_can_decide():
-    """B2: the seeds of README's own example are enough for its comparisons."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"attention=(\S+) seed='range\((\d+)\)' schedule.epochs", text)
-    assert int(found[2]) == pairs_to_reach(found[1].count(","))

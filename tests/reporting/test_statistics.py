@@ -66,11 +66,6 @@ def test_sums_that_differ_by_rounding_are_equal_and_others_are_not(pairs):
     assert sign_flip_p(apart) != sign_flip_p(whole)
 
 
-@pytest.mark.parametrize("d, p", [([0.1] * 6, 2 / 64), ([-0.1] * 5, 2 / 32), ([0.0] * 6, 1)])
-def test_sign_flip_p_of_equal_differences(d, p):
-    assert sign_flip_p(d) == p
-
-
 def ideal_bca(d, level=0.95):
     """Efron 1987, eqs. (2.3), (6.6), over all n**n resamples instead of a random draw."""
     means = np.sort(np.stack(np.meshgrid(*[d] * len(d))).mean(axis=0).ravel())
@@ -130,7 +125,10 @@ def test_compare():
         ([0.3, 0.5], (0.4, 0.1 * 2**0.5, None, 0.5, 1.0), NOT_TESTED),
         # all equal: the interval is the value itself
         ([0.1] * 6, (0.1, 0.0, 0.1, 2 / 64, 1.0), SUPPORTED),
+        ([-0.1] * 6, (-0.1, 0.0, -0.1, 2 / 64, 0.0), CONTRADICTED),
         ([0.0] * 8, (0.0, 0.0, 0.0, 1.0, 0.5), INCONCLUSIVE),
+        # equal to rounding, just so
+        ([0.0] * 7 + [1e-9], (1e-9 / 8, 1e-9 / 8**0.5, 1e-9 / 8, 1.0, 4.5 / 8), INCONCLUSIVE),
     ],
 )
 def test_compare_where_little_is_defined(d, expected, word):
@@ -198,6 +196,7 @@ def test_what_is_not_excluded_is_the_test_inverted(n, level):
 def test_what_is_not_excluded_at_the_ends():
     assert not_excluded([0.1] * 5) == (None, None) == not_excluded([0.1, 0.4] * 3, 0.99)
     assert not_excluded([0.5, 0.2, 0.3, 0.1, 0.6, 0.4]) == (0.1, 0.6)
+    assert not_excluded(range(20), 1 - 2**-19) == (0, 19)  # of all 2**20 - 1 subsets
     d = np.random.default_rng(3).normal(0.2, 0.5, 24)
     low, high = not_excluded(d)
     half = stats.t.ppf(0.975, 23) * d.std(ddof=1) / 24**0.5

@@ -45,11 +45,9 @@ def arms(runs, *protocol):
 
 def test_stored_tables_byte_for_byte(results):
     script.main(["--results", str(results)])
-    given = ("runs.csv", "complexity.csv")
-    expected = {file.name for file in STORED.iterdir()} - {*given}
-    assert len(expected) >= 10
-    for name in expected:
-        assert (results / name).read_bytes() == (STORED / name).read_bytes(), name
+    names = [file.name for file in STORED.iterdir()]
+    different = [n for n in names if (results / n).read_bytes() != (STORED / n).read_bytes()]
+    assert len(names) >= 12 and different == []
 
 
 def test_numbers_by_hand(results, runs):
