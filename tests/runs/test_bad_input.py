@@ -43,12 +43,14 @@ def no_bf16(folder):
     device.cpu_info = lambda key: {"model name": "A Processor"}.get(key, "")
 
 
-def own(name, text):
-    """A YAML file of one's own in {folder}/own."""
+def own(**files):
+    """YAML files of one's own in {folder}/own: group__name="..."."""
 
     def write(folder):
-        (folder / "own" / name).parent.mkdir(parents=True)
-        (folder / "own" / name).write_text(text)
+        for name, text in files.items():
+            file = folder / "own" / f"{name.replace('__', '/')}.yaml"
+            file.parent.mkdir(parents=True)
+            file.write_text(text)
 
     return write
 
@@ -57,11 +59,19 @@ ARRANGED = {  # called in the command's process, with its folder
     None: lambda folder: None,
     "without a GPU": no_gpu,
     "on a processor without it": no_bf16,
-    "its file has no target": own("attention/mine.yaml", "name: mine\nsites: every\n"),
-    "its target is nowhere": own("attention/mine.yaml", "name: mine\n_target_: no_such.Mine\n"),
-    "a tab in its file": own("attention/mine.yaml", "\tname: mine\n"),
-    "a file of one's own": own("attention/se.yaml", "name: se\n_target_: no_such.Mine\n"),
-    "its file lacks keys": own("data/mine.yaml", "name: mine\n_target_: lcm.data.Digits\n"),
+    "its file has no target": own(attention__mine="name: mine\nsites: every\n"),
+    "its target is nowhere": own(attention__mine="name: mine\n_target_: no_such.Mine\n"),
+    "a tab in its file": own(attention__mine="\tname: mine\n"),
+    "a file of one's own": own(attention__se="name: se\n_target_: no_such.Mine\n"),
+    "its file lacks keys": own(data__mine="name: mine\n_target_: lcm.data.Digits\n"),
+    "its file has one key": own(schedule__bare="name: bare\nepochs: 1\n"),
+    "none other has its size": own(
+        model__large="name: large\nfamily: large\nimage_size: 64\n_target_: torch.nn.Identity\n",
+        data__mine="name: mine\nimage_size: 48\nnum_classes: 3\n_target_: lcm.data.Digits\n",
+    ),
+    "a target that Hydra refuses": own(
+        data__mine="name: mine\nimage_size: 32\nnum_classes: 3\n_target_: os.kill\n"
+    ),
     "a file": lambda folder: (folder / "file").touch(),
     "where a run of seed 0 is stored": finished_run,
     "run.json damaged": lambda folder: finished_run(folder, run_json=b'{"state": "fini'),

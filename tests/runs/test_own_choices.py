@@ -12,7 +12,6 @@ from lcm.config import compose
 from lcm.config.check import check
 from lcm.config.command_line import override_problems
 from lcm.config.identity import ADDED, config_hash, deviations
-from lcm.data import build_data
 from lcm.errors import UserError
 from lcm.runs.grid import problems
 
@@ -36,15 +35,12 @@ FILES = {
     "sites: every\n",
     "schedule/brief.yaml": "defaults: [short]\nname: brief\nepochs: 1\nweight_decay: "
     "5e-4\nlearning_rate: 1\n",
-    "schedule/bare.yaml": "name: bare\nepochs: 1\n",
     "schedule/cosine.yaml": "defaults: [brief]\nname: cosine\ndecay: cosine\n",
     "model/wide.yaml": "defaults: [resnet20]\nname: wide\nlayers: 26\n",
     "model/plain.yaml": (
         "name: plain\nfamily: plain\nimage_size: 32\n_target_: lcm.models.CifarResNet\nlayers: 8\n"
         "paper: {se: {reduction: 2}, lcm2: {reduction: 8, expand_bias: true}}\n"
     ),
-    "model/large.yaml": "name: large\nfamily: large\nimage_size: 64\n_target_: torch.nn.Identity\n",
-    "data/middle.yaml": "name: middle\nimage_size: 48\nnum_classes: 3\n_target_: lcm.data.Digits\n",
     "row/a.yaml": "# @package _global_\nseed: 7\n",
 }
 
@@ -151,21 +147,6 @@ def test_the_shell_completes_choices(tmp_path):
     environment = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_CWORD": "1"}
     output = succeed(REAL, "-sc", "query=bash", cwd=tmp_path, **environment)
     assert output.split() == [f"attention={name}" for name in compose.choices("attention")]
-
-
-def test_a_data_set_that_is_not_there_is_bad_input():
-    with pytest.raises(UserError, match=r"data=mine: .*no_such_module"):
-        build_data({"name": "mine", "_target_": "no_such_module.Mine"})
-    with pytest.raises(UserError, match="data=mine: "):  # Hydra refuses to call it
-        build_data({"name": "mine", "_target_": "os.kill"})
-
-
-def test_a_file_that_lacks_a_key_and_a_network_without_a_data_set_of_its_size(own):
-    (problem,) = check(composed(own, "schedule=bare"))
-    assert "schedule=bare has no batch_size, " in problem
-    found = composed(own, "model=large", "attention=none", "data=middle", "schedule=cifar")
-    (problem,) = check(found)
-    assert problem.endswith("take files of one size")
 
 
 # Inside a program of somebody else's
