@@ -9,7 +9,7 @@ from events import hparams
 from hydra_config import composed
 from processes import REAL, ROOT, TINY, finish, start, states, succeed, wait_until
 
-from lcm.config.identity import identity
+from lcm.config.identity import config_hash, identity
 from lcm.errors import UserError
 from lcm.reporting.records import read_record
 from lcm.runs.repeat import arguments, differences, other_environment, quoted, tolerances
@@ -42,10 +42,11 @@ def test_the_command_line_composes_the_same_config(line):
     assert len(words) <= 4 + len(line) + 2  # nothing that stands for itself
 
 
-def test_every_committed_run_can_be_repeated():
+def test_every_committed_run_can_be_repeated_and_keeps_its_hash():
     for file in sorted((ROOT / "results" / "metrics").glob("*.jsonl")):
         run, _ = read_record(file)
         assert f"seed={run['seed']}" in arguments(run) or run["seed"] == 0
+        assert config_hash(run["config"]) == run["config_hash"], file.name
 
 
 @pytest.mark.parametrize(
