@@ -20,6 +20,7 @@ from tiny import ROOT, command, run
 
 from lcm.runs.state import write_state
 from lcm.training import device
+from lcm.training.state import Sums
 
 TABLE = ROOT / "tests" / "runs" / "bad_inputs.md"
 ROW = re.compile(r"(\| `(.+?)`(?: \((.+?)\))? \|) (.*?) ?\|")
@@ -135,13 +136,9 @@ def test_with_debug_the_traceback_is_shown(imported, tmp_path):
     assert ended.code == 2 and "Traceback (most recent call last)" in ended.err
 
 
-def test_an_error_of_the_program_is_a_failure_with_its_traceback(tiny, tmp_path):
-    def bug():
-        from lcm.training.state import Sums
-
-        Sums.means = lambda *args: 1 / 0
-
-    ended = run(tmp_path, tiny(f"runs={tmp_path}"), bug)
+def test_an_error_of_the_program_is_a_failure_with_its_traceback(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sums, "means", lambda *args: 1 / 0)
+    ended = run(tmp_path, tiny(f"runs={tmp_path}"))
     assert ended.code == 1 and "Traceback" in ended.err
     assert ended.err.endswith("error: ZeroDivisionError: division by zero\n")
     (file,) = tmp_path.rglob("run.json")

@@ -1,10 +1,11 @@
 """A run's name, directory and run.json."""
 
+import contextlib
 import os
 import signal
 import subprocess
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 from hydra_config import begun_state, config
@@ -70,23 +71,20 @@ def test_a_checkout_with_a_file_that_no_commit_has_is_dirty(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("error", "call"),
+    ("error", "call", "words", "files"),
     [
-        (OSError(28, "No space left on device"), "fsync"),
-        (SystemExit(), "fsync"),  # killed there
-        (SystemExit(), "replace"),
+        (OSError(28, "No space left on device"), "fsync", "no space left", 1),
+        (SystemExit("killed there"), "fsync", "killed there", 2),
+        (SystemExit("killed there"), "replace", "killed there", 2),
     ],
 )
-def test_written_whole_or_not_at_all(error, call, tmp_path, monkeypatch):
+def test_written_whole_or_not_at_all(error, call, words, files, tmp_path):
     file = tmp_path / "run.json"
     write_atomically(file, b"old")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, Mock(side_effect=error))
-        with pytest.raises((UserError, SystemExit)) as caught:
-            write_atomically(file, b"new")
-    assert file.read_bytes() == b"old"
-    full = isinstance(error, OSError)
-    assert not full or ("no space left" in str(caught.value) and len(os.listdir(tmp_path)) == 1)
+    ends = pytest.raises((UserError, SystemExit), match=words)
+    with patch.object(os, call, side_effect=error), ends:
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old" and len(os.listdir(tmp_path)) == files
     write_atomically(file, b"new")
     assert file.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["run.json"]  # the dead left nothing that stays
@@ -122,15 +120,13 @@ def test_every_continuation_is_counted_and_each_new_environment_recorded(monkeyp
     ],
 )
 def test_run_json_says_how_it_ended(run, capsys, error, state, message):
-    try:
-        with run.owned():
-            begin(run)
-            during = read_state(run.directory)
-            run.state["result"] = RESULT
-            if error:
-                raise error
-    except BaseException as caught:
-        assert caught is error
+    ends = pytest.raises(type(error)) if error else contextlib.nullcontext()
+    with ends, run.owned():
+        begin(run)
+        during = read_state(run.directory)
+        run.state["result"] = RESULT
+        if error:
+            raise error
     assert (during["state"], during["message"]) == ("running", None)
     after = read_state(run.directory)
     assert (after["state"], after["message"], after["result"]) == (state, message, RESULT)
