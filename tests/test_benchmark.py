@@ -158,9 +158,8 @@ def test_the_readme_and_the_recorded_rows_agree():
     )[0]
     epochs = recorded[(recorded["what"] == "epoch") & ~recorded["variant"].str.startswith("plain")]
     for network, title in (("resnet20", "ResNet-20"), ("densenet40", "DenseNet-40")):
-        own = epochs[epochs["network"] == network]
-        ratios = ", ".join(f"{row.ratio:.2f} ({row.variant})" for row in own.itertuples())
-        assert f"{title} {ratios}" in said
+        own = epochs[epochs["network"] == network].itertuples()
+        assert f"{title} " + ", ".join(f"{row.ratio:.2f} ({row.variant})" for row in own) in said
     assert set(epochs["machine"]) == set(re.findall(r"cpu \(.*? threads\)", said))
     assert set(epochs["date"]) == set(re.findall(r"\d{4}-\d\d-\d\d", said))
 

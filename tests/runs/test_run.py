@@ -159,25 +159,17 @@ def test_threads_are_those_of_the_command_or_of_the_checkpoint(asked, saved, thr
     assert run.threads == threads
 
 
-def test_a_run_that_ends_before_it_begins_leaves_no_run_json(run):
-    with pytest.raises(UserError, match="no such images"), run.owned():
-        raise UserError("no such images")
-    assert not (run.directory / "run.json").exists()
-
-
 def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_environment_of_now(tmp_path):
     """Threads, device and commit are those that its numbers come from."""
-    chosen = config(run_directory=str(tmp_path))
-    found = []
-    for threads in (1, 3):
-        run = Run(chosen)
+    for threads, interruptions in ((1, 0), (3, 1)):
+        run = Run(config(run_directory=str(tmp_path)))
         with pytest.raises(KeyboardInterrupt), run.owned():
             assert run.threads == "auto"
             begin(run, threads, f"cpu ({threads} threads)")
             raise KeyboardInterrupt
         state = read_state(run.directory)
-        found.append([state[key] for key in ("threads", "device", "interruptions", "continued")])
-    assert found == [[1, "cpu (1 threads)", 0, []], [3, "cpu (3 threads)", 1, []]]
+        found = [state[key] for key in ("threads", "device", "interruptions", "continued")]
+        assert found == [threads, f"cpu ({threads} threads)", interruptions, []]
 
 
 # Signals: the first one counts, and only a second SIGINT ends at once

@@ -102,7 +102,7 @@ def test_one_failure_stops_nothing_and_the_next_time_only_it_is_trained(tmp_path
     assert "the loss of a test is not finite" in (failed / "log.txt").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # no multirun.yaml, no outputs
 
-    output = succeed(FAKE, *GRID[1:], "-m", cwd=tmp_path)  # it may stand anywhere
+    output = succeed(FAKE, GRID[1], "-m", *GRID[2:], cwd=tmp_path)  # it may stand anywhere
     assert "6 runs: 5 finished, 1 failed" in output and "6 runs: 6 finished" in output
     after = trained(tmp_path)
     assert {run for run in after if after[run] != before[run]} == {failed}
