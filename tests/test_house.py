@@ -82,6 +82,5 @@ def test_a_script_of_a_copy_imports_the_copy(script, copy, monkeypatch):
 
 @pytest.mark.parametrize("read", [read_csv, lambda file: read_claims(file, None)])
 def test_a_missing_file_of_the_repository_comes_back_in_its_folder(tmp_path, read):
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match=f"`git checkout results/paper.csv` in {ROOT}"):
         read(tmp_path / "paper.csv")
-    assert f"restore it with `git checkout results/paper.csv` in {ROOT}" in str(refused.value)

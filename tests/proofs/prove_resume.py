@@ -30,8 +30,16 @@ sys.path[:0] = [
 import tiny
 from tiny import compare_runs, directory_of
 
+import lcm.runs.run
+from lcm.training import checkpoint, log
+
 STEPS = {"training": "train", "evaluation": "test"}
-PHASES = (*STEPS, "metrics", "checkpoint", "run.json")
+PLACES = {
+    "metrics": (log.RunLog, "append"),
+    "checkpoint": (checkpoint, "save"),
+    "run.json": (lcm.runs.run, "write_state"),
+}
+PHASES = (*STEPS, *PLACES)
 
 
 def killed_in(phase, call, delay, group):
@@ -41,34 +49,23 @@ def killed_in(phase, call, delay, group):
     `group`: its loader workers are killed with it; otherwise they are left behind.
     """
 
-    def prepare():
-        import lcm.runs.run
-        from lcm.training import checkpoint, log
+    def kill_soon():
+        kill = (lambda: os.killpg(0, signal.SIGKILL)) if group else tiny.die
+        killer = threading.Timer(delay, kill)
+        killer.daemon = True  # a run that is finished before ends as finished
+        killer.start()
 
-        def kill_soon():
-            kill = (lambda: os.killpg(0, signal.SIGKILL)) if group else tiny.die
-            killer = threading.Timer(delay, kill)
-            killer.daemon = True  # a run that is finished before ends as finished
-            killer.start()
+    if phase in STEPS:
+        return tiny.after_step(max(call - 1, 1), kill_soon, STEPS[phase])
+    holder, name = PLACES[phase]
+    original, calls = getattr(holder, name), itertools.count(1)
 
-        def called(*args, **keys):
-            if next(calls) == call:
-                kill_soon()
-            return original(*args, **keys)
+    def called(*args, **keys):
+        if next(calls) == call:
+            kill_soon()
+        return original(*args, **keys)
 
-        if phase in STEPS:
-            tiny.after_step(max(call - 1, 1), kill_soon, STEPS[phase])()
-            return
-        places = {
-            "metrics": (log.RunLog, "append"),
-            "checkpoint": (checkpoint, "save"),
-            "run.json": (lcm.runs.run, "write_state"),
-        }
-        holder, name = places[phase]
-        original, calls = getattr(holder, name), itertools.count(1)
-        setattr(holder, name, called)
-
-    return prepare
+    return lambda: setattr(holder, name, called)
 
 
 def train(folder, config, kills, dice):

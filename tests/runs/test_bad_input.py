@@ -20,6 +20,7 @@ from tiny import ROOT, command, run
 
 from lcm.runs.state import write_state
 from lcm.training import device
+from lcm.training.state import Sums
 
 TABLE = ROOT / "tests" / "runs" / "bad_inputs.md"
 ROW = re.compile(r"(\| `(.+?)`(?: \((.+?)\))? \|) (.*?) ?\|")
@@ -43,12 +44,14 @@ def no_bf16(folder):
     device.cpu_info = lambda key: {"model name": "A Processor"}.get(key, "")
 
 
-def own(name, text):
-    """A YAML file of one's own in {folder}/own."""
+def own(**files):
+    """YAML files of one's own in {folder}/own: group__name="..."."""
 
     def write(folder):
-        (folder / "own" / name).parent.mkdir(parents=True)
-        (folder / "own" / name).write_text(text)
+        for name, text in files.items():
+            file = folder / "own" / f"{name.replace('__', '/')}.yaml"
+            file.parent.mkdir(parents=True)
+            file.write_text(text)
 
     return write
 
@@ -57,11 +60,19 @@ ARRANGED = {  # called in the command's process, with its folder
     None: lambda folder: None,
     "without a GPU": no_gpu,
     "on a processor without it": no_bf16,
-    "its file has no target": own("attention/mine.yaml", "name: mine\nsites: every\n"),
-    "its target is nowhere": own("attention/mine.yaml", "name: mine\n_target_: no_such.Mine\n"),
-    "a tab in its file": own("attention/mine.yaml", "\tname: mine\n"),
-    "a file of one's own": own("attention/se.yaml", "name: se\n_target_: no_such.Mine\n"),
-    "its file lacks keys": own("data/mine.yaml", "name: mine\n_target_: lcm.data.Digits\n"),
+    "its file has no target": own(attention__mine="name: mine\nsites: every\n"),
+    "its target is nowhere": own(attention__mine="name: mine\n_target_: no_such.Mine\n"),
+    "a tab in its file": own(attention__mine="\tname: mine\n"),
+    "a file of one's own": own(attention__se="name: se\n_target_: no_such.Mine\n"),
+    "its file lacks keys": own(data__mine="name: mine\n_target_: lcm.data.Digits\n"),
+    "its file has one key": own(schedule__bare="name: bare\nepochs: 1\n"),
+    "none other has its size": own(
+        model__large="name: large\nfamily: large\nimage_size: 64\n_target_: torch.nn.Identity\n",
+        data__mine="name: mine\nimage_size: 48\nnum_classes: 3\n_target_: lcm.data.Digits\n",
+    ),
+    "a target that Hydra refuses": own(
+        data__mine="name: mine\nimage_size: 32\nnum_classes: 3\n_target_: os.kill\n"
+    ),
     "a file": lambda folder: (folder / "file").touch(),
     "where a run of seed 0 is stored": finished_run,
     "run.json damaged": lambda folder: finished_run(folder, run_json=b'{"state": "fini'),
@@ -125,13 +136,9 @@ def test_with_debug_the_traceback_is_shown(imported, tmp_path):
     assert ended.code == 2 and "Traceback (most recent call last)" in ended.err
 
 
-def test_an_error_of_the_program_is_a_failure_with_its_traceback(tiny, tmp_path):
-    def bug():
-        from lcm.training.state import Sums
-
-        Sums.means = lambda *args: 1 / 0
-
-    ended = run(tmp_path, tiny(f"runs={tmp_path}"), bug)
+def test_an_error_of_the_program_is_a_failure_with_its_traceback(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sums, "means", lambda *args: 1 / 0)
+    ended = run(tmp_path, tiny(f"runs={tmp_path}"))
     assert ended.code == 1 and "Traceback" in ended.err
     assert ended.err.endswith("error: ZeroDivisionError: division by zero\n")
     (file,) = tmp_path.rglob("run.json")

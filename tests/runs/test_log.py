@@ -30,9 +30,8 @@ def test_the_settings_are_in_the_events_of_the_run_once_also_after_a_continuatio
 
     shown = hparams(tmp_path / "tensorboard")
     assert shown["schedule.learning_rate"].number_value == 0.05
-    assert shown["attention.name"].string_value == "se"
-    assert shown["schedule.divide_at"].string_value == "[0.5, 0.75]"
-    assert shown["attention.sites"].string_value == '{"stages": [2]}'
+    keys = ("attention.name", "schedule.divide_at", "attention.sites")
+    assert [shown[key].string_value for key in keys] == ["se", "[0.5, 0.75]", '{"stages": [2]}']
     (content,) = [content for tag, content, _ in found if tag == metadata.EXPERIMENT_TAG]
     metrics = metadata.parse_experiment_plugin_data(content).metric_infos
     assert "accuracy/test_top1" in [metric.name.tag for metric in metrics]

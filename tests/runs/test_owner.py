@@ -7,8 +7,10 @@ import os
 import signal
 import socket
 import time
+from unittest.mock import Mock
 
 import pytest
+from processes import kill, wait_until
 from tiny import (
     PHOTOGRAPHS,
     Process,
@@ -32,15 +34,12 @@ def held(tmp_path):
 
     def hold():
         with owner(directory):
-            print("has it", flush=True)
             time.sleep(60)
 
     process = Process(tmp_path, hold)
-    while not process.out.exists() or "has it" not in process.out.read_text():
-        time.sleep(0.002)
+    wait_until(lambda: owner_of(directory))
     yield directory, process
-    process.kill()
-    process.wait()
+    kill(process)
 
 
 def test_the_second_one_is_told_who_and_a_dead_owners_lock_is_free_at_once(held):
@@ -50,8 +49,7 @@ def test_the_second_one_is_told_who_and_a_dead_owners_lock_is_free_at_once(held)
     words = rf"{directory} is being trained by {who}.*: wait for it, or stop it there first"
     with pytest.raises(OwnedElsewhere, match=words), owner(directory):
         pass
-    process.kill()
-    process.wait()
+    kill(process)
     assert owner_of(directory).startswith(who)
     assert not is_owned(directory)
     with owner(directory):
@@ -63,12 +61,9 @@ def test_the_lock_is_free_again_behind_its_block(tmp_path):
     with owner(tmp_path / "run"):
         pass
 
-    def other():
-        with owner(tmp_path / "run"):
-            pass
-
+    # by another process: asking here would close the file, which frees any lock of this one
+    assert Process(tmp_path, owner(tmp_path / "run").__enter__).wait().code == 0
     assert not is_owned(tmp_path / "run")
-    assert Process(tmp_path, other).wait().code == 0
 
 
 def test_a_killed_owner_is_replaced_while_its_loader_workers_linger(tiny, tmp_path):
@@ -106,9 +101,7 @@ def test_a_directory_that_another_config_took_in_the_meantime_is_refused(tiny, t
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
-    def no_locks(*args):
-        raise OSError(errno.ENOLCK, "No locks available")
-
+    no_locks = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     message = r"cannot be locked .No locks available.*set runs= to a folder"
     with pytest.raises(UserError, match=message), owner(tmp_path):

@@ -9,7 +9,7 @@ from events import hparams
 from hydra_config import composed
 from processes import REAL, ROOT, TINY, finish, start, states, succeed, wait_until
 
-from lcm.config.identity import identity
+from lcm.config.identity import config_hash, identity
 from lcm.errors import UserError
 from lcm.reporting.records import read_record
 from lcm.runs.repeat import arguments, differences, other_environment, quoted, tolerances
@@ -42,10 +42,11 @@ def test_the_command_line_composes_the_same_config(line):
     assert len(words) <= 4 + len(line) + 2  # nothing that stands for itself
 
 
-def test_every_committed_run_can_be_repeated():
+def test_every_committed_run_can_be_repeated_and_keeps_its_hash():
     for file in sorted((ROOT / "results" / "metrics").glob("*.jsonl")):
         run, _ = read_record(file)
         assert f"seed={run['seed']}" in arguments(run) or run["seed"] == 0
+        assert config_hash(run["config"]) == run["config_hash"], file.name
 
 
 @pytest.mark.parametrize(
@@ -66,23 +67,25 @@ def test_every_committed_run_can_be_repeated():
     ],
 )
 def test_words_are_read_back_by_hydra(value):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_override(f"key={quoted(value)}").value()
-    strip = lambda v: [strip(i) for i in v] if isinstance(v, list) else getattr(v, "text", v)  # noqa: E731
-    assert strip(parsed) == value
+    assert composed(f"+key={quoted(value)}")["key"] == value
 
 
-def test_what_this_version_does_not_know_is_refused():
-    config = composed()
-    with pytest.raises(UserError, match="attention=mine: no such attention"):
-        arguments({"run": "r", "config": config | {"attention": {"name": "mine"}}})
-    with pytest.raises(UserError, match=r"other keys \(dropout\): git checkout abc first"):
-        arguments({"run": "r", "commit": "abc", "config": config | {"dropout": 0.1}})
-    for text in ("schedule.epochs=1", "+seed=1", "run_directory=here", "runs=there"):
-        with pytest.raises(UserError, match="it would make this another run"):
-            arguments({"run": "r", "config": config}, [text])
-    assert arguments({"run": "r", "config": config}, ["data.root=here"])[-1] == "data.root=here"
+@pytest.mark.parametrize(
+    ("changes", "further", "words"),
+    [
+        ({"attention": {"name": "mine"}}, [], "attention=mine: no such attention"),
+        ({"dropout": 0.1}, [], r"other keys \(dropout\): git checkout abc first"),
+        ({}, ["schedule.epochs=1"], "it would make this another run"),
+        ({}, ["+seed=1"], "it would make this another run"),
+        ({}, ["run_directory=here"], "it would make this another run"),
+        ({}, ["runs=there"], "it would make this another run"),
+    ],
+)
+def test_what_this_version_does_not_know_is_refused(changes, further, words):
+    run = {"run": "r", "commit": "abc", "config": composed()}
+    assert arguments(run, ["data.root=here"])[-1] == "data.root=here"
+    with pytest.raises(UserError, match=words):
+        arguments(run | {"config": run["config"] | changes}, further)
 
 
 def test_one_bit_is_a_difference_and_time_is_none():
@@ -116,8 +119,8 @@ def test_the_differences_of_two_environments_are_named():
     now = run | {"commit": "b", "threads": 2, "versions": versions | {"torch": "3"}}
     lines = ["threads: 1 then, 2 now", "commit: a then, b now", "torch: 2 then, 3 now"]
     assert other_environment(run, now) == lines
-    (line,) = other_environment(run | {"continued": [{}]}, run)
-    assert "continued" in line
+    words = "then: continued in another environment (`continued` in its record)"
+    assert other_environment(run | {"continued": [{}]}, run) == [words]
 
 
 def repeat(tmp_path, *words):
@@ -145,9 +148,8 @@ def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     assert "the same numbers, bit for bit: 2 epochs of epoch, step, train_loss" in output
 
     file = run / "metrics.jsonl"
-    first, last = file.read_text().splitlines()
-    row = json.loads(first)
-    changed = json.dumps(row | {"test_loss": row["test_loss"] + 1e-9})
-    file.write_text(f"{changed}\n{last}\n")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["test_loss"] += 1e-9
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     code, output = finish(repeat(tmp_path, run))  # trained already: compared alone
     assert code == 1 and "test_loss: differs from epoch 1 on, by 1e-09 at most" in output
