@@ -70,6 +70,9 @@ ARRANGED = {  # called in the command's process, with its folder
         model__large="name: large\nfamily: large\nimage_size: 64\n_target_: torch.nn.Identity\n",
         data__mine="name: mine\nimage_size: 48\nnum_classes: 3\n_target_: lcm.data.Digits\n",
     ),
+    "a target that is nowhere": own(
+        data__mine="name: mine\nimage_size: 32\nnum_classes: 3\n_target_: no_such.Mine\n"
+    ),
     "a target that Hydra refuses": own(
         data__mine="name: mine\nimage_size: 32\nnum_classes: 3\n_target_: os.kill\n"
     ),
