@@ -118,7 +118,7 @@ def fails(error, step):
     return torch.zeros(1_000_000)
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), None])
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a broken image"), None])
 def test_workers_end_at_once_after_an_error(error):
     """Also where a cycle of garbage holds the loader: as a traceback and its frame do."""
 
@@ -128,7 +128,7 @@ def test_workers_end_at_once_after_an_error(error):
             for item in running:
                 if error is None:
                     raise ZeroDivisionError(item)
-        except (ValueError, ZeroDivisionError) as caught:
+        except (ValueError, OSError, ZeroDivisionError) as caught:
             kept = [caught, running]
             kept.append(kept)  # garbage that only the collector finds
 
