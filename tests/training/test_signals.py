@@ -27,18 +27,6 @@ def signal_in(kind, call, *numbers):
     return after_step(call, lambda: [os.killpg(0, number) for number in numbers], kind)
 
 
-def before_data(act):
-    """Arrange that the process calls act(), for example a signal that comes, when it starts to read
-    its data.
-    """
-
-    def prepare():
-        original = setting.few_photographs
-        setting.few_photographs = lambda **keys: (act(), original(**keys))[1]
-
-    return prepare
-
-
 @pytest.mark.parametrize(
     "number, kind, call, place, workers",
     [
@@ -85,9 +73,17 @@ def test_a_loader_worker_that_dies_is_named(config, ends, finishes_exactly):
 
 
 def test_while_data_are_read_it_ends_at_once(config, ends):
+    """Also where other code turns the signal's exception into its own."""
+
+    def reading(**keys):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        finally:
+            raise OSError("not read")
+
     started = time.monotonic()
-    waiting = before_data(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60)))
-    ended = ends(config(), 75, prepare=waiting)
+    ended = ends(config(), 75, prepare=lambda: setattr(setting, "few_photographs", reading))
     words = "stopped by SIGINT: there was nothing to save; the same command continues\n"
     assert ended.err == words
     assert time.monotonic() - started < 30 and not (directory_of(config()) / "run.json").exists()
