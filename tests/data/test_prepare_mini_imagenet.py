@@ -92,19 +92,14 @@ def test_a_split_copy_keeps_its_split(tmp_path, test):
 
 
 def test_a_partial_copy_needs_permission_and_unused_folders_are_named(tmp_path):
-    source = copy(tmp_path / "b", lambda wnid, i: f"{wnid}/{image(wnid, i)}", range(1, 4))
+    """Of ImageNet's own names number 10 comes after 9."""
+    source = copy(tmp_path / "b", lambda wnid, i: f"{wnid}/{wnid}_{i}.JPEG", range(9, 12))
     (source / "masks").mkdir()
     with pytest.raises(UserError, match=r"--allow-partial(.|\n)*2 \+ 1 training \+ test images"):
         prepare(source, tmp_path / "out")
     report = prepare(source, tmp_path / "out", allow_partial=True)
     assert "6 training and 3 test images" in report and report.endswith("NOT USED: masks)")
-
-
-def test_imagenets_names_are_split_by_number(tmp_path):
-    numbers = range(8, 14)  # 10 comes after 9
-    source = copy(tmp_path / "b", lambda wnid, i: f"{wnid}/{wnid}_{i}.JPEG", numbers)
-    prepare(source, tmp_path / "out")
-    assert (tmp_path / "out" / "test" / A / f"{A}_13.JPEG").exists()
+    assert (tmp_path / "out" / "test" / A / f"{A}_11.JPEG").exists()
 
 
 ONE = image(A, 1)

@@ -33,7 +33,7 @@ from lcm.data.digits import Digits
 from lcm.data.folder import list_images
 from lcm.data.photographs import Photographs
 from lcm.errors import Stopped
-from lcm.runs.directory import run_directory
+from lcm.runs.directory import run_directory as directory_of
 from lcm.training import checkpoint
 from lcm.training.graphs import Repeated
 
@@ -223,11 +223,6 @@ def command(folder, *arguments, script="train.py", prepare=None):
         runpy.run_path(script, run_name="__main__")
 
     return Process(folder, main).wait()
-
-
-def directory_of(config):
-    """The run directory of a config."""
-    return run_directory(config)
 
 
 def state_of(config):

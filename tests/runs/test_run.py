@@ -189,9 +189,13 @@ def test_the_first_signal_counts():
     assert stopped.value.signal == "SIGINT"
 
 
-def test_at_any_other_time_it_ends_at_once():
-    """Also where other code makes an exception of its own of it."""
+@pytest.mark.parametrize("caught", [False, True])
+def test_at_any_other_time_it_ends_at_once(caught):
+    """Or before the run trains, where other code has caught the exception; whatever that raises."""
     stop = StopRequest()
     with stop.listening(), pytest.raises(Stopped, match="SIGTERM: there was nothing to save"):
-        signal.raise_signal(signal.SIGTERM)
+        with contextlib.suppress(Stopped if caught else ()):
+            signal.raise_signal(signal.SIGTERM)
+        with stop.patient():
+            pytest.fail("the run began")
     assert isinstance(stop.behind(OSError()), Stopped)

@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -47,15 +48,6 @@ def saved_by_torch(value, sealed=True, **options):
 
 def with_checksum(body):
     return body + b"\nsha256 " + hashlib.sha256(body).hexdigest().encode() + b"\n"
-
-
-def raising(error):
-    """A function that raises `error`, whatever its arguments."""
-
-    def raises(*args, **keys):
-        raise error
-
-    return raises
 
 
 class Dead(BaseException):
@@ -182,7 +174,7 @@ def test_an_error_that_passes_is_no_damage(directory, monkeypatch, function, err
         monkeypatch.context() as patch,
         pytest.raises(raised, match=r"^(cannot read .*checkpoint\.pt \(away\).*)?$"),
     ):
-        patch.setattr(function, raising(error))
+        patch.setattr(function, Mock(side_effect=error))
         newest(directory, "c0ffee", set_aside=True)
     assert steps(directory) == (1, 0)
 
@@ -192,7 +184,7 @@ def test_an_error_that_passes_is_no_damage(directory, monkeypatch, function, err
     [(ValueError("why\nfifty lines of advice"), "ValueError: why"), (ValueError(), "ValueError")],
 )
 def test_the_reason_is_one_line_and_the_first(directory, monkeypatch, error, reason):
-    monkeypatch.setattr(torch, "load", raising(error))
+    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
     with pytest.raises(DamagedCheckpoint, match=rf"^not readable as weights \({reason}\)$"):
         read(directory / NAME)
 
@@ -221,7 +213,7 @@ def test_a_damaged_one_never_replaces_the_good_one(directory, monkeypatch):
     (directory / NAME).write_bytes(b"damaged")
     assert newest(directory, "c0ffee", set_aside=True)["step"] == 0
     assert (directory / DAMAGED).read_bytes() == b"damaged"
-    monkeypatch.setattr(os, "replace", raising(Dead()))  # before the new one has its name
+    monkeypatch.setattr(os, "replace", Mock(side_effect=Dead()))  # before the new one has its name
     with pytest.raises(Dead):
         save(directory, payload(2))
     assert newest(directory, "c0ffee")["step"] == 0
@@ -254,15 +246,8 @@ def test_a_death_between_any_two_system_calls_loses_nothing(directory, monkeypat
     assert steps(directory) == (2, 1)
 
 
-def test_all_of_it_is_on_the_disk_before_it_has_its_name_or_both_old_ones_stay(
-    directory, monkeypatch
-):
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(directory, monkeypatch):
     sizes = []
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
-        save(directory, payload(2))
-    assert sizes[0] == (directory / NAME).stat().st_size
-    monkeypatch.setattr(os, "fsync", raising(OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(UserError, match=rf"writing {directory}/checkpoint\.pt: .* is intact"):
-        save(directory, payload(3))
-    assert steps(directory) == (2, 1)
+    monkeypatch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
+    save(directory, payload(2))
+    assert sizes[0] == (directory / NAME).stat().st_size and steps(directory) == (2, 1)

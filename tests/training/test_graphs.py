@@ -48,8 +48,6 @@ class Recorder(TorchDispatchMode):
 
 
 class Stream(str):
-    __slots__ = ()
-
     def wait_stream(self, other):
         pass
 
@@ -103,7 +101,9 @@ class Event:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    cuda = StandIn()
+    """The stand-in; batches that are prepared for its GPU stay on the CPU."""
+    cuda, prepare = StandIn(), Batches.prepare
+    monkeypatch.setattr(Batches, "prepare", lambda self, raw, device: prepare(self, raw, CPU))
     values = {
         "Event": functools.partial(Event, cuda),
         "Stream": lambda device: Stream("side"),
@@ -122,28 +122,27 @@ def cuda(monkeypatch):
 def a_step(kind=ResidentBatches, evaluation=False, **schedule):
     """A step of train.py, on the CPU, whose batches say that they are on a GPU.
 
-    70 images in batches of 16, the last one of 6. `bind(capture)` is `with_graph`; `forward` can be
-    replaced.
+    70 images in batches of 16, the last one of 6. `bind(capture)` is `with_graph`. The network
+    begins in the wrong mode; `mode` sets the right one.
     """
-    network = small_network("resnet20")
+    network = small_network("resnet20").train(evaluation)
     batches = kind(invented_batches(70, 16), CPU)
     batches.device = CUDA
     schedule = load("schedule", "cifar") | schedule
     optimizer = make_optimizer(schedule, network)
     optimizer.param_groups[0]["lr"].fill_(0.05)
     sums = Sums(CPU)
-    state = TrainingState(network, optimizer, sums)
     made = SimpleNamespace(network=network, optimizer=optimizer, sums=sums, batches=batches)
-    made.forward = network
-    made.tensors = sums.tensors() if evaluation else state.tensors()
-    mode = network.eval if evaluation else network.train
     if evaluation:
-        step = train.evaluation_step(lambda images: made.forward(images), sums)
+        made.tensors, made.mode = sums.tensors(), network.eval
+        step = train.evaluation_step(network, sums)
     else:
-        step = train.training_step(lambda images: made.forward(images), optimizer, sums, schedule)
+        made.tensors = TrainingState(network, optimizer, sums).tensors()
+        made.mode = network.train
+        step = train.training_step(network, optimizer, sums, schedule)
 
     def bind(capture, warn=pytest.fail):
-        return with_graph(step, batches, made.tensors, capture, mode, (0, "train"), warn)
+        return with_graph(step, batches, made.tensors, capture, made.mode, (0, "train"), warn)
 
     made.bind = bind
     return made
@@ -151,18 +150,12 @@ def a_step(kind=ResidentBatches, evaluation=False, **schedule):
 
 def an_epoch(made, repeated, epoch, start=0):
     """The sums of one epoch, or of its rest."""
+    made.mode()
     if start == 0:
         made.sums.clear()
     for _ in repeated.epoch(epoch, start):
         pass
     return made.sums.values.tolist()
-
-
-@pytest.fixture(autouse=True)
-def no_transfers(monkeypatch):
-    """Batches that are prepared for their GPU stay on the CPU."""
-    prepare = Batches.prepare
-    monkeypatch.setattr(Batches, "prepare", lambda self, raw, device: prepare(self, raw, CPU))
 
 
 def watch(made):
@@ -195,23 +188,7 @@ def test_captured_evaluation_follows_the_weights(cuda):
         for made in (one, other):
             with torch.no_grad():
                 made.network.fc.weight.mul_(1 + change)
-            made.network.eval()
         assert an_epoch(one, bound, 1) == an_epoch(other, eager, 1)
-
-
-@pytest.mark.parametrize("evaluation", [False, True])
-def test_a_capture_records_the_mode_that_it_is_for(cuda, evaluation):
-    made = a_step(evaluation=evaluation)
-    made.network.train(evaluation)  # the wrong one
-    seen = set()
-
-    def forward(images):
-        seen.add(made.network.training)
-        return made.network(images)
-
-    made.forward = forward
-    made.bind(True)
-    assert seen == {not evaluation}
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -240,13 +217,12 @@ def test_other_errors_are_no_missing_graph(cuda, number, words):
     same = watch(made)
     calls = []
 
-    def forward(images):
-        calls.append(len(images))
+    def called(network, inputs):
+        calls.append(len(inputs[0]))
         if number == 0:
             raise RuntimeError(words)
-        return made.network(images)
 
-    made.forward = forward
+    made.network.register_forward_pre_hook(called)
     cuda.fail[number] = RuntimeError(words)
     with pytest.raises(RuntimeError, match=words):
         made.bind(True)

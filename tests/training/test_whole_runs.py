@@ -194,22 +194,16 @@ def test_a_word_of_a_schedule_that_train_py_does_not_read_is_refused(folder):
     assert ended.code == 2 and "schedule.mixup: no such key" in ended.err
 
 
-def test_random_modules_give_the_same_bits_alone_continued_and_in_a_sweep(trained):
-    swept, out = trained("swept", (0, show_gates, ["-m", "attention=noise,dropout"]))
-    assert out.count("gates [False]") == 2
-    for name in ("noise", "dropout"):
-        words = [f"attention={name}"]
-        parts, out = trained(f"parts {name}", killed(words), (0, None, words))
+@pytest.mark.parametrize(
+    "switch, names",
+    [("false", ["noise", "dropout"]), pytest.param("true", ["noise"], marks=needs_compiler)],
+)
+def test_random_modules_give_the_same_bits_alone_continued_and_in_a_sweep(trained, switch, names):
+    always = f"compile={switch}"
+    sweep = ["-m", "attention=dropout,noise", always]
+    swept, out = trained(f"swept {switch}", (0, show_gates, sweep))
+    assert out.count("gates [False]") == 2 and swept["noise"] != swept["dropout"]
+    for name in names:
+        words = [f"attention={name}", always]
+        parts, out = trained(f"parts {name} {switch}", killed(words), (0, None, words))
         assert "continuing  from epoch 2, step 7" in out and parts[name] == swept[name]
-    assert swept["noise"] != swept["dropout"]
-
-
-@needs_compiler
-def test_compiled_too(trained):
-    swept, out = trained(
-        "swept compiled", (0, show_gates, ["-m", "attention=dropout,noise", "compile=true"])
-    )
-    assert out.count("gates [False]") == 2
-    words = ["attention=noise", "compile=true"]
-    parts, _ = trained("parts compiled", killed(words), (0, None, words))
-    assert parts["noise"] == swept["noise"] != swept["dropout"]
