@@ -56,6 +56,14 @@ def test_every_dependency_is_used_by_the_package():
     assert {module.get(name, name) for name in names} <= imported
 
 
+def test_documents_name_tests_that_exist():
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md"]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in documents)
+    named = set(re.findall(r"(?:`|::)(test_\w+)…?`", text))
+    code = "\n".join(file.read_text(encoding="utf-8") for file in TESTS)
+    assert len(named) > 5 and not [name for name in named if f"def {name}" not in code]
+
+
 # The scripts use the `lcm` of their own checkout, whatever is installed
 
 SCRIPTS = sorted({file.name for file in (ROOT / "scripts").glob("*.py")} - {"checkout.py"})

@@ -7,7 +7,7 @@ from lcm.data import build_data
 from lcm.errors import UserError
 from lcm.models.build import build_network
 from lcm.runs.state import read_state
-from lcm.training.checkpoint import load_model_weights
+from lcm.training.checkpoint import NAME, newest
 
 
 def load_run(directory, config_dir=None):
@@ -27,6 +27,9 @@ def load_run(directory, config_dir=None):
     """
     directory = Path(directory)
     state = read_finished(directory)
+    saved = newest(directory)
+    if saved is None:
+        raise UserError(f"{directory} has lost its {NAME}: put it back, or train the run anew")
     if config_dir:
         use_config_dir(config_dir)
     config = known_targets(state["config"])
@@ -34,7 +37,7 @@ def load_run(directory, config_dir=None):
     classes = config["data"].get("num_classes") or counted
     try:
         network = build_network(config["model"], config["attention"], classes)
-        network.load_state_dict(load_model_weights(directory))
+        network.load_state_dict(saved["model"])
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lcm.errors import UserError, listed, one_line
+from lcm.errors import listed, one_line
 from lcm.files import unreadable, write_atomically
 from lcm.training.out_of_memory import is_out_of_memory
 
@@ -107,14 +107,3 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
         problems.append(f"nothing was deleted; move {directory} away to start this run anew")
         raise listed("no usable checkpoint:", problems)
     return None
-
-
-def load_model_weights(directory):
-    """The network's state_dict from a run's newest usable checkpoint, on the CPU.
-
-    Raises UserError where the directory has no checkpoint or no usable one.
-    """
-    payload = newest(directory)
-    if payload is None:
-        raise UserError(f"{directory} has no {NAME}: train the run first")
-    return payload["model"]

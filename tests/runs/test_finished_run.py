@@ -59,7 +59,7 @@ def probabilities(directory, pixels):
     batches, no loader."""
     mean, std = torch.tensor(DIGITS.mean), torch.tensor(DIGITS.std)
     network = lcm.build_network("resnet20", "lcm2", num_classes=10, layers=8).eval()
-    network.load_state_dict(checkpoint.load_model_weights(directory))
+    network.load_state_dict(checkpoint.newest(directory)["model"])
     x = (torch.from_numpy(np.stack(pixels)) / 255 - mean) / std
     return network(x.permute(0, 3, 1, 2)).softmax(1)
 
@@ -74,7 +74,7 @@ def changed(trained, folder, **changes):
 def test_load_run_gives_the_trained_network_in_evaluation_mode_and_its_config(trained):
     network, config = lcm.load_run(str(trained))
     assert config == read_finished(trained)["config"] and type(config["model"]) is dict
-    assert digest(network.state_dict()) == digest(checkpoint.load_model_weights(trained))
+    assert digest(network.state_dict()) == digest(checkpoint.newest(trained)["model"])
     assert not any(module.training for module in network.modules())
 
 
@@ -108,13 +108,16 @@ def test_what_cannot_be_loaded_is_a_user_error(change, words, trained, tmp_path)
 
 @pytest.fixture(scope="module")
 def broken(trained, tmp_path_factory):
-    """A folder with a good run, one of other images, one with another byte, and a file."""
+    """A folder with a good run, one of other images, one with another byte, one without
+    checkpoints, and a file."""
     made = tmp_path_factory.mktemp("broken")
     changed(trained, made / "good")
     changed(trained, made / "copy", data_fingerprint="0" * 64)
     damaged = changed(trained, made / "damaged") / "checkpoint.pt"
     damaged.write_bytes(damaged.read_bytes().replace(b"conv", b"konv", 1))
     damaged.with_name(checkpoint.PREVIOUS).unlink()
+    for file in changed(trained, made / "bare").glob("*.pt"):
+        file.unlink()
     (made / "file").write_text("no folder")
     return made
 
@@ -126,6 +129,7 @@ def broken(trained, tmp_path_factory):
         ("evaluate {}/good/checkpoint.pt", "checkpoint.pt is no run: name a directory"),
         ("evaluate {}/good --device cuda:99", "device=cuda:99"),
         ("evaluate {}/good --precision tf32 --device cpu", "precision=tf32"),
+        ("evaluate {}/bare", "{}/bare has lost its checkpoint.pt: put it back, or train"),
         ("evaluate {}/damaged", "its checksum does not match"),
         ("score_cam {}/nothing", "{}/nothing is no run: name a directory that holds run.json"),
         ("score_cam {}/good {}/copy", "{}/copy was trained on digits, and not on this copy of"),
