@@ -21,5 +21,5 @@ def build_data(config):
     try:
         return instantiate(config, _partial_=True, _recursive_=False, _convert_="all")()
     except InstantiationException as error:
-        reason = " ".join(str(error.__cause__ or error).splitlines()[:2])
+        reason = " ".join(str(error.__cause__ or "").split()) or str(error).splitlines()[0]
         raise UserError(f"data={config['name']}: {reason}") from error

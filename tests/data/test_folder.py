@@ -266,7 +266,7 @@ WRONG = {  # what is done to a good folder, and what the one message says
     ),
     "a cut image": (
         lambda r: (r / "train/cat/0.png").write_bytes((r / "train/cat/1.png").read_bytes()[:500]),
-            ["cat/0.png", "1 images"]
+            ["cat/0.png", "1 image"]
     ),
     "one folder too high": (lambda r: (r.rename(r.with_name("x")), r.mkdir(),
         r.with_name("x").rename(r / "pets")),
