@@ -1,9 +1,11 @@
 """The same config and seed give the same bits; arms are true pairs; no number stops a run."""
 
+import os
+
 import pytest
 import torch
 from plain import digest, fit, sgd
-from tiny import ATTENTIONS, FewDigits, state_of
+from tiny import ATTENTIONS, FewDigits, after_step, state_of
 
 import train
 from lcm.config.compose import load
@@ -61,9 +63,10 @@ def test_what_is_no_number_is_neither_saved_nor_recorded():
         sums.check("the test loss", 2)
 
 
-def test_a_diverged_run_is_failed_with_exit_code_1(tiny, ends, tmp_path):
+def test_a_diverged_run_is_failed_within_a_step_with_exit_code_1(tiny, ends, tmp_path):
     config = tiny(f"runs={tmp_path}", "schedule.learning_rate=1e30")
-    ended = ends(config, 1, "Lower schedule.learning_rate")
+    too_late = after_step(3, lambda: os._exit(9))
+    ended = ends(config, 1, "Lower schedule.learning_rate", prepare=too_late)
     words = "error: the training loss stopped being a finite number in epoch 1; the last checkpoint"
     state = state_of(config)
     assert ended.err.startswith(words) and state["message"] in ended.err
