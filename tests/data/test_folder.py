@@ -295,6 +295,12 @@ def test_what_a_share_cannot_give_is_named(tmp_path):
         load(tmp_path, test_share=None)
 
 
+def test_classes_that_are_numbers_are_in_their_order(tmp_path):
+    for half, name in itertools.product(("train", "test"), ("10", "9")):
+        picture(tmp_path / half / name / "a.png")
+    assert load(tmp_path).classes == ["9", "10"]
+
+
 def test_images_of_one_colour_are_not_divided_by_nothing(tmp_path):
     for half, name in itertools.product(("train", "test"), ("0", "²")):  # digits, but no numbers
         (tmp_path / half / name).mkdir(parents=True)

@@ -19,7 +19,7 @@ from plain import small_network as small
 
 from lcm.models.build import build_network
 from lcm.training.device import keep_pages
-from lcm.training.graphs import HostBatches, ResidentBatches
+from lcm.training.graphs import HostBatches, ResidentBatches, batches_on
 
 
 # Training amplifies differences. In float64 the fast path stays with the plain one at the
@@ -55,7 +55,8 @@ def test_resident_batches_show_those_of_the_host():
     size of the last batch.
     """
     batches = invented_batches(70, 16)
-    host, resident = HostBatches(batches, CPU), ResidentBatches(batches, CPU)
+    host, resident = batches_on(CPU, batches), ResidentBatches(batches, CPU)
+    assert type(host) is HostBatches
     for epoch, start in ((1, 0), (8, 0), (8, 3)):
         host.start(epoch, start), resident.start(epoch, start)
         for step in range(start, 5):
