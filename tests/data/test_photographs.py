@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -137,6 +138,8 @@ def test_a_part_of_the_set_and_small_images_are_noted(root, cached, tmp_path):
     large = {"image_size": 640, "cache_size": None, "complete": [15, 6]}
     (note,) = load(root, cache_dir=tmp_path / "cache", **large).notes
     assert note.startswith("low resolution: images of ") and "sees 640x640" in note
+    shown = [int(side) for side in re.findall(r"\d+", note)[:2]]  # of the image in the middle
+    assert min(shown) == sorted(min(Image.open(path).size) for path in root.rglob("n*.*"))[10]
 
 
 @pytest.mark.parametrize(
