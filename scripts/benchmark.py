@@ -160,8 +160,7 @@ def rows(machine, what, sides, speeds):
     sides: [(network, attention, variant in words)]. speeds: images/s, (rounds, sides).
     Of `step` and `epoch`: images/s over those of the first side. Of `attention`: time of a step.
     """
-    first = speeds[:, :1]
-    ratios = first / speeds if what == "attention" else speeds / first
+    ratios = (speeds / speeds[:, :1]) ** (-1 if what == "attention" else 1)
     numbers = np.median(speeds, 0), np.median(ratios, 0), ratios.min(0), ratios.max(0)
     facts = [f"{datetime.date.today()}", torch.__version__, machine, what]
     found = [

@@ -59,9 +59,8 @@ def main(arguments=None):
         print(f"{title}: P = {shares}", flush=True)
 
     heading = f"Score-CAM of networks trained on {trained_on(states)}"
-    pixels = shown(images, data.mean, data.std)
     known = class_names(data)
-    figure = draw(heading, titles, names, known, pixels, cams)
+    figure = draw(heading, titles, names, known, shown(images, data.mean, data.std), cams)
     for file in options.out:
         figures.save(figure, file)
     said = facts(heading, titles, states, options.layer, sources, names, known, cams)

@@ -1,6 +1,7 @@
 """Batches from worker processes, which no signal and no error leaves behind."""
 
 import atexit
+import contextlib
 import multiprocessing
 import signal
 from multiprocessing.connection import wait
@@ -35,7 +36,8 @@ def in_workers(batch, steps, workers: int):
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     # The loader's own handler would raise in the middle of anything when a worker dies. Without it
     # the death is an error where the next batch is awaited.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with contextlib.suppress(ValueError):  # outside of the main thread there is no handler
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _RUNNING.add(running)
     try:
         yield from running

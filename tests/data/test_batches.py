@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -116,6 +117,12 @@ def fails(error, step):
     if step == 5 and error:
         raise error
     return torch.zeros(1_000_000)
+
+
+def test_workers_serve_any_thread():
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(list, in_workers(torch.tensor, range(9), 2)).result()
+    assert [value.item() for value in found] == [*range(9)]
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a broken image"), None])
