@@ -84,7 +84,8 @@ def use_sources(sources):
 def searching():
     """Hydra on the places in use; yields the overrides that name them.
 
-    A program of Hydra's that this one is part of finds its own Hydra unchanged.
+    A program of Hydra's that this one is part of finds its own Hydra unchanged. What cannot be
+    composed inside the block is a UserError.
     """
     # what `initialize_config_dir` changes and does not put back: Hydra's version_base, and the
     # instance itself, of which it restores a copy; with one already there it would refuse to start
@@ -101,6 +102,9 @@ def searching():
             warnings.filterwarnings("error", message="provider=.* is not available")
             quoted = ",".join("'" + place.replace("'", r"\'") + "'" for place in FURTHER)
             yield [f"hydra.searchpath=[{quoted}]"] if FURTHER else []
+    except COMPOSITION_ERRORS as error:
+        reason = composition_problem(error)
+        raise UserError(f"the config cannot be composed: {reason}") from error
     finally:
         instance.hydra = outer
         GlobalHydra.set_instance(instance)
@@ -109,12 +113,8 @@ def searching():
 
 def composed(overrides, config_name="train"):
     """What Hydra composes, interpolations unresolved. UserError where it cannot."""
-    try:
-        with searching() as places:
-            return OmegaConf.to_container(compose(config_name, [*places, *overrides]))
-    except COMPOSITION_ERRORS as error:
-        reason = composition_problem(error)
-        raise UserError(f"the config cannot be composed: {reason}") from error
+    with searching() as places:
+        return OmegaConf.to_container(compose(config_name, [*places, *overrides]))
 
 
 def compose_names(names):

@@ -89,10 +89,7 @@ def grid_of(arguments, config_dir=None):
         raise listed("the arguments have problems:", found)
     with searching() as places:
         loader = GlobalHydra.instance().config_loader()
-        try:
-            master = loader.load_configuration("train", [*places, *arguments], RunMode.MULTIRUN)
-        except COMPOSITION_ERRORS as error:
-            raise UserError(composition_problem(error)) from error
+        master = loader.load_configuration("train", [*places, *arguments], RunMode.MULTIRUN)
         return grid(loader, master, arguments)
 
 

@@ -112,17 +112,17 @@ def test_training_drops_a_last_batch_of_one_image(n, batch_size, steps, images):
     assert test.images == n and torch.equal(seen, test.resident.images)
 
 
+def test_workers_serve_any_thread():
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(list, in_workers(torch.tensor, range(9), 2)).result()
+    assert [value.item() for value in found] == [*range(9)]
+
+
 def fails(error, step):
     """A batch; the sixth one raises `error`."""
     if step == 5 and error:
         raise error
     return torch.zeros(1_000_000)
-
-
-def test_workers_serve_any_thread():
-    with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(list, in_workers(torch.tensor, range(9), 2)).result()
-    assert [value.item() for value in found] == [*range(9)]
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a broken image"), None])
