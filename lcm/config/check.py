@@ -146,6 +146,13 @@ RULES = {
 # of a choice, not choices
 FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classes")
 
+# Keys of a schedule that change nothing where another has this value.
+IDLE = {
+    ("optimizer", "sgd"): ("betas", "eps"),
+    ("optimizer", "adamw"): ("momentum", "nesterov"),
+    ("decay", "cosine"): ("divide_at", "divide_by"),
+}
+
 # What the file of an option has: without a target nothing would be built, and nothing said.
 NEEDED = {
     "data": ("_target_", "image_size", "num_classes"),
@@ -250,6 +257,13 @@ def _combination_problems(config):
         problems.append(_size_problem(model, data))
     if (label := data.get("label")) in choices("data"):
         problems.append(f"data.label={label}: there is a data set of this name; take another")
+    own = plain(config)["schedule"]  # of a schedule's file: it may extend another
+    problems += [
+        f"schedule.{key}={json.dumps(schedule[key])}: has no effect with schedule.{choice}={chosen}"
+        for (choice, chosen), idle in IDLE.items()
+        for key in idle
+        if schedule[choice] == chosen and schedule[key] != own[key]
+    ]
     if schedule["warm_up"] >= schedule["epochs"]:
         problems.append(
             f"schedule.warm_up={schedule['warm_up']}: must be smaller than "

@@ -28,8 +28,8 @@ IN_CHECKOUT = PACKAGE.parent / "configs"
 CONFIGS = IN_CHECKOUT if IN_CHECKOUT.is_dir() else PACKAGE / "configs"
 FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
 
-# The repository's own modules and networks, whose tests hold their bits. Every other target is a
-# module of the user's own.
+# The repository's own modules, networks and data sets, whose tests hold their bits. Every other
+# target is the user's own.
 SHIPPED = (
     "lcm.attention.CBAM",
     "lcm.attention.CoordinateAttention",
@@ -40,6 +40,9 @@ SHIPPED = (
     "lcm.attention.NonLocal",
     "lcm.attention.SimAM",
     "lcm.attention.SqueezeExcite",
+    "lcm.data.Cifar",
+    "lcm.data.Digits",
+    "lcm.data.class_folders",
     "lcm.models.CifarDenseNet",
     "lcm.models.CifarResNet",
     "lcm.models.imagenet.densenet121",

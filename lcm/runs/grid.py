@@ -52,23 +52,23 @@ class GridRun(NamedTuple):
 def problems(config):
     """Every problem of a composed config, a line each; [] where there is none.
 
-    Where model or attention are not the repository's own, or differ from their YAML files, a
-    network is built, and tells whether the module fits its sites.
+    What is not the repository's own is imported. Where model or attention are not, or differ from
+    their YAML files, a network is built, and tells whether the module fits its sites.
     """
     found = check(config)
     if found:
         return found
-    expected = plain(config)
-    targets = {config[group].get("_target_") for group in SIZES}  # none of attention=none
-    shipped = targets <= {None, *SHIPPED}
-    if shipped and all(config[group] == expected[group] for group in SIZES):
-        return []
-    for target in targets - {None, *SHIPPED}:
+    targets = {group: config[group].get("_target_") for group in (*SIZES, "data")}
+    own = {group: target for group, target in targets.items() if target not in (None, *SHIPPED)}
+    for target in own.values():
         try:
             get_object(target)
         except Exception as error:  # whatever a module of the user's own raises
             reason = one_line(error.__cause__ or error)
             return [f"_target_ {target} cannot be imported: {reason}"]
+    expected = plain(config)
+    if not any(group in own or config[group] != expected[group] for group in SIZES):
+        return []
     data = config["data"]
     classes = data["num_classes"] or 2  # counted only when the images are read
     return _site_problems(

@@ -28,13 +28,13 @@ def load_run(directory, config_dir=None):
     directory = Path(directory)
     state = read_finished(directory)
     saved = newest(directory)
-    if saved is None:
+    if saved is None or saved["epoch"] <= state["epochs"]:  # the one before a damaged one
         raise UserError(f"{directory} has lost its {NAME}: put it back, or train the run anew")
     if config_dir:
         use_config_dir(config_dir)
     config = known_targets(state["config"])
-    counted = state.get("num_classes")  # of class folders, whose config has no number
-    classes = config["data"].get("num_classes") or counted
+    # of class folders, whose config has no number, it was counted
+    classes = config["data"].get("num_classes") or state.get("num_classes")
     try:
         network = build_network(config["model"], config["attention"], classes)
         network.load_state_dict(saved["model"])

@@ -5,7 +5,7 @@ import json
 import time
 
 from lcm.config.identity import config_hash, identity
-from lcm.errors import Stopped, UserError, in_words
+from lcm.errors import Stopped, UserError, in_words, one_line
 from lcm.runs.directory import now, run_directory
 from lcm.runs.lock import owner
 from lcm.runs.source import keep_own, refuse_changed_source, set_aside, source
@@ -67,8 +67,7 @@ class Run:
             self._write(state="finished", message=None, end=now())
 
     def _find_checkpoint(self):
-        digest = config_hash(self.config)
-        self.saved = checkpoint.newest(self.directory, digest, set_aside=True)
+        self.saved = checkpoint.newest(self.directory, config_hash(self.config), set_aside=True)
         if self.saved and not self.state:
             print(
                 f"warning: {self.directory} has lost its run.json; written anew from the checkpoint"
@@ -108,7 +107,14 @@ class Run:
         """
         first = {"epoch": 1, "index": 0, "seconds": 0.0, "metrics": ""} | (self.saved or {})
         if self.saved:
-            training.restore(self.saved)
+            try:
+                training.restore(self.saved)
+            except (KeyError, RuntimeError) as error:
+                raise UserError(
+                    f"{self.directory}: its checkpoint does not fit this network "
+                    f"({one_line(error)}): continue with the code that began it, commit "
+                    f"{self.state['commit']}, or move the folder away to train anew"
+                ) from error
         self._training = training
         self._batches = batches
         self._seconds = first["seconds"]

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from hydra_config import composed, config
 
-from lcm.config.check import check
+from lcm.config.check import IDLE, check
 from lcm.config.compose import choices, flatten, load, plain
 from lcm.config.identity import config_hash, deviations, identity
 from lcm.runs.grid import problems
@@ -63,12 +63,32 @@ DEVIATIONS = {
 }  # fmt: skip
 
 
+def with_effect(key, *value):
+    """The config in which a key has this value, and an effect; without a value its default."""
+    adamw = {"schedule__optimizer": "adamw"} if key in ("schedule__betas", "schedule__eps") else {}
+    return config(**adamw, **({key: value[0]} if value else {}))
+
+
 @pytest.mark.parametrize("key, value", (NOT_IDENTITY | ROUNDING | DEVIATIONS).items())
 def test_what_can_change_a_number_is_part_of_the_identity(key, value):
-    other = config(**{key: value})
+    one, other = with_effect(key), with_effect(key, value)
     assert check(other) == []
-    assert (config_hash(other) == config_hash(config())) == (key in NOT_IDENTITY)
-    assert deviations(other) == ({key.replace("__", "."): value} if key in DEVIATIONS else {})
+    assert (config_hash(other) == config_hash(one)) == (key in NOT_IDENTITY)
+    different = {key.replace("__", "."): value} if key in DEVIATIONS else {}
+    assert deviations(other) == deviations(one) | different
+
+
+@pytest.mark.parametrize(
+    ("key", "choice", "other"),
+    [(key, *choice) for choice, keys in IDLE.items() for key in keys],
+)
+def test_a_key_without_effect_is_refused(key, choice, other):
+    """Two hashes for one run: where it has none, and only there."""
+    chosen = {f"schedule__{choice}": other, f"schedule__{key}": DEVIATIONS[f"schedule__{key}"]}
+    (problem,) = check(config(**chosen))
+    assert problem.endswith(f": has no effect with schedule.{choice}={other}")
+    chosen[f"schedule__{choice}"] = {"sgd": "adamw", "adamw": "sgd", "cosine": "steps"}[other]
+    assert check(config(**chosen)) == []
 
 
 def test_every_key_is_on_one_side():
@@ -151,9 +171,9 @@ VALUES = {  # right ones, wrong ones
 @pytest.mark.parametrize("key", VALUES)
 def test_a_wrong_value_is_named_with_what_it_may_be(key):
     for value in VALUES[key][0]:
-        assert problems(config(**{key.replace(".", "__"): value})) == [], value
+        assert problems(with_effect(key.replace(".", "__"), value)) == [], value
     for value in VALUES[key][1]:
-        (problem,) = problems(config(**{key.replace(".", "__"): value}))
+        (problem,) = problems(with_effect(key.replace(".", "__"), value))
         assert problem.startswith((key, "attention=lcm2 does not fit", "model=resnet20: "))
         expected = (
             "must be",

@@ -108,14 +108,15 @@ def test_what_cannot_be_loaded_is_a_user_error(change, words, trained, tmp_path)
 
 @pytest.fixture(scope="module")
 def broken(trained, tmp_path_factory):
-    """A folder with a good run, one of other images, one with another byte, one without
-    checkpoints, and a file."""
+    """A folder with a good run, one of other images, one with another byte, one with another byte
+    and the checkpoint before it, one without checkpoints, and a file."""
     made = tmp_path_factory.mktemp("broken")
     changed(trained, made / "good")
     changed(trained, made / "copy", data_fingerprint="0" * 64)
-    damaged = changed(trained, made / "damaged") / "checkpoint.pt"
-    damaged.write_bytes(damaged.read_bytes().replace(b"conv", b"konv", 1))
-    damaged.with_name(checkpoint.PREVIOUS).unlink()
+    for name in ("damaged", "earlier"):
+        damaged = changed(trained, made / name) / "checkpoint.pt"
+        damaged.write_bytes(damaged.read_bytes().replace(b"conv", b"konv", 1))
+    (made / "damaged" / checkpoint.PREVIOUS).unlink()
     for file in changed(trained, made / "bare").glob("*.pt"):
         file.unlink()
     (made / "file").write_text("no folder")
@@ -131,6 +132,7 @@ def broken(trained, tmp_path_factory):
         ("evaluate {}/good --precision tf32 --device cpu", "precision=tf32"),
         ("evaluate {}/bare", "{}/bare has lost its checkpoint.pt: put it back, or train"),
         ("evaluate {}/damaged", "its checksum does not match"),
+        ("evaluate {}/earlier", "{}/earlier has lost its checkpoint.pt: put it back, or train"),
         ("score_cam {}/nothing", "{}/nothing is no run: name a directory that holds run.json"),
         ("score_cam {}/good {}/copy", "{}/copy was trained on digits, and not on this copy of"),
         ("score_cam {}/good --layer stage4", "{}/good: the network has no layer 'stage4'; nearest"),

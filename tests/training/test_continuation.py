@@ -11,7 +11,7 @@ import signal
 import pytest
 from tiny import after_step, die, directory_of, place_of, run, state_of
 
-from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS
+from lcm.training.checkpoint import DAMAGED, NAME, PREVIOUS, read, save
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,13 @@ def test_without_a_usable_checkpoint_nothing_is_touched(config, directory, refus
         (directory / PREVIOUS).unlink(),
     )  # the epochs of the record would be overwritten
     refused(config, "has 2 epochs, but there is no checkpoint to continue from", advice)
+
+
+def test_a_checkpoint_of_another_version_of_a_network_is_refused(config, directory, refused):
+    saved = read(directory / NAME)
+    saved["model"]["renamed.weight"] = saved["model"].popitem()[1]
+    save(directory, saved)
+    refused(config, "its checkpoint does not fit this network", "continue with the code that began")
 
 
 def test_killed_before_its_first_checkpoint_it_starts_again(config, directory, finishes_exactly):
