@@ -49,11 +49,11 @@ def columns(rows):
 
 
 def rounded(number, places):
-    """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185); a dash for
-    a missing one."""
+    """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185), also where
+    a sum of floats is just below it (0.67499999999999); a dash for a missing one."""
     if pd.isna(number):
         return DASH
-    return str(Decimal(str(number)).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP))
+    return str(round(Decimal(str(number)), 9).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP))
 
 
 def as_printed(number, cell):

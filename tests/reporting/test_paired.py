@@ -1,5 +1,6 @@
 """Pairs and families of comparisons: what is planned decides, and failures are losses."""
 
+import re
 import statistics
 
 import pytest
@@ -75,9 +76,19 @@ def test_a_planned_schedule_has_the_plans_families(tmp_path):
     assert (lcm1["loss_at_once"], lcm1["gain_at_once"]) == pytest.approx((min(d), max(d)))
     page, pictures = make_report(results)
     assert "comparison-tenth" in page and "judged when" not in page + text
-    loss, gain = (signed(found["lcm2", "se"][key]) for key in ("loss", "gain"))
-    words = f"lcm2 minus se is below {loss} or above {gain} points (8 pairs;"
-    assert f"on CIFAR-100, ResNet-20, schedule=tenth: that {words}" in page
+    low, high, mean = map(signed, (lcm1["low"], lcm1["high"], statistics.fmean(d)))
+    for words in (
+        f"on CIFAR-100, ResNet-20, schedule=tenth: lcm1 minus none is {mean} points (95 % interval "
+        f"{low} to {high}; 8 pairs; p = 0.023, corrected): supported. The runs exclude that it is "
+        f"below {signed(min(d))} or above {signed(max(d))} points (all planned comparisons at "
+        "once, 99 %). The paper's single pair under its own schedule: +1.06; one more pair here "
+        f"would lie between {signed(lcm1['next_low'])} and {signed(lcm1['next_high'])} (95 %).",
+        "schedule=tenth: se minus none is",
+    ):
+        assert words in page
+    planned = re.findall("Planned before the first run</b>.*", page)
+    assert ["The paper's single" in line for line in planned] == [False, True, True, False, True]
+    assert "What the runs exclude" not in page
     forest = pictures["against-none-tenth-cifar100"].decode()
     assert "ResNet-20: lcm2 - se" in forest and "the paper" in forest
 

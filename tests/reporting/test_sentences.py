@@ -71,26 +71,42 @@ def what_was_run():
         yield f"{count} of {epochs} epochs on {DATA_TITLE[data]} (`{schedule}`)"
 
 
-def gains_of_lcm2():
-    """(name, paper, row of comparison*.csv, planned seeds) wherever LCM2 and none have pairs."""
-    rows = COMPARED[(COMPARED["attention"] == "lcm2") & (COMPARED["against"] == "none")]
-    for row in rows[rows["pairs"] > 0].itertuples():
+PLANNED = COMPARED[COMPARED["schedule"].isin(PLANS) & COMPARED["needed"].notna()]
+
+
+def judged(schedule):
+    """The comparisons of a plan, where it has all its pairs; else none of them."""
+    planned = PLANNED[PLANNED["schedule"] == schedule]
+    return planned if planned["pairs"].min() >= PLANS[schedule] else planned[:0]
+
+
+def shown():
+    """(name, paper, row of comparison*.csv, planned seeds) of LCM2 against none, wherever they have
+    pairs, and of all that a plan has judged.
+    """
+    gains = COMPARED[(COMPARED["attention"] == "lcm2") & (COMPARED["against"] == "none")]
+    found = pd.concat([gains[gains["pairs"] > 0], *map(judged, PLANS)])
+    for row in found.drop_duplicates(["data", "schedule", "attention", "against"]).itertuples():
         same = (RUNS["data"] == row.data) & (RUNS["schedule"] == row.schedule)
         names = NETWORK_TITLE[row.model], DATA_TITLE[row.data], one(set(RUNS[same]["epochs"]))
         paper, planned = "–", PLANS.get(row.schedule, 0)
-        if planned or row.schedule == PAPER_SCHEDULE.get(row.data):
-            gain = operator.sub(*(of_paper(row.model, a, row.data) for a in ("lcm2", "none")))
-            paper = f"{gain:+.2f}"
+        arms = row.attention, row.against
+        if (planned or row.schedule == PAPER_SCHEDULE.get(row.data)) and "se" not in arms:
+            paper = f"{operator.sub(*(of_paper(row.model, arm, row.data) for arm in arms)):+.2f}"
         yield "{}, {}, {} epochs".format(*names), paper, row, planned
 
 
-def rows_of_lcm2():
+def in_capitals(arm):
+    return arm if arm == "none" else arm.upper()
+
+
+def lines_of_the_table():
     """The lines of README's table: what a group means follows from its pairs.
 
     Groups that the paper does not have, nobody planned and no test can judge have no line.
     """
-    for name, paper, row, planned in gains_of_lcm2():
-        if paper == "–" and row.pairs < MINIMUM_PAIRS:
+    for name, paper, row, planned in shown():
+        if paper == "–" and row.pairs < max(planned, MINIMUM_PAIRS):
             continue
         pairs, meaning = f"{row.pairs}", f"excludes gains above {row.gain:.2f} points"
         if planned and row.pairs < planned:
@@ -99,25 +115,30 @@ def rows_of_lcm2():
         elif row.pairs < MINIMUM_PAIRS:
             meaning = f"nothing: a test needs {MINIMUM_PAIRS} pairs"
         elif planned:
-            meaning = f"{row.verdict}; {meaning}"
-        yield f"| LCM2 - none, {name} | {paper} | {signed(row.difference)} | {pairs} | {meaning} |"
+            left = f"{signed(row.loss_at_once)} to {signed(row.gain_at_once)}"
+            meaning = f"{row.verdict}; excludes all but {left}"
+        arms = f"{in_capitals(row.attention)} - {in_capitals(row.against)}"
+        yield f"| {arms}, {name} | {paper} | {signed(row.difference)} | {pairs} | {meaning} |"
 
 
 def exclusions():
     """What a test at 5 % excludes, wherever there are pairs enough."""
-    for name, _, row, planned in gains_of_lcm2():
-        if row.pairs >= max(planned, MINIMUM_PAIRS):
+    for name, _, row, planned in shown():
+        if row.pairs >= max(planned, MINIMUM_PAIRS) and row.against == "none":
             yield (
-                f"{name}, {row.pairs} pairs: LCM2 minus none below {signed(row.loss)} or above "
-                f"{signed(row.gain)}"
+                f"{name}, {row.pairs} pairs: {in_capitals(row.attention)} minus none below "
+                f"{signed(row.loss)} or above {signed(row.gain)}"
             )
 
 
-def plans_in_progress():
-    for schedule, seeds in PLANS.items():
-        planned = COMPARED[(COMPARED["schedule"] == schedule) & COMPARED["needed"].notna()]
-        if planned.empty or planned["pairs"].min() < seeds:
+def plans():
+    """Each plan is in progress, or README has the picture of what it has judged."""
+    for schedule in PLANS:
+        found = judged(schedule)
+        if found.empty:
             yield f"`schedule={schedule}` is in progress"
+        for data in found["data"].unique():
+            yield f"(results/figures/against-none-{schedule}-{data}.svg)"
 
 
 def phrases_of_readme():
@@ -148,10 +169,10 @@ def phrases_of_readme():
             f"| {printed} | {equal} | – |",
             f"| {of_paper('resnet20', 'none', 'cifar10'):.2f} | {base:.2f} | 1 | close; "
             f"{BASELINES - 1} other baselines not run |",
-            *rows_of_lcm2(),
+            *lines_of_the_table(),
             f"| {-rival:+.2f} | – | 0 | the paper contradicts its claim 1 |",
         ],
-        "**What was run?**": [*what_was_run(), *plans_in_progress()],
+        "**What was run?**": [*what_was_run(), *plans()],
         "A filled dot": under_the_picture(),
         "* **Counts**": [f"the networks here have {equal} of the paper's {printed} printed counts"],
         "* **Accuracy**": [

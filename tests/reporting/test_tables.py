@@ -186,6 +186,7 @@ def test_the_line_beside_a_result_is_true_for_every_deviation(changes, line):
         *((rounded(*n), w) for n, w in {
             (23.1848, 3): "23.185", (0.125, 2): "0.13", (-0.125, 2): "-0.13", (None, 2): DASH,
             (float("nan"), 2): DASH, (1, 0): "1",
+            ((85.5 + 85.21) / 2, 2): "85.36", (-0.6749999999999999, 2): "-0.68",
         }.items()),
         *((signed(n), w) for n, w in {
             0.594: "+0.59", -0.07: "-0.07", 0.0: "0.00", -0.001: "0.00", None: DASH,
