@@ -20,8 +20,10 @@ from torch.func import functional_call
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import fuse_conv_bn_eval, parametrizations, prune
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from lcm import fill_sites, remove_attention
+from lcm.attention import LCM2
 
 tv, slow = torchvision.models, pytest.mark.slow
 make_timm = functools.partial(functools.partial, timm.create_model)
@@ -201,3 +203,13 @@ def test_what_would_lose_the_attention_fails(case):
     network = fill_sites(tv.resnet18().eval(), Scale, after=pattern, example=images(count=1))
     with pytest.raises(Exception, match=message):
         operation(network)
+
+
+def test_features_are_extracted_with_the_modules_as_leaves():
+    network = fill_sites(tv.resnet18().eval(), lambda c: LCM2(c, 16), after="layer*.*.bn2")
+    leaves = {"leaf_modules": [LCM2]}
+    extractor = create_feature_extractor(network, ["layer3", "fc"], tracer_kwargs=leaves)
+    found, x = {}, images(count=2)
+    network.layer3.register_forward_hook(lambda module, x, y: found.update(layer3=y))
+    found["fc"] = network(x)
+    assert all(map(torch.equal, extractor(x).values(), (found["layer3"], found["fc"])))
