@@ -37,6 +37,8 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     results = options.results
+    if lacking := [file for file in options.readme if not file.is_file()]:
+        parser.error(f"--readme {lacking[0]}: no such file")
     runs = read_runs(results / "runs.csv")
     claims = read_claims(results / "claims.yaml", read_paper(results))
     tables = []

@@ -109,11 +109,12 @@ def split(runs, by):
     """[({key: value}, its runs)] for the different values of the keys `by`; those of an attention
     are told apart by `label_arms`."""
     names = {key: flat_key(runs, key, f"--by {key}") for key in by}
-    names = {key: name for key, name in names.items() if not key.startswith("attention.")}
+    names = {key: name for key, name in names.items() if not name.startswith("attention.")}
     groups = {}
     for run in runs:
         config = flatten(run["config"])
-        groups.setdefault(tuple(map(config.get, names.values())), []).append(run)
+        values = [str(v) if isinstance(v, list) else v for v in map(config.get, names.values())]
+        groups.setdefault(tuple(values), []).append(run)
     ordered = sorted(groups, key=lambda values: [(str(type(v)), v) for v in values])
     return [(dict(zip(names, map(str, values), strict=True)), groups[values]) for values in ordered]
 
@@ -142,9 +143,8 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
     corrected = in_family([row for row in rows if row.b])
     if not corrected:
         raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
-    note = f"p (Holm): over the {plural(len(corrected), 'comparison')} that were chosen here."
-    corrected = iter(corrected)
-    rows = [next(corrected) if row.b else row for row in rows]
+    in_turn = iter(corrected)
+    rows = [next(in_turn) if row.b else row for row in rows]
     together = pd.concat(parts)
     words, warning = _protocol(together)
     networks = ", ".join(dict.fromkeys(title(row.data, row.model) for row in rows))
@@ -154,24 +154,27 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
         name=name,
         title=f"Every attention against {baseline}: {networks}, {words}",
         warning=warning,
-        notes=[note, *table.notes],
+        notes=[
+            f"p (Holm): over the {plural(len(corrected), 'comparison')} that were chosen here.",
+            *table.notes,
+        ],
     ), forest(forest_rows(rows, {}), heading)
 
 
 def _protocol(runs):
     """(the protocol of compared runs in words, a warning where it is not the paper's)."""
-    first = runs.iloc[0]
     found = [item for text in runs["deviations"] for item in json.loads(text).items()]
     deviations = dict.fromkeys(f"{key}={value}" for key, value in found)
     shared = [words for words in deviations if not words.startswith("attention.")]
     schedules = dict.fromkeys(f"schedule={name}" for name in runs["schedule"])
-    words = ", ".join([*schedules, f"precision={first.precision}", *shared])
+    precisions = dict.fromkeys(f"precision={name}" for name in runs["precision"])
+    others = runs[runs["schedule"] != runs["data"].map(PAPER_SCHEDULE)]["schedule"]
     warning = ""
     if deviations:
-        warning = f"Not the protocol of schedule={first.schedule}: {', '.join(deviations)}."
-    elif first.schedule != PAPER_SCHEDULE.get(first.data):
-        warning = f"Not the paper's schedule: schedule={first.schedule}."
-    return words, warning
+        warning = f"Not the protocol of {', '.join(schedules)}: {', '.join(deviations)}."
+    elif len(others):
+        warning = f"Not the paper's schedule: schedule={', '.join(others.unique())}."
+    return ", ".join([*schedules, *precisions, *shared]), warning
 
 
 def terminal(table):

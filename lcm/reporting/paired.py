@@ -120,9 +120,12 @@ def make_rows(runs, wanted):
     return rows
 
 
-def in_family(rows, pairs=0):
-    """`rows` with p-values corrected over all of them; below `pairs` pairs a test is to come."""
-    p_values = holm([row.comparison.p if row.comparison.n >= pairs else None for row in rows])
+def in_family(rows, pairs=0, due=True):
+    """`rows` with p-values corrected over all of them; the test is to come where it is not `due`.
+
+    pairs: how many were planned.
+    """
+    p_values = holm([row.comparison.p if due else None for row in rows])
     adjusted = [None if math.isnan(p) else p for p in p_values.tolist()]
     needed = max(pairs, pairs_to_reach(len(rows)))
     return [row._replace(adjusted=p, needed=needed) for row, p in zip(rows, adjusted, strict=True)]
@@ -159,18 +162,18 @@ def _record(row, protocol, plan, level, paper):
     exclude at once (at `level`), the paper's difference and one more pair."""
     ours = row.comparison
     params, macs = row.arm[["params", "macs"]].iloc[0] if len(row.arm) else (None, None)
-    loss, gain = not_excluded(ours.differences)
+    certain = () if row.pairs["lost"].any() else ours.differences  # of a lost pair: no number
+    loss, gain = not_excluded(certain)
     names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
-    missing = not row.tried and not row.settings
     planned = {}
     if plan:
-        planned["loss_at_once"], planned["gain_at_once"] = not_excluded(ours.differences, level)
+        planned["loss_at_once"], planned["gain_at_once"] = not_excluded(certain, level)
         planned["paper"] = printed_difference(row, paper)
         planned["next_low"], planned["next_high"] = prediction_interval(ours)
     return {
         **names,
-        "schedule": protocol.schedule_of(row.data),
-        "precision": protocol.precision,
+        "schedule": next(iter(row.arm["schedule"]), protocol.schedule_of(row.data)),
+        "precision": next(iter(row.arm["precision"]), protocol.precision),
         "params": params,
         "macs": macs,
         **measured(row.arm, row.tried),
@@ -189,7 +192,7 @@ def _record(row, protocol, plan, level, paper):
         "p_holm": row.adjusted,
         "needed": row.needed,
         "verdict": row.verdict if row.tried else None,
-        "command": protocol.command(plan, **names) if missing else "",
+        "command": "" if row.tried or row.settings else protocol.command(plan, **names),
     }
 
 
@@ -232,10 +235,9 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
     planned = sum(map(len, plan["families"])) if plan else 1
     level = 1 - ALPHA / planned
     records = [_record(row, protocol, plan, level, paper) for row in rows]
-    at_once = f"not excluded, all {planned} at once ({100 * level:.0f} %)"
+    at_once = f"not excluded, all {planned} of a data set at once (each at {100 * level:g} %)"
     header, lines = columns([_cells(record, settings, single, at_once) for record in records])
     labels = header.index("Para (M)")
-    narrow = ("Attention", "against", *settings, "Test top-1 (%)", header[labels + 3])
     return Table(
         name="",
         title="",
@@ -247,7 +249,10 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
         labels=labels,
         method=METHOD,
         compared=rows,
-        narrow=(*narrow, "95 % interval", "p (Holm)"),
+        narrow=(
+            *("Attention", "against", *settings, "Test top-1 (%)", header[labels + 3]),
+            *("95 % interval", "p (Holm)"),
+        ),
     )
 
 
@@ -261,13 +266,16 @@ def pair_notes(pairs):
         words: pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]["attention_a"]
         for key, words in ENVIRONMENT.items()
     }
-    parts = [
+    differ = "; ".join(
         f"{len(arms)} in the {words} ({', '.join(dict.fromkeys(arms))})"
         for words, arms in unlike.items()
         if len(arms)
-    ]
-    note = f"{plural(len(pairs), 'pair')}; some differ in more than the attention: "
-    return [f"{note}{'; '.join(parts)}."] if parts else []
+    )
+    return (
+        [f"{plural(len(pairs), 'pair')}; some differ in more than the attention: {differ}."]
+        if differ
+        else []
+    )
 
 
 def run_notes(runs):

@@ -95,12 +95,15 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
             differences[s] = runs[s.data, s.model, s.a] - runs[s.data, s.model, s.b]
             side[s], p[s] = sides(differences[s], s.least, s.most)
         columns = holm(np.stack([p[s] for s in family], axis=1))
-        adjusted |= dict(zip(family, columns.T, strict=True))
+        adjusted |= {  # the larger p-value of two tables, as `judge_statements` has it
+            s.question: np.maximum(own, adjusted.get(s.question, 0))
+            for s, own in zip(family, columns.T, strict=True)
+        }
     shares = {}
     for claim in claims:
         own = claim["statements"]
         if claim["holds_if"] == "every":
-            signs = np.stack([np.where(adjusted[s] <= ALPHA, side[s], 0) for s in own])
+            signs = np.stack([np.where(adjusted[s.question] <= ALPHA, side[s], 0) for s in own])
             alone = holm(np.stack([p[s] for s in own], axis=1)).T <= ALPHA
             words = (signs > 0).all(axis=0), ((signs < 0) & alone).any(axis=0)
         elif claim["holds_if"] == "on_average":
@@ -112,7 +115,7 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
     return shares
 
 
-def chances(claims, accuracies, repetitions=200):
+def chances(claims, accuracies, repetitions=1000):
     """The DataFrame of power.csv: for each claim the fewest of SEEDS that support it with a chance
     of 0.5 and of 0.8 if the paper's differences are the true ones."""
     by_seeds = {n: claim_shares(claims, accuracies, n, repetitions) for n in SEEDS}
@@ -182,9 +185,12 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
         f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
-        f"{repetitions} repetitions is uncertain by up to "
-        f"{100 * 1.96 * 0.5 / repetitions**0.5:.1f} points. A cell has two shares: `{SUPPORTED}` / "
-        f"`{CONTRADICTED}`.",
+        + ", ".join(
+            f"{n} repetitions is uncertain by up to {100 * 1.96 * 0.5 / n**0.5:.1f} points"
+            for n in (repetitions, of_claims, families_of_six)
+        )
+        + f"; where no number is given there are {repetitions}. A cell has two shares: "
+        f"`{SUPPORTED}` / `{CONTRADICTED}`.",
         "## One comparison: is A above B?\n\n"
         "Without a true difference both shares are wrong verdicts. Where A is below "
         f"B the first is, where A is above B the second. With fewer than {MINIMUM_PAIRS} seeds "
@@ -197,8 +203,8 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         "Families with at least one wrong verdict of either kind, no true difference:",
         pipes(["", *count], [["share", *any_wrong]]),
         "## Whole claims\n\n"
-        "All arms of a claim have the same seeds. First: the fewest seeds, of "
-        f"{', '.join(map(str, SEEDS))}, that support a claim with a chance of 0.5 "
+        f"All arms of a claim have the same seeds; {of_claims} repetitions. First: the fewest "
+        f"seeds, of {', '.join(map(str, SEEDS))}, that support a claim with a chance of 0.5 "
         "and of 0.8 if the paper's own numbers are the true accuracies (never, where "
         "these contradict the claim). Then: both shares, supported / contradicted, with "
         f"{SHOWN[0]} and {SHOWN[1]} seeds, if the paper's numbers are true and if no "

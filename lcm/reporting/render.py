@@ -39,7 +39,7 @@ class Table(NamedTuple):
         """The line above the commands that fill the dashes."""
         return (
             f"Not run yet: {len(self.missing)}, each with its command (append "
-            "`seed='range(10)'` for ten seeds)"
+            "`seed='range(N)'` for N seeds)"
         )
 
 

@@ -23,7 +23,7 @@ from lcm.reporting.protocol import (
     title,
 )
 from lcm.reporting.records import read_records
-from lcm.reporting.render import DASH, as_printed, signed
+from lcm.reporting.render import DASH, as_printed, p_value, signed
 from lcm.reporting.runs import read_runs
 from lcm.reporting.statistics import VERDICTS
 from lcm.reporting.tables import build, counts, read_complexity, read_paper, top1
@@ -100,7 +100,11 @@ def for_the_page(table):
         zip(table.header, *table.rows, strict=True), key=lambda column: column[0].startswith(COUNTS)
     )
     equal = [column for column in columns if len(table.rows) > 1 and len(set(column[1:])) == 1]
-    words = [f"{name} {cell.replace(DASH, '(nothing yet)')}" for name, cell, *_ in equal]
+    words = [
+        f"{name} {cell.replace(DASH, '(nothing yet)')}"
+        for name, cell, *_ in equal
+        if name != "ours - paper"
+    ]
     notes = [f"In every row: {', '.join(dict.fromkeys(words))}."] if words else []
     header, *rows = zip(*(column for column in columns if column not in equal), strict=True)
     labels = len([name for name in table.header[: table.labels] if name in header])
@@ -129,6 +133,7 @@ PAGE = jinja2.Environment(
 PAGE.filters |= {
     "inline": _inline,
     "base64": lambda data: base64.b64encode(data).decode(),
+    "p_value": p_value,
     "signed": signed,
 }
 

@@ -26,7 +26,7 @@ from lcm.reporting.protocol import (
     read_plan,
     select,
 )
-from lcm.reporting.render import DASH, Table, elapsed, reached, rounded, scaled, signed
+from lcm.reporting.render import Table, elapsed, reached, rounded, scaled, signed
 
 TITLES = {
     1: "Table 1. Test accuracy (%) on CIFAR-10/CIFAR-100 by DenseNet",
@@ -52,7 +52,8 @@ FAMILY = {
     "the claims make in a table of the paper; where the paper claims nothing there is no verdict.",
     "plan": "p (Holm): over each planned family, for each data set (`results/plans/{name}.yaml`, "
     "written before the first run); other rows have no verdict. Tested once all {seeds} seeds are "
-    "there. The paper's differences are those of its own schedule.",
+    "there. Runs of its network with other seeds or settings are in no table of the schedule. The "
+    "paper's differences are those of its own schedule.",
     "none": "No plan was written for this schedule before its runs. p (Holm): over all rows of one "
     "network on one data set, those without runs too.",
 }
@@ -178,11 +179,14 @@ def comparison_table(runs, protocol, results):
         arms = in_order([*found["attention"], "none", *(ATTENTIONS if complete else ())])
         planned = []
         if plan and model == plan["model"] and data in plan["data"]:
-            for family in plan["families"]:
-                wanted = [(data, model, pair["a"], pair["b"]) for pair in family]
-                planned += in_family(make_rows(runs, wanted), seeds)
-            pairs = [row.comparison.n for row in planned]
-            if min(pairs) < seeds:
+            families = [
+                make_rows(runs, [(data, model, pair["a"], pair["b"]) for pair in family])
+                for family in plan["families"]
+            ]
+            pairs = [row.comparison.n for family in families for row in family]
+            due = min(pairs) >= seeds
+            planned = [row for family in families for row in in_family(family, seeds, due)]
+            if not due:
                 count = " to ".join(map(str, sorted({min(pairs), max(pairs)})))
                 warning += f" {DATA_TITLE[data]}: {count} of {seeds} pairs; "
                 warning += f"judged when all {seeds} are there."
@@ -222,7 +226,7 @@ def counts(runs):
         rows.append(
             [
                 *names[:3],
-                ", ".join(deviations) or DASH,
+                ", ".join(deviations) or "none",
                 ", ".join(in_order(own["model"], NETWORK_TITLE)),
                 "; ".join(sorted(set(own["device"]))),
                 str(finished),

@@ -2,6 +2,7 @@
 compared.
 """
 
+import itertools
 import re
 
 import pandas as pd
@@ -178,9 +179,28 @@ def test_by_the_data_set_and_by_an_attentions_setting(tmp_path, capsys):
             facts = {"data": data, "schedule": schedule, "deviations": {"reduction": reduction}}
             run = invented_run(tmp_path / "runs", attention=attention, **facts)
             edit(run, config__attention__reduction=reduction)
-    text = said(capsys, tmp_path / "runs", "--by", "data", "--by", "attention.reduction")
+    text = said(capsys, tmp_path / "runs", "--by", "data", "--by", "attention.reduction", "--by", "attention")
     assert re.findall(r"(\S+) +se reduction=16", text) == ["cifar10", "digits"]
     assert "ResNet-20 on CIFAR-10, ResNet-20 on digits" in text
+
+
+def test_rows_have_the_schedule_and_precision_of_their_own_runs(tmp_path, capsys):
+    arms = itertools.product(("none", "se"), ("cifar", "short"), ("bf16", "fp32"))
+    for attention, schedule, precision in arms:
+        facts = {"schedule": schedule, "precision": precision, "attention": attention}
+        run = invented_run(tmp_path / "runs", **facts)
+        shares = [0.5] if schedule == "short" else [0.5, 0.75]
+        edit(run, config__precision=precision, config__schedule__divide_at=shares)
+    by = ("--by", "schedule", "--by", "precision", "--by", "schedule.divide_at")
+    text = said(capsys, tmp_path / "runs", *by, "--out", tmp_path / "by")
+    assert "Not the paper's schedule: schedule=short." in text
+    assert "schedule=cifar, schedule=short, precision=bf16, precision=fp32" in text
+    records = pd.read_csv(tmp_path / "by.csv")
+    names = [("cifar", "bf16"), ("cifar", "fp32"), ("short", "bf16"), ("short", "fp32")]
+    found = zip(records["schedule"], records["precision"], strict=True)
+    assert sorted(found) == sorted(2 * names)
+    shares = records["schedule.divide_at"][records["schedule"] == "short"]
+    assert set(shares) == {"[0.5]"}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def test_a_planned_schedule_has_the_plans_families(tmp_path):
     }
     assert list(found)[-1] == ("eca", "none")
     text = markdown(table)
-    assert "results/plans/tenth.yaml" in text and "not excluded, all 5 at once (99 %)" in text
+    assert "results/plans/tenth.yaml" in text
+    assert "not excluded, all 5 of a data set at once (each at 99 %)" in text
     printed = [found[pair]["paper"] for pair in (("lcm1", "none"), ("lcm2", "lcm1"))]
     assert printed == pytest.approx([69.40 - 68.34, 69.53 - 69.40])
     lcm1 = found["lcm1", "none"]
@@ -79,10 +80,11 @@ def test_a_planned_schedule_has_the_plans_families(tmp_path):
     low, high, mean = map(signed, (lcm1["low"], lcm1["high"], statistics.fmean(d)))
     for words in (
         f"on CIFAR-100, ResNet-20, schedule=tenth: lcm1 minus none is {mean} points (95 % interval "
-        f"{low} to {high}; 8 pairs; p = 0.023, corrected): supported. The runs exclude that it is "
-        f"below {signed(min(d))} or above {signed(max(d))} points (all planned comparisons at "
-        "once, 99 %). The paper's single pair under its own schedule: +1.06; one more pair here "
-        f"would lie between {signed(lcm1['next_low'])} and {signed(lcm1['next_high'])} (95 %).",
+        f"{low} to {high}, 8 pairs). That lcm1 is better is supported (p = 0.023, corrected). The "
+        f"runs exclude that the difference is below {signed(min(d))} or above {signed(max(d))} "
+        "points (a test of all planned comparisons on this data set together at the 5 % level). "
+        "The paper's single pair under its own schedule: +1.06; one more pair here is expected "
+        f"between {signed(lcm1['next_low'])} and {signed(lcm1['next_high'])} (95 %, normal",
         "schedule=tenth: se minus none is",
     ):
         assert words in page
@@ -93,7 +95,7 @@ def test_a_planned_schedule_has_the_plans_families(tmp_path):
     assert "ResNet-20: lcm2 - se" in forest and "the paper" in forest
 
 
-@pytest.mark.parametrize("seeds, lost, words", [(7, 0, "7"), (2, 1, "1 to 2"), (1, 1, "0 to 1")])
+@pytest.mark.parametrize("seeds, lost, words", [(8, 1, "7 to 8"), (7, 0, "7"), (1, 1, "0 to 1")])
 def test_a_plan_is_judged_when_all_its_seeds_are_there(seeds, lost, words, tmp_path):
     """The runs of LCM2 and SE are `lost` behind the others."""
     runs = of_arms(seeds, {"lcm1": 1.0, "lcm2": 1.0, "se": 1.0}, **TENTH)
@@ -106,10 +108,11 @@ def test_a_plan_is_judged_when_all_its_seeds_are_there(seeds, lost, words, tmp_p
     progress = f"CIFAR-100: {words} of 8 pairs; judged when all 8 are there."
     block = "<!-- results:begin comparison-tenth -->\n<!-- results:end -->"
     page, pictures = make_report(results)
-    assert f"not tested yet ({seeds} of 8 pairs)" in text and progress in text
+    late = f"not tested yet ({seeds - lost or seeds} of 8 pairs)" in text
+    assert late and "supported |" not in text and progress in text
     assert progress in fill_blocks(block, [table])
     assert f"In progress, as planned</b>: {NOT}{progress}" in page
-    assert "What the runs exclude" not in page
+    assert "What the runs exclude" not in page and "Planned before" not in page
     assert "mean: not tested yet" in pictures["against-none-tenth-cifar100"].decode()
     # what is still to be run is run as planned
     command = "python train.py data=cifar100 model=resnet20 attention=se schedule=tenth"
@@ -139,6 +142,8 @@ def test_a_diverged_run_is_the_worst_of_its_arm(tmp_path):
     worst = min(r["top1"] for r in runs if r["attention"] == "lcm1" and r is not lost)
     assert row["differences"][3] == pytest.approx(worst - 65.75, abs=0.006)
     facts = {"pairs": 8, "n": 7, "diverged": 1, "wins": 7 / 8, "verdict": "inconclusive"}
+    # what the test of lost pairs does not reject would contradict its p-value
+    facts |= dict.fromkeys(["loss", "gain", "loss_at_once", "gain_at_once"])
     assert row | facts == row and "(7 of 8)" in markdown(table)
 
 
