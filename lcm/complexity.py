@@ -87,8 +87,8 @@ def _paper_operations(module, args, y):
             return y.numel() * ((k if isinstance(k, int) else math.prod(k)) + 1)
         case nn.AdaptiveAvgPool2d():
             return y.numel() * (math.prod(args[0].shape[2:]) // math.prod(y.shape[2:]) + 1)
-        case nn.Softmax():
-            n = y.shape[module.dim]
+        case nn.Softmax(dim=int(dim)):
+            n = y.shape[dim]
             return y.numel() // n * (3 * n - 1)
     return 0
 

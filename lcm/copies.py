@@ -7,7 +7,7 @@ import torch
 
 def twin(network):
     """The copy of a module, with one copy of each tensor, in evaluation mode."""
-    # What `nn.utils.weight_norm` computes is no leaf of the graph, and such tensors are not copied.
+    # What `nn.utils.weight_norm` computes is no leaf of the graph: deepcopy refuses such tensors.
     attributes = [value for module in network.modules() for value in vars(module).values()]
-    computed = {id(x): x.detach() for x in attributes if isinstance(x, torch.Tensor)}
+    computed = {id(x): x.detach().clone() for x in attributes if isinstance(x, torch.Tensor)}
     return copy.deepcopy(network, computed).eval()

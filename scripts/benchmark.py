@@ -137,9 +137,9 @@ def plain(config, epochs):
 
 def config_of(network, attention, variant, words):
     """train.py's config of a side. Raises UserError."""
-    chosen = [f"model={network}", f"attention={attention}", *VARIANTS[variant], *words]
-    config = typed(resolve(composed([*DATA, *chosen])))
-    if found := problems(config):
+    side = VARIANTS.get(variant, [f"precision={variant}"])
+    chosen = [*DATA, f"model={network}", f"attention={attention}", *side, *words]
+    if found := problems(config := typed(resolve(composed(chosen)))):
         raise listed("nothing was measured:", found)
     return config
 
@@ -191,12 +191,12 @@ def measured(group, words, epochs):
 def main(arguments=None):
     parser = checkout.parser(__doc__)
     add = parser.add_argument
-    add("words", nargs="*", metavar="key=value", help="further words of train.py, for all sides")
+    add("words", nargs="*", metavar="key=value", help="further words of train.py")
     names = {"type": lambda text: text.split(","), "metavar": "NAME,..."}
     add("--networks", **names, default=["resnet20", "densenet40"], help="resnet20,densenet40")
     add("--variants", **names, default=["fp32", "fp32 compiled"], help=f"of {', '.join(VARIANTS)}")
     add("--attentions", **names, default=[], help="whose step is measured as well, beside none")
-    add("--epochs", type=int, default=2, help="of the digits, of a turn (default: %(default)s)")
+    add("--epochs", type=int, choices=range(1, 21), metavar="N", default=2, help="of a turn (2)")
     add("--out", metavar="FILE", help="where the rows go, instead of what it holds (default: none)")
     options = parser.parse_intermixed_args(arguments)
     found = []

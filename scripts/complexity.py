@@ -17,7 +17,7 @@ from torch import nn
 
 from lcm.complexity import Row, count
 from lcm.config.check import RULES
-from lcm.config.compose import load, read
+from lcm.config.compose import GROUPS, load, read
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.models.build import build_network
@@ -93,7 +93,7 @@ def print_network(keys):
     if "model" not in keys:
         raise UserError("which network? Add model=..., such as model=resnet20")
     for key, value in keys.items():
-        rules = [RULES[name] for name in (f"model.{key}", f"attention.{key}") if name in RULES]
+        rules = [RULES[name] for name in [f"{group}.{key}" for group in GROUPS] if name in RULES]
         if wrong := [rule.expected for rule in rules if not rule.fits(value)]:
             raise UserError(f"{key}={value}: must be {wrong[0]}")
     image_size = keys.pop("image_size", load("model", keys["model"])["image_size"])

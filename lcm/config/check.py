@@ -130,7 +130,14 @@ RULES = {
     "data.root": path,
     "data.cache_dir": path,
     "data.image_size": number(int, low=1),
-    "data.label": matching(r"\w[\w.-]*", "a word of letters, digits, _, . and -"),
+    "data.num_classes": number(int, low=1),
+    **dict.fromkeys(  # they are in paths, and the records refuse others
+        ("data.label", *(f"{group}.name" for group in GROUPS)),
+        matching(
+            r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}",
+            "1 to 64 letters, digits, _, . and -, the first a letter or digit",
+        ),
+    ),
     "data.test_share": number(float, above=0, below=1),
     "data.workers": number(int, low=0, high=1024),
     "data.pad": number(int, low=0, high=16),
@@ -222,7 +229,7 @@ def check(config):
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]
     for group, needed in NEEDED.items():
         lacking = [key for key in needed if f"{group}.{key}" not in expected]
-        if lacking and config[group] != {"name": "none"}:  # no attention
+        if lacking and names[group] != "none":  # no attention
             problems.append(
                 f"the file of {group}={names[group]} has no {', '.join(lacking)}; "
                 "docs/extending.md has an example"

@@ -19,7 +19,7 @@ from hydra.version import VersionBase
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lcm.errors import UserError, nearest
+from lcm.errors import UserError, nearest, one_line
 
 GROUPS = ("data", "model", "attention", "schedule")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -28,27 +28,28 @@ IN_CHECKOUT = PACKAGE.parent / "configs"
 CONFIGS = IN_CHECKOUT if IN_CHECKOUT.is_dir() else PACKAGE / "configs"
 FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
 
-# The repository's own modules, networks and data sets, whose tests hold their bits. Every other
-# target is the user's own.
-SHIPPED = (
-    "lcm.attention.CBAM",
-    "lcm.attention.CoordinateAttention",
-    "lcm.attention.ECA",
-    "lcm.attention.GlobalContext",
-    "lcm.attention.LCM1",
-    "lcm.attention.LCM2",
-    "lcm.attention.NonLocal",
-    "lcm.attention.SimAM",
-    "lcm.attention.SqueezeExcite",
-    "lcm.data.Cifar",
-    "lcm.data.Digits",
-    "lcm.data.class_folders",
-    "lcm.models.CifarDenseNet",
-    "lcm.models.CifarResNet",
-    "lcm.models.imagenet.densenet121",
-    "lcm.models.imagenet.resnet50",
-    "lcm.models.imagenet.resnext50_32x4d",
-)
+# The repository's own modules, networks and data sets, whose tests hold their bits, each with the
+# names of its files. Every other target is the user's own.
+SHIPPED = {
+    "lcm.attention.CBAM": ("cbam",),
+    "lcm.attention.CoordinateAttention": ("ca",),
+    "lcm.attention.ECA": ("eca",),
+    "lcm.attention.GlobalContext": ("gc",),
+    "lcm.attention.LCM1": ("lcm1",),
+    "lcm.attention.LCM2": ("lcm2",),
+    "lcm.attention.NonLocal": ("nonlocal",),
+    "lcm.attention.SimAM": ("simam",),
+    "lcm.attention.SqueezeExcite": ("se",),
+    "lcm.data.Cifar": ("cifar10", "cifar100"),
+    "lcm.data.Digits": ("digits",),
+    "lcm.data.class_folders": ("folder", "mini_imagenet"),
+    "lcm.models.CifarDenseNet": ("densenet40", "densenet64", "densenet100"),
+    "lcm.models.CifarResNet": ("resnet20", "resnet32", "resnet50_cifar"),
+    "lcm.models.imagenet.densenet121": ("densenet121",),
+    "lcm.models.imagenet.resnet50": ("resnet50",),
+    "lcm.models.imagenet.resnext50_32x4d": ("resnext50",),
+    None: ("none",),  # no attention
+}
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 SETTINGS = "settings"
 _options = {}  # composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}
@@ -241,8 +242,11 @@ def resolve(config):
 
 
 def read(text):
-    """A value that was written as text, as one of a YAML file: "5e-4" -> 0.0005."""
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    """A value that was written as text, as one of a YAML file: "5e-4" -> 0.0005. UserError."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except COMPOSITION_ERRORS as error:
+        raise UserError(f"{text} is not a value: {one_line(error)}") from error
 
 
 def composition_problem(error):

@@ -22,7 +22,6 @@ NOT_IDENTITY = (
     "debug",
     "data.root",
     "data.workers",
-    "data.verify",
     "data.download",
     "data.places",
     "data.cache_dir",
@@ -37,6 +36,7 @@ NO_DEVIATION = (
     "channels_last",
     "model.memory",
     "schedule.test_batch_size",
+    "data.verify",
     "data.cache_size",  # of the images that regions are cut from: the paper is silent
     "data.label",  # images of one's own: the protocol says nothing about them
     "data.test_share",
@@ -52,6 +52,7 @@ ADDED = {
     "schedule.optimizer": "sgd",
     "schedule.betas": [0.9, 0.999],
     "schedule.eps": 1e-8,
+    "data.verify": True,
 }
 # A setting that was removed. It was true in every recorded run, and stays in the hash so that
 # theirs do not change. Evaluation does not fold batch norms any more: test losses differ by
@@ -74,7 +75,7 @@ def identity(config):
         key: value
         for key, value in sorted((ADDED | REMOVED | flatten(config)).items())
         if not is_under(key, (*NOT_IDENTITY, "attention.paper", "model.paper"))
-        and not key.endswith(("_target_", "_convert_"))
+        and key.partition(".")[2] not in ("_target_", "_convert_")  # of a choice; not below a key
     }
     return json.loads(json.dumps(settings), parse_float=_whole)
 

@@ -4,7 +4,6 @@ The content decides: exactly the official images with their labels are verified.
 without running the code in them (cifar_pickle.py).
 """
 
-import contextlib
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,13 +79,16 @@ class Cifar(ResidentSet):
 
     def __init__(self, name, num_classes, image_size, root, verify, download, places, pad, mirror):
         super().__init__(name, num_classes, image_size, pad, mirror)
-        official, root = OFFICIAL[name], Path(root).expanduser()
+        # by the classes: a file of one's own that extends these has a name of its own
+        official = OFFICIAL["cifar100" if num_classes > 10 else "cifar10"]
+        root = Path(root).expanduser()
         try:
             train, test, classes, place = _read(root, official, download, places)
         except OSError as error:
             raise UserError(
-                f"{error.filename or root} cannot be read or written ({error.strerror}). Make "
-                "room, change its permissions, or choose another folder: data.root=FOLDER."
+                f"{error.filename or root} cannot be read or written ({error.strerror}). Move an "
+                "incomplete folder away to unpack or download the archive; else make room, change "
+                "permissions, or choose another folder: data.root=FOLDER."
             ) from error
         counts = {"train": len(train[1]), "test": len(test[1])}
         if (counts, len(classes)) != (IMAGES, num_classes):
@@ -110,15 +112,17 @@ class Cifar(ResidentSet):
 def _read(root: Path, official, download: bool, places):
     """(train, test, classes, where they were found), of the first place that has them."""
     folder = root / official.folder
-    for place in (folder, *sorted(root.glob(f"*/{official.folder}")), root):
+    for place in (folder, *sorted(root.glob(f"[!.]*/{official.folder}")), root):
         if any((place / file).is_file() for file in official.train):
             return *_read_batches(place, official), place
     if (root / "train").is_dir() and not folder.exists():
-        with contextlib.suppress(UserError):  # the folders of another set
+        try:
             found, _ = list_images(root)
-            counts = [sum(map(len, half.values())) for half in found.values()]
-            if (counts, len(found["train"])) == ([*IMAGES.values()], official.num_classes):
-                return *read_in_memory(found, 32), list(found["train"]), root
+        except UserError:  # the folders of another set
+            found = {half: {} for half in IMAGES}
+        counts = [sum(map(len, half.values())) for half in found.values()]
+        if (counts, len(found["train"])) == ([*IMAGES.values()], official.num_classes):
+            return *read_in_memory(found, 32), list(found["train"]), root
     if not folder.exists():
         _unpack_archive(root, official, download, places)
     return *_read_batches(folder, official), folder
@@ -130,8 +134,9 @@ def _unpack_archive(root: Path, official, download: bool, places) -> None:
     if not (download or archive.is_file()):
         raise UserError(
             f"{official.title} is not under {root.absolute()}: there is no folder "
-            f"{official.folder}, no train/<class>/*.png and no {official.archive}. Set "
-            "data.root=FOLDER to the folder that holds one of them, or data.download=true."
+            f"{official.folder}, no train/<class>/ and test/<class>/ with its 50,000 + 10,000 "
+            f"images, and no {official.archive}. Set data.root=FOLDER to the folder that holds one "
+            "of them, or data.download=true."
         )
     root.mkdir(parents=True, exist_ok=True)
     waiting = f"{archive}: another process is preparing it; waiting"

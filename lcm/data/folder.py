@@ -74,7 +74,7 @@ def class_folders(
         from lcm.data.photographs import Photographs  # torchvision takes a second
 
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
-        cache_dir = cache_dir or Path(root).expanduser() / ".cache"
+        cache_dir = Path(cache_dir or Path(root) / ".cache").expanduser()
         data = Photographs(*facts, mirror, found, workers, cache_dir, cache_size)
         height, width = sorted(data.cache.sizes.tolist(), key=min)[len(data.labels) // 2]
         if min(height, width) < image_size:
@@ -101,8 +101,9 @@ def files_digest(found) -> str:
 
 def entries(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name, without hidden files and those of file managers."""
-    found = folder.iterdir()
-    return sorted(p for p in found if not p.name.startswith(".") and p.name not in IGNORED)
+    return sorted(
+        p for p in folder.iterdir() if not p.name.startswith(".") and p.name not in IGNORED
+    )
 
 
 def list_images(root, test_share: float | None = None):
@@ -123,7 +124,8 @@ def list_images(root, test_share: float | None = None):
             _classes(_sorted_out(top[half], problems)[0], problems) for half in halves[:2]
         )
         if unused := sorted(set(top) - set(halves[:2])):
-            notes.append(f"not used: {', '.join(unused)}")
+            # their names need not be UTF-8
+            notes.append(f"not used: {os.fsencode(', '.join(unused)).decode(errors='replace')}")
     elif test_share is not None:
         train, test = _split(_classes(top, problems), test_share)
     names = sorted(train.keys() | test.keys())
@@ -146,10 +148,11 @@ def _sorted_out(folder: Path, problems: list[str]) -> tuple[dict[str, Path], lis
     """({name: folder}, files) that a folder holds; what cannot be read goes to `problems`."""
     try:
         found = entries(folder)
+        broken = [path for path in found if not path.exists()]
+        problems += [f"{path} cannot be read (a broken link)" for path in broken]
     except OSError as error:
         problems.append(f"{folder} cannot be read ({error.strerror})")
         found = []
-    problems += [f"{path} cannot be read (a broken link)" for path in found if not path.exists()]
     folders = {path.name: path for path in found if path.is_dir()}
     return folders, [path for path in found if path.name not in folders]
 

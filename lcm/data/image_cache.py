@@ -20,7 +20,7 @@ from lcm.errors import UserError, listed, one_line, plural
 from lcm.files import file_lock, write_atomically
 
 VERSION = 3  # of the layout and of how images are decoded
-AHEAD = 256  # images that wait in memory, decoded
+AHEAD = 32  # images that wait in memory, decoded
 
 
 def decode(data: bytes, short_side: int | None = None) -> Image.Image:
@@ -30,7 +30,8 @@ def decode(data: bytes, short_side: int | None = None) -> Image.Image:
     Raises ValueError, and whatever Pillow raises.
     """
     with Image.open(io.BytesIO(data)) as opened:
-        # Pillow would clip 16 bits to 8: nearly every pixel would be white.
+        # Pillow would clip grey of 16 bits to 8: nearly every pixel would be white. (Of colours of
+        # 16 bits it takes the high byte.)
         if opened.mode.startswith(("I", "F")):
             raise ValueError("more than 8 bits a channel; convert it to 8 bits")
         image = ImageOps.exif_transpose(opened).convert("RGB")
@@ -125,8 +126,7 @@ def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
         draft.unlink(missing_ok=True)
     lines = [f"{name} {digest}" for name, digest in zip(files, digests, strict=True)]
     kept = hashlib.sha256(os.fsencode("\n".join([*lines, f"{short_side}"])))
-    facts = {"fingerprint": kept.hexdigest(), "sizes": sizes}
-    write_atomically(index, json.dumps(facts).encode())
+    write_atomically(index, json.dumps({"fingerprint": kept.hexdigest(), "sizes": sizes}).encode())
 
 
 def each(files: list, work, label: str | None = None):

@@ -38,7 +38,7 @@ def prepare(source, destination, allow_partial=False) -> str:
     names all problems. `destination` appears once it is complete; one that holds anything is
     refused first.
     """
-    source, destination = Path(source).expanduser(), Path(destination).expanduser()
+    source, destination = Path(source).expanduser(), Path(destination).expanduser().absolute()
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise UserError(
             f"{destination} is a file or holds files already: delete it to prepare the set anew, "

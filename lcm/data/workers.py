@@ -18,13 +18,15 @@ def in_workers(batch, steps, workers: int):
     """batch(step) for each of `steps`, in order, computed in worker processes.
 
     A batch is a tuple of tensors. The global random state does not change.
-    Raises UserError where a worker was killed.
+    Raises UserError where a worker was killed, or gives nothing for ten minutes.
     """
     loader = DataLoader(
         steps,
         batch_size=None,
         collate_fn=batch,
         num_workers=workers,
+        prefetch_factor=1,  # a container has 64 MB of /dev/shm, a batch of photographs 10
+        timeout=600,  # where it is full, a worker loses its batch and lives on
         generator=torch.Generator(),  # a loader draws a seed: not from the global generator
     )
     # A cluster signals the whole process group. Workers inherit this mask: they go on, so that this
@@ -42,11 +44,13 @@ def in_workers(batch, steps, workers: int):
     try:
         yield from running
     except (RuntimeError, OSError, EOFError) as error:
-        if not wait([worker.sentinel for worker in running._workers], timeout=1):
-            raise  # all live: an error of `batch`
+        dead = wait([worker.sentinel for worker in running._workers], timeout=1)
+        if not dead and "timed out" not in str(error):
+            raise  # an error of `batch`
         raise UserError(
-            f"a loader worker died, most often because memory ran out ({one_line(error)}): lower "
-            "data.workers (0 starts none); what was saved is intact, the same command continues"
+            f"a loader worker died or hangs, most often because memory or /dev/shm ran out "
+            f"({one_line(error)}): lower data.workers (0 starts none), or give a container more "
+            "(docker run --shm-size=1g); what was saved is intact, the same command continues"
         ) from error
     finally:
         _RUNNING.discard(running)

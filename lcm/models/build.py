@@ -55,9 +55,9 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
 def site_problems(model, attention, num_classes, image_size=None):
     """Why a network or the attention at its sites will not do, a line; [] where all is well.
 
-    Both are resolved mappings. The network has to build and to make logits (2, num_classes) of two
-    images of `image_size` (the model's own, if None); the attention has to build for each width and
-    to keep shape and type of the maps at each site, in training and in evaluation. An attention
+    Both are resolved mappings. In training and in evaluation the network has to make logits (2,
+    num_classes) of two images of `image_size` (the model's own, if None), and the attention, built
+    for each width, has to keep shape and type of the maps at each site. An attention
     without `_target_` leaves the network alone to be checked.
     """
     size = image_size or model["image_size"]
@@ -65,18 +65,19 @@ def site_problems(model, attention, num_classes, image_size=None):
     said = f"model={model['name']}"
     try:
         with torch.no_grad(), generators(0, "check"):
-            network = _partial(model)(num_classes=num_classes).eval()
+            network = _partial(model)(num_classes=num_classes)
             with no_late_parameters(network):
-                logits = network(images)
-            if getattr(logits, "shape", None) != (2, num_classes):
+                made = [network.train(mode)(images) for mode in (True, False)]
+            if wrong := [y for y in made if getattr(y, "shape", None) != (2, num_classes)]:
                 raise ValueError(
-                    f"it makes {in_words(logits)} of images {tuple(images.shape)}, not logits "
+                    f"it makes {in_words(wrong[0])} of images {tuple(images.shape)}, not logits "
                     f"{(2, num_classes)}"
                 )
             if "_target_" in attention:
                 said = f"attention={attention['name']} does not fit {said}"
-                where = attention.get("sites", "every")
-                fill_sites(network, _partial(attention), where, example=images)
+                fill_sites(
+                    network, _partial(attention), attention.get("sites", "every"), example=images
+                )
     except Exception as error:
         return [f"{said}: {why(error)}"]
     return []

@@ -93,7 +93,7 @@ class CifarDenseNet(nn.Module):
         self.transition2 = Transition(width[2])
         self.block3 = DenseBlock(width[2], per_block, growth_rate, 3, memory)
         self.bn = nn.BatchNorm2d(width[3])
-        self.pool = nn.AvgPool2d(8)
+        self.pool = nn.AvgPool2d(8, ceil_mode=True)  # drops no border of a larger map
         self.fc = nn.Linear(width[3], num_classes)
 
     def forward(self, x):

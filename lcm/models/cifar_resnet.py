@@ -62,7 +62,7 @@ class CifarResNet(nn.Module):
         self.stage1 = self._stage(16, 16, blocks, stage=1)
         self.stage2 = self._stage(16, 32, blocks, stage=2)
         self.stage3 = self._stage(32, 64, blocks, stage=3)
-        self.pool = nn.AvgPool2d(8)
+        self.pool = nn.AvgPool2d(8, ceil_mode=True)  # drops no border of a larger map
         self.fc = nn.Linear(64, num_classes)
 
     @staticmethod

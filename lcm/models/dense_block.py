@@ -72,7 +72,8 @@ def _is_known(layer):
         for hooks in ("forward", "forward_pre", "backward", "backward_pre")
     )
     trains = bn.training and bn.track_running_stats and bn.momentum is not None
-    return plain and trains and not hooked
+    # a replica of DataParallel has no parameters of its own
+    return plain and trains and not hooked and not hasattr(layer, "_is_replica")
 
 
 def _learning(site):
@@ -131,7 +132,7 @@ class _OneBuffer(torch.autograd.Function):
             if not isinstance(layer.site, nn.Identity):
                 entering = maps.requires_grad_()
                 with torch.enable_grad():
-                    leaving = layer.site(entering)
+                    leaving = layer.site(entering.clone())  # it may write into its map
                 ctx.sites.append((entering, leaving, _learning(layer.site)))
                 maps = leaving.detach()
             put(maps, channels, channels + k)

@@ -110,8 +110,9 @@ def map_shape(place, calls, keeps):
             if isinstance(layer, kind) and not (keeps and key == "out_channels"):
                 return (getattr(layer, key),)
         # other libraries' norms of maps: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d
-        if re.fullmatch(r"\w*Norm\w*2d", type(layer).__name__) and hasattr(layer, "weight"):
-            return (len(layer.weight),)
+        weight = getattr(layer, "weight", None)
+        if re.fullmatch(r"\w*Norm\w*2d", type(layer).__name__) and weight is not None:
+            return (weight.numel(),)
         raise ValueError(
             f"{said}, which does not say how many channels its maps have: give an `example` of the "
             "network's input with which it is called, or name a convolution or a norm of maps"

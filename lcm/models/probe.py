@@ -48,18 +48,18 @@ def why(error):
 
 @contextlib.contextmanager
 def no_late_parameters(module):
-    """ValueError where a module gets a parameter inside the block, or the shape of one: it would
-    be drawn unseeded, and not be trained."""
+    """ValueError where a module gets a parameter inside the block, or the shape of one, or a
+    buffer: it would be drawn unseeded, and neither be trained nor fit a checkpoint."""
 
     def names():
-        return {name for name, parameter in module.named_parameters() if not is_lazy(parameter)}
+        return {n for n, tensor in module.state_dict(keep_vars=True).items() if not is_lazy(tensor)}
 
     before = names()
     yield
     if late := names() - before:
         raise ValueError(
-            f"its forward pass makes the parameter {min(late)}: make it in the constructor, with "
-            "its shape"
+            f"its forward pass makes the parameter or buffer {min(late)}: make it in the "
+            "constructor, with its shape"
         )
 
 

@@ -59,7 +59,9 @@ def fill_sites(
             after with strict=False. `remove_attention` undoes it.
         instead_of: such a pattern; a module takes the place of each layer whose name fits.
         example: an input of the network, needed where a layer does not say how many channels its
-            maps have (an activation, a block): one forward pass tells, and each module is tried.
+            maps have (an activation, a block): one forward pass tells, and each module is tried at
+            its map. Without an example none is: one that returns another shape, (N, C, 1, 1) say,
+            may be broadcast and go unnoticed.
         blend: put x + a (attention(x) - x), with one learned number a that starts at 0, so that the
             network first computes what it did. A module that starts as an identity would never
             learn so: it is placed as it is, with a warning.
@@ -153,6 +155,7 @@ def _module(factory, seed, blend, name, shape):
         module = new_module(lambda: factory(shape[0]), seed, name)
         if not blend:
             return module
+        check_map(lambda channels: module, shape if shape[1:] else (shape[0], 8, 8))
         with torch.no_grad(), generators(0, "blend"):
             x = torch.randn(2, shape[0], *(shape[1:] or (8, 8)))
             given = x.clone()

@@ -85,7 +85,8 @@ def draw_weights(network, seed, prefix=""):
     A layer's weights therefore depend on nothing else: networks that differ in their attention
     start from the same backbone, bit for bit, and so do networks drawn in another order. The
     distributions are those of the layers' own `reset_parameters`. The global random state is left
-    as it was. Draw before the network is moved to another device.
+    as it was. Draw before the network is moved to another device, and before `fill_sites(after=)`,
+    which renames what a module follows.
 
     Args:
         network: a module, changed in place.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lcm.config.compose import COMPOSITION_ERRORS, GROUPS, flatten, read
-from lcm.config.identity import NO_DEVIATION, identity, is_under
+from lcm.config.compose import GROUPS, flatten, read
+from lcm.config.identity import ADDED, NO_DEVIATION, identity, is_under
 from lcm.errors import UserError, listed, nearest
 from lcm.reporting.figures import forest
 from lcm.reporting.paired import in_family, make_rows, rows_table
@@ -40,7 +40,7 @@ def read_folders(folders):
 def flat_key(runs, key, said):
     """A key as flat configs have it: "data" is "data.name". UserError where no run has it."""
     name = f"{key}.name" if key in GROUPS else key
-    known = {known for run in runs for known in flatten(run["config"])}
+    known = {known for run in runs for known in (ADDED | flatten(run["config"]))}
     if runs and name not in known:
         raise UserError(f"{said}: no run has a key {key}{nearest(key, {*known, *GROUPS})}")
     return name
@@ -52,14 +52,11 @@ def choose(runs, choices):
     for text in choices:
         key, _, values = text.partition("=")
         name = flat_key(runs, key, text)
-        try:
-            wanted = read(f"[{values}]")
-        except COMPOSITION_ERRORS:
-            raise UserError(f"{text}: {values} is not a value") from None
+        wanted = read(f"[{values}]")
         runs = [
             run
             for run in runs
-            if flatten(run["config"]).get(name) in wanted
+            if (ADDED | flatten(run["config"])).get(name) in wanted
             or (name == "data.name" and run["data"] in wanted)  # its label
         ]
     if not runs:
@@ -112,7 +109,7 @@ def split(runs, by):
     names = {key: name for key, name in names.items() if not name.startswith("attention.")}
     groups = {}
     for run in runs:
-        config = flatten(run["config"])
+        config = ADDED | flatten(run["config"])
         values = [str(v) if isinstance(v, list) else v for v in map(config.get, names.values())]
         groups.setdefault(tuple(values), []).append(run)
     ordered = sorted(groups, key=lambda values: [(str(type(v)), v) for v in values])

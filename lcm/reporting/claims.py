@@ -100,8 +100,9 @@ def read_claims(file, paper):
             lists = (found if isinstance(found, list) else [found] for found in product.values())
             for table, model, data, a, b in itertools.product(*lists):
                 found = printed[table, model, data, a] - printed[table, model, data, b]
-                statement = Statement(data, model, a, b, *bounds, table, round(found, 2))
-                own[claim["id"]].append(statement)
+                own[claim["id"]].append(
+                    Statement(data, model, a, b, *bounds, table, round(found, 2))
+                )
     for claim in claims:
         found = [s for id in (*claim.get("comparisons_of", ()), claim["id"]) for s in own[id]]
         statements = sorted(dict.fromkeys(found), key=lambda s: s.table)
@@ -259,8 +260,9 @@ def statement_tables(claims, judged):
             *pair_notes([judged[s].pairs for s in family]),
         ]
         records = pd.DataFrame({"n": [judged[s].comparison.n for s in family]})
-        title = f"Comparisons of Table {table}"
-        tables.append(Table("", title, *columns(rows), notes, records, labels=4))
+        tables.append(
+            Table("", f"Comparisons of Table {table}", *columns(rows), notes, records, labels=4)
+        )
     return tables
 
 

@@ -73,8 +73,7 @@ def simulate(difference, pairs, comparisons=1, repetitions=2000, seed=0):
     if pairs < MINIMUM_PAIRS:
         return 0.0, 0.0, 0.0
     rng = np.random.default_rng([seed, pairs, comparisons, round(1000 * (difference + 10))])
-    found = simulated_differences(difference, (repetitions, comparisons, pairs), rng)
-    side, p = sides(found)
+    side, p = sides(simulated_differences(difference, (repetitions, comparisons, pairs), rng))
     words = np.where(holm(p) <= ALPHA, side, 0)
     return (words > 0).mean(), (words < 0).mean(), (words != 0).any(axis=1).mean()
 

@@ -186,8 +186,9 @@ def one_a_seed(runs):
     runs = runs.sort_values(order).drop(columns=["model_place", "attention_place"])
     finished = runs["state"] == "finished"
     first = ~runs.assign(finished=finished).duplicated([*ARM, "seed", "finished"])
-    tried = finished | runs["message"].str.contains("finite")
-    return runs.assign(used=finished & first, tried=tried)
+    return runs.assign(
+        used=finished & first, tried=finished | runs["message"].str.contains("finite")
+    )
 
 
 def arms_of(runs):

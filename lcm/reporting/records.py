@@ -181,13 +181,19 @@ def read_runs(folder):
 
 
 def find_runs(folder, files_of_runs=BEGUN):
-    """Every directory below `folder` with at least one of the files of a run, sorted."""
+    """Every directory below `folder` with at least one of the files of a run, sorted. Links are
+    followed, but for those that lead back."""
     found = []
-    for directory, folders, files in os.walk(folder):
+    for directory, folders, files in os.walk(folder, followlinks=True):
         if set(files_of_runs) & set(files):
             found.append(Path(directory))
             folders.clear()
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        above = [Path(directory).resolve(), *Path(directory).resolve().parents]
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and Path(directory, name).resolve() not in above
+        )
     return sorted(found)
 
 
@@ -197,10 +203,8 @@ def record(run, epochs):
     config = {key: value for key, value in run["config"].items() if key not in machine}
     config["data"] = {key: value for key, value in config["data"].items() if key not in machine}
     run = {key: value for key, value in run.items() if key != "host"} | {"config": config}
-    head = {"run": run, "columns": list(epochs)}
-    lines = [head, *zip(*epochs.values(), strict=True)]
-    text = [json.dumps(line, sort_keys=True, separators=(",", ":")) for line in lines]
-    return "\n".join(text) + "\n"
+    lines = [{"run": run, "columns": list(epochs)}, *zip(*epochs.values(), strict=True)]
+    return "".join(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n" for line in lines)
 
 
 def record_name(run):

@@ -69,8 +69,8 @@ COUNTS = {
 
 def read_paper(results):
     """paper.csv in the paper's order; its counts stay text, as printed."""
-    rows = read_csv(Path(results) / "paper.csv")
-    return pd.DataFrame(rows).astype({"table": int, "value": float})
+    rows = pd.DataFrame(read_csv(Path(results) / "paper.csv"))
+    return rows.astype({"table": int, "value": float})
 
 
 def top1(paper):

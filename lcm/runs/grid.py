@@ -52,22 +52,24 @@ class GridRun(NamedTuple):
 def problems(config):
     """Every problem of a composed config, a line each; [] where there is none.
 
-    What is not the repository's own is imported. Where model or attention are not, or differ from
-    their YAML files, a network is built, and tells whether the module fits its sites.
+    What is not the repository's own is imported. Where model or attention have other files than the
+    repository's, or differ from these, a network is built, and tells whether the module fits.
     """
     found = check(config)
     if found:
         return found
     targets = {group: config[group].get("_target_") for group in (*SIZES, "data")}
-    own = {group: target for group, target in targets.items() if target not in (None, *SHIPPED)}
-    for target in own.values():
+    for target in {*targets.values()} - SHIPPED.keys():
         try:
             get_object(target)
         except Exception as error:  # whatever a module of the user's own raises
-            reason = one_line(error.__cause__ or error)
-            return [f"_target_ {target} cannot be imported: {reason}"]
+            return [f"_target_ {target} cannot be imported: {one_line(error.__cause__ or error)}"]
     expected = plain(config)
-    if not any(group in own or config[group] != expected[group] for group in SIZES):
+    if all(
+        config[group]["name"] in SHIPPED.get(targets[group], ())
+        and config[group] == expected[group]
+        for group in SIZES
+    ):
         return []
     data = config["data"]
     classes = data["num_classes"] or 2  # counted only when the images are read
@@ -106,7 +108,7 @@ def grid(loader, master, arguments):
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     swept, values = {}, {}  # by key; the last one counts
     for override in overrides:
-        key = override.get_key_element()
+        key = override.get_key_element().removeprefix("++")
         swept[key] = override.is_sweep_override()
         values[key] = _values(key, override)
     rows = list(dict.fromkeys(itertools.product(*values.values())))

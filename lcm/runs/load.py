@@ -6,6 +6,7 @@ from lcm.config.compose import known_targets, use_config_dir
 from lcm.data import build_data
 from lcm.errors import UserError
 from lcm.models.build import build_network
+from lcm.runs.source import changed_since
 from lcm.runs.state import read_state
 from lcm.training.checkpoint import NAME, newest
 
@@ -33,6 +34,11 @@ def load_run(directory, config_dir=None):
     if config_dir:
         use_config_dir(config_dir)
     config = known_targets(state["config"])
+    if changed := changed_since(config, state):
+        raise UserError(
+            f"{changed} has changed since {directory} was trained; {directory / 'source'} has the "
+            "file as it was"
+        )
     # of class folders, whose config has no number, it was counted
     classes = config["data"].get("num_classes") or state.get("num_classes")
     try:

@@ -3,13 +3,13 @@
 import json
 import re
 
-from lcm.config.compose import GROUPS, flatten, load, plain
+from lcm.config.compose import GROUPS, load, option, plain
 from lcm.config.identity import NOT_IDENTITY, REMOVED, identity, is_under
 from lcm.errors import UserError
 
 FREE = [key for key in NOT_IDENTITY if key not in ("runs", "run_directory")]  # repeat.py has --runs
 UNQUOTED = re.compile(
-    r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE
+    r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE | re.ASCII
 )  # strings that need no quotes
 TIMES = ("images_per_second", "seconds")  # of an epoch; wall time differs always
 
@@ -40,11 +40,11 @@ def arguments(run, further=()):
             )
     config = run.get("config") or {}
     names = {group: (config.get(group) or {}).get("name") for group in GROUPS}
-    choice = [f"{group}={name}" for group, name in names.items()]
     for group, name in names.items():
         load(group, name)  # UserError: another checkout has it
-    recorded, standard = identity(config), flatten(plain(config))
-    unknown = recorded.keys() ^ identity(plain(config)).keys()
+    choice = [f"{group}={option(group, name)}" for group, name in names.items()]
+    recorded, standard = identity(config), identity(plain(config))
+    unknown = recorded.keys() ^ standard.keys()
     if unknown := sorted(unknown | {key for key in REMOVED if recorded[key] != REMOVED[key]}):
         raise UserError(
             f"{run['run']} was trained by a version with other keys ({', '.join(unknown)}): "

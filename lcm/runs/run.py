@@ -9,7 +9,7 @@ from lcm.errors import Stopped, UserError, in_words, one_line
 from lcm.runs.directory import now, run_directory
 from lcm.runs.lock import owner
 from lcm.runs.source import keep_own, refuse_changed_source, set_aside, source
-from lcm.runs.state import begun, environment, read_state, refuse_another_config, write_state
+from lcm.runs.state import begun, environment, read_state, write_state
 from lcm.runs.summary import best_and_last, print_plan, result_line
 from lcm.training import checkpoint
 from lcm.training.log import RunLog
@@ -35,7 +35,6 @@ class Run:
 
     def _take(self, state):
         """Go on from a run.json, unless it is another config's or a module has changed since."""
-        refuse_another_config(self.directory, state, self.config)
         refuse_changed_source(self.config, state)
         self.state = state
 
@@ -90,8 +89,7 @@ class Run:
 
         Raises UserError where the run would continue with other images.
         """
-        here = environment(device) | {"source": source(self.config)}
-        facts = (data, complexity, threads, here)
+        facts = (data, complexity, threads, environment(device) | {"source": source(self.config)})
         self.state = begun(self.config, self.directory, self.state, self.saved, *facts)
         if not self.saved:
             self.state["own_source"] = keep_own(self.config, self.directory)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hydra.utils import get_object
 
-from lcm.config.compose import SHIPPED
+from lcm.config.compose import GROUPS, SHIPPED
 from lcm.data.folder import files_digest, list_images
 from lcm.errors import UserError
 from lcm.files import write
@@ -55,13 +55,14 @@ def keep_own(config, directory):
 
 
 def refuse_changed_source(config, state):
-    """Raise UserError where a module of the user's own, or a folder of images, is not what the run
-    of `state` trained with.
+    """Raise UserError where the run of `state` has another config, or where a module of the user's
+    own, or a folder of images, is not what it trained with.
 
     state: the run.json. A record without sources is unknown, and goes on; so does a run that has
     no checkpoint yet.
     """
     directory = run_directory(config)
+    refuse_another_config(directory, state, config)
     saved = any((directory / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
     if state.get("state") != "finished" and not saved:
         return
@@ -69,7 +70,7 @@ def refuse_changed_source(config, state):
         chosen = {k: v for k, v in config["data"].items() if k in ("root", "test_share")}
         if state["data_files"] != _files_now(**chosen):
             raise UserError(other_images(directory, config))
-    if changed := _changed(config, state):
+    if changed := changed_since(config, state):
         raise UserError(
             f"{changed} has changed since {directory} was begun (comments do not count): undo the "
             f"change ({directory / 'source'} has the file as it was), or train anew with rerun=true"
@@ -97,7 +98,7 @@ def set_aside(configs):
     for config, state in zip(configs, states, strict=True):
         directory = run_directory(config).resolve()
         refuse_another_config(directory, state, config)
-        if not state or not (finished or _changed(config, state)):
+        if not state or not (finished or changed_since(config, state)):
             continue
         names = (directory.with_name(f".{directory.name}.{n}") for n in itertools.count(1))
         aside = next(name for name in names if not name.exists())
@@ -106,9 +107,10 @@ def set_aside(configs):
         print(f"trained anew; the earlier run is kept as {aside}")
 
 
-def _changed(config, state):
-    """The first of the user's own files that is not what a run.json has; None where there is none,
-    or where the run.json has no sources. The last ones count where the run was continued.
+def changed_since(config, state):
+    """The first of the user's own files, or else targets, that is not what a run.json has; None
+    where there is none. Without sources in it no file is known to have changed; those of the last
+    part count where the run was continued.
     """
     parts = [state, *(state.get("continued") or [])]
     then = next((part["source"] for part in reversed(parts) if part.get("source")), {})
@@ -116,7 +118,9 @@ def _changed(config, state):
         for name, file in files.items():
             if group in then and then[group].get(name) != _digest(file):
                 return file
-    return None
+    there = state.get("config", config)
+    targets = ((there[group].get("_target_"), config[group].get("_target_")) for group in GROUPS)
+    return next((f"_target_ {then}" for then, now in targets if then != now), None)
 
 
 # ---------------------------------------------------------------------------------- which files
@@ -135,11 +139,11 @@ def own_files(target):
 
     A name is the module's as a path: "lcm/attention/mine.py".
     """
-    if target in (None, *SHIPPED):
+    if target in SHIPPED:
         return {}
     module = target.rpartition(".")[0]
     home = getattr(get_object(target), "__module__", module)  # a package may import it
-    repository = _closure([*PUBLIC, *(shipped.rpartition(".")[0] for shipped in SHIPPED)])
+    repository = _closure([*PUBLIC, *(name.rpartition(".")[0] for name in SHIPPED if name)])
     return {
         name: file
         for name, file in _closure([module, home]).items()

@@ -1,4 +1,4 @@
-"""The state of runs, read from their directories: no torch, no Hydra, a thousand at once."""
+"""The state of runs, read from their directories: no torch, no pandas, a thousand at once."""
 
 import contextlib
 import json

@@ -46,8 +46,9 @@ def sweep(loader, master, arguments, launcher):
         statuses = statuses_of(runs)
         for index, status in enumerate(statuses):
             if status.directory in failures and status.state not in ("finished", "live"):
-                message = failures[status.directory]
-                statuses[index] = status._replace(state="failed", message=message)
+                statuses[index] = status._replace(
+                    state="failed", message=failures[status.directory]
+                )
         print_summary(statuses)
     unfinished = {status.state for status in statuses} - {"finished"}
     if unfinished == {"live"}:
@@ -59,7 +60,7 @@ def sweep(loader, master, arguments, launcher):
 def train_open(runs, failures, launcher):
     """Launch what is open, until nothing is; fills `failures` with {directory: message}.
 
-    Open is what is not finished, not owned by another process and did not fail here. Each time all
+    Open is what is not finished, not owned by another process and did not end here. Each time all
     runs are looked at: what others trained may be left by an owner that died. Raises Stopped after
     a signal. Where the launcher itself fails, the run directories tell what was done.
     """
@@ -90,8 +91,11 @@ def train_open(runs, failures, launcher):
             return
         number += len(todo)
         for run, outcome in zip(todo, outcomes, strict=True):
-            if outcome.state == "failed":
-                failures[run.directory] = outcome.message
+            if outcome.state in ("failed", "finished"):
+                failures[run.directory] = outcome.message or (
+                    "trained, but not in this directory: a path must not depend on the time or the "
+                    "working directory"
+                )
             elif outcome.state == "stopped":
                 raise Stopped(outcome.signal, outcome.message)
 

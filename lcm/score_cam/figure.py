@@ -24,7 +24,7 @@ def draw(heading, titles, names, classes, pictures, cams):
         axes = blocks[i].subplots(2, 1 + len(titles))
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[], frame_on=False)
-        short = textwrap.shorten(name, 20, placeholder="...")
+        short = name if len(name) <= 20 else f"{name[:17]}..."
         axes[0, 0].imshow(picture, interpolation="nearest")
         axes[0, 0].set_title(f"Input:\n{short}", fontsize=7.5)
         for (above, below), title, cam in zip(axes.T[1:], titles, cams, strict=True):

@@ -36,5 +36,4 @@ def from_test_set(batches, indices=()):
 
 def shown(images, mean, std):
     """Normalised images (N, 3, H, W) as pixels in [0, 1], (N, H, W, 3): what the network sees."""
-    pixels = images.permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
-    return pixels.clip(0, 1)
+    return (images.permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)).clip(0, 1)

@@ -9,7 +9,8 @@ from lcm.errors import plural
 
 def described(schedule):
     """A schedule in words, for the plan that a run prints; what it does not have is left out."""
-    steps = f"divided by {schedule['divide_by']:g} at {schedule['divide_at']}"
+    places = schedule["divide_at"]
+    steps = f"divided by {schedule['divide_by']:g} at {places}" if places else "for all epochs"
     decay = steps if schedule["decay"] == "steps" else "falling as a cosine"
     words = f"learning rate {schedule['learning_rate']:g} {decay}"
     if schedule["warm_up"]:

@@ -91,7 +91,8 @@ class TrainingState:
     def tensors(self):
         """The tensors themselves, in a list."""
         own = [tensor for tensors in self.kept.values() for tensor in tensors.values()]
-        return [*self.network.state_dict().values(), *own, *self.sums.tensors()]
+        network = self.network
+        return [*network.parameters(), *network.buffers(), *own, *self.sums.tensors()]
 
     def snapshot(self, epoch):
         """A checkpoint's tensors, on the CPU.

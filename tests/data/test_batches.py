@@ -1,19 +1,21 @@
 """Batches: the windows that are cut, what random numbers depend on, that nothing changes a byte."""
 
-import functools
 import gc
 import itertools
 import multiprocessing
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from lcm.data import workers
 from lcm.data.in_memory import Batches, Resident
 from lcm.data.workers import in_workers
+from lcm.errors import UserError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -118,6 +120,17 @@ def test_workers_serve_any_thread():
     assert [value.item() for value in found] == [*range(9)]
 
 
+def test_a_worker_that_hangs_is_named(monkeypatch):
+    """As one does whose batch found no room in /dev/shm."""
+    monkeypatch.setattr(workers, "DataLoader", partial(hurried, workers.DataLoader))
+    with pytest.raises(UserError, match="hangs, most often because memory or /dev/shm ran out"):
+        list(in_workers(time.sleep, [3], 1))
+
+
+def hurried(loader, *args, **keys):
+    return loader(*args, **keys | {"timeout": 1})
+
+
 def fails(error, step):
     """A batch; the sixth one raises `error`."""
     if step == 5 and error:
@@ -130,7 +143,7 @@ def test_workers_end_at_once_after_an_error(error):
     """Also where a cycle of garbage holds the loader: as a traceback and its frame do."""
 
     def use():
-        running = in_workers(functools.partial(fails, error), range(50), 2)
+        running = in_workers(partial(fails, error), range(50), 2)
         try:
             for item in running:
                 if error is None:

@@ -134,8 +134,11 @@ def test_class_folders(small, name, tmp_path):
     assert (data.fingerprint == official.fingerprint) == (name == "cifar100")
     with pytest.raises(UserError, match=r"does not have exactly the images .*JPEG copies"):
         load(tmp_path / "jpg", name)
+    next((tmp_path / "png" / "train" / "class01").iterdir()).write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"(?s)1 image cannot be read.*class01/\d+\.png"):
+        load(tmp_path / "png", name)
     shutil.rmtree(tmp_path / "png" / "train" / "class00")  # those of another set
-    with pytest.raises(UserError, match=r"is not under .*no train/<class>/\*\.png"):
+    with pytest.raises(UserError, match=r"is not under .*no train/<class>/ and test/<class>/"):
         load(tmp_path / "png", name)
 
 
@@ -152,6 +155,10 @@ def test_an_archive_is_downloaded_once_and_unpacked_once(small, name, monkeypatc
         patch.setattr(cifar, "fetch", fetch)
         assert holds(load(new, name, download=True, places=["http://mirror"]), name)
     shutil.rmtree(new / official.folder)
+    # what another process unpacks, or has left behind
+    draft = new / f".{official.folder}.x" / official.folder
+    shutil.copytree(root / official.folder, draft)
+    (draft / official.train[0]).write_bytes(b"not yet")
     assert holds(load(new, name), name)
     assert {path.name for path in new.glob("[!.]*")} == {official.folder, official.archive}
     (new / official.archive).unlink()

@@ -55,8 +55,7 @@ def alone(tmp_path):
 def halves(tmp_path):
     """train/ and test/ of three classes with 4 and 2 images."""
     for (c, name), i in itertools.product(enumerate(CLASSES), range(6)):
-        half = "train" if i < 4 else "test"
-        picture(tmp_path / "set" / half / name / f"{i}.png", 100 * c + i)
+        picture(tmp_path / "set" / ("train" if i < 4 else "test") / name / f"{i}.png", 100 * c + i)
     return tmp_path / "set"
 
 
@@ -162,17 +161,16 @@ def test_the_size_decides_on_memory_or_a_cache_and_workers(
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     assert load(halves, 64, workers=None).train(4, 0).resident
     assert not (halves / ".cache").exists()
-    data = load(halves, 65, workers=None)
-    assert data.workers == workers and (halves / ".cache").is_dir()
-    raw = next(load(halves, 65).train(5, seed=0).iterate(1))
-    assert raw[0].shape == (5, 65, 65, 3)
+    assert load(halves, 65, workers=None).workers == workers and (halves / ".cache").is_dir()
+    assert next(load(halves, 65).train(5, seed=0).iterate(1))[0].shape == (5, 65, 65, 3)
 
 
 @pytest.mark.parametrize("test", ["val", "validation"])
 def test_the_test_folder_may_have_three_names_and_others_are_named(halves, test):
     expected = load(halves)
     shutil.copytree(halves / "test", halves / test)
-    assert load(halves).notes == [f"not used: {test}"] and expected.notes == []
+    os.mkdir(os.fsencode(halves) + b"/Gr\xf6\xdfe")  # a name that is not UTF-8
+    assert load(halves).notes == [f"not used: Gr��e, {test}"] and expected.notes == []
     shutil.rmtree(halves / "test")
     found = load(halves)
     assert (found.fingerprint, found.files) == (expected.fingerprint, expected.files)

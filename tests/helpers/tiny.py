@@ -55,8 +55,7 @@ class FewDigits(Digits):
 def few_photographs(name, num_classes, image_size, root, workers, cache_size, **_):
     """Noise in two classes, 24 training and 12 test images each, as large images are read."""
     for number in range(72):
-        half = "train" if number < 48 else "test"
-        file = Path(root, half, str(number % 2), f"{number}.png")
+        file = Path(root, "train" if number < 48 else "test", str(number % 2), f"{number}.png")
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             Image.effect_noise((40, 36), 1 + number).save(file)

@@ -208,6 +208,7 @@ MADE = {
     "32": lambda x, _: x * x.new_ones(32, 32),
     "20": lambda x, _: x * x.new_ones(20, 20),
     "nothing": lambda x, _: None,
+    "a buffer": lambda x, module: (module.register_buffer("made", x), x)[1],
 }
 SAID = "attention=mine does not fit model=resnet20: "
 HERE = f"{SAID}at a map (16, 32, 32): "
@@ -233,7 +234,9 @@ BACKBONE, NONE = f"{__name__}.backbone", {"name": "none"}
         (RESNET, own("returns", make="32"),
             f"{SAID}at a map (32, 16, 16): RuntimeError: The size of tensor a"),
         (RESNET, own("returns", make="32", sites={"stages": [1]}), ""),
-        (RESNET, own("late"), f"{HERE}its forward pass makes the parameter bias: make it in the"),
+        (RESNET, own("late"), f"{HERE}its forward pass makes the parameter or buffer bias: make"),
+        (RESNET, own("returns", make="a buffer"),
+            f"{HERE}its forward pass makes the parameter or buffer made: make it in"),
         (RESNET, own("refusing"), f"{HERE}ValueError"),
         (RESNET, own("returns"), "missing 1 required positional argument: 'make'"),
         (RESNET, own("Absent"), "Absent"),
@@ -249,7 +252,10 @@ BACKBONE, NONE = f"{__name__}.backbone", {"name": "none"}
         (mine("torchvision.models.vgg11"), own("gate"), "does not fit model=mine: VGG has no free"),
         (mine("torchvision.models.alexnet"), NONE, "model=mine: RuntimeError: Given input size"),
         (mine(f"{__name__}.late_network"), NONE,
-            "model=mine: its forward pass makes the parameter 1.weight"),
+            "model=mine: its forward pass makes the parameter or buffer 1.weight"),
+        (mine("torchvision.models.googlenet", image_size=64, init_weights=False), NONE,
+            "model=mine: it makes a GoogLeNetOutputs of images (2, 3, 64, 64), not logits"),
+        (RESNET | {"image_size": 48}, NONE, "model=resnet20: RuntimeError: mat1 and mat2 shapes"),
         (RESNET | {"layers": 9}, NONE, "model=resnet20: a ResNet for 32x32 images has 6n + 2"),
         (mine(BACKBONE, logits=4), NONE,
             "model=mine: it makes (2, 4) float32 of images (2, 3, 32, 32), not logits (2, 10)"),

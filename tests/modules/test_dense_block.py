@@ -159,6 +159,9 @@ CHANGES = {  # after which a layer is no longer the plain one, or learns less
     "hook on a layer": lambda b: b[1].register_forward_hook(lambda layer, args, y: 2 * y),
     "hook before a norm": lambda b: b[1].bn.register_forward_pre_hook(lambda _, args: 2 * args[0]),
     "parametrised": lambda b: parametrize.register_parametrization(b[1].conv, "weight", nn.Tanh()),
+    "writes into its map": lambda b: b[1].site.register_forward_pre_hook(
+        lambda site, args: args[0].mul_(2)
+    ),
     "pruned": lambda block: prune.l1_unstructured(block[1].conv, "weight", 0.5),
     "a norm of another kind": lambda b: setattr(b[1], "bn", nn.InstanceNorm2d(WIDTH + GROWTH)),
     "after a layer": behind("1"),

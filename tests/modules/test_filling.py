@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from strangers import Scale, child, images, se, state
+from strangers import Calls, Scale, child, images, se, state
 from torch import nn
 
 from lcm import build_network, fill_sites, remove_attention
@@ -79,6 +79,9 @@ KNOWN = {  # layers that say themselves how wide their maps are
     "frozen": torchvision.ops.FrozenBatchNorm2d(6),
     "layer, torchvision": tv.convnext.LayerNorm2d(6),
     "RMS, timm": timm.layers.RmsNorm2d(6),
+    "weights as maps": type("MapNorm2d", (Calls,), {})(
+        lambda m, x: m.weight * x, weight=nn.Parameter(torch.ones(1, 6, 1, 1))
+    ),
 }
 
 

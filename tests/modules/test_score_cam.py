@@ -115,7 +115,7 @@ NETWORKS = {  # the last module before the pooling, and a network
 
 @pytest.mark.parametrize("last", NETWORKS)
 def test_finds_the_last_map_and_equals_one_channel_at_a_time(last):
-    network, images = NETWORKS[last], drawn(1, 3, 40, 40)
+    network, images = NETWORKS[last], drawn(1, 3, 32, 32)
     draw_weights(network, 0)
     maps = maps_of(network.double(), images, last)
     assert maps.amin() == 0  # after the last ReLU

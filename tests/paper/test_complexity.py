@@ -74,9 +74,10 @@ def embedding(m, x):
     x = m.block(m.up(m.conv(x)))
     q = x.flatten(2).transpose(1, 2)  # (1, 64, 4)
     x = x + F.scaled_dot_product_attention(q, q, q).transpose(1, 2).unflatten(2, (8, 8))
-    return m.softmax(m.fc(m.pool(x).flatten(1)))
+    return m.old(m.softmax(m.fc(m.pool(x).flatten(1))))
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension")
 def test_counts_by_hand():
     convolutions = {
         "conv": nn.Conv2d(3, 8, 3, padding=1, bias=False),
@@ -84,6 +85,7 @@ def test_counts_by_hand():
         "block": NonLocal(4),
     }
     head = {"pool": nn.AdaptiveAvgPool2d(2), "fc": nn.Linear(16, 5), "softmax": nn.Softmax(dim=-1)}
+    head["old"] = nn.Softmax()  # without a dimension, as old code has it
     rows = {row.name: row for row in count(Calls(embedding, **convolutions, **head), 4).rows}
     macs = {
         "conv": 16 * 8 * 27,
@@ -138,6 +140,8 @@ def test_one_network_module_by_module(capsys):
         (["attention=se"], "Add model=..."),
         (["model=resnet20", "attention=sse"], "nearest: se"),
         (["model=resnet20", "depth=3"], "'depth' is no key"),
+        (["model=resnet20", "num_classes=ten"], "num_classes=ten: must be a whole number >= 1"),
+        (["model=resnet20", "attention=se", "reduction=[1"], "[1 is not a value"),
     ],
 )
 def test_bad_arguments_end_in_one_message_and_2(capsys, arguments, message):

@@ -199,8 +199,7 @@ def test_diverged_runs_count_against_a_claim(claims):
 
 
 def test_holm_is_over_one_table_with_the_comparisons_to_come(claims):
-    runs = simulated(10, {"lcm2": 1.0}, tables=(2,))
-    judged = judged_by(claims, runs)
+    judged = judged_by(claims, simulated(10, {"lcm2": 1.0}, tables=(2,)))
     family = [j for c, j in judged.items() if c.table == 2]
     smallest = min(j.comparison.p for j in family)
     assert len(family) == 13 and min(j.adjusted for j in family) == pytest.approx(13 * smallest)

@@ -41,8 +41,7 @@ def of_arms(seeds, gains, **facts):
 
 def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
     """Six seeds of one arm, each better: not bold, and the same corrected p on every page."""
-    runs = of_arms(6, {"lcm2": 1, "se": 1})
-    found, table, results = of_records(tmp_path, runs)
+    found, table, results = of_records(tmp_path, of_arms(6, {"lcm2": 1, "se": 1}))
     lcm2, se = found["lcm2", "none"], found["se", "none"]
     assert (lcm2["p"], lcm2["p_holm"], lcm2["verdict"]) == (2 / 64, 13 * 2 / 64, "inconclusive")
     assert "0.031 | 0.406 | inconclusive (6 of 10 pairs) |" in markdown(table)

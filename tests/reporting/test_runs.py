@@ -229,8 +229,12 @@ def test_a_damaged_table_of_runs_is_refused(damage, tmp_path):
 
 
 def test_hundreds_of_runs(tmp_path):
+    """Behind a link; another one leads back."""
     for seed in range(300):
-        invented_run(tmp_path / "runs", seed=seed, epochs=10)
+        invented_run(tmp_path / "disk", seed=seed, epochs=10)
+    (tmp_path / "disk" / "back").symlink_to(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "disk")
     start = time.process_time()
     for _ in range(2):  # into an empty folder, and again
         assert len(collect(tmp_path / "runs", tmp_path / "results").runs) == 300

@@ -64,6 +64,10 @@ ARRANGED = {  # called in the command's process, with its folder
     "its target is nowhere": own(attention__mine="name: mine\n_target_: no_such.Mine\n"),
     "a tab in its file": own(attention__mine="\tname: mine\n"),
     "a file of one's own": own(attention__se="name: se\n_target_: no_such.Mine\n"),
+    "a name with a blank": own(attention__mine="name: mine v2\n_target_: lcm.attention.SimAM\n"),
+    "too wide for a stage": own(
+        attention__wide="defaults: [se]\nname: wide\nreduction: 64\nsites: every\n"
+    ),
     "its file lacks keys": own(data__mine="name: mine\n_target_: lcm.data.Digits\n"),
     "its file has one key": own(schedule__bare="name: bare\nepochs: 1\n"),
     "none other has its size": own(
@@ -117,8 +121,7 @@ def test_one_message_and_exit_code_2(head, line, arranged, message, imported, tm
     assert "-m" not in arguments or not any(folder.iterdir())  # of a sweep nothing was started
     said = shown(ended.err[ended.err.index("error: ") :], folder)
     if os.environ.get("UPDATE") == "1":
-        table = TABLE.read_text()
-        TABLE.write_text(table.replace(f"{head} {message} |", f"{head} {said} |"))
+        TABLE.write_text(TABLE.read_text().replace(f"{head} {message} |", f"{head} {said} |"))
     else:
         assert said == message
 

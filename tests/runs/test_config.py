@@ -99,11 +99,12 @@ def test_every_key_is_on_one_side():
     facts = {
         key for key in keys if key.endswith((".name", ".image_size", ".family", ".num_classes"))
     }
-    sources = ("root", "workers", "verify", "download", "places", "cache_dir")
+    sources = ("root", "workers", "download", "places", "cache_dir")
     sources = {f"data.{key}" for key in sources}
     others = {
         "data.cache_size",
         "data.complete",
+        "data.verify",
         "model.growth_rate",
         "model.compression",
         "model.memory",

@@ -69,7 +69,7 @@ def own(tmp_path, monkeypatch):
     [
         ("schedule.learning_rate=1", "schedule.learning_rate=1.0"),
         ("schedule.divide_by=10", "schedule.divide_by=10.0"),
-        ("schedule.betas=[0,0.5]", "schedule.betas=[0.0,0.5]"),
+        *[tuple(f"schedule.optimizer=adamw schedule.betas={b}" for b in ("[0,0.5]", "[0.0,0.5]"))],
         ("attention=mine attention.eps=1", "attention=mine attention.eps=1.0"),
         ("attention=mine attention.scales=[1,2]", "attention=mine attention.scales=[1.0,2.0]"),
     ],
@@ -83,7 +83,7 @@ def test_a_whole_number_is_the_same_value_with_and_without_a_point(words, others
 
 def test_a_key_that_came_later_is_in_a_hash_only_where_it_is_not_as_before():
     before = config()
-    for key in ADDED:
+    for key in ADDED.keys() - {"data.verify"}:  # which the digits do not have
         del before["schedule"][key.partition(".")[2]]
     assert config_hash(before) == config_hash(config())
     assert deviations(before) == {}

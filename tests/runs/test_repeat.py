@@ -60,6 +60,7 @@ def test_every_committed_run_can_be_repeated_and_keeps_its_hash():
         "true-ish",
         "Nan",
         "/a/b-c",
+        "données",
         1e-5,
         None,
         True,

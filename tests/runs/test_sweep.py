@@ -56,7 +56,8 @@ def test_quickstart_has_every_attention():
 
 
 def test_a_run_that_the_grid_names_twice_is_in_it_once():
-    assert len(grid_of(["seed=0,1,0", "attention=se,se"])) == 2
+    assert len(grid_of(["seed=0,1,0", "attention='se','se'"])) == 2
+    assert [run.config["seed"] for run in grid_of(["seed=0", "++seed=5"])] == [5]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,11 @@ def test_a_log_that_cannot_be_written_is_a_failure_of_its_run_alone(tmp_path):
     code, output = sweep(FAKE, *GRID, cwd=tmp_path)
     assert code == 1 and "6 runs: 5 finished, 1 failed" in output
     assert output.count("IsADirectoryError: ") == 1
+
+
+def test_a_run_that_is_not_where_it_should_be_is_not_trained_for_ever(tmp_path):
+    code, output = sweep(FAKE, "-m", "attention=se", "runs='${now:%f}'", cwd=tmp_path)
+    assert code == 1 and "trained, but not in this directory" in output
 
 
 def test_a_signal_saves_the_run_and_ends_the_sweep(tmp_path):

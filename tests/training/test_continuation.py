@@ -88,10 +88,8 @@ def test_metrics_are_restored(config, directory, finishes_exactly, damage):
     file = directory / "metrics.jsonl"
     text = METRICS[damage](file.read_text())
     file.unlink() if text is None else file.write_text(text)
-    ended = finishes_exactly(config)
-    assert ("warning" in ended.out) == (
-        "more" not in damage
-    )  # a kill leaves more, only damage leaves less
+    # a kill leaves more, only damage leaves less
+    assert ("warning" in finishes_exactly(config).out) == ("more" not in damage)
 
 
 def test_a_damaged_checkpoint_costs_two_steps_and_no_byte(config, directory, finishes_exactly):

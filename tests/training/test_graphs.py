@@ -245,7 +245,6 @@ def test_the_cpu_is_a_few_steps_ahead_at_most(cuda, kind, device, captures, most
     """
     made = a_step(kind)
     made.batches.device = device
-    bound = made.bind(True)
-    behind = [done - cuda.waited for done in bound.epoch(1)]
+    behind = [done - cuda.waited for done in made.bind(True).epoch(1)]
     assert max(behind) == most and IN_FLIGHT == 3 and len(behind) == 5
     assert cuda.captures == captures and (cuda.recorded == 0) == (device == CPU)

@@ -33,8 +33,7 @@ def test_every_wording_is_explained_and_other_errors_pass(error):
     found = explained(error, "cuda:1")
     if error in OUT:
         assert isinstance(found, UserError) and found.__cause__ is error
-        words = "out of memory on device=cuda:1: lower schedule.batch_size"
-        assert str(found).startswith(words)
+        assert str(found).startswith("out of memory on device=cuda:1: lower schedule.batch_size")
     else:
         assert found is error
 

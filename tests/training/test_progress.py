@@ -58,8 +58,7 @@ def walk(now, shown, epochs, first=0, step=1.0, evaluation=20.0, slow=0.0):
     ],
 )
 def test_what_is_left_is_near_the_truth(now, capsys, epochs, keys):
-    shown = Progress("lines", 300, Batches())
-    walk(now, shown, epochs, **keys)
+    walk(now, Progress("lines", 300, Batches()), epochs, **keys)
     line = capsys.readouterr().out.splitlines()[-1]
     found = re.search(r"images/s  (?:(\d+) h )?(\d+) min(?: \d+ s)? left", line)
     said = 3600 * int(found[1] or 0) + 60 * int(found[2])

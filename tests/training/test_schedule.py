@@ -42,8 +42,7 @@ def test_a_warm_up_rises_linearly_and_a_cosine_falls_from_the_rate_towards_zero(
     rates = [learning_rate(cosine, epoch) for epoch in range(1, 11)]
     after = [0.2 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
     assert rates == pytest.approx([0.2, 0.4, *after])
-    stepped = schedule | {"warm_up": 4}
-    rates = [learning_rate(stepped, epoch) for epoch in range(1, 11)]
+    rates = [learning_rate(schedule | {"warm_up": 4}, epoch) for epoch in range(1, 11)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04, 0.04, 0.04, 0.004, 0.004])
 
 

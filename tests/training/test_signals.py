@@ -67,7 +67,7 @@ def test_a_loader_worker_that_dies_is_named(config, ends, finishes_exactly):
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGKILL)
 
-    words = "error: a loader worker died, most often because memory"
+    words = "error: a loader worker died or hangs, most often because memory"
     ends(config(2), 2, words, prepare=after_step(7, kill_a_worker))
     finishes_exactly(config())
 
