@@ -59,12 +59,10 @@ def fill_sites(
             after with strict=False. `remove_attention` undoes it.
         instead_of: such a pattern; a module takes the place of each layer whose name fits.
         example: an input of the network, needed where a layer does not say how many channels its
-            maps have (an activation, a block): one forward pass tells, and each module is tried at
-            its map. Without an example none is: one that returns another shape, (N, C, 1, 1) say,
-            may be broadcast and go unnoticed.
-        blend: put x + a (attention(x) - x), with one learned number a that starts at 0, so that the
-            network first computes what it did. A module that starts as an identity would never
-            learn so: it is placed as it is, with a warning.
+            maps have (an activation, a block). With it each module is tried at its map; without,
+            one that returns another shape may be broadcast unnoticed.
+        blend: put x + a (attention(x) - x), with a learned number a that starts at 0: the network
+            first computes what it did. A module that starts as an identity is put without it.
 
     Raises:
         ValueError: no such site, name or width, a module that will not do, or a network that is
