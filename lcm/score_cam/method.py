@@ -51,9 +51,9 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
         A copy of it runs, in evaluation mode.
     images: (N, 3, H, W), normalised as in training, on the network's device.
     classes: (N,) class indices; None: the predicted ones.
-    layer: dotted name of the module whose channels are used. None: the last map that the network
-        makes, which is what its global pooling reads: the last stage of a ResNet, the last batch
-        norm of a DenseNet with its ReLU in place.
+    layer: dotted name of the module whose channels are used. None: the last map of more than one
+        position that the network makes, in general what its global pooling reads: the last stage of
+        a ResNet, the last batch norm of a DenseNet with its ReLU in place.
     chunk: masked images in one forward pass; the memory needed grows with it, and not with the
         number of channels.
 
