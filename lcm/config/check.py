@@ -234,7 +234,7 @@ def check(config):
                 f"the file of {group}={names[group]} has no {', '.join(lacking)}; "
                 "docs/extending.md has an example"
             )
-    return problems or _combination_problems(config)
+    return problems or _combination_problems(config, expected)
 
 
 def _sized_by_network(data):
@@ -256,20 +256,19 @@ def _value_problem(key, value, default, is_fact):
     return "a list" if isinstance(default, list) else f"of the same type as {default!r}"
 
 
-def _combination_problems(config):
-    """Problems of a combination whose parts are fine by themselves."""
+def _combination_problems(config, expected):
+    """Problems of a combination whose parts are fine by themselves; `expected`: the files' keys."""
     problems = []
     model, data, schedule = config["model"], config["data"], config["schedule"]
     if model["image_size"] != data["image_size"]:
         problems.append(_size_problem(model, data))
     if (label := data.get("label")) in choices("data"):
         problems.append(f"data.label={label}: there is a data set of this name; take another")
-    own = plain(config)["schedule"]  # of a schedule's file: it may extend another
     problems += [
         f"schedule.{key}={json.dumps(schedule[key])}: has no effect with schedule.{choice}={chosen}"
         for (choice, chosen), idle in IDLE.items()
         for key in idle
-        if schedule[choice] == chosen and schedule[key] != own[key]
+        if schedule[choice] == chosen and schedule[key] != expected[f"schedule.{key}"]
     ]
     if schedule["warm_up"] >= schedule["epochs"]:
         problems.append(

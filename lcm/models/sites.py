@@ -62,7 +62,7 @@ def fill_sites(
             maps have (an activation, a block). With it each module is tried at its map; without,
             one that returns another shape may be broadcast unnoticed.
         blend: put x + a (attention(x) - x), with a learned number a that starts at 0: the network
-            first computes what it did. A module that starts as an identity is put without it.
+            first computes what it did. One that starts as an identity is put as it is: a warning.
 
     Raises:
         ValueError: no such site, name or width, a module that will not do, or a network that is

@@ -37,10 +37,15 @@ def read_folders(folders):
     return found, left_out
 
 
+def flat(run):
+    """The flat config of a run.json; keys that came later have the values of the runs before."""
+    return ADDED | flatten(run["config"])
+
+
 def flat_key(runs, key, said):
     """A key as flat configs have it: "data" is "data.name". UserError where no run has it."""
     name = f"{key}.name" if key in GROUPS else key
-    known = {known for run in runs for known in (ADDED | flatten(run["config"]))}
+    known = {known for run in runs for known in flat(run)}
     if runs and name not in known:
         raise UserError(f"{said}: no run has a key {key}{nearest(key, {*known, *GROUPS})}")
     return name
@@ -56,7 +61,7 @@ def choose(runs, choices):
         runs = [
             run
             for run in runs
-            if (ADDED | flatten(run["config"])).get(name) in wanted
+            if flat(run).get(name) in wanted
             or (name == "data.name" and run["data"] in wanted)  # its label
         ]
     if not runs:
@@ -109,8 +114,7 @@ def split(runs, by):
     names = {key: name for key, name in names.items() if not name.startswith("attention.")}
     groups = {}
     for run in runs:
-        config = ADDED | flatten(run["config"])
-        values = [str(v) if isinstance(v, list) else v for v in map(config.get, names.values())]
+        values = [str(v) if isinstance(v, list) else v for v in map(flat(run).get, names.values())]
         groups.setdefault(tuple(values), []).append(run)
     ordered = sorted(groups, key=lambda values: [(str(type(v)), v) for v in values])
     return [(dict(zip(names, map(str, values), strict=True)), groups[values]) for values in ordered]
@@ -164,14 +168,15 @@ def _protocol(runs):
     deviations = dict.fromkeys(f"{key}={value}" for key, value in found)
     shared = [words for words in deviations if not words.startswith("attention.")]
     schedules = dict.fromkeys(f"schedule={name}" for name in runs["schedule"])
-    precisions = dict.fromkeys(f"precision={name}" for name in runs["precision"])
     others = runs[runs["schedule"] != runs["data"].map(PAPER_SCHEDULE)]["schedule"]
     warning = ""
     if deviations:
         warning = f"Not the protocol of {', '.join(schedules)}: {', '.join(deviations)}."
     elif len(others):
         warning = f"Not the paper's schedule: schedule={', '.join(others.unique())}."
-    return ", ".join([*schedules, *precisions, *shared]), warning
+    return ", ".join(
+        [*schedules, *map("precision={}".format, runs["precision"].unique()), *shared]
+    ), warning
 
 
 def terminal(table):

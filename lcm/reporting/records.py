@@ -16,6 +16,7 @@ import os
 import re
 from pathlib import Path
 
+from lcm.config.check import RULES
 from lcm.errors import plural
 
 # the states that enter results; running and stopped runs will change
@@ -47,7 +48,6 @@ COLUMNS = {
 # empty where it is the repository's, and where the record does not say.
 OPTIONAL = dict.fromkeys(("own_attention", "own_model"), "str")
 NAMES = ("data", "model", "attention", "schedule", "precision")  # they enter file names
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 REQUIRED = (*NAMES, "run", "state", "seed", "epochs", "config_hash")
 LAST_EPOCH = ("train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
 RESULT = (*LAST_EPOCH, "best_test_top1", "best_epoch")
@@ -116,7 +116,7 @@ def check(run, epochs):
     for key, dtype in (COLUMNS | OPTIONAL).items():
         needed = key in REQUIRED or (finished and key in RESULT)
         fits = not needed if facts[key] is None else FITS[dtype](facts[key])
-        if not fits or (key in NAMES and not NAME.fullmatch(facts[key])):
+        if not fits or (key in NAMES and not RULES["data.label"].fits(facts[key])):
             kind = "a name" if key in NAMES else dtype.lower().rstrip("64")
             raise DamagedRecord(f"run.json: {key} is {json.dumps(facts[key])[:80]}, not {kind}")
     name = "{data}/{model}/{attention}/seed{seed}-{config_hash:.8}".format_map(facts)
