@@ -95,9 +95,8 @@ def exit_on_user_error(main):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # for what Python flushes at its end
+            # For what Python flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -12,8 +12,7 @@ from lcm.attention.layers import hidden_width, maximum, spatial_mean, wide
 
 
 class CBAM(nn.Module):
-    """Channel attention, Eq. (2), then spatial attention, Eq. (3), of an average and a maximum
-    each.
+    """Channel attention, Eq. (2), then spatial attention, Eq. (3), of average and maximum each.
 
     No batch norm follows the 7x7 convolution: the CBAM paper has none, its authors' code has one,
     and the counts of the paper reproduced here fit without it.

@@ -38,9 +38,8 @@ class GlobalContext(nn.Module):
 
     def forward(self, x):
         mask = self.softmax(self.wk(x).flatten(1))  # (N, HW)
-        context = (
-            x.flatten(2) @ mask.to(x.dtype)[:, :, None]
-        )  # (N, C, HW) x (N, HW, 1) -> (N, C, 1)
+        # (N, C, HW) x (N, HW, 1) -> (N, C, 1)
+        context = x.flatten(2) @ mask.to(x.dtype)[:, :, None]
         with torch.autocast(x.device.type, enabled=False):
             context = context.flatten(1).to(self.wv1.weight.dtype)
             z = self.wv2(F.relu(self.norm(self.wv1(context))))  # (N, C)

@@ -21,8 +21,8 @@ class ZeroBatchNorm2d(nn.BatchNorm2d):
 class NonLocal(nn.Module):
     """Eqs. (1), (4), (6): x + BN(W y), y_i = sum_j softmax_j(theta(x_i) . phi(x_j)) g(x_j).
 
-    j: all positions; theta, phi, g and W: 1x1 convolutions with biases. Nothing is subsampled, so
-        memory grows as (H W)^2.
+    j: all positions; theta, phi, g and W: 1x1 convolutions with biases. Nothing is subsampled:
+    memory grows as (H W)^2.
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.
@@ -40,12 +40,9 @@ class NonLocal(nn.Module):
 
     def forward(self, x):
         h, w = x.shape[2:]
-        theta, phi, g = (
-            embed(x).flatten(2) for embed in (self.theta, self.phi, self.g)
-        )  # (N, C/2, HW)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # float16 has no room for sums of products
+        # (N, C/2, HW) each
+        theta, phi, g = (embed(x).flatten(2) for embed in (self.theta, self.phi, self.g))
+        with torch.autocast(x.device.type, enabled=False):  # sums of products overflow in float16
             theta, phi = theta.to(wide(theta)), phi.to(wide(phi))
             products = theta.transpose(1, 2) @ phi  # (N, HW, HW)
         weights = products.softmax(-1)

@@ -26,8 +26,7 @@ class SimAM(nn.Module):
     def forward(self, x):
         maps = x.to(torch.promote_types(x.dtype, torch.float32))
         square = (maps - maps.mean((2, 3), keepdim=True)).square()  # (N, C, H, W)
-        variance = square.sum((2, 3), keepdim=True) / max(
-            1, x.shape[2] * x.shape[3] - 1
-        )  # (N, C, 1, 1)
+        # (N, C, 1, 1)
+        variance = square.sum((2, 3), keepdim=True) / max(1, x.shape[2] * x.shape[3] - 1)
         importance = square / (4 * (variance + self.regularisation)) + 0.5
         return x * torch.sigmoid(importance).to(x.dtype)

@@ -1,5 +1,4 @@
-"""The one check of a config: every key, type and range, and whether model, attention and data fit
-together.
+"""The one check of a config: keys, types, ranges, and whether model, attention and data fit.
 
 Hydra composes YAML and lets `+typo=1` through. Here all problems are found at once, before anything
 is loaded or built; whether a depth or a reduction fits a network is checked by
@@ -279,9 +278,7 @@ def _combination_problems(config, expected):
 
 
 def _size_problem(model, data):
-    """The problem of a network and a data set whose images differ in size, with what fits either of
-    them.
-    """
+    """The problem of a network and images of another size, with what would fit either."""
     size, other = model["image_size"], data["image_size"]
     fits = {"model": _of_size("model", other), "data": _of_size("data", size)}
     if _sized_by_network(data["name"]):

@@ -38,8 +38,7 @@ def refuse_flags(arguments):
 
 
 def override_problems(arguments, multirun=False, config_dir=None):
-    """Every problem in a command line's overrides that is clear without composing, each as one
-    line.
+    """The problems of a command line's overrides that are clear without composing, a line each.
 
     From here on names are looked up where the command line says: in `config_dir` and
     hydra.searchpath too.

@@ -96,9 +96,7 @@ def config_hash(config):
 
 
 def deviations(config):
-    """The keys, with their values, in which a config differs from the protocol that its names stand
-    for.
-    """
+    """The keys, with values, in which a config differs from the protocol of its names."""
     expected = identity(plain(config))
     return {
         key: value

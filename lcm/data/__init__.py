@@ -12,11 +12,9 @@ __all__ = ["Cifar", "Digits", "build_data", "class_folders"]
 
 
 def build_data(config):
-    """The data set of a config group `data` (a plain dict): its `_target_`, called with the other
-    keys.
+    """The data set of a config `data` (a plain dict): its `_target_`, called with the other keys.
 
-    Raises UserError where there is no such target; exceptions of the data set's own code are not
-    wrapped.
+    Raises UserError where there is no such target; errors of the data set's own code pass through.
     """
     try:
         return instantiate(config, _partial_=True, _recursive_=False, _convert_="all")()

@@ -60,8 +60,7 @@ class Resident:
     mirror      flip each image horizontally with probability 0.5
     seed        of all random numbers; None: the stored order, no augmentation (test sets)
 
-    The CPU assembles batches with `gather`; a GPU keeps the images and calls `crop`: the same
-    bytes.
+    The CPU assembles batches with `gather`; a GPU keeps the images and calls `crop`: equal bytes.
     """
 
     def __init__(self, images, labels, mean, std, *, pad=0, mirror=False, seed=None):

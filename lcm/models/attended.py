@@ -8,8 +8,7 @@ from torch import nn
 
 
 class Attended(nn.Module):
-    """A layer and what stands behind it: children `layer`, `attention`, `attention2`, ... in this
-    order.
+    """A layer and what stands behind it: its children `layer`, `attention`, `attention2`, ...
 
     It stands where the layer stood. The state dict keeps the layer's names, so that weights of the
     plain network load and its weights can be read by anybody; only `named_parameters()` has

@@ -25,8 +25,7 @@ def concatenate(layers, x):
         x: (N, C, H, W).
 
     Returns:
-        (N, C + layers k, H, W): `x` and all new maps. Memory grows with the square of the number of
-        layers.
+        (N, C + layers k, H, W): `x` and all new maps. Memory grows as the square of their number.
     """
     for layer in layers:
         x = torch.cat((x, layer(x)), 1)

@@ -83,8 +83,7 @@ class Row(NamedTuple):
 
 
 def paired(a, b):
-    """One row for each seed of both arms on the same pixels and network, with `difference` and
-    `lost`.
+    """A row for each seed of both arms on the same pixels and network: `difference` and `lost`.
 
     a, b: the finished and diverged runs of an arm, several of a seed perhaps: the two that are most
     alike are a pair. A diverged run counts as the worst of its arm; `lost`: see `compare`.

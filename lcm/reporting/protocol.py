@@ -12,11 +12,8 @@ import yaml
 
 from lcm.files import missing
 
-PAPER_SCHEDULE = {
-    "cifar10": "cifar",
-    "cifar100": "cifar",
-    "mini_imagenet": "mini_imagenet",
-}  # section 4.1.2
+# Section 4.1.2.
+PAPER_SCHEDULE = {"cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}
 DATA_TITLE = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -36,15 +33,8 @@ NETWORK_TITLE = {
 }
 ARM = ["data", "model", "attention"]
 METRIC_TITLE = {"top1": "top-1", "top5": "top-5"}
-ATTENTIONS = (
-    "none",
-    "se",
-    "cbam",
-    "nonlocal",
-    "gc",
-    "lcm1",
-    "lcm2",
-)  # the paper's, in the order of every table
+# The paper's, in the order of every table.
+ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.csv"
 
 
@@ -132,8 +122,7 @@ class Protocol(NamedTuple):
 
 
 def protocols(runs):
-    """The paper's protocol, then every other one that finished runs without deviations follow,
-    sorted."""
+    """The paper's protocol, then, sorted, the others that finished runs follow exactly."""
     followed = runs[(runs["state"] == "finished") & (runs["deviations"] == "{}")]
     found = {
         Protocol(

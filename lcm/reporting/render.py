@@ -147,9 +147,8 @@ def markdown(table):
     return "\n\n".join(parts) + "\n"
 
 
-_LATEX = str.maketrans(
-    {"±": r"$\pm$", DASH: "--", "<": "$<$", ">": "$>$"}
-)  # what pandas does not escape
+# What pandas does not escape.
+_LATEX = str.maketrans({"±": r"$\pm$", DASH: "--", "<": "$<$", ">": "$>$"})
 
 
 def latex(table):

@@ -7,9 +7,7 @@ from lcm.config.identity import config_hash
 
 
 def run_name(config):
-    """`<data>/<model>/<attention>/seed<k>-<hash8>`: the path of this config's run below the runs
-    folder.
-    """
+    """The path of this config's run below `runs`: `<data>/<model>/<attention>/seed<k>-<hash8>`."""
     names = [data_name(config), *(config[group]["name"] for group in ("model", "attention"))]
     return "/".join([*names, f"seed{config['seed']}-{config_hash(config)[:8]}"])
 

@@ -1,6 +1,4 @@
-"""The runs that a sweep's command line stands for: every one composed and checked before the first
-starts.
-"""
+"""The runs that a sweep's command line stands for, all checked before the first starts."""
 
 import contextlib
 import functools
@@ -96,8 +94,7 @@ def grid_of(arguments, config_dir=None):
 
 
 def grid(loader, master, arguments):
-    """Every GridRun of a sweep, composed and checked; a run that the grid names twice is in it
-    once.
+    """Every GridRun of a sweep, composed and checked; one that the grid names twice is there once.
 
     `arguments`: the command line's overrides; the grid of an experiment is in
     `master.hydra.sweeper.params`. Raises UserError with every problem of every run, each once, with

@@ -1,8 +1,7 @@
 """Who trains a run: a lock on its directory, which the kernel releases when its owner ends.
 
 POSIX record locks: they work on shared folders and are not inherited by loader workers. A process
-that closes any descriptor of a locked file loses its lock: nobody asks about a directory of its
-own.
+that closes any descriptor of a locked file loses its lock: nobody asks about its own directory.
 """
 
 import contextlib

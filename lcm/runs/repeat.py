@@ -8,9 +8,8 @@ from lcm.config.identity import NOT_IDENTITY, REMOVED, identity, is_under
 from lcm.errors import UserError
 
 FREE = [key for key in NOT_IDENTITY if key not in ("runs", "run_directory")]  # repeat.py has --runs
-UNQUOTED = re.compile(
-    r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE | re.ASCII
-)  # strings that need no quotes
+# Strings that need no quotes.
+UNQUOTED = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z/][\w./-]*", re.IGNORECASE | re.ASCII)
 TIMES = ("images_per_second", "seconds")  # of an epoch; wall time differs always
 
 

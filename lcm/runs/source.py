@@ -88,9 +88,8 @@ def set_aside(configs):
     which no table reads.
 
     These are the runs of another source; where all runs of the command are finished, all of them.
-    Otherwise the command was stopped, and what it has trained stays.
-    Raises UserError where a directory holds another config's run, OwnedElsewhere where it is
-    trained.
+    Otherwise the command was stopped, and what it has trained stays. Raises UserError where a
+    directory holds another config's run, OwnedElsewhere where it is trained.
     """
     configs = [config for config in configs if config["rerun"]]
     states = [read_state(run_directory(config)) for config in configs]

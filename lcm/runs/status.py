@@ -23,8 +23,7 @@ class Status(NamedTuple):
 
     state: finished; live (a process trains it now); stopped (begun, and no process trains it: the
     same command continues it); failed; to do (never started).
-    top1: in percent, of its last epoch. left: in seconds. pace: in seconds per epoch. config:
-    resolved.
+    top1: percent, of its last epoch. left: seconds. pace: seconds per epoch. config: resolved.
     """
 
     directory: Path

@@ -58,8 +58,7 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
         number of channels.
 
     Costs C + 1 forward passes an image, less one for each constant channel. Raises ValueError for a
-    layer without maps, for outputs that are probabilities already, and for outputs that are not
-    finite.
+    layer without maps, and for outputs that are probabilities already, or not finite.
     """
     network = twin(network)
     images = images.contiguous(memory_format=torch.channels_last)

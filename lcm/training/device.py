@@ -126,9 +126,8 @@ def set_threads(threads):
     """
     if threads == "auto":
         threads = available_processors()
-        limit = (
-            os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-        )  # of the outer level
+        # Of several, nested levels the outer one's.
+        limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
         if limit.isdigit():  # anything else is ignored, as OpenMP does
             threads = min(threads, max(1, int(limit)))
     torch.set_num_threads(threads)
@@ -138,9 +137,7 @@ def set_threads(threads):
 def keep_pages():
     """Let the C allocator keep freed pages, so that a training step causes no page faults."""
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-    mallopt = getattr(
-        ctypes.CDLL(None), "mallopt", lambda *_: 0
-    )  # other libraries than glibc lack it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # glibc alone has it
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 64 * 2**20)

@@ -290,9 +290,8 @@ ATTACKS = {
         Calls(exec, f"open({str(marker)!r}, 'w').close()"), protocol=0
     ),
     "os.system": lambda marker: f"(S'touch {marker}'\nios\nsystem\n.".encode(),
-    "numpy.ndarray.tofile": lambda marker: (
-        b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."
-    ),  # of something allowed
+    # Of something allowed.
+    "numpy.ndarray.tofile": lambda marker: b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
     "numpy.load": lambda marker: pickle.dumps(Calls(np.load, str(marker))),
 }
 

@@ -2,8 +2,7 @@
 processes, to watch the sweep itself.
 
 FAKE_SECONDS: how long an epoch takes (0.01). FAKE_FAULT: runs whose directory has this text in it
-fail in their 2nd epoch. Every epoch leaves a line in the run's trained.txt: which process trained
-it.
+fail in their 2nd epoch. Every epoch leaves a line in the run's trained.txt: who trained it.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""Run directories for the tests of reporting: invented numbers in the exact form that train.py
-writes.
-"""
+"""Run directories for the tests of reporting: invented numbers in the form that train.py writes."""
 
 import functools
 import hashlib

@@ -22,9 +22,7 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def invented_batches(count=320, batch=16, seed=0):
-    """Batches of images that can be learned: a pattern for each class, and noise; seed None: a test
-    set.
-    """
+    """Batches that can be learned: a pattern for each class, and noise; seed None: a test set."""
     generator = torch.Generator().manual_seed(5)
     labels = torch.randint(0, 10, (count,), generator=generator)
     patterns = (
@@ -60,8 +58,7 @@ def sgd(network, rate=0.1, **options):
 
 
 class Rows:
-    """In place of lcm.runs.run.Run: no directory, no checkpoint; `rows` are the metrics of each
-    epoch.
+    """In place of lcm.runs.run.Run: no directory, no checkpoint; `rows` are the epochs' metrics.
 
     epochs: pairs (epoch, step at which it begins). act: called with the epoch and the steps done.
     """

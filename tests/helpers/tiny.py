@@ -1,5 +1,4 @@
-"""A setting in which a whole run takes about a second on one core: what the proofs and the tests
-train.
+"""A setting in which a whole run takes a second on one core: what proofs and tests train.
 
 Configs of its own under the names of real ones (digits, resnet20), so that all else is the real
 thing: the checks, train.train, the run directories, the tables. 48 training and 24 test images,

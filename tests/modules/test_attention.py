@@ -188,10 +188,8 @@ def test_forward_and_gradients_follow_the_equations(name, training):
 @pytest.mark.parametrize(
     ("module", "parameters"),
     [
-        (
-            LCM1(12, 2, expand_bias=True),
-            12 * 6 + 2 * 6 + 6 * 12 + 12 + 2,
-        ),  # 170 a site, as the paper's DenseNets
+        # 170 a site, as the paper's DenseNets.
+        (LCM1(12, 2, expand_bias=True), 12 * 6 + 2 * 6 + 6 * 12 + 12 + 2),
         (LCM1(16, 4), 16 * 4 + 2 * 4 + 4 * 16 + 2),
         (LCM2(12, 2), 12 * 6 + 2 * 6 + 6 * 12 + 2),  # 158, Eq. (7) as printed
         (LCM2(256, 32), 256 * 8 + 2 * 8 + 8 * 256 + 2),

@@ -16,8 +16,7 @@ WIDTH, GROWTH = 24, 12  # of the first block of a DenseNet
 
 
 def pair(site="none", layers=5, dtype=torch.float64):
-    """Two blocks with the same weights, far from the first ones: one concatenates, one has a
-    buffer."""
+    """Two blocks of equal weights, far from the first ones: one concatenates, one has a buffer."""
     fast = build_network("densenet40", site, layers=3 * layers + 4, seed=0).block1
     torch.manual_seed(1)
     with torch.no_grad():
@@ -75,7 +74,7 @@ def test_equals_concatenation_in_float64(site, device, layout):
         assert ours["output"].is_contiguous(memory_format=layout)
     counts = [b for n, b in linear.named_buffers() if n.endswith("num_batches_tracked")]
     assert counts and all(count == 3 for count in counts)  # also those of the sites: once a pass
-    linear.eval(), fast.eval()
+    nn.ModuleList([linear, fast]).eval()
     assert_same(run(fast, x), run(linear, x))
 
 

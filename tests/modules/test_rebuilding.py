@@ -130,8 +130,7 @@ def fused_by_fx(network, x):
 
 
 def adapted(network, x):
-    """Each convolution within another module, as adapters (LoRA) are put in: by `setattr` on its
-    parent."""
+    """Each convolution within another module, put in by `setattr`, as adapters (LoRA) are."""
     for name, module in list(network.named_modules()):
         if type(module) is nn.Conv2d:
             parent, _, key = name.rpartition(".")

@@ -13,18 +13,14 @@ from torchvision.models import DenseNet
 from lcm.models.build import build_network
 from lcm.reporting.render import as_printed
 
-EXTRA_HEAD = (
-    8_081_356 - 7_056_356
-)  # the head that DenseNet-121's printed counts hold besides the trained one
+# The head that DenseNet-121's printed counts hold besides the trained one.
+EXTRA_HEAD = 8_081_356 - 7_056_356
 
 
 def parameters(model, attention="none", num_classes=10, **changes):
     with torch.device("meta"):
         return sum(
-            p.numel()
-            for p in build_network(
-                model, attention, num_classes=num_classes, **changes
-            ).parameters()
+            p.numel() for p in build_network(model, attention, num_classes, **changes).parameters()
         )
 
 
@@ -35,28 +31,19 @@ def printed(number, cell):
 @pytest.mark.parametrize(
     ("model", "attention", "as_worded", "as_counted", "cell"),
     [
-        (
-            "resnext50",
-            "lcm2",
-            {"reduction": 32},
-            {"reduction": 64},
-            "23.81",
-        ),  # section 4.3: r is 32
+        # Section 4.3: r is 32.
+        ("resnext50", "lcm2", {"reduction": 32}, {"reduction": 64}, "23.81"),
         ("resnext50", "se", {"reduction": 32}, {"reduction": 16}, "25.72"),
         ("resnext50", "cbam", {"reduction": 32}, {"reduction": 16}, "25.72"),
         ("resnext50", "gc", {"reduction": 32}, {"reduction": 4}, "33.19"),
         ("resnet50", "se", {"reduction": 32}, {"reduction": 16}, "26.24"),
         ("resnet50", "cbam", {"reduction": 32}, {"reduction": 16}, "26.25"),
         ("resnet50", "gc", {"reduction": 32}, {"reduction": 16}, "26.24"),
-        ("densenet121", "lcm2", {"reduction": 1}, {"reduction": 4}, "8.112"),  # section 4.3: r is 1
+        # Section 4.3: r is 1.
+        ("densenet121", "lcm2", {"reduction": 1}, {"reduction": 4}, "8.112"),
         ("densenet121", "se", {"reduction": 1}, {"reduction": 4}, "8.113"),
-        (
-            "densenet64",
-            "lcm2",
-            {"expand_bias": False},
-            {"expand_bias": True},
-            "2.840",
-        ),  # Eq. (7): no bias
+        # Eq. (7): no bias.
+        ("densenet64", "lcm2", {"expand_bias": False}, {"expand_bias": True}, "2.840"),
         ("densenet100", "lcm2", {"expand_bias": False}, {"expand_bias": True}, "7.100"),
     ],
 )
@@ -105,9 +92,7 @@ def test_another_reading_is_printed_otherwise(arguments, extra, cell):
 
 
 def test_on_a_1x1_map_only_the_centre_of_a_3x3_convolution_acts():
-    """Why 1x1 convolutions compute what 3x3 ones on padded descriptors would, with a ninth of the
-    weights.
-    """
+    """Why 1x1 convolutions compute what 3x3 ones would, with a ninth of the weights."""
     x, weight = (
         torch.randn(2, 6, 1, 1, dtype=torch.float64),
         torch.randn(4, 6, 3, 3, dtype=torch.float64),
@@ -136,9 +121,8 @@ def test_cifar100_rows_count_ten_classes(model, cell):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(
-    "kaiming, low, high", [(False, 95, 100), (True, 0, 85)]
-)  # 98.3 and 69.3 when this was written
+# 98.3 and 69.3 when this was written.
+@pytest.mark.parametrize("kaiming, low, high", [(False, 95, 100), (True, 0, 85)])
 def test_lcm1_hardly_trains_from_kaiming_normal_weights(kaiming, low, high):
     """The paper names no initialisation.
 

@@ -43,8 +43,7 @@ PHASES = (*STEPS, *PLACES)
 
 
 def killed_in(phase, call, delay, group):
-    """A `prepare`: SIGKILL comes `delay` seconds after a process begins its call number `call` of a
-    phase.
+    """A `prepare`: SIGKILL comes `delay` seconds after a process begins call `call` of a phase.
 
     `group`: its loader workers are killed with it; otherwise they are left behind.
     """

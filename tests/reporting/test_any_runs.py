@@ -1,6 +1,4 @@
-"""scripts/compare.py: runs of a protocol of one's own, and what it says where runs cannot be
-compared.
-"""
+"""scripts/compare.py: runs of one's own protocol, and what it says of those it cannot compare."""
 
 import itertools
 import re

@@ -1,6 +1,4 @@
-"""The claims: what they quote of the paper's numbers is there, and the verdicts follow from the
-runs.
-"""
+"""The claims: what they quote is among the paper's numbers, and verdicts follow from the runs."""
 
 import random
 import re

@@ -1,6 +1,4 @@
-"""The statistics against scipy, against brute force, and against simulated runs whose truth is
-known.
-"""
+"""The statistics against scipy, brute force, and simulated runs whose truth is known."""
 
 import itertools
 import math
@@ -42,9 +40,8 @@ def test_sign_flip_p_is_scipys_and_brute_force(d):
     far = 10**3  # what a float's last digit may be off
     brute = sum(abs(flip) >= abs(sum(scaled)) - far for flip in flips) / len(flips)
     assert sign_flip_p(d) == pytest.approx(brute, abs=1e-12)
-    if len(np.unique(np.abs(d))) == len(
-        d
-    ):  # scipy takes equal sums for different where their last digits differ
+    # scipy takes equal sums for different where their last digits differ.
+    if len(np.unique(np.abs(d))) == len(d):
         assert sign_flip_p(d) == pytest.approx(exact, abs=1e-12)
 
 

@@ -1,6 +1,4 @@
-"""The tables: byte for byte from a small stored runs.csv, with no run, with one run and with three
-seeds.
-"""
+"""The tables: byte for byte from a small stored runs.csv, of no run, one run and three seeds."""
 
 import pytest
 import tables as script

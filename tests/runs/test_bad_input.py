@@ -88,9 +88,7 @@ ARRANGED = {  # called in the command's process, with its folder
 
 
 def shown(text, folder):
-    """A message as it stands in the table: without what differs between machines and versions of
-    Python.
-    """
+    """A message as in the table: without what differs between machines and versions of Python."""
     text = text.replace(str(folder), "FOLDER").replace(str(ROOT), ".")
     text = re.sub(r"\(choose from [^)]*\)", lambda choices: choices[0].replace("'", ""), text)
     text = re.sub(r"seed\d-[0-9a-f]{8}", "seed0-HASH", text)

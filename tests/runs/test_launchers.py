@@ -81,9 +81,7 @@ def slurm(request):
 
 
 def requeue(run, slurm):
-    """Take the job that trains the run off its node and put it back into the queue, as pre-emption
-    does.
-    """
+    """Take the job that trains the run off its node and queue it again, as pre-emption does."""
 
     def scontrol(*words):
         return subprocess.check_output(["scontrol", *words], env={**os.environ, **slurm}, text=True)

@@ -97,9 +97,7 @@ def test_there_may_be_none_yet(tmp_path):
 
 
 def test_500_damages_recognised_and_the_one_before_used(directory):
-    """Bits flipped anywhere, checksum included, and files cut anywhere; who only reads changes
-    nothing.
-    """
+    """Bits flipped and files cut anywhere, checksum included; who only reads changes nothing."""
     whole, dice = (directory / NAME).read_bytes(), random.Random(0)
     for number in range(500):
         damaged = bytearray(whole[: dice.randrange(len(whole)) if number % 2 else None])
@@ -115,9 +113,7 @@ def test_500_damages_recognised_and_the_one_before_used(directory):
 
 
 class Malice:
-    """Unpickled by a reader that runs what it reads, it fails the test: no `except Exception` has
-    that.
-    """
+    """Unpickled by a reader that runs what it reads, it fails the test past `except Exception`."""
 
     def __reduce__(self):
         return pytest.fail, ("code of a checkpoint ran",)
@@ -217,9 +213,7 @@ def test_a_damaged_one_never_replaces_the_good_one(directory, monkeypatch):
 
 
 def test_a_death_between_any_two_system_calls_loses_nothing(directory, monkeypatch):
-    """Before and after each call that changes the directory: the old newest or the new one is
-    found.
-    """
+    """Around each call that changes the directory, the old newest or the new one is found."""
     found = []
     for moment in range(20):
         save(directory, payload(1))

@@ -115,10 +115,8 @@ def test_without_a_usable_checkpoint_nothing_is_touched(config, directory, refus
         f"{directory / PREVIOUS}: cut",
         advice,
     )
-    (
-        (directory / NAME).unlink(),
-        (directory / PREVIOUS).unlink(),
-    )  # the epochs of the record would be overwritten
+    # The epochs of the record would be overwritten.
+    (directory / NAME).unlink(), (directory / PREVIOUS).unlink()
     refused(config, "has 2 epochs, but there is no checkpoint to continue from", advice)
 
 

@@ -69,9 +69,7 @@ def updated(parameters, gradients, *lists, lr, found_inf, **numbers):
 
 
 def on_fake_device(network):
-    """Its parameters and buffers become fake tensors on the device; other tensors stay what they
-    are.
-    """
+    """Its parameters and buffers become fake tensors on the device; other tensors stay."""
     for module in network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():

@@ -19,9 +19,8 @@ OUT = [
     ),
     RuntimeError("could not create a memory object"),
     RuntimeError("std::bad_alloc"),
-    RuntimeError(
-        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
-    ),  # AcceleratorError
+    # An AcceleratorError.
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
 ]

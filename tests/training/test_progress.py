@@ -68,9 +68,7 @@ def test_what_is_left_is_near_the_truth(now, capsys, epochs, keys):
 
 @pytest.mark.parametrize("first", [100, 99, 1])
 def test_a_part_of_an_epoch_is_no_estimate(now, capsys, first):
-    """Continued in step 2 or 100 of epoch 3, or in the evaluation after it, where no speed is
-    known.
-    """
+    """Continued in step 2 or 100 of epoch 3, or in the evaluation after it: no speed is known."""
     shown = Progress("lines", 5, Batches())
     walk(now, shown, [3], first=first)
     assert capsys.readouterr().out.endswith("  64 images/s\n")
