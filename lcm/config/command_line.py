@@ -2,6 +2,7 @@
 problem, and advise `+typo=1`.
 """
 
+import re
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -62,6 +63,16 @@ def override_problems(arguments, multirun=False, config_dir=None):
     multirun = multirun or "experiment" in values or values.get("hydra.mode") == "MULTIRUN"
     found = (_problem_of(override, multirun, usual) for override in overrides)
     return [*_shadowed(), *filter(None, found)]
+
+
+def for_hydra(arguments):
+    """A sweep's command line as Hydra composes it once before any run: keys of a group with `++`.
+
+    The defaults need not have such a key (`data.root`): the choices that have it are in the grid,
+    where `lcm.runs.grid` composes each run without the `++`.
+    """
+    key = re.compile(rf"({'|'.join(GROUPS)})\.[^=]+=")
+    return [f"++{argument}" if key.match(argument) else argument for argument in arguments]
 
 
 def _shadowed():

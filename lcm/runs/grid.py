@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from lcm.config.check import check, typed
-from lcm.config.command_line import override_problems
+from lcm.config.command_line import for_hydra, override_problems
 from lcm.config.compose import (
     COMPOSITION_ERRORS,
     GROUPS,
@@ -89,7 +89,8 @@ def grid_of(arguments, config_dir=None):
         raise listed("the arguments have problems:", found)
     with searching() as places:
         loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("train", [*places, *arguments], RunMode.MULTIRUN)
+        once = [*places, *for_hydra(arguments)]
+        master = loader.load_configuration("train", once, RunMode.MULTIRUN)
         return grid(loader, master, arguments)
 
 

@@ -60,6 +60,13 @@ def test_a_run_that_the_grid_names_twice_is_in_it_once():
     assert [run.config["seed"] for run in grid_of(["seed=0", "++seed=5"])] == [5]
 
 
+def test_a_key_that_only_choices_of_the_grid_have():
+    """`data.root` is no key of the default data set, `memory` none of the default network."""
+    keys = ["model=densenet40,densenet64", "model.memory=linear", "data.root=/x"]
+    for run in grid_of(["experiment=table2", *keys]):
+        assert run.config["data"]["root"] == "/x" and run.config["model"]["memory"] == "linear"
+
+
 @pytest.mark.parametrize(
     ("seeds", "compositions"),
     [("range(3)", 2), ("3", 2), ("'${threads}'", 2), ("'${threads}',7", 4)],
