@@ -1,6 +1,5 @@
 """A layer and the attention behind it as one module, and a blend of a map with its attention."""
 
-import itertools
 import types
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 
 
 class Attended(nn.Module):
-    """A layer and what stands behind it: its children `layer`, `attention`, `attention2`, ...
+    """A layer and the attention behind it: its children `layer` and `attention`.
 
     It stands where the layer stood. The state dict keeps the layer's names, so that weights of the
     plain network load and its weights can be read by anybody; only `named_parameters()` has
@@ -18,18 +17,16 @@ class Attended(nn.Module):
     mean to replace the layer, or call it without the attention.
     """
 
-    def __init__(self, layer):
+    def __init__(self, layer, attention):
         super().__init__()
         self.layer = layer
+        self.attention = attention
         self.training = layer.training
         self.register_state_dict_post_hook(_without_layer)
         self.register_load_state_dict_pre_hook(_with_layer)
 
     def forward(self, *args, **kwargs):
-        x = self.layer(*args, **kwargs)
-        for name in attentions(self):
-            x = self._modules[name](x)
-        return x
+        return self.attention(self.layer(*args, **kwargs))
 
     def __getattr__(self, name):
         try:
@@ -62,7 +59,7 @@ def _without_layer(module, state, prefix, metadata):
 def _with_layer(module, state, prefix, *rest):
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        if name.partition(".")[0] not in attentions(module):
+        if name.partition(".")[0] != "attention":
             state[f"{prefix}layer.{name}"] = state.pop(key)
 
 
@@ -83,28 +80,6 @@ class Blend(nn.Module):
         return x + self.a.to(x.dtype) * (self.attention(x) - x)
 
 
-def attentions(attended):
-    """The names of the modules that stand behind a layer, among the children of its `Attended`."""
-    return [name for name in attended._modules if name != "layer"]
-
-
 def unwrapped(layer):
     """The layer itself, without what stands behind it in an `Attended`."""
     return layer.layer if isinstance(layer, Attended) else layer
-
-
-def next_name(layer):
-    """The name of one more attention behind a layer: attention, attention2, ..., the first that no
-    child has."""
-    taken = layer._modules.keys() | unwrapped(layer)._modules.keys()
-    names = itertools.chain(["attention"], map("attention{}".format, itertools.count(2)))
-    return next(name for name in names if name not in taken)
-
-
-def followed(layer, attention):
-    """The module to put where a layer stands: the layer and one more attention behind it."""
-    name = next_name(layer)
-    if not isinstance(layer, Attended):
-        layer = Attended(layer)
-    layer.add_module(name, attention)
-    return layer

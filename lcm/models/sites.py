@@ -11,7 +11,7 @@ import warnings
 import torch
 
 from lcm.copies import twin
-from lcm.models.attended import Attended, Blend, followed, next_name, unwrapped
+from lcm.models.attended import Attended, Blend
 from lcm.models.places import Site as Site  # where backbones of others import it
 from lcm.models.places import map_shape, matching, places, refuse_wrapped, sites
 from lcm.models.probe import check_map, maps_through
@@ -54,9 +54,9 @@ def fill_sites(
         where: "every" site; {"stages": [2, 3]}; or {"last_of_stage": 2}, one site.
         seed: if given, each module is made under generators keyed by this seed and its name.
         after: a pattern of dotted module names, such as "layer*.*.bn3"; no * reaches across a dot.
-            A module is put behind each layer whose name fits, as its child `attention` (the next
-            one: `attention2`). The names of the state dict stay: weights can be loaded before, or
-            after with strict=False. `remove_attention` undoes it.
+            A module is put behind each layer whose name fits, as its child `attention`. The names
+            of the state dict stay: weights can be loaded before, or after with strict=False.
+            `remove_attention` undoes it.
         instead_of: such a pattern; a module takes the place of each layer whose name fits.
         example: an input of the network, needed where a layer does not say how many channels its
             maps have (an activation, a block). With it each module is tried at its map; without,
@@ -88,7 +88,7 @@ def fill_sites(
             new[layer] = module.to(like.device, like.dtype).train(layer.training)
     # From here on nothing fails.
     if behind:
-        new = {layer: followed(layer, module) for layer, module in new.items()}
+        new = {layer: Attended(layer, module) for layer, module in new.items()}
     for _, parent, key, layer in found:
         setattr(parent, key, new[layer])
     return network
@@ -135,16 +135,16 @@ def chosen(network, where):
 
 def _name(place, behind):
     """The dotted name of the new module behind a layer, or in its place."""
-    layer = place.module
-    if behind and "layer" in unwrapped(layer)._modules:
-        raise ValueError(f"{place.name} has a child `layer`, a name that is needed here")
-    if behind:
-        return f"{place.name}.{next_name(layer)}"
-    if isinstance(layer, Attended):
+    if isinstance(place.module, Attended):
         raise ValueError(
             f"attention stands behind {place.name}: take it out first (lcm.remove_attention)"
         )
-    return place.name
+    if not behind:
+        return place.name
+    for name in ("layer", "attention"):
+        if hasattr(place.module, name):
+            raise ValueError(f"{place.name} has a child `{name}`, a name that is needed here")
+    return f"{place.name}.attention"
 
 
 def _module(factory, seed, blend, name, shape):

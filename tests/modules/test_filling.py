@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from strangers import Calls, Scale, child, images, se, state
+from strangers import Calls, Scale, images, se, state
 from torch import nn
 
 from lcm import build_network, fill_sites, remove_attention
@@ -151,17 +151,6 @@ def test_an_error_in_the_middle_changes_nothing(where):
     assert sum(type(module) is SqueezeExcite for module in network.modules()) == 8
 
 
-def test_a_layers_own_child_called_attention_stays():
-    network, x = nn.Sequential(child("attention")).eval(), images()
-    y, before = network(x), network.state_dict()
-    fill_sites(network, Scale, after="0", example=x)
-    after = network.state_dict()
-    assert set(after) - set(before) == {"0.attention2.scale"}
-    torch.testing.assert_close(network(x), network[0].attention2(y))
-    network.load_state_dict({key: torch.zeros_like(value) for key, value in after.items()})
-    assert not network[0].attention.weight.any() and not network[0].attention2.scale.any()
-
-
 def test_attributes_are_those_of_the_layer_and_tensors_are_not():
     network = fill_sites(tv.resnet18(), se, after="bn1")
     network.eval()
@@ -176,14 +165,11 @@ def test_attributes_are_those_of_the_layer_and_tensors_are_not():
         network.bn1.nothing  # noqa: B018
 
 
-def test_a_module_with_two_names_is_one_module_and_a_second_follows_the_first():
+def test_a_module_with_two_names_is_one_module():
     conv, x = nn.Conv2d(3, 3, 1), images()
     network = fill_sites(nn.Sequential(conv, nn.ReLU(), conv), Scale, after="[02]")
     assert network[0] is network[2] and network[0].layer is conv
-    once = network[0](x)
-    fill_sites(network, Scale, after="2")
-    assert list(network[0]._modules) == ["layer", "attention", "attention2"]
-    torch.testing.assert_close(network[0](x), network[0].attention2(once))
+    torch.testing.assert_close(network[0](x), network[0].attention(conv(x)))
     assert list(remove_attention(network)) == [conv, network[1], conv]
 
 

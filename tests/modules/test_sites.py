@@ -186,8 +186,10 @@ REFUSED = [  # the network, the arguments, the message
     (tv.resnet18, {"instead_of": "layer2.0.conv1"} | EXAMPLE,
         r"layer2.0.conv1 is a Conv2d, which makes .*: only what keeps the shape"),
     (filled(after="bn1"), {"instead_of": "bn1"}, "attention stands behind bn1: take it out first"),
-    (layers(child("layer")), {"after": "0"} | EXAMPLE,
-        "0 has a child `layer`, a name that is needed here"),
+    # what has attention already, or its names
+    (filled(after="bn1"), {"after": "bn*"}, "attention stands behind bn1: take it out first"),
+    *((layers(child(name)), {"after": "0"} | EXAMPLE,
+        f"0 has a child `{name}`, a name that is needed here") for name in ("layer", "attention")),
     # modules that will not do
     (tv.resnet18, {"after": "bn1", "factory": lambda _: nn.AvgPool2d(2)} | EXAMPLE,
         r"at a map \(64, 32, 32\): it makes \(2, 64, 16, 16\) float32 of \(2, 64, 32, 32\)"),
