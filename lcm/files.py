@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lcm.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]  # of the checkout
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout; of a wheel: site-packages
 
 
 def write_atomically(file, data, keep=None):
@@ -36,13 +36,15 @@ def write_atomically(file, data, keep=None):
     sync_directory(file.parent)
 
 
-def missing(file):
-    """The UserError for a file of the repository's results/ that is not there."""
-    name = Path(file).name
-    return UserError(
-        f"{file} is missing: it belongs to the repository; restore it with "
-        f"`git checkout results/{name}` in {ROOT}"
-    )
+def read_result(file):
+    """The text of a file of the repository's results/. Raises UserError where it is missing."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{file} is missing: it belongs to the repository; restore it with "
+            f"`git checkout results/{Path(file).name}` in {ROOT}"
+        ) from None
 
 
 def sync_directory(directory):

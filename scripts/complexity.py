@@ -21,11 +21,11 @@ from lcm.config.compose import GROUPS, load, read
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.models.build import build_network
+from lcm.reporting.protocol import PAPER, read_csv
 from lcm.reporting.render import as_printed
 
 KEYS = ["table", "label", "model", "attention"]
 COUNTS = ["params", "gfloat", "macs"]
-PAPER = Path(__file__).parents[1] / "results" / "paper.csv"
 
 
 @exit_on_user_error
@@ -69,7 +69,7 @@ def paper_complexity(model, attention):
 
 def print_tables(file):
     """Print every row of Tables 1-5, ours and the paper's; returns 1 if a cell differs."""
-    cells = pd.read_csv(PAPER, dtype=str).drop_duplicates(["table", "label"], ignore_index=True)
+    cells = pd.DataFrame(read_csv(PAPER)).drop_duplicates(["table", "label"], ignore_index=True)
     pairs = list(zip(cells.model, cells.attention, strict=True))
     counts = {pair: paper_complexity(*pair) for pair in dict.fromkeys(pairs)}
     ours = {key: [getattr(counts[pair], key) for pair in pairs] for key in COUNTS}

@@ -20,12 +20,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lcm.errors import UserError, nearest, one_line
+from lcm.files import ROOT
 
 GROUPS = ("data", "model", "attention", "schedule")
-PACKAGE = Path(__file__).resolve().parents[1]
 # configs/ is beside the package in a checkout, inside it in an installed wheel
-IN_CHECKOUT = PACKAGE.parent / "configs"
-CONFIGS = IN_CHECKOUT if IN_CHECKOUT.is_dir() else PACKAGE / "configs"
+IN_CHECKOUT = ROOT / "configs"
+CONFIGS = IN_CHECKOUT if IN_CHECKOUT.is_dir() else ROOT / "lcm" / "configs"
 FURTHER = ()  # "file://..." or "pkg://...": searched after CONFIGS
 
 # The repository's own modules, networks and data sets, whose tests hold their bits, each with the

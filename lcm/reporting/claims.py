@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 
-from lcm.files import missing
+from lcm.files import read_result
 from lcm.reporting.paired import in_family, in_words, make_rows, pair_notes
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, read_csv, select
 from lcm.reporting.render import (
@@ -87,10 +87,7 @@ def read_claims(file, paper):
 
     Raises UserError where it is missing.
     """
-    try:
-        claims = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise missing(file) from None
+    claims = yaml.safe_load(read_result(file))
     names = ["table", "model", "data", "attention"]
     printed = paper[paper["metric"] == "top1"].set_index(names)["value"].to_dict()
     own = {claim["id"]: [] for claim in claims}

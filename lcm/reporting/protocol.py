@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import yaml
 
-from lcm.files import missing
+from lcm.files import ROOT, read_result
 
 # Section 4.1.2.
 PAPER_SCHEDULE = {"cifar10": "cifar", "cifar100": "cifar", "mini_imagenet": "mini_imagenet"}
@@ -35,7 +35,7 @@ ARM = ["data", "model", "attention"]
 METRIC_TITLE = {"top1": "top-1", "top5": "top-5"}
 # The paper's, in the order of every table.
 ATTENTIONS = ("none", "se", "cbam", "nonlocal", "gc", "lcm1", "lcm2")
-PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.csv"
+PAPER = ROOT / "results" / "paper.csv"
 
 
 def in_order(names, known=ATTENTIONS):
@@ -55,11 +55,7 @@ def title(data, model):
 
 def read_csv(file):
     """The rows of a CSV file as dicts. Raises UserError where it is missing."""
-    try:
-        with open(file, encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    except FileNotFoundError:
-        raise missing(file) from None
+    return list(csv.DictReader(read_result(file).splitlines()))
 
 
 def paper_comparison(state):

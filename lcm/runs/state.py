@@ -10,7 +10,7 @@ from pathlib import Path
 import lcm
 from lcm.config.identity import config_hash, deviations, identity
 from lcm.errors import UserError, listed
-from lcm.files import unreadable, write_atomically
+from lcm.files import ROOT, unreadable, write_atomically
 from lcm.runs.directory import data_name, now, run_name
 
 PROGRAM = ("lcm", "configs", "hydra_plugins", "train.py")  # what a run's numbers come from
@@ -58,15 +58,14 @@ def commit():
 
     dirty: a file of PROGRAM differs from the commit, or is not in it.
     """
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None, False
     # Untracked files count: a module of one's own, dropped into the package, is part of the code.
     changed = ["status", "--porcelain", "--untracked-files=all", "--", *PROGRAM]
     try:
         head, status = (
             subprocess.check_output(
-                ["git", "-C", str(root), *words], text=True, timeout=10, stderr=subprocess.DEVNULL
+                ["git", "-C", str(ROOT), *words], text=True, timeout=10, stderr=subprocess.DEVNULL
             )
             for words in (["rev-parse", "HEAD"], changed)
         )

@@ -53,7 +53,7 @@ def test_a_checkout_with_a_file_that_no_commit_has_is_dirty(tmp_path, monkeypatc
     git("init")
     git("add", ".")
     git("-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-m", "Begin")
-    monkeypatch.setattr("lcm.runs.state.__file__", str(tmp_path / "lcm/runs/state.py"))
+    monkeypatch.setattr("lcm.runs.state.ROOT", tmp_path)
     for file, dirty in {
         "notes.txt": False,
         "lcm/__pycache__/code.pyc": False,  # ignored
