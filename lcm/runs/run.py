@@ -89,8 +89,10 @@ class Run:
 
         Raises UserError where the run would continue with other images.
         """
-        facts = (data, complexity, threads, environment(device) | {"source": source(self.config)})
-        self.state = begun(self.config, self.directory, self.state, self.saved, *facts)
+        here = environment(device) | {"source": source(self.config)}
+        self.state = begun(
+            self.config, self.directory, self.state, self.saved, data, complexity, threads, here
+        )
         if not self.saved:
             self.state["own_source"] = keep_own(self.config, self.directory)
         print_plan(self.config, data, complexity, self.state, self.directory, self.saved)

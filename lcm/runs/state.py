@@ -144,10 +144,16 @@ def begun(config, directory, state, saved, data, complexity, threads, here):
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(other_images(directory, config))
         return continued(state, here)
-    counts = {"params": complexity.params, "gfloat": complexity.gfloat, "macs": complexity.macs}
-    images = {"data_fingerprint": data.fingerprint, "num_classes": data.num_classes}
-    facts = counts | {"threads": threads} | images | here
-    new = new_state(config, **facts)
+    new = new_state(
+        config,
+        params=complexity.params,
+        gfloat=complexity.gfloat,
+        macs=complexity.macs,
+        threads=threads,
+        data_fingerprint=data.fingerprint,
+        num_classes=data.num_classes,
+        **here,
+    )
     if state:
         new["interruptions"] = state.get("interruptions", 0) + 1
     if files := getattr(data, "files", None):  # of class folders: a digest of their list
