@@ -89,7 +89,6 @@ def main(task):
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
     except compose.COMPOSITION_ERRORS as error:
-        reason = compose.composition_problem(error)
-        exit_with_message(UserError(f"the config cannot be composed: {reason}"))
+        exit_with_message(compose.not_composed(error))
     except (Stopped, Exception) as error:
         exit_with_message(error)

@@ -54,7 +54,7 @@ def main(arguments=None):
             )
         except ValueError as error:
             raise UserError(f"{directory}: {error}") from error
-        cams.append(type(cam)(*(part.cpu() for part in cam)))
+        cams.append(cam._make(part.cpu() for part in cam))
         shares = " ".join(f"{p:.4f}" for p in cams[-1].probability.tolist())
         print(f"{title}: P = {shares}", flush=True)
 
@@ -89,9 +89,14 @@ def images_of(options, data):
 def parse(arguments):
     parser = checkout.parser(__doc__, config_dir=True)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
-    evenly = "numbers in the test set, from 0 (default: four, evenly spread, not picked)"
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--index", nargs="+", type=int, metavar="I", help=evenly)
+    which.add_argument(
+        "--index",
+        nargs="+",
+        type=int,
+        metavar="I",
+        help="numbers in the test set, from 0 (default: four, evenly spread, not picked)",
+    )
     which.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="pictures of your own")
     parser.add_argument(
         "--class", dest="explained", metavar="NAME", help="the class of the heatmaps"

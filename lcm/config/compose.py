@@ -107,8 +107,7 @@ def searching():
             quoted = ",".join("'" + place.replace("'", r"\'") + "'" for place in FURTHER)
             yield [f"hydra.searchpath=[{quoted}]"] if FURTHER else []
     except COMPOSITION_ERRORS as error:
-        reason = composition_problem(error)
-        raise UserError(f"the config cannot be composed: {reason}") from error
+        raise not_composed(error) from error
     finally:
         instance.hydra = outer
         GlobalHydra.set_instance(instance)
@@ -258,6 +257,11 @@ def composition_problem(error):
     reasons = [line.strip(" .") for line in lines if line and not line.startswith(advice)]
     places = [line for line in reasons if line.startswith('in "')]  # of what is wrong in a file
     return ": ".join(dict.fromkeys(reasons[:2] + places))
+
+
+def not_composed(error):
+    """The UserError for a config that Hydra could not compose."""
+    return UserError(f"the config cannot be composed: {composition_problem(error)}")
 
 
 def flatten(config, prefix=""):

@@ -136,8 +136,9 @@ def forest(rows, title):
         heights = [i + 0.15 + 0.12 * ((k + 1) // 2) * (-1) ** k for k in before]
         hollow = {"facecolors": "none", "linewidths": 0.7, "edgecolors": colour}
         axis.scatter(found, heights, s=9, zorder=2, label="a pair of runs", **hollow)
-        mean = {"color": colour, "label": f"mean: {word}", "linewidths": 0}
-        axis.scatter(ours.mean, i - 0.2, s=18, zorder=3, **mean)
+        axis.scatter(
+            ours.mean, i - 0.2, s=18, zorder=3, color=colour, label=f"mean: {word}", linewidths=0
+        )
         if paper is not None:
             hollow |= {"linewidths": 0.8, "edgecolors": "#000000", "label": "the paper"}
             axis.scatter(paper, i - 0.2, s=24, zorder=3, marker="D", **hollow)

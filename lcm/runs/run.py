@@ -171,8 +171,13 @@ class Run:
         """An epoch is over: a row of metrics.jsonl, a line on the terminal, a checkpoint."""
         images, seconds = self._timed
         speed = round(images / seconds, 1) if seconds else 0.0
-        row = {"epoch": epoch, "step": epoch * len(self._batches), **metrics}
-        row |= {"images_per_second": speed, "seconds": self.seconds}
+        row = {
+            "epoch": epoch,
+            "step": epoch * len(self._batches),
+            **metrics,
+            "images_per_second": speed,
+            "seconds": self.seconds,
+        }
         self._log.append(row)
         self._progress.epoch(row)
         self._timed = [0, 0.0]
@@ -183,13 +188,19 @@ class Run:
 
         After the last epoch there is nothing left to stop.
         """
-        run = {"config_hash": self.state["config_hash"], "run": json.dumps(self.state)}
-        place = {"epoch": epoch, "index": done, "seconds": self.seconds, "timed": self._timed}
-        saved = run | place | {"metrics": self._log.text} | self._training.snapshot(epoch)
+        saved = {
+            "config_hash": self.state["config_hash"],
+            "run": json.dumps(self.state),
+            "epoch": epoch,
+            "index": done,
+            "seconds": self.seconds,
+            "timed": self._timed,
+            "metrics": self._log.text,
+            **self._training.snapshot(epoch),
+        }
         checkpoint.save(self.directory, saved)
         if self._stop.requested and epoch <= self._last:
-            words = f"saved after step {done} of epoch {epoch}"
-            raise Stopped(self._stop.requested, words)
+            raise Stopped(self._stop.requested, f"saved after step {done} of epoch {epoch}")
 
     def report(self):
         """Print the result, and where it is."""

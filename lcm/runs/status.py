@@ -39,7 +39,6 @@ class Status(NamedTuple):
 
 def status_of(directory):
     """The Status of one run directory, which need not exist."""
-    directory = Path(directory)
     owned = is_owned(directory)  # asked first: what ends after this has written its end
     try:
         state = read_state(directory)
@@ -48,9 +47,16 @@ def status_of(directory):
     row = last_row(directory)
     epoch, epochs = row.get("epoch", 0), state.get("epochs")
     pace = row["seconds"] / epoch if epoch else None
-    how_far = (epoch, epochs, row.get("test_top1"))
-    words = {"pace": pace, "config": state.get("config"), "message": state.get("message")}
-    status = Status(directory, state.get("state", "to do"), *how_far, **words)
+    status = Status(
+        directory,
+        state=state.get("state", "to do"),
+        epoch=epoch,
+        epochs=epochs,
+        top1=row.get("test_top1"),
+        message=state.get("message"),
+        pace=pace,
+        config=state.get("config"),
+    )
     if owned and status.state != "finished":
         left = pace * (epochs - epoch) if epoch and epochs else None
         return status._replace(state="live", left=left, message=None)

@@ -81,8 +81,11 @@ def train_open(runs, failures, launcher):
             name = todo[0].name or todo[0].directory
             print(f"\n[{place}/{len(runs)}] {name}  (left: {time_left(statuses)})", flush=True)
         else:
-            words = f"handed to {kind}: {plural(len(todo), 'run')}"
-            print(f"{words}; python scripts/status.py shows how far they are", flush=True)
+            print(
+                f"handed to {kind}: {plural(len(todo), 'run')}; python scripts/status.py shows how "
+                "far they are",
+                flush=True,
+            )
         try:
             returns = launcher.launch([run.overrides for run in todo], initial_job_idx=number)
             outcomes = [returned.return_value for returned in returns]

@@ -36,8 +36,16 @@ def draw(heading, titles, names, classes, pictures, cams):
             above.set_title(title.replace(" + ", "\n+ "), fontsize=7.5, weight="bold")
             below.set_xlabel(_below(cam, i, name, classes), fontsize=7)
             if not heat.any():
-                middle = {"ha": "center", "va": "center", "transform": above.transAxes}
-                above.text(0.5, 0.5, "no evidence", color="white", fontsize=7.5, **middle)
+                above.text(
+                    0.5,
+                    0.5,
+                    "no evidence",
+                    transform=above.transAxes,
+                    ha="center",
+                    va="center",
+                    color="white",
+                    fontsize=7.5,
+                )
         bar = blocks[i].colorbar(scale, ax=axes, ticks=[0, 1], shrink=0.6, aspect=30)
         bar.ax.set_yticklabels(["low", "high"], fontsize=7)
     return figure

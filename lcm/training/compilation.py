@@ -22,8 +22,8 @@ def compiled(network, batch_size, image_size, autocast, layout):
         UserError: torch.compile cannot compile here, for example without a C++ compiler.
     """
     kept = [buffer.clone() for buffer in network.buffers()]
-    shape = (batch_size, 3, image_size, image_size)
-    images = torch.zeros(shape, device=next(network.parameters()).device)
+    device = next(network.parameters()).device
+    images = torch.zeros(batch_size, 3, image_size, image_size, device=device)
     fast = torch.compile(network, dynamic=False)
     try:
         with autocast:

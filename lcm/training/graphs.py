@@ -199,7 +199,9 @@ def captured(step, batches, stream, warn):
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        words = "every step runs operation by operation, several times slower"
-        warn(f"no CUDA graph ({one_line(error)}): {words}")
+        warn(
+            f"no CUDA graph ({one_line(error)}): every step runs operation by operation, several "
+            "times slower"
+        )
         return {}
     return graphs

@@ -61,8 +61,13 @@ class Progress:
         if self.bar is None:
             from tqdm import tqdm
 
-            shape = {"total": self.batches.images, "initial": images, "unit": "image"}
-            self.bar = tqdm(desc=f"epoch {epoch}/{self.epochs}", leave=False, **shape)
+            self.bar = tqdm(
+                desc=f"epoch {epoch}/{self.epochs}",
+                total=self.batches.images,
+                initial=images,
+                unit="image",
+                leave=False,
+            )
         if sums is not None:
             means = sums.means("train")
             words = f"loss {means['train_loss']:.4f}, top-1 {means['train_top1']:.2f} %"

@@ -24,20 +24,23 @@ class StopRequest:
         name = signal.Signals(number).name
         self.requested = self.requested or name
         if not self._patient:
-            self._stop_now()
+            raise self._nothing_saved()
         if name == "SIGINT" and self._interrupted:
-            words = "at once, what was done since the last checkpoint will be done again"
-            raise Stopped(name, f"a second SIGINT: {words}")
+            raise Stopped(
+                name,
+                "a second SIGINT: at once, what was done since the last checkpoint will be done "
+                "again",
+            )
         self._interrupted |= name == "SIGINT"
 
-    def _stop_now(self):
+    def _nothing_saved(self):
         self.at_once = True
-        raise Stopped(self.requested, "there was nothing to save")
+        return Stopped(self.requested, "there was nothing to save")
 
     def behind(self, error):
         """The Stopped behind an exception: other code may catch the signal's and raise its own."""
         if self.at_once and not isinstance(error, Stopped):
-            return Stopped(self.requested, "there was nothing to save")
+            return self._nothing_saved()
         return error
 
     @contextlib.contextmanager
@@ -69,7 +72,7 @@ class StopRequest:
     def patient(self):
         """A block in which a signal only sets `requested`: the block saves when it can."""
         if self.requested:  # before this block, where other code caught the exception
-            self._stop_now()
+            raise self._nothing_saved()
         self._patient = True
         try:
             yield
