@@ -85,6 +85,13 @@ def _whole(text):
     return int(number) if number.is_integer() else number
 
 
+def differing(configs):
+    """{key: its values, as JSON} of the keys that have several values among flat configs."""
+    keys = sorted({key for config in configs for key in config})
+    values = {key: sorted({json.dumps(config.get(key)) for config in configs}) for key in keys}
+    return {key: found for key, found in values.items() if len(found) > 1}
+
+
 def config_hash(config):
     """SHA-256 of a config's identity, in hex; without ADDED keys that are as before."""
     hashed = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from lcm.config.compose import GROUPS, flatten, read
-from lcm.config.identity import ADDED, NO_DEVIATION, identity, is_under
+from lcm.config.identity import ADDED, NO_DEVIATION, differing, identity, is_under
 from lcm.errors import UserError, listed, nearest
 from lcm.reporting.figures import forest
 from lcm.reporting.paired import in_family, make_rows, rows_table
@@ -69,21 +69,13 @@ def choose(runs, choices):
     return runs
 
 
-def several(runs):
-    """{key: its values, as JSON} of the keys in which the configs of `runs` differ."""
-    configs = [identity(run["config"]) for run in runs]
-    keys = sorted({key for config in configs for key in config})
-    values = {key: sorted({json.dumps(config.get(key)) for config in configs}) for key in keys}
-    return {key: found for key, found in values.items() if len(found) > 1}
-
-
 def refuse_several_groups(runs):
     """Raise UserError where runs differ in more than attention and seed (and in rounding)."""
-    differ = {key: found for key, found in several(runs).items() if not is_under(key, FREE)}
-    if differ:
+    found = differing([identity(run["config"]) for run in runs])
+    if differ := {key: values for key, values in found.items() if not is_under(key, FREE)}:
         names = [key for key in differ if key.endswith(".name")] or list(differ)
         keys = {name.removesuffix(".name"): differ[name][0] for name in names}
-        lines = [f"{key}: {', '.join(found)}" for key, found in differ.items()]
+        lines = [f"{key}: {', '.join(values)}" for key, values in differ.items()]
         example = " ".join(f"{key}={value}" for key, value in keys.items())
         lines.append(f"one group alone, for example: {example}")
         lines.append(f"or a table for each value: {' '.join(f'--by {key}' for key in keys)}")
@@ -99,9 +91,9 @@ def label_arms(runs):
     rows = []
     for attention in {run["attention"] for run in runs}:
         own = [run for run in runs if run["attention"] == attention]
-        keys = [key for key in several(own) if key.startswith("attention.")]
-        for run in own:
-            config = identity(run["config"])
+        configs = [identity(run["config"]) for run in own]
+        keys = [key for key in differing(configs) if key.startswith("attention.")]
+        for run, config in zip(own, configs, strict=True):
             settings = [f"{key.removeprefix('attention.')}={config.get(key)}" for key in keys]
             rows.append(row(run) | {"attention": " ".join([attention, *settings])})
     return rows

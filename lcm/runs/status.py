@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from lcm.config.identity import identity
+from lcm.config.identity import differing, identity
 from lcm.errors import UserError, plural
 from lcm.runs.directory import data_name
 from lcm.runs.lock import is_owned
@@ -92,22 +92,17 @@ def varied(configs):
     for one in flat:
         groups[_names(one, PATH)].append({"schedule.name": one.get("schedule.name")})
         groups[_names(one, (*PATH, "schedule.name"))].append(one)
-    several = {names: _differing(group) for names, group in groups.items()}
+    differ = {names: differing(group).keys() - {"seed"} for names, group in groups.items()}
     found = []
     for one in flat:
-        keys = several[_names(one, PATH)] + several[_names(one, (*PATH, "schedule.name"))]
-        found.append({key.removesuffix(".name"): one[key] for key in keys if key in one})
+        names = [_names(one, PATH), _names(one, (*PATH, "schedule.name"))]
+        keys = [key for name in names for key in sorted(differ[name]) if key in one]
+        found.append({key.removesuffix(".name"): one[key] for key in keys})
     return found
 
 
 def _names(flat, keys):
     return json.dumps([flat.get(key) for key in keys])
-
-
-def _differing(configs):
-    """The keys that have several values among flat configs, sorted."""
-    keys = sorted({key for config in configs for key in config} - {"seed"})
-    return [key for key in keys if len({_names(config, [key]) for config in configs}) > 1]
 
 
 def time_left(statuses):
