@@ -49,7 +49,7 @@ class Run:
         Finished; stopped, if a signal or a UserError ended it; failed otherwise.
         Raises OwnedElsewhere where another process trains the run.
         """
-        with owner(self.directory), STOP.listening() as self._stop:
+        with owner(self.directory), STOP.listening():
             self._take(read_state(self.directory))  # again: another process may have been here
             self._begun = False
             if not self.finished:
@@ -125,7 +125,7 @@ class Run:
         self._interval = checkpoint.SaveInterval(self.config["checkpoint"]["every"])
         self._last = self.config["schedule"]["epochs"]
         self._progress = Progress(self.config["progress"], self._last, batches)
-        with self._stop.patient():
+        with STOP.patient():
             try:
                 for epoch in range(first["epoch"], self._last + 1):
                     start = first["index"] if epoch == first["epoch"] else 0
@@ -156,7 +156,7 @@ class Run:
         self._timed[1] += moment - self._mark
         self._mark = moment
         self._progress.step(epoch, done, sums if on_cpu else None)
-        if self._stop.requested or self._interval.due((epoch - 1) * len(self._batches) + done):
+        if STOP.requested or self._interval.due((epoch - 1) * len(self._batches) + done):
             self.save(epoch, done)
 
     def after_test_step(self, epoch, left):
@@ -164,7 +164,7 @@ class Run:
 
         left: test steps of this evaluation; with none left the epoch is recorded first.
         """
-        if self._stop.requested and left:
+        if STOP.requested and left:
             self.save(epoch, len(self._batches))
 
     def record(self, epoch, metrics):
@@ -199,8 +199,8 @@ class Run:
             **self._training.snapshot(epoch),
         }
         checkpoint.save(self.directory, saved)
-        if self._stop.requested and epoch <= self._last:
-            raise Stopped(self._stop.requested, f"saved after step {done} of epoch {epoch}")
+        if STOP.requested and epoch <= self._last:
+            raise Stopped(STOP.requested, f"saved after step {done} of epoch {epoch}")
 
     def report(self):
         """Print the result, and where it is."""

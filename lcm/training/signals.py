@@ -51,7 +51,7 @@ class StopRequest:
         background jobs).
         """
         if self.is_listening:
-            yield self
+            yield
             return
         self.requested = None
         self._interrupted = False
@@ -62,7 +62,7 @@ class StopRequest:
                 for number in SIGNALS:
                     if signal.getsignal(number) is not signal.SIG_IGN:
                         before[number] = signal.signal(number, self._handle)
-            yield self
+            yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
