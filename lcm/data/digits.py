@@ -18,9 +18,8 @@ class Digits(ResidentSet):
 
     def __init__(self, name="digits", num_classes=10, image_size=32, pad=4, mirror=False):
         super().__init__(name, num_classes, image_size, pad, mirror)
-        package = Path(
-            importlib.util.find_spec("sklearn").origin
-        ).parent  # an import takes a second
+        # found, not imported, which takes a second
+        package = Path(importlib.util.find_spec("sklearn").origin).parent
         table = np.loadtxt(package / "datasets/data/digits.csv.gz", np.uint8, delimiter=",")
         labels = table[:, 64].astype(np.int64)
         grey = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)

@@ -112,8 +112,8 @@ def statement_p(d, least=0.0, most=math.inf):
     return max(sign_flip_p(d - least), at_most)
 
 
-def bca_interval(differences, level=0.95):
-    """The BCa bootstrap interval (low, high) of the mean, with a fixed seed.
+def bca_interval(differences):
+    """The 95 % BCa bootstrap interval (low, high) of the mean, with a fixed seed.
 
     Differences that are all equal (to rounding) have no spread to resample: the interval is that
     one value.
@@ -125,7 +125,7 @@ def bca_interval(differences, level=0.95):
         (d,),
         np.mean,
         n_resamples=RESAMPLES,
-        confidence_level=level,
+        confidence_level=1 - ALPHA,
         method="BCa",
         rng=np.random.default_rng(0),
     )
@@ -221,15 +221,15 @@ def not_excluded(differences, level=1 - ALPHA):
     return float(means[rank - 1]), float(means[-rank])
 
 
-def prediction_interval(comparison, level=1 - ALPHA):
-    """(low, high) for the difference of one more pair: mean -+ t s sqrt(1 + 1/n), normal pairs.
+def prediction_interval(comparison):
+    """95 % interval of one more pair: (low, high), mean -+ t s sqrt(1 + 1/n), of normal pairs.
 
     A single number of somebody else's belongs beside this, not beside the interval of the mean.
     """
     n, mean, deviation = comparison.n, comparison.mean, comparison.deviation
     if deviation is None:
         return None, None
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation * math.sqrt(1 + 1 / n)
+    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * deviation * math.sqrt(1 + 1 / n)
     return mean - half, mean + half
 
 
