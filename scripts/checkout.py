@@ -7,8 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-def parser(documentation, config_dir=False):
-    """A script's argument parser; config_dir: with the option --config-dir of train.py."""
+def parser(documentation, config_dir=False, results=False):
+    """A script's argument parser; with the options --config-dir (of train.py) and --results."""
     made = argparse.ArgumentParser(
         description=documentation,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -22,5 +22,12 @@ def parser(documentation, config_dir=False):
             type=use_config_dir,
             metavar="FOLDER",
             help="where further attentions, networks, data sets and schedules are, as for train.py",
+        )
+    if results:
+        made.add_argument(
+            "--results",
+            type=Path,
+            default="results",
+            help="folder of the results (default: results)",
         )
     return made

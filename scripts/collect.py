@@ -17,15 +17,12 @@ from lcm.reporting.runs import collect
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = checkout.parser(__doc__)
+    parser = checkout.parser(__doc__, results=True)
     parser.add_argument(
         "runs",
         nargs="?",
         default="runs" if Path("runs").is_dir() else None,
         help="the folder of runs (default: runs)",
-    )
-    parser.add_argument(
-        "--results", default="results", help="folder of the results (default: results)"
     )
     options = parser.parse_args(arguments)
     print(f"{options.results}/runs.csv: {collect(options.runs, options.results)}")

@@ -5,8 +5,6 @@
 Writes results/power.md and results/power.csv.
 """
 
-from pathlib import Path
-
 import checkout  # before lcm
 
 from lcm.errors import exit_on_user_error
@@ -18,11 +16,7 @@ from lcm.reporting.tables import read_paper, top1
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = checkout.parser(__doc__)
-    parser.add_argument(
-        "--results", type=Path, default="results", help="folder of the results (default: results)"
-    )
-    results = parser.parse_args(arguments).results
+    results = checkout.parser(__doc__, results=True).parse_args(arguments).results
     paper = read_paper(results)
     claims, accuracies = read_claims(results / "claims.yaml", paper), top1(paper)
     rows = chances(claims, accuracies)

@@ -12,13 +12,9 @@ from lcm.reporting.report import write_report
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = checkout.parser(__doc__)
-    parser.add_argument(
-        "--results", default="results", help="folder of the results (default: results)"
-    )
-    options = parser.parse_args(arguments)
-    count = write_report(options.results)
-    print(f"{options.results}/report.html and {count} figures in {options.results}/figures")
+    results = checkout.parser(__doc__, results=True).parse_args(arguments).results
+    count = write_report(results)
+    print(f"{results}/report.html and {count} figures in {results}/figures")
 
 
 if __name__ == "__main__":

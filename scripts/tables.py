@@ -23,10 +23,7 @@ from lcm.reporting.tables import build, counts, read_complexity, read_paper
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = checkout.parser(__doc__)
-    parser.add_argument(
-        "--results", type=Path, default="results", help="folder of the results (default: results)"
-    )
+    parser = checkout.parser(__doc__, results=True)
     parser.add_argument(
         "--readme",
         nargs="+",
