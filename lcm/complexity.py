@@ -52,6 +52,8 @@ class Complexity:
     uncounted: list[str] = field(default_factory=list)
 
 
+@torch.inference_mode(False)  # in which linear, matmul and the like would be counted whole
+@torch.no_grad()
 def count(network, image_size):
     """Count the parameters and the operations of a network for one image (1, 3, image_size,
     image_size).
@@ -64,7 +66,7 @@ def count(network, image_size):
     fused = torch.backends.mha.get_fastpath_enabled()  # whole transformer layers in one operation
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), counter:
+        with counter:
             network(image)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -136,10 +138,6 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        with self:  # in inference mode linear, matmul and the like arrive here whole
-            result = function.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
         result = function(*args, **kwargs)
         operation, row = function._overloadpacket, self.running[-1]
         match operation:
