@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import time
-from pathlib import Path
 
 import torch
 
@@ -45,6 +44,8 @@ class DamagedCheckpoint(Exception):
 def save(directory, payload):
     """Write `payload` (tensors and plain values) as the newest checkpoint and keep the one before.
 
+    directory: a Path.
+
     Raises UserError where the disk is full or cannot be written; both old checkpoints are intact.
     """
     buffer = io.BytesIO()
@@ -52,7 +53,7 @@ def save(directory, payload):
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.seek(0, io.SEEK_END)
     buffer.write(_SEAL + digest.encode() + b"\n")
-    write_atomically(Path(directory) / NAME, buffer.getbuffer(), keep=Path(directory) / PREVIOUS)
+    write_atomically(directory / NAME, buffer.getbuffer(), keep=directory / PREVIOUS)
 
 
 def read(file, config_hash=None):
@@ -62,7 +63,7 @@ def read(file, config_hash=None):
     where the system cannot read it now, for example on a network folder.
     """
     try:
-        data = Path(file).read_bytes()
+        data = file.read_bytes()
     except OSError as error:
         raise unreadable(file, error) from error
     body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
@@ -88,7 +89,6 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
     owner, renames the damaged one, so that the next `save` does not keep it instead of the good
     one. Raises UserError where there are checkpoints but none is usable; nothing is deleted.
     """
-    directory = Path(directory)
     problems = []
     for file in (directory / NAME, directory / PREVIOUS):
         if not file.exists():

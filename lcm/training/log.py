@@ -28,11 +28,10 @@ class RunLog:
     continues, and `settings`, {key: value}, to its table of hyperparameters (HParams).
     """
 
-    def __init__(self, directory, text="", tensorboard=True, settings=(), warn=print):
+    def __init__(self, directory, text="", tensorboard=True, settings=()):
         self.file = Path(directory) / "metrics.jsonl"
         self.text = text
         self.rows = [json.loads(line) for line in text.splitlines()]
-        self._warn = warn
         self._settings = dict(settings)
         self._restore()
         self._folder = Path(directory) / "tensorboard" if tensorboard else None
@@ -48,9 +47,7 @@ class RunLog:
                 f"put checkpoint.pt back, or move {self.file.parent} away to start this run anew"
             )
         if not present.startswith(self.text.encode()):
-            self._warn(
-                f"warning: {self.file} was damaged or missing; written anew from the checkpoint"
-            )
+            print(f"warning: {self.file} was damaged or missing; written anew from the checkpoint")
         write_atomically(self.file, self.text.encode())
 
     def append(self, row):
@@ -62,7 +59,7 @@ class RunLog:
         try:
             self._show()
         except Exception as error:  # a full disk, a tensorboard that cannot be imported
-            self._warn(
+            print(
                 f"warning: no TensorBoard events ({type(error).__name__}: {error}); metrics.jsonl "
                 "has every number. tensorboard=false switches them off"
             )
