@@ -58,9 +58,9 @@ def main(command_line=None):
     )
     options = parser.parse_intermixed_args(command_line)
     run, epochs = read(options.run)
-    overrides = [*arguments(run, options.further), f"runs={quoted(options.runs)}"]
-    folder = ["--config-dir", options.config_dir] if options.config_dir else []
-    words = [*folder, *overrides]
+    words = [*arguments(run, options.further), f"runs={quoted(options.runs)}"]
+    if options.config_dir:
+        words = ["--config-dir", options.config_dir, *words]
     print(f"python train.py {shlex.join(words)}", flush=True)
     if options.show:
         return

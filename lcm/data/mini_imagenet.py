@@ -47,8 +47,10 @@ def prepare(source, destination, allow_partial=False) -> str:
     try:
         halves, rule = find_images(source)
         if problems := _class_problems(**halves, allow_partial=allow_partial):
-            title = f"{source} cannot be used as it is (--allow-partial accepts fewer images):"
-            raise listed(title, problems)
+            raise listed(
+                f"{source} cannot be used as it is (--allow-partial accepts fewer images):",
+                problems,
+            )
         files = {
             f"{half}/{wnid}/{name}": file
             for half, classes in halves.items()

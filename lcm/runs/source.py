@@ -67,8 +67,8 @@ def refuse_changed_source(config, state):
     if state.get("state") != "finished" and not saved:
         return
     if "data_files" in state:  # of class folders
-        chosen = {k: v for k, v in config["data"].items() if k in ("root", "test_share")}
-        if state["data_files"] != _files_now(**chosen):
+        data = config["data"]
+        if state["data_files"] != _files_now(data["root"], data.get("test_share")):
             raise UserError(other_images(directory, config))
     if changed := changed_since(config, state):
         raise UserError(
@@ -78,7 +78,7 @@ def refuse_changed_source(config, state):
 
 
 @functools.cache  # once for all runs of a sweep: a folder may hold 60,000 files
-def _files_now(root, test_share=None):
+def _files_now(root, test_share):
     """The digest of the list of files under data.root."""
     return files_digest(list_images(root, test_share)[0])
 

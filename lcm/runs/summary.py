@@ -31,9 +31,9 @@ def print_plan(config, data, complexity, state, directory, saved):
 def best_and_last(rows):
     """The result of a run, from the rows of its metrics.jsonl: its last and its best epoch."""
     best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
-    last = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
-    best = {"best_test_top1": best["test_top1"], "best_epoch": best["epoch"]}
-    return {key: rows[-1][key] for key in last} | best
+    keys = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
+    last = {key: rows[-1][key] for key in keys}
+    return last | {"best_test_top1": best["test_top1"], "best_epoch": best["epoch"]}
 
 
 def result_line(state):

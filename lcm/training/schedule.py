@@ -48,12 +48,19 @@ def make_optimizer(schedule, network):
     device = next(network.parameters()).device
     shared = {"lr": 0.0, "weight_decay": schedule["weight_decay"], "fused": True}
     if schedule["optimizer"] == "adamw":
-        own = {"betas": tuple(schedule["betas"]), "eps": schedule["eps"]}
-        capturable = device.type == "cuda"  # a CUDA graph demands it
-        made = torch.optim.AdamW(network.parameters(), capturable=capturable, **shared, **own)
+        made = torch.optim.AdamW(
+            network.parameters(),
+            betas=tuple(schedule["betas"]),
+            eps=schedule["eps"],
+            capturable=device.type == "cuda",  # a CUDA graph demands it
+            **shared,
+        )
     else:
-        nesterov = schedule["nesterov"] and schedule["momentum"] > 0
-        own = {"momentum": schedule["momentum"], "nesterov": nesterov}
-        made = torch.optim.SGD(network.parameters(), **shared, **own)
+        made = torch.optim.SGD(
+            network.parameters(),
+            momentum=schedule["momentum"],
+            nesterov=schedule["nesterov"] and schedule["momentum"] > 0,
+            **shared,
+        )
     made.param_groups[0]["lr"] = torch.tensor(0.0, device=device)
     return made
