@@ -19,15 +19,7 @@ _HOME = {
     "load_run": "lcm.runs.load",
     "UserError": "lcm.errors",
 }
-__all__ = [
-    "UserError",
-    "build_network",
-    "count",
-    "draw_weights",
-    "fill_sites",
-    "load_run",
-    "remove_attention",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name):

@@ -7,12 +7,11 @@ import pandas as pd
 
 from lcm.config.compose import GROUPS, flatten, read
 from lcm.config.identity import ADDED, NO_DEVIATION, differing, identity, is_under
-from lcm.errors import UserError, listed, nearest
+from lcm.errors import UserError, listed, nearest, plural
 from lcm.reporting.figures import forest
 from lcm.reporting.paired import in_family, make_rows, rows_table
 from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, in_order, one_a_seed, title
 from lcm.reporting.records import read_records, read_runs, row
-from lcm.reporting.render import plural
 from lcm.reporting.report import forest_rows
 from lcm.reporting.runs import frame
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 
+from lcm.errors import plural
 from lcm.files import read_result
 from lcm.reporting.paired import in_family, in_words, make_rows, pair_notes
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, read_csv, select
@@ -26,7 +27,6 @@ from lcm.reporting.render import (
     interval,
     markdown_rows,
     p_value,
-    plural,
     rounded,
     signed,
 )

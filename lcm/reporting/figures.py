@@ -76,7 +76,8 @@ def colours(attentions):
 
 def panels(arms):
     """The arms of each panel: `none` in all of them, and at most four others."""
-    none, others = ([arm for arm in arms if (arm == "none") == first] for first in (True, False))
+    none = [arm for arm in arms if arm == "none"]
+    others = [arm for arm in arms if arm != "none"]
     count = max(1, math.ceil(len(others) / 4))
     return [[*none, *part.tolist()] for part in np.array_split(others, count)]
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from lcm.errors import plural
 from lcm.reporting.protocol import DATA_TITLE, arms_of
 from lcm.reporting.render import (
     DASH,
@@ -14,7 +15,6 @@ from lcm.reporting.render import (
     elapsed,
     interval,
     p_value,
-    plural,
     reached,
     rounded,
     scaled,

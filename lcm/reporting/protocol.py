@@ -41,11 +41,8 @@ PAPER = ROOT / "results" / "paper.csv"
 def in_order(names, known=ATTENTIONS):
     """The different `names`, those that the paper knows first and in its order, the others after
     them by name."""
-    known = list(known)
-    return sorted(
-        set(names),
-        key=lambda name: (known.index(name), "") if name in known else (len(known), name),
-    )
+    place = {name: number for number, name in enumerate(known)}
+    return sorted(set(names), key=lambda name: (place.get(name, len(place)), name))
 
 
 def title(data, model):

@@ -92,7 +92,9 @@ def interval(low, high):
 
 def p_value(p):
     """Three decimals; a dash for None."""
-    return DASH if p is None else "<0.001" if p < 0.0005 else rounded(p, 3)
+    if p is None:
+        return DASH
+    return "<0.001" if p < 0.0005 else rounded(p, 3)
 
 
 def elapsed(seconds):
