@@ -149,7 +149,7 @@ def read_run(directory):
         run = _json(file.read_text(encoding="utf-8"))
         ended = run.get("state") in RECORDED
     if not ended:
-        return run, {}  # the last line of metrics.jsonl may be half written
+        return run, {}  # metrics.jsonl will change
     with _reading(metrics.name):
         begun = run["state"] == "finished" or metrics.exists()
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if begun else []
