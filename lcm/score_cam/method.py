@@ -125,6 +125,12 @@ def _scale(x):
     return (x - low) / torch.where(high > low, high - low, 1)
 
 
+def _is_skewed(maps, images):
+    """Whether (N, C, h, w) has another aspect than its images: (N, h, w, C), or tokens by heads."""
+    (h, w), (height, width) = maps.shape[2:], images.shape[2:]
+    return max(h * width, w * height) > 3 * min(h * width, w * height)
+
+
 def _forward(network, images, layer):
     """The network's logits (N, classes) and the layer's output (N, C, h, w)."""
     last = None
@@ -135,6 +141,8 @@ def _forward(network, images, layer):
             last = output.clone()  # without what follows in place
         elif getattr(output, "ndim", 0) == 4 and output.shape[2] * output.shape[3] > 1:
             last = output  # with what follows in place: that is what the pooling reads
+        elif getattr(output, "ndim", 0) == 3:
+            last = None  # tokens (N, L, C): the output reads them, not the map before them
 
     modules = dict(network.named_modules())
     if layer is not None and layer not in modules:
@@ -142,6 +150,9 @@ def _forward(network, images, layer):
     for module in modules.values() if layer is None else [modules[layer]]:
         module.register_forward_hook(keep)
     logits = network(images)
-    if getattr(last, "ndim", 0) != 4:
-        raise ValueError(f"the output of {layer or 'some layer'} must be a map (N, C, h, w)")
+    if getattr(last, "ndim", 0) != 4 or _is_skewed(last, images):
+        raise ValueError(
+            f"the output of {layer or 'the last layer'} must be a map (N, C, h, w): name a layer "
+            "whose output is one"
+        )
     return logits, last

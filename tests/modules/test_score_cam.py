@@ -201,6 +201,17 @@ def test_takes_logits_that_look_like_probabilities(end, small, images):
     assert torch.allclose(found.probability, expected, rtol=0, atol=1e-12)
 
 
+def test_tokens_are_no_maps(images):
+    read = nn.Sequential(
+        nn.Conv2d(3, 2, 3), nn.Flatten(2), nn.Flatten(), nn.Linear(416, 5)
+    ).double()
+    with pytest.raises(ValueError, match="the last layer must be a map"):
+        score_cam(read, images)
+    channels_last = nn.Sequential(read[0], Calls(lambda m, x: x.movedim(1, -1)), *read[2:])
+    with pytest.raises(ValueError, match="the last layer must be a map"):
+        score_cam(channels_last, images)
+
+
 def test_leaves_the_network_as_it_was(small, images):
     small.train()
     small.bn.eval()
