@@ -32,6 +32,11 @@ def run_task(train, cfg):
         compose.use_sources(hydra.runtime.config_sources)  # in a worker nobody has done it yet
         config = typed(compose.resolve(cfg))
         if hydra.mode != RunMode.MULTIRUN:
+            if hydra.sweeper.params:
+                raise UserError(
+                    "hydra.sweeper.params is the grid of a sweep: add -m, or `hydra: {mode: "
+                    "MULTIRUN}` to the file that has it"
+                )
             launcher = hydra.runtime.choices["hydra/launcher"]
             if launcher != "basic":
                 raise UserError(
@@ -75,7 +80,12 @@ def main(task):
     try:
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
-            arguments = get_args_parser().parse_args()  # a usage message ends it for unknown flags
+            arguments, unknown = get_args_parser().parse_known_args()
+            if unknown:
+                raise UserError(
+                    f"{unknown[0]}: no such flag; settings are KEY=VALUE, such as "
+                    "schedule.epochs=30; python train.py --help lists them"
+                )
             refuse_flags(arguments)
             if not arguments.shell_completion and (
                 found := override_problems(

@@ -139,7 +139,9 @@ def config_of(network, attention, variant, words):
     """train.py's config of a side. Raises UserError."""
     side = VARIANTS.get(variant, [f"precision={variant}"])
     chosen = [*DATA, f"model={network}", f"attention={attention}", *side, *words]
-    if found := problems(config := typed(resolve(composed(chosen)))):
+    config = typed(resolve(composed(chosen)))
+    own = [word for word in words if word.startswith(("model=", "attention="))]
+    if found := [f"{word}: --networks and --attentions choose" for word in own] + problems(config):
         raise listed("nothing was measured:", found)
     return config
 

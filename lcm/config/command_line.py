@@ -101,9 +101,7 @@ def _problem_of(override, multirun, usual):
         names = value.list if isinstance(value, ChoiceSweep) else [] if swept else [value]
         names = [getattr(name, "text", name) for name in names]  # of one in quotes
         wrong = [name for name in names if name not in options]
-        if wrong and (key, value) != ("experiment", None):
-            return no_such_option(key, wrong[0])
-        return None
+        return no_such_option(key, wrong[0]) if wrong else None
     if key in [f"{group}.name" for group in GROUPS]:
         return (
             f"{text}: the name cannot be changed by itself; write {key.partition('.')[0]}={value}"

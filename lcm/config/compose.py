@@ -223,6 +223,11 @@ def resolve(config):
     attention's file.
     """
     config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
+    if names := [g for g in GROUPS if g in config and not OmegaConf.is_dict(config._get_node(g))]:
+        raise UserError(
+            f"{', '.join(names)}: a file of experiment/ chooses it by `defaults: "
+            f"[override /{names[0]}: NAME]`; there, `{names[0]}:` holds keys"
+        )
     try:
         for family, sizes in _own_row(config.model, config.attention).items():
             OmegaConf.update(config, f"attention.paper.{family}", sizes, force_add=True)

@@ -80,6 +80,10 @@ ARRANGED = {  # called in the command's process, with its folder
     "a target that Hydra refuses": own(
         data__mine="name: mine\nimage_size: 32\nnum_classes: 3\n_target_: os.kill\n"
     ),
+    "a grid without -m": own(
+        experiment__mine="# @package _global_\nhydra: {sweeper: {params: {seed: range(2)}}}\n"
+    ),
+    "a name for a group's keys": own(experiment__mine="# @package _global_\nmodel: resnet32\n"),
     "a file": lambda folder: (folder / "file").touch(),
     "where a run of seed 0 is stored": finished_run,
     "run.json damaged": lambda folder: finished_run(folder, run_json=b'{"state": "fini'),
