@@ -94,8 +94,10 @@ RULES = {
     "capture": switch,
     "allocator": switch,
     "threads": either("auto", number(int, low=1, high=1024)),
-    "runs": path,
-    "run_directory": path,
+    **dict.fromkeys(
+        ("runs", "run_directory"),
+        matching(r"(?s)(?!~).*\S.*", "a path, its home folder written out"),
+    ),
     "rerun": switch,
     "checkpoint.every": matching(
         r"epoch|[1-9]\d* steps?|[1-9]\d*(\.\d+)? minutes?", 'epoch, "500 steps" or "10 minutes"'
@@ -213,7 +215,7 @@ def check(config):
     ]
     if problems:
         return problems
-    flat, expected = flatten(config), flatten(plain(config))
+    flat, expected = flatten(config), flatten(typed(plain(config)))
     declared = {f"schedule.{key}" for key in load("schedule", "cifar")}
     for key in [key for key in expected if key.startswith("schedule.") and key not in declared]:
         del expected[key]  # a word of a schedule of one's own, which train.py does not read

@@ -5,6 +5,7 @@ of its names.
 import hashlib
 import json
 
+from lcm.config.check import typed
 from lcm.config.compose import flatten, plain
 
 # Keys that cannot change a number: folders, the machine, what is shown.
@@ -104,7 +105,7 @@ def config_hash(config):
 
 def deviations(config):
     """The keys, with values, in which a config differs from the protocol of its names."""
-    expected = identity(plain(config))
+    expected = identity(typed(plain(config)))
     return {
         key: value
         for key, value in identity(config).items()

@@ -33,7 +33,7 @@ FILES = {
     "[1]\nsites: every\n",
     "attention/deep/se8.yaml": "name: se8\n_target_: lcm.attention.SqueezeExcite\nreduction: 8\n"
     "sites: every\n",
-    "schedule/brief.yaml": "defaults: [short]\nname: brief\nepochs: 1\nweight_decay: "
+    "schedule/brief.yaml": "defaults: [short]\nname: brief\nepochs: '1'\nweight_decay: "
     "5e-4\nlearning_rate: 1\n",
     "schedule/cosine.yaml": "defaults: [brief]\nname: cosine\ndecay: cosine\n",
     "model/wide.yaml": "defaults: [resnet20]\nname: wide\nlayers: 26\n",
