@@ -120,9 +120,10 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.rows, self.running, self.uncounted = {}, [], {}
         self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        holder = {}  # of a parameter: the first module that has it
         for name, module in network.named_modules():
-            params = sum(p.numel() for p in module.parameters(recurse=False))
-            self.rows[module] = Row(name, type(module).__name__, params)
+            own = [p for p in module.parameters(False) if holder.setdefault(p, module) is module]
+            self.rows[module] = Row(name, type(module).__name__, sum(p.numel() for p in own))
             module.register_forward_pre_hook(self.enter)
             module.register_forward_hook(self.leave)
 

@@ -21,6 +21,7 @@ from lcm.config.compose import GROUPS, load, read
 from lcm.errors import UserError, exit_on_user_error
 from lcm.files import write
 from lcm.models.build import build_network
+from lcm.models.probe import why
 from lcm.reporting.protocol import PAPER, read_csv
 from lcm.reporting.render import as_printed
 
@@ -38,7 +39,7 @@ def main(arguments=None):
         "--csv",
         type=Path,
         metavar="FILE",
-        help="of the paper's rows: table,label,model,attention,params,gfloat,macs",
+        help="write the exact counts of the paper's rows to this file",
     )
     options = parser.parse_args(arguments)
     if not options.network:
@@ -46,7 +47,10 @@ def main(arguments=None):
     pairs = [text.partition("=") for text in options.network]
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise UserError(f"{wrong[0]!r} is not of the form key=value, such as model=resnet20")
-    return print_network({key: read(value) for key, _, value in pairs})
+    if options.csv:
+        parser.error("--csv is for the paper's rows, without key=value")
+    # Also as train.py has them: attention.reduction=8.
+    return print_network({key.rpartition(".")[2]: read(value) for key, _, value in pairs})
 
 
 def paper_complexity(model, attention):
@@ -97,7 +101,12 @@ def print_network(keys):
         if wrong := [rule.expected for rule in rules if not rule.fits(value)]:
             raise UserError(f"{key}={value}: must be {wrong[0]}")
     image_size = keys.pop("image_size", load("model", keys["model"])["image_size"])
-    complexity = count(build_network(**keys), image_size)
+    try:
+        complexity = count(build_network(**keys), image_size)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network raises of sizes that do not fit
+        raise UserError(f"model={keys['model']}, image_size={image_size}: {why(error)}") from error
     total = Row("total", "", complexity.params, complexity.gfloat, complexity.macs)
     table = pd.DataFrame([*complexity.rows, total])
     table["name"] = table.name.str.ljust(table.name.str.len().max())
