@@ -62,7 +62,8 @@ def in_words(error):
     """An exception as the message that a user reads."""
     # torch itself only advises .reshape()
     hint = " Or take channels_last=false." if "view size is not compatible" in str(error) else ""
-    return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}{hint}"
+    text = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}{hint}"
+    return os.fsencode(text).decode(errors="replace")  # names of files need not be UTF-8
 
 
 def nearest(name, names):

@@ -38,9 +38,13 @@ class StopRequest:
         return Stopped(self.requested, "there was nothing to save")
 
     def behind(self, error):
-        """The Stopped behind an exception: other code may catch the signal's and raise its own."""
+        """The Stopped behind an exception: other code may catch the signal's and raise its own, and
+        after Ctrl-C in `train.py -m ... | tee log` nobody reads what is printed.
+        """
         if self.at_once and not isinstance(error, Stopped):
             return self._nothing_saved()
+        if self.requested and isinstance(error, BrokenPipeError):
+            return Stopped(self.requested, "nobody reads the output any more")
         return error
 
     @contextlib.contextmanager

@@ -187,6 +187,8 @@ def test_the_first_signal_counts():
         with pytest.raises(Stopped, match="a second SIGINT") as stopped:
             signal.raise_signal(signal.SIGINT)
     assert stopped.value.signal == "SIGINT"
+    # `train.py | tee log`, and Ctrl-C ended both.
+    assert stop.behind(BrokenPipeError()).signal == "SIGUSR1" and not stop.at_once
 
 
 @pytest.mark.parametrize("caught", [False, True])
