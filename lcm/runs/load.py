@@ -42,7 +42,7 @@ def load_run(directory, config_dir=None):
     # of class folders, whose config has no number, it was counted
     classes = config["data"].get("num_classes") or state.get("num_classes")
     try:
-        network = build_network(config["model"], config["attention"], classes)
+        network = build_network(config["model"], config["attention"], classes, config["seed"])
         network.load_state_dict(saved["model"])
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()

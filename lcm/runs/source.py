@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import itertools
 import sys
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from hydra.utils import get_object
@@ -25,6 +24,7 @@ from lcm.runs.lock import owner
 from lcm.runs.state import other_images, read_state, refuse_another_config
 from lcm.training import checkpoint
 
+_read = functools.cache(Path.read_bytes)
 INSTALLED = {"site-packages", "dist-packages"}
 PUBLIC = ("lcm.models.build", "lcm.runs.load")  # what modules of one's own import
 
@@ -47,7 +47,7 @@ def keep_own(config, directory):
     """
     for files in _own(config).values():
         for name, file in files.items():
-            write(Path(directory) / "source" / name, file.read_bytes())
+            write(Path(directory) / "source" / name, _read(file))
     return {
         group: hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
         for group, digests in source(config).items()
@@ -175,7 +175,8 @@ def _local(module):
     name, spec = "", None
     for part in module.split("."):
         name = f"{name}.{part}".lstrip(".")
-        spec = PathFinder.find_spec(name, places)
+        found = (finder.find_spec(name, places) for finder in sys.meta_path)
+        spec = next(filter(None, found), None)  # of an editable installation, too
         if spec is None or name in sys.stdlib_module_names:
             return None
         places = spec.submodule_search_locations or []
@@ -206,5 +207,5 @@ class _Bare(ast.NodeTransformer):
 @functools.cache
 def _digest(file):
     """Of what a file does."""
-    tree = _Bare().visit(ast.parse(file.read_bytes()))
+    tree = _Bare().visit(ast.parse(_read(file)))
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]

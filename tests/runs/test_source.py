@@ -7,6 +7,7 @@ import signal
 import sys
 
 import pytest
+import torch
 from hydra_config import begun_state, config
 from tiny import ROOT, after_step, run
 
@@ -21,6 +22,7 @@ from lcm.runs.source import SHIPPED, own_files, refuse_changed_source, set_aside
 from lcm.runs.state import read_state, write_state
 
 MODULE = '''"""A gate."""
+import torch
 from torch import nn
 
 from own_parts import scale
@@ -29,7 +31,8 @@ from own_parts import scale
 class Gate(nn.Module):
     def __init__(self, channels):
         super().__init__()
-        self.channels = channels
+        self.order = torch.randperm(channels)
+        self.register_buffer("stored", self.order)
 
     def forward(self, x):
         return scale(x)
@@ -51,7 +54,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # edits come within one second
     for name in ("own_gate", "own_parts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    for cached in (own_files, sources._local, sources._digest):
+    for cached in (own_files, sources._local, sources._digest, sources._read):
         cached.cache_clear()
     return tmp_path
 
@@ -92,12 +95,14 @@ def test_a_changed_module_ends_with_its_file_and_trains_anew_on_demand(train, tm
     (tmp_path / "own_parts.py").write_text(CHANGED)
     refused = train()
     assert refused.code == 2 and words in refused.err and "rerun=true" in refused.err
-    sources._digest.cache_clear()  # in this process; in another one there is none
+    sources._digest.cache_clear(), sources._read.cache_clear()  # as in another process
     with pytest.raises(UserError, match=f"{words} since {directory} was trained"):
         lcm.load_run(directory, config_dir=tmp_path / "choices")
     assert (ended := train("rerun=true")).code == 0, ended.err
     assert read_state(directory.with_name(f".{directory.name}.1")) == first
     assert read_state(directory)["own_source"] != first["own_source"]
+    network, _ = lcm.load_run(directory, config_dir=tmp_path / "choices")  # built with its seed
+    assert torch.equal(network.stage1[0].site.order, network.stage1[0].site.stored)
     assert find_runs(tmp_path / "runs") == [directory]
 
 
@@ -148,8 +153,7 @@ def test_a_file_in_the_package_is_own_where_the_repository_does_not_import_it(mo
     monkeypatch.setattr(
         sources, "SHIPPED", [name for name in SHIPPED if "imagenet" not in str(name)]
     )
-    found = own_files.__wrapped__("lcm.models.imagenet.resnet50")
-    assert list(found) == ["lcm/models/imagenet.py"]
+    assert list(own_files.__wrapped__("lcm.models.imagenet.resnet50")) == ["lcm/models/imagenet.py"]
 
 
 def test_the_repositorys_targets_are_those_of_its_yaml_files_and_have_no_own_files():
