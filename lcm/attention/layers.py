@@ -7,6 +7,8 @@ from torch import nn
 
 def hidden_width(channels, reduction):
     """C // r, the width between two layers. ValueError where it would be less than one."""
+    if reduction < 1:
+        raise ValueError(f"reduction {reduction} has to be at least 1")
     if reduction > channels:
         raise ValueError(
             f"reduction {reduction} is larger than the {channels} channels it divides: choose at "

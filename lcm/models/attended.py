@@ -59,7 +59,7 @@ def _without_layer(module, state, prefix, metadata):
 def _with_layer(module, state, prefix, *rest):
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        if name.partition(".")[0] != "attention":
+        if name.partition(".")[0] not in module._modules:
             state[f"{prefix}layer.{name}"] = state.pop(key)
 
 
@@ -74,7 +74,7 @@ class Blend(nn.Module):
     def __init__(self, attention):
         super().__init__()
         self.attention = attention
-        self.a = nn.Parameter(torch.zeros(()))
+        self.a = nn.Parameter(torch.zeros(1))  # FSDP takes no scalars
 
     def forward(self, x):
         return x + self.a.to(x.dtype) * (self.attention(x) - x)

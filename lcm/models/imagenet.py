@@ -57,7 +57,7 @@ def give_sites(network):
     blocks = [(name, parent, unwrapped(module)) for name, parent, _, module in places(network)]
     blocks = [found for found in blocks if isinstance(found[-1], tuple(WITH_SITE))]
     for name, _, block in blocks:
-        if type(block) not in (*WITH_SITE, *WITH_SITE.values()):
+        if type(block) not in (*WITH_SITE, *WITH_SITE.values()) or "forward" in vars(block):
             raise ValueError(
                 f"{name} is a {type(block).__name__}, which may compute something else than "
                 "torchvision's: name the modules that attention is to follow "

@@ -114,7 +114,7 @@ def map_shape(place, calls, keeps):
             "of maps"
         )
     for entering, leaving in calls:
-        if getattr(leaving, "ndim", 0) != 4 or _channels_last(layer, leaving):
+        if getattr(leaving, "ndim", 0) != 4 or _channels_last(layer, place.parent, leaving):
             raise ValueError(f"{said}, which makes {in_words(leaving)}, no map (N, C, H, W)")
         if keeps and getattr(entering, "shape", None) != leaving.shape:
             raise ValueError(
@@ -130,9 +130,14 @@ def map_shape(place, calls, keeps):
     return tuple(calls[0][1].shape[1:])
 
 
-def _channels_last(layer, maps):
+def _channels_last(layer, parent, maps):
     """Whether a layer has its channels last, (N, H, W, C), as its linear layers and norms tell."""
     widths = {part.out_features for part in layer.modules() if isinstance(part, nn.Linear)}
-    norms = [part for part in layer.modules() if type(part) in (nn.LayerNorm, nn.RMSNorm)]
+    # An activation or a permutation has none: what stands beside it tells.
+    alone = next(layer.parameters(), None) is None
+    beside = [unwrapped(part) for part in parent.children()] if alone else []
+    widths |= {part.in_features for part in beside if isinstance(part, nn.Linear)}
+    parts = [*layer.modules(), *beside]
+    norms = [part for part in parts if type(part) in (nn.LayerNorm, nn.RMSNorm)]
     widths |= {norm.normalized_shape[-1] for norm in norms}
     return maps.shape[3] in widths and maps.shape[1] not in widths

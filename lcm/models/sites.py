@@ -6,6 +6,7 @@ the addition; in a DenseNet it is the output of each dense layer, the k new maps
 concatenated. A stage is a group of residual blocks or a dense block, counted from 1.
 """
 
+import functools
 import warnings
 
 import torch
@@ -62,7 +63,8 @@ def fill_sites(
             maps have (an activation, a block). With it each module is tried at its map; without,
             one that returns another shape may be broadcast unnoticed.
         blend: put x + a (attention(x) - x), with a learned number a that starts at 0: the network
-            first computes what it did. One that starts as an identity is put as it is: a warning.
+            first computes what it did (with `instead_of`, what it does without the layer). One that
+            starts as an identity is put as it is: a warning.
 
     Raises:
         ValueError: no such site, name or width, a module that will not do, or a network that is
@@ -85,7 +87,7 @@ def fill_sites(
         if layer not in new:
             module = _module(factory, seed, blend, _name(place, behind), shapes[layer])
             like = _tensor_of(place, network)
-            new[layer] = module.to(like.device, like.dtype).train(layer.training)
+            new[layer] = _to(module, like).train(layer.training)
     # From here on nothing fails.
     if behind:
         new = {layer: Attended(layer, module) for layer, module in new.items()}
@@ -150,7 +152,7 @@ def _name(place, behind):
 def _module(factory, seed, blend, name, shape):
     """The module `name`, for maps (C, H, W), of which C alone may be known; on the CPU."""
     with torch.device("cpu"):  # the same values wherever the network is
-        module = new_module(lambda: factory(shape[0]), seed, name)
+        module = new_module(functools.partial(factory, shape[0]), seed, name)
         if not blend:
             return module
         check_map(lambda channels: module, shape if shape[1:] else (shape[0], 8, 8))
@@ -168,6 +170,13 @@ def _module(factory, seed, blend, name, shape):
         stacklevel=3,
     )
     return module
+
+
+def _to(module, like):
+    """The module with the device and, but for complex and whole numbers, the type of a tensor."""
+    return module._apply(
+        lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype)
+    )
 
 
 def _tensor_of(place, network):

@@ -6,6 +6,7 @@ attention modules too, and undo the zeros with which some of them start.
 """
 
 import contextlib
+import functools
 import hashlib
 import random
 
@@ -45,18 +46,20 @@ def new_module(make, seed, name=""):
     """The module that `make()` constructs, its random values a function of the seed and its dotted
     name alone.
 
-    It keeps every value that its constructor set. Only the attentions of this project, and its
-    networks, which say `drawn_by_layer = True`, are drawn again layer by layer: a layer of a
-    backbone is then the same whatever stands between the layers. With seed None nothing is fixed:
-    the values come from the global generators.
+    It keeps every value that `make` set. Only where `make` is an attention of this project (a
+    functools.partial), and in its networks, which say `drawn_by_layer = True`, is all drawn again
+    layer by layer: a layer of a backbone is then the same whatever stands between the layers. With
+    seed None nothing is fixed: the values come from the global generators.
     """
     if seed is None:
         return make()
     with generators(seed, name):
         module = make()
-    # Not a subclass by somebody else: its constructor may set what no layer can draw again.
+    # Not a subclass or a factory by somebody else: it may set what no layer can draw again.
     marks = {*vars(type(module)), *vars(module)}
-    if "drawn_by_layer" in marks or type(module) in vars(attention).values():
+    while isinstance(make, functools.partial):  # Hydra's are partials, too
+        make = make.func
+    if "drawn_by_layer" in marks or make in vars(attention).values():
         draw_weights(module, seed, prefix=name)
     return module
 

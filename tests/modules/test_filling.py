@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from plain import digest
 from strangers import Scale, images, se, state
 from torch import nn
 
@@ -145,9 +146,20 @@ def test_an_error_in_the_middle_changes_nothing(where):
     assert sum(type(module) is SqueezeExcite for module in network.modules()) == 8
 
 
+def test_a_module_keeps_what_its_factory_set():
+    """Also one of this project, with a seed, and numbers that are no reals."""
+    made = se(64)
+    made.spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    before = digest(made.state_dict())
+    fill_sites(tv.resnet18(), lambda channels: made, after="bn1", seed=0)
+    assert digest(made.state_dict()) == before
+
+
 def test_attributes_are_those_of_the_layer_and_tensors_are_not():
     network = fill_sites(tv.resnet18(), se, after="bn1")
     network.eval()
+    # A moving average by the names of named_parameters.
+    assert not network.load_state_dict(dict(network.named_parameters()), False).unexpected_keys
     assert not any(module.training for module in network.modules())
     network.bn1.eps = 0.5
     assert network.bn1.layer.eps == network.bn1.eps == 0.5 and network.bn1.num_features == 64

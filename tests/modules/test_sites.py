@@ -150,10 +150,15 @@ def filled(**keys):
     return lambda: fill_sites(tv.resnet18(), nn.BatchNorm2d, **keys)
 
 
-def resnet18_with_a_derived_block():
-    network = tv.resnet18()
-    network.layer3[0].__class__ = Derived
-    return network
+def resnet18_with(key, value):
+    """A maker of networks, of which one block has this attribute."""
+
+    def make():
+        network = tv.resnet18()
+        setattr(network.layer3[0], key, value)
+        return network
+
+    return make
 
 
 NO_MAPS = [
@@ -180,6 +185,8 @@ REFUSED = [  # the network, the arguments, the message
     (tv.resnet18, {"after": "fc"} | EXAMPLE, r"fc is a Linear, which makes \(1, 1000\) float32"),
     (tv.swin_t, {"after": "features.1.*"} | EXAMPLE,
         r"features.1.0 is a .*, which makes \(1, 16, 16, 96\) float32, no map"),
+    (tv.convnext_tiny, {"after": "features.1.0.block.4"} | EXAMPLE,
+        r"features.1.0.block.4 is a GELU, which makes \(1, 16, 16, 384\) float32, no map"),
     (layers(nn.MaxPool2d(2, return_indices=True), nn.Identity()), {"after": "0"} | EXAMPLE,
         "makes a tuple, no map"),
     # what cannot be replaced
@@ -209,7 +216,9 @@ REFUSED = [  # the network, the arguments, the message
     (layers(nn.Linear(3, 3)), {},
         r"Sequential has no free site: name the modules .*after=.*lcm\.models\.Site"),
     (filled(), {}, "ResNet has no free site"),
-    (resnet18_with_a_derived_block, {}, "layer3.0 is a Derived, which may compute something else"),
+    (resnet18_with("__class__", Derived), {}, "layer3.0 is a Derived, which may compute something"),
+    # as torch.utils.checkpoint is put around a block
+    (resnet18_with("forward", torch.relu), {}, "layer3.0 is a BasicBlock, which may compute"),
 ]  # fmt: skip
 
 
