@@ -84,8 +84,7 @@ def test_a_split_copy_keeps_its_split(tmp_path, test):
     # not the first-500 rule
     shutil.move(source / test / A / image(A, 6), source / "train" / A / image(A, 6))
     shutil.move(source / "train" / A / image(A, 2), source / test / A / image(A, 2))
-    script = "scripts/prepare_mini_imagenet.py"
-    ended = command(tmp_path, source, tmp_path / "out", script=script)
+    ended = command(tmp_path, source, tmp_path / "out", script="scripts/prepare_mini_imagenet.py")
     assert ended.code == 0 and "(the copy's own split)" in ended.out, ended
     made = contents(tmp_path / "out")
     assert made == {path.replace("val/", "test/"): data for path, data in contents(source).items()}

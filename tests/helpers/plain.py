@@ -50,8 +50,7 @@ def in_dtype(batches, dtype):
 
 def sgd(network, rate=0.1, **options):
     """The paper's optimizer (section 4.1.2)."""
-    device = next(network.parameters()).device
-    rate = torch.tensor(rate, device=device)
+    rate = torch.tensor(rate, device=next(network.parameters()).device)
     return torch.optim.SGD(
         network.parameters(), rate, 0.9, weight_decay=1e-4, nesterov=True, **options
     )

@@ -125,9 +125,8 @@ def test_kept_memory_is_linear_in_depth(site):
 
     at_5, at_10, at_20 = (kept("linear", layers) for layers in (5, 10, 20))
     assert at_20 - at_10 == pytest.approx(2 * (at_10 - at_5), rel=0.02)
-    per_layer = (at_20 - at_10) / 10
     # Its maps, and a few times that for a site's own graph.
-    assert per_layer < GROWTH * (1.1 if site == "none" else 5)
+    assert (at_20 - at_10) / 10 < GROWTH * (1.1 if site == "none" else 5)
     assert kept("fast", 20) > (10 if site == "none" else 3) * at_20
 
 

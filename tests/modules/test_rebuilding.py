@@ -116,8 +116,7 @@ def through_a_file(network, x):
 
 def sync_batch_norm(network, x):
     with_activation = any(isinstance(m, timm.layers.BatchNormAct2d) for m in network.modules())
-    convert = timm.layers if with_activation else nn.SyncBatchNorm
-    network = convert.convert_sync_batchnorm(network)
+    network = (timm.layers if with_activation else nn.SyncBatchNorm).convert_sync_batchnorm(network)
     assert not any(type(module) is nn.BatchNorm2d for module in network.modules())
     return network
 

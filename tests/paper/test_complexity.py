@@ -225,6 +225,5 @@ def test_the_counts_do_not_say_where_in_a_block(make):
     assert ours.params > plain.params
     # Behind the first norm, before the last norm, behind the addition and its ReLU.
     for place in ("stage*.*.bn1", "stage*.*.conv2", "stage*.*"):
-        network = fill_sites(build_network("resnet20"), make, after=place, example=images)
-        there = count(network, 32)
+        there = count(fill_sites(build_network("resnet20"), make, after=place, example=images), 32)
         assert (there.params, there.gfloat, there.macs) == (ours.params, ours.gfloat, ours.macs)

@@ -201,8 +201,7 @@ def test_rows_have_the_schedule_and_precision_of_their_own_runs(tmp_path, capsys
     assert "schedule=cifar, schedule=short, precision=bf16, precision=fp32" in text
     records = pd.read_csv(tmp_path / "by.csv")
     names = [("cifar", "bf16"), ("cifar", "fp32"), ("short", "bf16"), ("short", "fp32")]
-    found = zip(records["schedule"], records["precision"], strict=True)
-    assert sorted(found) == sorted(2 * names)
+    assert sorted(zip(records["schedule"], records["precision"], strict=True)) == sorted(2 * names)
     shares = records["schedule.divide_at"][records["schedule"] == "short"]
     assert set(shares) == {"[0.5]"}
 

@@ -223,8 +223,7 @@ def test_the_seeds_that_are_recommended_can_decide(claims):
     own = re.search(r"attention=(\S+) seed='range\((\d+)\)' schedule.epochs", readme)
     assert int(own[2]) == pairs_to_reach(own[1].count(","))
     sweep = OmegaConf.load(ROOT / "configs/experiment/quickstart.yaml")["hydra"]["sweeper"]
-    others = sweep["params"]["attention"].count(",")
-    assert recommended("quickstart") == pairs_to_reach(others)
+    assert recommended("quickstart") == pairs_to_reach(sweep["params"]["attention"].count(","))
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,7 @@ def test_what_the_paper_does_not_know_has_its_rows(runs):
     mine = (runs["attention"] == "gc").to_numpy()
     runs = more(runs, mine, attention="mine")
     runs = more(runs, [*mine, *([False] * mine.sum())], model="net", attention="alpha")
-    table = comparison_table(runs, Protocol("digits"), ROOT / "results")
-    shown = [row[1:3] for row in table.rows]
+    shown = [row[1:3] for row in comparison_table(runs, Protocol("digits"), ROOT / "results").rows]
     assert [name for network, name in shown if network == "resnet20"][-2:] == ["lcm2", "mine"]
     assert shown[-1] == ["net", "alpha"]
     assert [name for _, *name in arms(runs, "digits")] == [

@@ -172,8 +172,7 @@ def test_evaluation_equals_run_json_and_a_plain_forward_pass(trained, tmp_path, 
     assert 100 * right / 24 == pytest.approx(recorded, abs=1e-9)
 
     evaluate.main([str(trained), "--out", str(tmp_path / "deep")])
-    out = capsys.readouterr().out
-    assert f"top-1 {recorded:.2f} % ({right} of 24); as in run.json" in out
+    assert f"top-1 {recorded:.2f} % ({right} of 24); as in run.json" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "deep" / "predictions.csv")
     expected = {"image": range(24), "class": labels, "predicted": predicted, "probability": highest}
     pd.testing.assert_frame_equal(table, pd.DataFrame(expected), check_dtype=False, atol=2e-6)

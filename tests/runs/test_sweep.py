@@ -43,8 +43,7 @@ def test_an_experiment_is_its_table_of_the_paper(table):
     }
     assert named == {row for row in ROWS if row[0] == table}
     assert len(jobs) == len(named)  # one seed
-    epochs = {job.config["schedule"]["epochs"] for job in jobs}
-    assert epochs == {100 if table == "5" else 300}
+    assert {job.config["schedule"]["epochs"] for job in jobs} == {100 if table == "5" else 300}
 
 
 def test_quickstart_has_every_attention():

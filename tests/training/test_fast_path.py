@@ -41,8 +41,7 @@ def test_twenty_steps(model, memory, dtype, rate, tolerance):
     keep_pages()
     network, plain = (small(model, m).to(dtype) for m in (memory, "fast"))
     tests = [invented_batches(50, 25, seed=None) for _ in range(2)]
-    test = in_dtype(tests[0], dtype)
-    (row,) = fit(network, in_dtype(invented_batches(), dtype), test, rate).rows
+    (row,) = fit(network, in_dtype(invented_batches(), dtype), in_dtype(tests[0], dtype), rate).rows
     plain_training(plain, invented_batches(), rate)
     assert distance(network, plain) <= tolerance
     found = {key: row[key] for key in ("test_loss", "test_top1", "test_top5")}

@@ -84,8 +84,7 @@ def test_while_data_are_read_it_ends_at_once(config, ends):
 
     started = time.monotonic()
     ended = ends(config(), 75, prepare=lambda: setattr(setting, "few_photographs", reading))
-    words = "stopped by SIGINT: there was nothing to save; the same command continues\n"
-    assert ended.err == words
+    assert ended.err == "stopped by SIGINT: there was nothing to save; the same command continues\n"
     assert time.monotonic() - started < 30 and not (directory_of(config()) / "run.json").exists()
 
 

@@ -176,8 +176,7 @@ def trained(folder):
 
 def killed(words):
     """The command that is killed in step 9 of its last epoch, with a checkpoint after step 7."""
-    dies = after_step(STEPS + 9, die)
-    return -signal.SIGKILL, dies, [*words, "checkpoint.every=5 steps"]
+    return -signal.SIGKILL, after_step(STEPS + 9, die), [*words, "checkpoint.every=5 steps"]
 
 
 def test_a_schedule_of_ones_own_is_continued_exactly(trained):
