@@ -52,7 +52,7 @@ def main(arguments=None):
     choices = [text for text in options.what if "=" in text]
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
     picture = options.out or Path("comparison")
-    if picture.suffix not in figures.METADATA:
+    if picture.suffix.lower() not in figures.METADATA:
         picture = picture.with_name(f"{picture.name}.svg")
     runs = choose(runs, choices)
     table, figure = compare_runs(runs, options.against, picture.stem, options.by)

@@ -62,9 +62,8 @@ def fill_sites(
         example: an input of the network, needed where a layer does not say how many channels its
             maps have (an activation, a block). With it each module is tried at its map; without,
             one that returns another shape may be broadcast unnoticed.
-        blend: put x + a (attention(x) - x), with a learned number a that starts at 0: the network
-            first computes what it did (with `instead_of`, what it does without the layer). One that
-            starts as an identity is put as it is: a warning.
+        blend: put x + a (attention(x) - x), a learned from 0: the network first computes what it did,
+            or, with `instead_of`, does without the layer. An identity is put as it is: a warning.
 
     Raises:
         ValueError: no such site, name or width, a module that will not do, or a network that is

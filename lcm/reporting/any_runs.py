@@ -147,7 +147,7 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
         title=f"Every attention against {baseline}: {networks}, {words}",
         warning=warning,
         notes=[
-            f"p (Holm): over the {plural(len(corrected), 'comparison')} that were chosen here.",
+            f"p (Holm): over the {plural(len(corrected), 'comparison')} chosen here.",
             *table.notes,
         ],
     ), forest(forest_rows(rows, {}), heading)

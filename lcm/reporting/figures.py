@@ -126,8 +126,8 @@ def forest(rows, title):
     axis.axvline(0, color=INK, linewidth=0.8)
     near = np.ptp([d for row, _ in rows.values() for d in row.comparison.differences] or [0]) / 60
     for i, (row, paper) in enumerate(rows.values()):
-        ours, word = row.comparison, row.verdict or INCONCLUSIVE
-        colour, found = VERDICT_COLOURS[word], ours.differences
+        ours, word = row.comparison, row.verdict or "no verdict"
+        colour, found = VERDICT_COLOURS.get(word, INK), ours.differences
         if i % 2:
             axis.axhspan(i - 0.5, i + 0.5, color="#f3f4f6", zorder=0)
         if ours.low is not None:
@@ -141,7 +141,11 @@ def forest(rows, title):
             ours.mean, i - 0.2, s=18, zorder=3, color=colour, label=f"mean: {word}", linewidths=0
         )
         if paper is not None:
-            hollow |= {"linewidths": 0.8, "edgecolors": "#000000", "label": "the paper"}
+            hollow |= {
+                "linewidths": 0.8,
+                "edgecolors": "#000000",
+                "label": "the paper (its own schedule)",
+            }
             axis.scatter(paper, i - 0.2, s=24, zorder=3, marker="D", **hollow)
     axis.set_yticks(range(len(rows)), list(rows), fontsize=7.5)
     axis.set_ylim(len(rows) - 0.5, -0.5)

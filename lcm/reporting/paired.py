@@ -50,8 +50,9 @@ METHOD = (
     "arms. 95 % interval: BCa bootstrap of the mean difference, too narrow where seeds are few "
     "(`results/power.md`); not excluded: the largest loss and gain that the test does not reject "
     "at 5 %; P(better): share of seeds on which the first arm is above the other, a tie counts "
-    "half; p: two-sided sign-flip test, exact up to 20 pairs, 9,999 random patterns above. A "
-    "diverged run counts as the worst of its arm and loses its pair; no verdict rests on leaving "
+    "half; p: two-sided sign-flip test, exact up to 20 pairs, 9,999 random patterns above. "
+    "Supported or contradicted: a corrected p of at most 0.05, and the 95 % interval on that side. "
+    "A diverged run counts as the worst of its arm and loses its pair; no verdict rests on leaving "
     "it out. Parameters and MACs are those of the trained network."
 )
 
@@ -168,7 +169,8 @@ def _record(row, protocol, plan, level, paper):
     if plan:
         planned["loss_at_once"], planned["gain_at_once"] = not_excluded(certain, level)
         planned["paper"] = printed_difference(row, paper)
-        planned["next_low"], planned["next_high"] = prediction_interval(ours)
+        next_pair = ours if certain else ours._replace(deviation=None)
+        planned["next_low"], planned["next_high"] = prediction_interval(next_pair)
     return {
         **names,
         "schedule": next(iter(row.arm["schedule"]), protocol.schedule_of(row.data)),

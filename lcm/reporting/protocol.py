@@ -169,7 +169,8 @@ def one_a_seed(runs):
     finished = runs["state"] == "finished"
     first = ~runs.assign(finished=finished).duplicated([*ARM, "seed", "finished"])
     return runs.assign(
-        used=finished & first, tried=finished | runs["message"].str.contains("finite")
+        used=finished & first,
+        tried=finished | runs["message"].str.contains("finite"),
     )
 
 

@@ -52,8 +52,10 @@ FAMILY = {
     "the claims make in a table of the paper; where the paper claims nothing there is no verdict.",
     "plan": "p (Holm): over each planned family, for each data set (`results/plans/{name}.yaml`, "
     "written before the first run); other rows have no verdict. Tested once all {seeds} seeds are "
-    "there. Runs of its network with other seeds or settings are in no table of the schedule. The "
-    "paper's differences are those of its own schedule.",
+    "there. Two rules, older than the first result, are stricter than the plan's test: a verdict "
+    "also asks for the 95 % interval, and a diverged run also loses its pair. Runs of its network "
+    "with other seeds or settings are in no table of the schedule. The paper's differences are "
+    "those of its own schedule.",
     "none": "No plan was written for this schedule before its runs. p (Holm): over all rows of one "
     "network on one data set, those without runs too.",
 }

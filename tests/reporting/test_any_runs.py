@@ -70,7 +70,7 @@ def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
         "better than none?",
         "Runs: 18",
         "inconclusive (6 of 7 pairs)",
-        "p (Holm): over the 2 comparisons that were chosen here.",
+        "p (Holm): over the 2 comparisons chosen here.",
     ):
         assert words in text
     records = pd.read_csv(tmp_path / "mine.csv").set_index("attention")

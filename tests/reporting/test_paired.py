@@ -82,13 +82,19 @@ def test_a_planned_schedule_has_the_plans_families(tmp_path):
         f"{low} to {high}, 8 pairs). That lcm1 is better is supported (p = 0.023, corrected). The "
         f"runs exclude that the difference is below {signed(min(d))} or above {signed(max(d))} "
         "points (a test of all planned comparisons on this data set together at the 5 % level). "
-        "The paper's single pair under its own schedule: +1.06; one more pair here is expected "
+        "The paper's difference under its own schedule: +1.06; one more pair here is expected "
         f"between {signed(lcm1['next_low'])} and {signed(lcm1['next_high'])} (95 %, normal",
         "schedule=tenth: se minus none is",
     ):
         assert words in page
     planned = re.findall("Planned before the first run</b>.*", page)
-    assert ["The paper's single" in line for line in planned] == [False, True, True, False, True]
+    assert ["The paper's difference" in line for line in planned] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
     assert "What the runs exclude" not in page
     forest = pictures["against-none-tenth-cifar100"].decode()
     assert "ResNet-20: lcm2 - se" in forest and "the paper" in forest

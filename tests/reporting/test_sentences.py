@@ -19,7 +19,7 @@ from lcm.reporting.protocol import (
     select,
 )
 from lcm.reporting.records import read_record, record_name
-from lcm.reporting.render import signed
+from lcm.reporting.render import rounded, signed
 from lcm.reporting.report import printed_counts
 from lcm.reporting.runs import read_runs
 from lcm.reporting.statistics import MINIMUM_PAIRS, pairs_to_reach
@@ -108,7 +108,7 @@ def lines_of_the_table():
     for name, paper, row, planned in shown():
         if paper == "–" and row.pairs < max(planned, MINIMUM_PAIRS):
             continue
-        pairs, meaning = f"{row.pairs}", f"excludes gains above {row.gain:.2f} points"
+        pairs, meaning = f"{row.pairs}", f"excludes gains above {rounded(row.gain, 2)} points"
         if planned and row.pairs < planned:
             pairs += f" of {planned}"
             meaning = f"judged at {planned} pairs"
@@ -186,8 +186,8 @@ def phrases_of_readme():
             f"and ResNet-20 ({lower:.2f} against {higher:.2f})",
         ],
         "* **What would decide**": [
-            f"with fewer than {fewest} seeds, {fewest * len(TOP1[TOP1['table'] == 2])} runs, no "
-            "comparison of Table 2",
+            "no comparison of Table 2 can be significant with fewer than "
+            f"{fewest} seeds ({fewest * len(TOP1[TOP1['table'] == 2])} runs)",
             f"{chances[0]} seeds would support its claim that LCM improves ResNets "
             f"(claim {number}) with probability 0.5, and {chances[1]} with 0.8",
         ],
@@ -208,7 +208,7 @@ def under_the_picture():
     largest = means.abs().idxmax()
     return [
         f"None of the {len(means)} comparisons is significant",
-        f"for all of them that takes {pairs_to_reach(len(means))} pairs",
+        f"Holm's correction for all of them asks for {pairs_to_reach(len(means))} pairs",
         f"In {unlike.sum()} of the {differences.size} pairs",
         f"the {means[largest]:.2f} points of `{largest}`",
     ]
