@@ -62,8 +62,9 @@ def fill_sites(
         example: an input of the network, needed where a layer does not say how many channels its
             maps have (an activation, a block). With it each module is tried at its map; without,
             one that returns another shape may be broadcast unnoticed.
-        blend: put x + a (attention(x) - x), a learned from 0: the network first computes what it did,
-            or, with `instead_of`, does without the layer. An identity is put as it is: a warning.
+        blend: put x + a (attention(x) - x), a learned from 0: the network first computes what it
+            did, with `instead_of` what it does without the layer. An identity is put as it is, with
+            a warning.
 
     Raises:
         ValueError: no such site, name or width, a module that will not do, or a network that is
@@ -85,8 +86,7 @@ def fill_sites(
         layer = place.module
         if layer not in new:
             module = _module(factory, seed, blend, _name(place, behind), shapes[layer])
-            like = _tensor_of(place, network)
-            new[layer] = _to(module, like).train(layer.training)
+            new[layer] = _to(module, _tensor_of(place, network)).train(layer.training)
     # From here on nothing fails.
     if behind:
         new = {layer: Attended(layer, module) for layer, module in new.items()}
