@@ -31,6 +31,7 @@ VERDICT_COLOURS = {
     INCONCLUSIVE: "#0550ae",
     NOT_TESTED: "#767676",
 }
+PAPERS = "the paper (its own schedule)"
 STYLE = {
     "font.family": "sans-serif",  # where DejaVu Sans is not installed
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
@@ -138,14 +139,16 @@ def forest(rows, title):
         hollow = {"facecolors": "none", "linewidths": 0.7, "edgecolors": colour}
         axis.scatter(found, heights, s=9, zorder=2, label="a pair of runs", **hollow)
         axis.scatter(
-            ours.mean, i - 0.2, s=18, zorder=3, color=colour, label=f"mean: {word}", linewidths=0
+            ours.mean,
+            i - 0.2,
+            s=18,
+            zorder=3,
+            color=colour,
+            label=f"mean, 95 % interval: {word}",
+            linewidths=0,
         )
         if paper is not None:
-            hollow |= {
-                "linewidths": 0.8,
-                "edgecolors": "#000000",
-                "label": "the paper (its own schedule)",
-            }
+            hollow |= {"linewidths": 0.8, "edgecolors": "#000000", "label": PAPERS}
             axis.scatter(paper, i - 0.2, s=24, zorder=3, marker="D", **hollow)
     axis.set_yticks(range(len(rows)), list(rows), fontsize=7.5)
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -153,5 +156,5 @@ def forest(rows, title):
     axis.grid(axis="x", alpha=0.25, linewidth=0.5)
     handles, labels = axis.get_legend_handles_labels()
     legend = dict(zip(labels, handles, strict=True))  # each label once
-    figure.legend(legend.values(), legend, loc="outside lower center", ncols=3)
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=2)
     return figure

@@ -118,7 +118,7 @@ def test_a_plan_is_judged_when_all_its_seeds_are_there(seeds, lost, words, tmp_p
     assert progress in fill_blocks(block, [table])
     assert f"In progress, as planned</b>: {NOT}{progress}" in page
     assert "What the runs exclude" not in page and "Planned before" not in page
-    assert "mean: not tested yet" in pictures["against-none-tenth-cifar100"].decode()
+    assert "interval: not tested yet" in pictures["against-none-tenth-cifar100"].decode()
     # what is still to be run is run as planned
     command = "python train.py data=cifar100 model=resnet20 attention=se schedule=tenth"
     assert (f"{command} compile=true" in text) == (seeds == lost)
