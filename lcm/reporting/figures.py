@@ -101,12 +101,13 @@ def learning_curves(arms, title):
             style = {"color": palette[attention], "linewidth": 1.3}
             whole.plot(epochs, mean, label=f"{attention} ({len(curves)})", **style)
             end.plot(epochs[last], mean[last], **style)
-            # dots of the arms beside each other, where an epoch is wide enough
-            beside = epochs[last] + 0.05 * (index - (len(group) - 1) / 2)
+            # dots of the arms beside each other, near their epoch however few there are
+            apart = min(0.05, len(epochs[last]) / 150)
+            beside = epochs[last] + apart * (index - (len(group) - 1) / 2)
             for curve in curves if len(curves) > 1 else ():
                 end.plot(beside, curve[last], ".", color=palette[attention], markersize=3)
         end.set_title(f"epochs {epochs[last][0]} to {epochs[-1]}")
-        whole.legend(loc="lower right", ncols=2, title="mean of (seeds)", title_fontsize=8)
+        whole.legend(loc="lower right", ncols=2, title="mean (of seeds)", title_fontsize=8)
         for axis in (whole, end):
             axis.set_ylabel("test top-1 (%)")
             axis.grid(alpha=0.25, linewidth=0.5)
