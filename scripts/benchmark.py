@@ -195,11 +195,11 @@ def main(arguments=None):
     add = parser.add_argument
     add("words", nargs="*", metavar="key=value", help="further words of train.py")
     names = {"type": lambda text: text.split(","), "metavar": "NAME,..."}
-    add("--networks", **names, default=["resnet20", "densenet40"], help="resnet20,densenet40")
+    add("--networks", **names, default=["resnet20", "densenet40"], help="(resnet20,densenet40)")
     add("--variants", **names, default=["fp32", "fp32 compiled"], help=f"of {', '.join(VARIANTS)}")
     add("--attentions", **names, default=[], help="whose step is measured as well, beside none")
     add("--epochs", type=int, choices=range(1, 21), metavar="N", default=2, help="of a turn (2)")
-    add("--out", metavar="FILE", help="where the rows go, instead of what it holds (default: none)")
+    add("--out", metavar="FILE", help="a CSV file for the rows, overwritten (default: none)")
     options = parser.parse_intermixed_args(arguments)
     found = []
     for network in options.networks:

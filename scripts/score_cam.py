@@ -81,7 +81,8 @@ def images_of(options, data):
     if options.explained is not None:
         if options.explained not in data.classes:
             near = nearest(options.explained, data.classes)
-            raise UserError(f"--class {options.explained}: no class of {data.name}{near}")
+            known = near or f"; its classes: {', '.join(data.classes)}"
+            raise UserError(f"--class {options.explained}: no class of {data.name}{known}")
         classes = torch.full((len(images),), data.classes.index(options.explained))
     return sources, names, images, classes
 
