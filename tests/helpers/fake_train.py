@@ -21,7 +21,7 @@ from lcm import cli
 from lcm.config.compose import CONFIGS
 from lcm.errors import NotFinite, Stopped
 from lcm.runs.summary import best_and_last
-from lcm.training.signals import STOP
+from lcm.training import signals  # a launcher would copy STOP itself to its process
 
 
 def fit(config, run):
@@ -32,7 +32,7 @@ def fit(config, run):
     )
     metrics = run.directory / "metrics.jsonl"
     run.begin(data, SimpleNamespace(params=1, gfloat=1.0, macs=1), 1, "none")
-    with STOP.patient(), open(metrics, "a+") as stream:
+    with signals.STOP.patient(), open(metrics, "a+") as stream:
         stream.seek(0)
         rows = [json.loads(line) for line in stream]
         for epoch in range(len(rows) + 1, config["schedule"]["epochs"] + 1):
@@ -46,8 +46,8 @@ def fit(config, run):
             rows.append(row | {"lr": 0.1, "seconds": 0.5 * epoch})
             print(json.dumps(rows[-1]), file=stream, flush=True)
             print(f"epoch {epoch}", flush=True)
-            if STOP.requested:
-                raise Stopped(STOP.requested, f"saved after epoch {epoch}")
+            if signals.STOP.requested:
+                raise Stopped(signals.STOP.requested, f"saved after epoch {epoch}")
         run.state["result"] = best_and_last(rows)
 
 
