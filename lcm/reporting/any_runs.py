@@ -10,7 +10,7 @@ from lcm.config.identity import ADDED, NO_DEVIATION, differing, identity, is_und
 from lcm.errors import UserError, listed, nearest, plural
 from lcm.reporting.figures import forest
 from lcm.reporting.paired import in_family, make_rows, rows_table
-from lcm.reporting.protocol import PAPER_SCHEDULE, Protocol, in_order, one_a_seed, title
+from lcm.reporting.protocol import PAPER, PAPER_SCHEDULE, Protocol, in_order, one_a_seed, title
 from lcm.reporting.records import read_records, read_runs, row
 from lcm.reporting.report import forest_rows
 from lcm.reporting.runs import frame
@@ -140,6 +140,7 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
     together = pd.concat(parts)
     words, warning = _protocol(together)
     networks = ", ".join(dict.fromkeys(title(row.data, row.model) for row in rows))
+    plans = (PAPER.parent / "plans" / f"{name}.yaml" for name in together["schedule"].unique())
     table = rows_table(rows, together, Protocol(*together[["schedule", "precision"]].iloc[0]))
     heading = f"{networks}: attention minus {baseline}\n{words}"
     return table._replace(
@@ -148,6 +149,12 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
         warning=warning,
         notes=[
             f"p (Holm): over the {plural(len(corrected), 'comparison')} chosen here.",
+            *(
+                f"Planned in results/plans/{plan.name}: scripts/tables.py judges these runs, once "
+                "all of the plan's seeds are there; no verdict here counts."
+                for plan in plans
+                if plan.exists()
+            ),
             *table.notes,
         ],
     ), forest(forest_rows(rows, {}), heading)

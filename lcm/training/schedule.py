@@ -9,8 +9,9 @@ from lcm.errors import plural
 
 def described(schedule):
     """A schedule in words, for the plan that a run prints; what it does not have is left out."""
-    places = schedule["divide_at"]
-    steps = f"divided by {schedule['divide_by']:g} at {places}" if places else "for all epochs"
+    steps = "for all epochs"
+    if shares := [f"{100 * share:g} %" for share in schedule["divide_at"]]:
+        steps = f"divided by {schedule['divide_by']:g} after {' and '.join(shares)} of the epochs"
     decay = steps if schedule["decay"] == "steps" else "falling as a cosine"
     words = f"learning rate {schedule['learning_rate']:g} {decay}"
     if schedule["warm_up"]:

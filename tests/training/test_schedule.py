@@ -58,7 +58,9 @@ def test_there_is_no_nesterov_without_momentum(momentum, asked, nesterov):
 
 def test_a_schedule_in_words():
     schedule = load("schedule", "cifar")
-    assert described(schedule) == "learning rate 0.1 divided by 10 at [0.5, 0.75]"
+    assert (
+        described(schedule) == "learning rate 0.1 divided by 10 after 50 % and 75 % of the epochs"
+    )
     own = {"decay": "cosine", "warm_up": 1, "label_smoothing": 0.1, "optimizer": "adamw"}
     words = "learning rate 0.1 falling as a cosine after a warm-up of 1 epoch, label smoothing 0.1"
     assert described(schedule | own) == f"{words}, AdamW"
