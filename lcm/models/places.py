@@ -1,6 +1,7 @@
 """Sites, and the layers of any network by name: which a pattern means, how wide they are."""
 
 import fnmatch
+import re
 from typing import NamedTuple
 
 from torch import nn
@@ -108,10 +109,13 @@ def map_shape(place, calls, keeps):
         for kind, key in WIDTH.items():
             if isinstance(layer, kind) and not (keeps and key == "out_channels"):
                 return (getattr(layer, key),)
+        # other libraries' norms of maps: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d
+        weight = getattr(layer, "weight", None)
+        if re.fullmatch(r"\w*Norm\w*2d", type(layer).__name__) and weight is not None:
+            return (weight.numel(),)
         raise ValueError(
             f"{said}, which does not say how many channels its maps have: give an `example` of the "
-            "network's input with which it is called, or name one of torch's convolutions or norms "
-            "of maps"
+            "network's input with which it is called, or name a convolution or a norm of maps"
         )
     for entering, leaving in calls:
         if getattr(leaving, "ndim", 0) != 4 or _channels_last(layer, place.parent, leaving):

@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 from plain import digest
-from strangers import Scale, images, se, state
+from strangers import Calls, Scale, images, se, state
 from torch import nn
 
 from lcm import build_network, fill_sites, remove_attention
@@ -77,6 +77,12 @@ KNOWN = {  # layers that say themselves how wide their maps are
     "with activation": timm.layers.BatchNormAct2d(6),
     "lazy convolution": nn.LazyConv2d(6, 1),
     "transposed": nn.ConvTranspose2d(6, 6, 1),
+    "frozen": torchvision.ops.FrozenBatchNorm2d(6),
+    "layer, torchvision": tv.convnext.LayerNorm2d(6),
+    "RMS, timm": timm.layers.RmsNorm2d(6),
+    "weights as maps": type("MapNorm2d", (Calls,), {})(
+        lambda m, x: m.weight * x, weight=nn.Parameter(torch.ones(1, 6, 1, 1))
+    ),
 }
 
 

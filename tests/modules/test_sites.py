@@ -164,7 +164,6 @@ def resnet18_with(key, value):
 NO_MAPS = [
     nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.BatchNorm3d(4),
     nn.Conv1d(4, 4, 1), nn.Conv3d(4, 4, 1), nn.InstanceNorm1d(4), nn.InstanceNorm3d(4),
-    torchvision.ops.FrozenBatchNorm2d(4),
 ]  # fmt: skip
 EXAMPLE = {"example": images(64, 1)}
 REFUSED = [  # the network, the arguments, the message
