@@ -1,7 +1,6 @@
 """From the command line to a run: overrides checked, exceptions as one message and exit code."""
 
 import os
-import re
 import signal
 import sys
 import traceback
@@ -13,13 +12,11 @@ from hydra.types import RunMode
 
 from lcm.config import compose
 from lcm.config.check import typed
-from lcm.config.command_line import for_hydra, override_problems, refuse_flags
+from lcm.config.command_line import for_hydra, is_sweep, override_problems, refuse_flags
 from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
 from lcm.runs.state import commit
 from lcm.runs.worker import run_one
 from lcm.training.signals import STOP
-
-STARTS_A_SWEEP = re.compile("experiment=|hydra.mode=").match
 
 
 def run_task(train, cfg):
@@ -93,7 +90,7 @@ def main(task):
                 )
             ):
                 raise listed("nothing was started:", found)
-            if arguments.multirun or any(map(STARTS_A_SWEEP, arguments.overrides)):
+            if is_sweep(arguments.overrides, arguments.multirun):
                 sys.argv[1:] = for_hydra(sys.argv[1:])
             sys.path.append(os.getcwd())  # where modules of one's own may be, beside the checkout
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed

@@ -60,9 +60,14 @@ def override_problems(arguments, multirun=False, config_dir=None):
         usual = flatten(compose_names(names))
     except UserError:  # Hydra says it again
         usual = {}
-    multirun = multirun or "experiment" in values or values.get("hydra.mode") == "MULTIRUN"
+    multirun = is_sweep(arguments, multirun)
     found = (_problem_of(override, multirun, usual) for override in overrides)
     return [*_shadowed(), *filter(None, found)]
+
+
+def is_sweep(arguments, multirun):
+    """Whether overrides start a sweep, with `multirun` (-m) or without: experiments have a grid."""
+    return multirun or any(map(re.compile("experiment=|hydra.mode=MULTIRUN").match, arguments))
 
 
 def for_hydra(arguments):
