@@ -151,7 +151,7 @@ def test_a_signal_saves_the_run_and_ends_the_sweep(tmp_path):
 
 def test_three_processes_share_a_grid_and_train_each_run_once(tmp_path):
     grid = ["-m", "attention=none,lcm2", "seed=range(4)", "schedule.epochs=2", "runs=runs"]
-    processes = [start(FAKE, *grid, cwd=tmp_path, FAKE_SECONDS=0.2) for _ in range(3)]
+    processes = [start(FAKE, *grid, cwd=tmp_path, FAKE_SECONDS=0.6) for _ in range(3)]
     codes, outputs = zip(*[finish(process) for process in processes], strict=True)
     assert set(codes) <= {0, 3} and 0 in codes, outputs
     assert states(tmp_path) == {"finished": 8}
