@@ -44,7 +44,7 @@ def copy(tmp_path_factory):
 def test_there_are_blocks_and_nothing_else_between_fences():
     assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
     assert README.count("```") == 2 * len(BLOCKS)
-    assert {command.split()[0] for command in COMMANDS} == {"python", "git", "cd", "pip"}
+    assert {c.split()[0] for c in COMMANDS} == {"git", "cd", "python3", "source", "pip", "python"}
 
 
 def shortened(words):
