@@ -28,6 +28,7 @@ def evaluate(directory, root=None, device="auto", precision=None):
     batches = data.test(config["schedule"]["test_batch_size"])
     found = []
     with torch.inference_mode():
+        # Any epoch would do: test images come in the same order in each.
         for raw in batches.iterate(1):
             images, labels = batches.prepare(raw, device)
             with autocast:

@@ -62,6 +62,7 @@ def problems(config):
             get_object(target)
         except Exception as error:  # whatever a module of the user's own raises
             return [f"_target_ {target} cannot be imported: {one_line(error.__cause__ or error)}"]
+    # What the repository ships fits, which its tests show: no time is spent on a network.
     expected = plain(config)
     if all(
         config[group]["name"] in SHIPPED.get(targets[group], ())
@@ -71,6 +72,7 @@ def problems(config):
         return []
     data = config["data"]
     classes = data["num_classes"] or 2  # counted only when the images are read
+    # As text, which a cache can hash.
     return _site_problems(
         json.dumps([config["model"], config["attention"], classes, data["image_size"]])
     )
@@ -78,6 +80,7 @@ def problems(config):
 
 @functools.cache  # of what it depends on: a grid asks for every seed, and every run once more
 def _site_problems(arguments):
+    # Not at the top: status.py looks at a grid without torch.
     from lcm.models.build import site_problems
 
     return site_problems(*json.loads(arguments))
@@ -88,6 +91,7 @@ def grid_of(arguments, config_dir=None):
     if found := override_problems(arguments, multirun=True, config_dir=config_dir):
         raise listed("the arguments have problems:", found)
     with searching() as places:
+        # What Hydra's own main gives to a sweeper.
         loader = GlobalHydra.instance().config_loader()
         once = [*places, *for_hydra(arguments)]
         master = loader.load_configuration("train", once, RunMode.MULTIRUN)
@@ -102,13 +106,16 @@ def grid(loader, master, arguments):
     the runs that have it.
     """
     params = master.hydra.sweeper.params or {}
+    # The experiment's grid first: a value of the command line comes later and replaces its own.
     texts = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     swept, values = {}, {}  # by key; the last one counts
     for override in overrides:
+        # `seed=0` and `++seed=5` set one key.
         key = override.get_key_element().removeprefix("++")
         swept[key] = override.is_sweep_override()
         values[key] = _values(key, override)
+    # A row is one run: (KEY=VALUE, ...). A dict drops doubles and keeps the order.
     rows = list(dict.fromkeys(itertools.product(*values.values())))
     for group in filter(swept.get, GROUPS):
         load_all(group)  # in one composition, before the check of each run asks for its own
@@ -163,6 +170,8 @@ def _checked(row, composed):
     """
     seed = next((match for text in row if (match := SEED.fullmatch(text))), None)
     try:
+        # A seed that is a plain number is put into the shared config, before anything is
+        # resolved: what refers to it, as runs='out/${seed}' does, is open until then.
         config = composed(*(text for text in row if not seed or text != seed[0]))
         if seed:
             config.seed = int(seed[1])

@@ -29,6 +29,7 @@ def load_run(directory, config_dir=None):
     directory = Path(directory)
     state = read_finished(directory)
     saved = newest(directory)
+    # The last checkpoint of a finished run names the epoch after its last.
     if saved is None or saved["epoch"] <= state["epochs"]:  # the one before a damaged one
         raise UserError(f"{directory} has lost its {NAME}: put it back, or train the run anew")
     if config_dir:
@@ -45,6 +46,7 @@ def load_run(directory, config_dir=None):
         network = build_network(config["model"], config["attention"], classes, config["seed"])
         network.load_state_dict(saved["model"])
     except (KeyError, RuntimeError, TypeError) as error:
+        # The first line of load_state_dict's text names the class alone, the last one a key.
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
             f"{directory}: its weights do not fit the network of its run.json ({reason})"

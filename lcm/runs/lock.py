@@ -27,9 +27,11 @@ def owner(directory):
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        # Opening must not empty the file: until the lock is held, the name in it is another's.
         stream = open(directory / FILE, "a+b", buffering=0)  # noqa: SIM115  held as long as the lock
     except OSError as error:
         raise unwritable(directory, error) from error
+    # Closed at the end of the block, which frees the lock.
     with stream:
         # Again and again: the owner may not have written its name yet, or somebody is just asking.
         for _ in range(4):
@@ -56,6 +58,7 @@ def _lock(stream, kind):
     UserError where the file system keeps no locks.
     """
     try:
+        # POSIX lets a system answer EAGAIN or EACCES where another process holds the lock.
         fcntl.lockf(stream, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
@@ -70,6 +73,7 @@ def _lock(stream, kind):
 def is_owned(directory):
     """Whether another live process owns the run's directory."""
     try:
+        # Shared: two processes that ask at once do not take each other for the owner.
         with open(Path(directory) / FILE, "rb") as stream:
             return not _lock(stream, fcntl.LOCK_SH)
     except OSError:

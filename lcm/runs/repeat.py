@@ -43,6 +43,8 @@ def arguments(run, further=()):
         load(group, name)  # UserError: another checkout has it
     choice = [f"{group}={option(group, name)}" for group, name in names.items()]
     recorded, standard = identity(config), identity(plain(config))
+    # Unknown are keys that one version lacks, and a removed setting with another value than it
+    # had in every recorded run.
     unknown = recorded.keys() ^ standard.keys()
     if unknown := sorted(unknown | {key for key in REMOVED if recorded[key] != REMOVED[key]}):
         raise UserError(
@@ -54,6 +56,7 @@ def arguments(run, further=()):
         for key, value in recorded.items()
         if key not in REMOVED and value != standard[key]
     ]
+    # No part of the identity, but they decide on rounding.
     device = ["device=cpu"] if str(run.get("device")).startswith("cpu") else []
     threads = [f"threads={run['threads']}"] if run.get("threads") else []
     return [*choice, *changed, *device, *threads, *further]

@@ -67,6 +67,7 @@ class Run:
 
     def _find_checkpoint(self):
         self.saved = checkpoint.newest(self.directory, config_hash(self.config), set_aside=True)
+        # The copy in a checkpoint never says `finished`: the run ends again, after no epoch.
         if self.saved and not self.state:
             print(
                 f"warning: {self.directory} has lost its run.json; written anew from the checkpoint"
@@ -81,6 +82,7 @@ class Run:
     @property
     def threads(self):
         """CPU threads: the config's; where it says `auto`, those of the run's checkpoint."""
+        # Without a checkpoint no number depends on them yet.
         asked = self.config["threads"]
         return self.state.get("threads", "auto") if asked == "auto" and self.saved else asked
 
@@ -93,9 +95,11 @@ class Run:
         self.state = begun(
             self.config, self.directory, self.state, self.saved, data, complexity, threads, here
         )
+        # A continued run keeps the files of its beginning; `_take` has compared their digests.
         if not self.saved:
             self.state["own_source"] = keep_own(self.config, self.directory)
         print_plan(self.config, data, complexity, self.state, self.directory, self.saved)
+        # From here on run.json says `running`, and `owned` has to write how that ended.
         write_state(self.directory, self.state | {"state": "running", "message": None})
         self._begun = True
 
@@ -105,6 +109,7 @@ class Run:
         training: the TrainingState, restored from the checkpoint and saved in every new one.
         batches: those of training, as `batches_on` returns them.
         """
+        # epoch: in progress; index: its steps that are done; metrics: the text of the record.
         first = {"epoch": 1, "index": 0, "seconds": 0.0, "metrics": ""} | (self.saved or {})
         if self.saved:
             try:
@@ -127,13 +132,17 @@ class Run:
         self._progress = Progress(self.config["progress"], self._last, batches)
         with STOP.patient():
             try:
+                # None is left where a kill came between the last checkpoint and the end.
                 for epoch in range(first["epoch"], self._last + 1):
                     start = first["index"] if epoch == first["epoch"] else 0
+                    # An evaluation is no part of the training's speed.
                     self._mark = time.monotonic()
                     yield epoch, start
                     self._timed = [0, 0.0]
                 self.state["result"] = best_and_last(self._log.rows)
             finally:
+                # Also after an exception: the loop that it leaves drops this generator, which
+                # is closed before `owned` writes run.json.
                 self.state["seconds"] = self.seconds
                 self._progress.clear()
                 self._log.close()
@@ -156,6 +165,7 @@ class Run:
         self._timed[1] += moment - self._mark
         self._mark = moment
         self._progress.step(epoch, done, sums if on_cpu else None)
+        # Counted over the whole run: a continued one saves after the same steps.
         if STOP.requested or self._interval.due((epoch - 1) * len(self._batches) + done):
             self.save(epoch, done)
 
@@ -178,6 +188,8 @@ class Run:
             "images_per_second": speed,
             "seconds": self.seconds,
         }
+        # The row, then the checkpoint: after a kill between the two the record is longer than
+        # the checkpoint's, which restores it. The other way round an epoch could be missing.
         self._log.append(row)
         self._progress.epoch(row)
         self._timed = [0, 0.0]
@@ -188,6 +200,7 @@ class Run:
 
         After the last epoch there is nothing left to stop.
         """
+        # `run` and `metrics` are whole files, restored to this moment where lost or longer.
         saved = {
             "config_hash": self.state["config_hash"],
             "run": json.dumps(self.state),

@@ -93,6 +93,7 @@ def set_aside(configs):
     """
     configs = [config for config in configs if config["rerun"]]
     states = [read_state(run_directory(config)) for config in configs]
+    # All or nothing: a command that was stopped has finished runs that are already new.
     finished = all(state.get("state") == "finished" for state in states)
     for config, state in zip(configs, states, strict=True):
         directory = run_directory(config).resolve()
@@ -117,6 +118,7 @@ def changed_since(config, state):
         for name, file in files.items():
             if group in then and then[group].get(name) != _digest(file):
                 return file
+    # One file may hold several modules: the target's name counts, too.
     there = state.get("config", config)
     targets = ((there[group].get("_target_"), config[group].get("_target_")) for group in GROUPS)
     return next((f"_target_ {then}" for then, now in targets if then != now), None)
@@ -142,6 +144,8 @@ def own_files(target):
         return {}
     module = target.rpartition(".")[0]
     home = getattr(get_object(target), "__module__", module)  # a package may import it
+    # What the repository's own modules import is the repository's, also where a module of one's
+    # own imports it. The file that defines the target is the user's in any case.
     repository = _closure([*PUBLIC, *(name.rpartition(".")[0] for name in SHIPPED if name)])
     return {
         name: file
@@ -158,6 +162,7 @@ def _closure(modules):
         file = _local(module)
         if file is None:
             continue
+        # What relative imports start from: an __init__.py is inside its package.
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
         name = "/".join([*package.split("."), file.name]).lstrip("/")
         if name not in found:
@@ -171,6 +176,8 @@ def _local(module):
     """The file of a module that is neither the standard library's nor installed; None otherwise.
     Nothing is imported, and a folder may lack its __init__.py.
     """
+    # importlib.util.find_spec would import the packages above a module. The finders themselves,
+    # asked for one part of the name after the other, import nothing.
     places = [place for place in sys.path if not INSTALLED.intersection(Path(place).parts)]
     name, spec = "", None
     for part in module.split("."):
@@ -180,6 +187,7 @@ def _local(module):
         if spec is None or name in sys.stdlib_module_names:
             return None
         places = spec.submodule_search_locations or []
+    # A folder without __init__.py has no origin, a compiled module no source.
     return Path(spec.origin) if str(spec.origin).endswith(".py") else None
 
 
@@ -190,6 +198,7 @@ def _imports(file, package):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (package or not node.level):
             module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            # `b` of `from a import b` may be a module, too; `_local` passes over what is none.
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 

@@ -102,6 +102,7 @@ def new_state(config, **facts):
 
 def environment(device):
     """What a run's numbers depend on besides its config; `device` in words."""
+    # Not at the top: scripts that only read run.json start without torch.
     import torch
 
     versions = {
@@ -117,6 +118,7 @@ def environment(device):
 
 def continued(state, here):
     """`state` of a run that continues now: one interruption more, and the environment if new."""
+    # Compared with the last part: a way back to the first machine is a new part, too.
     parts = state.get("continued", [])
     before = {key: (parts[-1] if parts else state).get(key) for key in here}
     parts = parts if before == here else [*parts, {"start": now(), **here}]
@@ -144,6 +146,7 @@ def begun(config, directory, state, saved, data, complexity, threads, here):
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(other_images(directory, config))
         return continued(state, here)
+    # No number comes from an earlier start: its environment goes, and it is only counted.
     new = new_state(
         config,
         params=complexity.params,

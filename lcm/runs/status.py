@@ -56,6 +56,7 @@ def status_of(directory):
         pace=pace,
         config=state.get("config"),
     )
+    # An owner that has written `finished` is only about to let go.
     if owned and status.state != "finished":
         left = pace * (epochs - epoch) if epoch and epochs else None
         return status._replace(state="live", left=left, message=None)
@@ -83,6 +84,8 @@ def varied(configs):
 
     It compares the schedules' names among configs of one path, all else also within one schedule.
     """
+    # Two questions: do the schedules differ among the runs of one path, and what differs among
+    # those of one path and schedule? The keys that only follow from a schedule's name stay out.
     flat = [identity(config or {}) for config in configs]
     groups = defaultdict(list)
     for one in flat:

@@ -30,6 +30,7 @@ def print_plan(config, data, complexity, state, directory, saved):
 
 def best_and_last(rows):
     """The result of a run, from the rows of its metrics.jsonl: its last and its best epoch."""
+    # Of several best epochs the first one.
     best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
     keys = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
     last = {key: rows[-1][key] for key in keys}

@@ -34,6 +34,7 @@ def sweep(loader, master, arguments, launcher):
     for run in runs:
         refuse_changed_source(run.config, read_state(run.directory))
     print_plan(statuses_of(runs))
+    # Tried once: in a folder that cannot be written every run would fail with these words.
     try:
         runs[0].directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,6 +44,8 @@ def sweep(loader, master, arguments, launcher):
     try:
         train_open(runs, failures, launcher)
     finally:
+        # A run that failed before it had a run.json would be `to do`. `failures` also has those
+        # that did finish (see train_open): the directory decides.
         statuses = statuses_of(runs)
         for index, status in enumerate(statuses):
             if status.directory in failures and status.state not in ("finished", "live"):
@@ -94,6 +97,8 @@ def train_open(runs, failures, launcher):
             return
         number += len(todo)
         for run, outcome in zip(todo, outcomes, strict=True):
+            # A finished run is noted, too: where its directory does not say so, it would be
+            # launched for ever. One that is owned elsewhere is not: its owner may die.
             if outcome.state in ("failed", "finished"):
                 failures[run.directory] = outcome.message or (
                     "trained, but not in this directory: a path must not depend on the time or the "

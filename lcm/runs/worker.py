@@ -53,6 +53,7 @@ def _train(train, config):
         train(config)
     except (Stopped, Exception) as error:
         outcome = outcome_of(error)
+        # To stdout, which the log gets; stderr is the terminal's alone.
         if not isinstance(error, EXPECTED):
             print(traceback.format_exc())
         print(f"\n{outcome.state}: {outcome.message}", flush=True)
@@ -78,6 +79,7 @@ class Log(io.TextIOBase):
         self.terminal = sys.stdout
 
     def write(self, text):
+        # Flushed: the log of a killed run has all that it printed.
         for stream in (self.file, self.terminal):
             stream.write(text)
             stream.flush()

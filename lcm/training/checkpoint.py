@@ -48,6 +48,8 @@ def save(directory, payload):
 
     Raises UserError where the disk is full or cannot be written; both old checkpoints are intact.
     """
+    # In memory first: the digest is of what torch wrote, whatever the disk makes of it. A zip
+    # archive is read from its end backwards, so torch.load passes over the seal.
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -66,6 +68,7 @@ def read(file, config_hash=None):
         data = file.read_bytes()
     except OSError as error:
         raise unreadable(file, error) from error
+    # The seal is checked before torch.load, which therefore never sees a damaged byte.
     body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
     if not seal.startswith(_SEAL):
         raise DamagedCheckpoint("cut short, or no checkpoint of this program")
@@ -100,9 +103,11 @@ def newest(directory, config_hash=None, warn=print, set_aside=False):
             continue
         if problems:
             warn(f"warning: damaged checkpoint ({problems[0]}); continuing from {file.name}")
+        # Here the damaged one is NAME: it is read first.
         if problems and set_aside:
             os.replace(directory / NAME, directory / DAMAGED)
         return payload
+    # Not None, for which the caller would start anew, over files that can perhaps be repaired.
     if problems:
         problems.append(f"nothing was deleted; move {directory} away to start this run anew")
         raise listed("no usable checkpoint:", problems)

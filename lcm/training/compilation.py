@@ -21,8 +21,12 @@ def compiled(network, batch_size, image_size, autocast, layout):
     Raises:
         UserError: torch.compile cannot compile here, for example without a C++ compiler.
     """
+    # A forward pass in training mode moves the running statistics of batch norms. They are put
+    # back at the end, so that compiling changes no tensor.
     kept = [buffer.clone() for buffer in network.buffers()]
     device = next(network.parameters()).device
+    # Shape, layout and autocast as in training: torch.compile guards on all three, and would
+    # compile a second time for others.
     images = torch.zeros(batch_size, 3, image_size, image_size, device=device)
     fast = torch.compile(network, dynamic=False)
     try:
@@ -30,8 +34,10 @@ def compiled(network, batch_size, image_size, autocast, layout):
             logits = fast(images.contiguous(memory_format=layout))
         logits.float().square().mean().backward()  # compiles the backward pass too
     except Exception as error:
+        # Any other error, out of memory for example, does not mean that no compiler is there.
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
             raise
+        # torch quotes all that the C++ compiler printed: the reason is its first "error: ".
         lines = [
             line.strip()
             for line in str(error).splitlines()

@@ -38,6 +38,7 @@ def choose_device(name):
         raise UserError(
             f"device={name}: there are {count} GPUs, counted from cuda:0; choose one of them"
         )
+    # What names no device, torch.cuda.manual_seed for example, then means this GPU.
     torch.cuda.set_device(device)
     return device
 
@@ -83,6 +84,7 @@ def set_precision(precision, device):
             f"precision=bf16: this processor ({processor()}) has neither avx512_bf16 nor amx_bf16, "
             "so bf16 would be slower than fp32; set precision=fp32"
         )
+    # By default cuDNN's convolutions use tf32: fp32 has to switch it off.
     if on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -97,6 +99,7 @@ def set_deterministic(deterministic, device):
     """
     # cuBLAS reads it once in a process, of which a later run may be deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # cuDNN's benchmark mode times kernels: the next process may choose others.
     if device.type == "cuda":
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
@@ -110,6 +113,8 @@ def available_processors():
     count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         count = len(os.sched_getaffinity(0))
+    # A container's limit is a quota of processor time, which the affinity does not show. cgroup
+    # v2: "200000 100000" are microseconds in each period, here 2 processors.
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except OSError:
@@ -136,8 +141,12 @@ def set_threads(threads):
 
 def keep_pages():
     """Let the C allocator keep freed pages, so that a training step causes no page faults."""
+    # Numbers of glibc's malloc.h.
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # glibc alone has it
+    # By default a large array is a mapping of its own, which free() returns to the system, and
+    # each step faults its pages in again. Here all arrays are in one heap, which is never
+    # trimmed and grows by 64 MiB at a time.
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 64 * 2**20)

@@ -65,6 +65,7 @@ class ResidentBatches(HostBatches):
         self.resident = batches.resident
         self.pixels = self.resident.images.to(device)
         self.labels = self.resident.labels.to(device)
+        # Allocated once, then changed in place: a captured step reads these very addresses.
         self.plan = [drawn.to(device) for drawn in self.resident.plan(1)]
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         self.range = torch.arange(self.batch_size, device=device)
@@ -76,6 +77,8 @@ class ResidentBatches(HostBatches):
 
     def take(self, size):
         """The next `size` images, (B, 3, H, W) float32 in channels-last memory; their labels."""
+        # (size,), from a tensor on the device: a capture would freeze a number of Python's, and
+        # each replay would take the same images.
         positions = self.cursor + self.range[:size]
         index, offsets, mirror = (drawn[positions] for drawn in self.plan)
         self.cursor += size
@@ -91,6 +94,7 @@ def batches_on(device, batches):
 
 def seed_generators(device, *key):
     """Set the generators of torch, numpy and Python that random layers may use, keyed by `key`."""
+    # Hashed: the keys of successive steps give unrelated streams.
     seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little", signed=True)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -127,11 +131,13 @@ class Repeated:
             size = self.batches.size(index)
             # Outside of a graph: dropout and the like give the same bits after any continuation.
             seed_generators(device, *self.key, epoch, index)
+            # A replay takes its batch itself: `take` is part of what was captured.
             if self.graphs:
                 self.graphs[size].replay()
             else:
                 self.step(*self.batches.take(size))
             if events:
+                # Last recorded IN_FLIGHT steps ago: waiting for it keeps the CPU that close.
                 event = events[index % IN_FLIGHT]
                 event.synchronize()  # returns at once where it was never recorded
                 event.record()
@@ -166,6 +172,7 @@ def with_graph(step, batches, tensors, capture, mode, key, warn=print):
         graphs = captured(step, batches, warm_up(step, batches), warn)
     finally:
         torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
+        # After an error nobody has waited for the side stream, whose steps could still write.
         torch.cuda.synchronize(batches.device)
         with torch.no_grad():
             for tensor, value in zip(tensors, kept, strict=True):
@@ -176,9 +183,12 @@ def with_graph(step, batches, tensors, capture, mode, key, warn=print):
 def warm_up(step, batches):
     """Take a few steps of every batch size on a new stream, which is returned."""
     stream = torch.cuda.Stream(batches.device)
+    # Streams do not wait for each other by themselves: the new one must find all tensors ready,
+    # and what comes after must find its steps done.
     stream.wait_stream(torch.cuda.current_stream(batches.device))
     with torch.cuda.stream(stream):
         for size in batches.sizes() * WARM_UPS:
+            # From position 0 each time: a cursor that ran on would soon leave the plan.
             batches.start(1, step=0)
             step(*batches.take(size))
     torch.cuda.current_stream(batches.device).wait_stream(stream)
@@ -187,6 +197,8 @@ def warm_up(step, batches):
 
 def captured(step, batches, stream, warn):
     """{batch size: a graph of the step}; where it cannot be captured, {} and a line with why."""
+    # One pool, and the larger size first, so that the other graph can use the same memory: they
+    # never replay at once, and nothing in the pool is needed after its step.
     pool = torch.cuda.graph_pool_handle()
     graphs = {}
     try:
@@ -203,5 +215,6 @@ def captured(step, batches, stream, warn):
             f"no CUDA graph ({one_line(error)}): every step runs operation by operation, several "
             "times slower"
         )
+        # Not the graphs captured so far: `Repeated` asks for one of every size.
         return {}
     return graphs

@@ -41,6 +41,8 @@ class RunLog:
     def _restore(self):
         """A killed run's file may be longer than its checkpoint's record; less is reported."""
         present = self.file.read_bytes() if self.file.exists() else b""
+        # One line without a checkpoint is what a kill leaves: an epoch's row is written just
+        # before its checkpoint. More lines are work that would be lost.
         if not self.text and (epochs := present.count(b"\n")) > 1:
             raise UserError(
                 f"{self.file} has {epochs} epochs, but there is no checkpoint to continue from: "
@@ -82,8 +84,10 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
+        # Events cannot be taken back, and those of a killed run may go beyond its checkpoint.
         shutil.rmtree(self._folder, ignore_errors=True)
         self._events = SummaryWriter(str(self._folder))
+        # The table takes numbers, strings and truth values only.
         plain = {
             key: json.dumps(value) if isinstance(value, (list, dict)) else value
             for key, value in self._settings.items()

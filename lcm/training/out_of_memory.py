@@ -38,5 +38,6 @@ def explained(error, device):
         "schedule.test_batch_size, use model.memory=linear (CIFAR DenseNets) or precision=bf16 "
         "(where the device has it), or start fewer runs at once; what was saved is intact"
     )
+    # The caller raises it: `raise ... from` would be too early here.
     found.__cause__ = error
     return found

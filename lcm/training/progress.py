@@ -53,6 +53,7 @@ class Progress:
 
     def _left(self, epoch, done):
         """Seconds until the end of the run, after `done` steps of an epoch."""
+        # Evaluations and checkpoints are in the measured time, and so in a step's mean.
         steps = (self.epochs - epoch + 1) * len(self.batches) - done
         return steps * (time.monotonic() - self._began) / self._timed
 

@@ -36,6 +36,7 @@ def learning_rate(schedule, epoch):
     if schedule["decay"] == "cosine":
         share = (epoch - 1 - warm_up) / (schedule["epochs"] - warm_up)
         return rate * (1 + math.cos(math.pi * share)) / 2
+    # Rounded: 0.55 * 100 is 55.00000000000001, and the division would come an epoch late.
     passed = sum(epoch - 1 >= round(s * schedule["epochs"], 6) for s in schedule["divide_at"])
     return rate / schedule["divide_by"] ** passed
 
@@ -57,6 +58,7 @@ def make_optimizer(schedule, network):
             **shared,
         )
     else:
+        # torch refuses Nesterov's momentum where there is no momentum.
         made = torch.optim.SGD(
             network.parameters(),
             momentum=schedule["momentum"],

@@ -23,8 +23,10 @@ class StopRequest:
     def _handle(self, number, frame):
         name = signal.Signals(number).name
         self.requested = self.requested or name
+        # What a handler raises comes out of whatever the main thread is doing at that moment.
         if not self._patient:
             raise self._nothing_saved()
+        # Not told from `requested`: after a SIGTERM the next SIGINT is the first one.
         if name == "SIGINT" and self._interrupted:
             raise Stopped(
                 name,
@@ -54,6 +56,7 @@ class StopRequest:
         A nested block changes nothing. A signal that is ignored stays ignored (nohup, a shell's
         background jobs).
         """
+        # A sweep listens around all its runs: what came at the end of one is kept for the next.
         if self.is_listening:
             yield
             return
@@ -75,6 +78,7 @@ class StopRequest:
     @contextlib.contextmanager
     def patient(self):
         """A block in which a signal only sets `requested`: the block saves when it can."""
+        # Also one from the end of a sweep's earlier run, which had nothing left to stop.
         if self.requested:  # before this block, where other code caught the exception
             raise self._nothing_saved()
         self._patient = True

@@ -34,13 +34,17 @@ class Sums:
 
     def clear(self):
         """Begin an epoch."""
+        # `bad` stays: a run does not go on after it.
         self.values.zero_()
 
     @torch.no_grad()
     def add(self, loss, logits, labels):
         """Add a batch: the sum of its losses, logits (B, classes), labels (B,)."""
+        # All in place: a captured step adds at these addresses, and the optimiser's `found_inf`
+        # is this very tensor.
         self.bad.copy_(torch.maximum(self.bad, (~loss.isfinite()).float()))
         if len(self.values) > 3:
+            # (B, k), at most one hit in a row; the first column is the largest logit.
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             self.values[1] += hits[:, 0].sum()
             self.values[3] += hits.sum()
@@ -77,6 +81,8 @@ class TrainingState:
         self.sums = sums
         self.kept = {}  # the optimiser's name for a tensor -> {parameter's name: tensor}
         (group,) = optimizer.param_groups
+        # Zeros give torch's own first step: SGD begins a momentum with the gradient, which is
+        # also momentum * 0 + gradient, the dampening being 0; AdamW begins with zeros.
         for name, parameter in network.named_parameters():
             own = optimizer.state[parameter]
             if isinstance(optimizer, torch.optim.AdamW):
@@ -100,9 +106,12 @@ class TrainingState:
         Raises NotFinite for a loss or weight that is not finite, found in epoch `epoch`.
         """
         self.sums.check("the training loss", epoch)
+        # On a CPU .cpu() copies nothing: a snapshot has to be written before the next step.
         model = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
         if not all(tensor.isfinite().all() for tensor in model.values()):
             raise not_finite("a weight", epoch)  # a finite loss can have infinite gradients
+        # SGD's buffers have a key of their own in the format, `optimizer` the tensors of
+        # others. `bad` is left out: with 1 in it `check` has raised.
         own = {key: {n: t.cpu() for n, t in tensors.items()} for key, tensors in self.kept.items()}
         momentum = own.pop("momentum_buffer", {})
         saved = {"totals": self.sums.values.cpu(), "model": model, "momentum": momentum}
@@ -111,6 +120,7 @@ class TrainingState:
     @torch.no_grad()
     def restore(self, saved):
         """Load a `snapshot`. Raises KeyError or RuntimeError where it is another network's."""
+        # Into the tensors that exist: graphs and optimiser hold their addresses.
         self.network.load_state_dict(saved["model"])
         found = {"momentum_buffer": saved["momentum"]} | saved.get("optimizer", {})
         for key, tensors in self.kept.items():
