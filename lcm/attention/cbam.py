@@ -38,9 +38,10 @@ class CBAM(nn.Module):
             # channels last, as the maps have it.
             largest = maximum(x.flatten(2).transpose(1, 2), 1).to(average.dtype)
             pooled = torch.stack((average, largest), 1)  # (N, 2, C)
+            # The shared MLP takes both as rows; its results are added before the sigmoid.
             m = torch.sigmoid(self.w1(F.relu(self.w0(pooled))).sum(1))  # Eq. (2), (N, C)
             x = x * m.to(x.dtype)[:, :, None, None]
-        average = (x.sum(1, dtype=wide(x)) / x.shape[1]).to(x.dtype)
+        average = (x.sum(1, dtype=wide(x)) / x.shape[1]).to(x.dtype)  # (N, H, W)
         pooled = torch.stack((average, maximum(x.movedim(1, -1), -1)), 1)  # (N, 2, H, W)
         m = self.spatial(pooled)  # Eq. (3), (N, 1, H, W)
         return x * torch.sigmoid(m).to(x.dtype)

@@ -24,6 +24,7 @@ class ECA(nn.Module):
 
     def __init__(self, channels, gamma=2, b=1):
         super().__init__()
+        # To the nearest odd number: down to a whole one, and up by one if that is even.
         k = int(abs((math.log2(channels) + b) / gamma))
         k += 1 - k % 2
         self.conv = nn.Conv1d(1, 1, kernel_size=k, padding=k // 2, bias=False)

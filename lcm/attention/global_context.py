@@ -31,6 +31,7 @@ class GlobalContext(nn.Module):
         super().__init__()
         hidden = hidden_width(channels, reduction)
         self.wk = nn.Conv2d(channels, 1, kernel_size=1)
+        # A module: the paper's counter counts it, a functional softmax it would not see.
         self.softmax = nn.Softmax(dim=-1)
         self.wv1 = VectorConv(channels, hidden)
         self.norm = nn.LayerNorm(hidden)

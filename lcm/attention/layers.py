@@ -27,6 +27,7 @@ def spatial_mean(x, dtype):
     _, _, h, w = x.shape
     # A sum, because its gradient is a broadcast view; that of `mean` writes a whole map.
     total = x.sum((2, 3), dtype=wide(x))
+    # Divided before it is rounded to a float16 `dtype`, in which the total may be infinite.
     return (total.to(torch.promote_types(total.dtype, dtype)) / (h * w)).to(dtype)
 
 
@@ -38,6 +39,7 @@ def maximum(x, dim):
     """
     if torch.are_deterministic_algorithms_enabled():
         return ComparedMaximum.apply(x, dim)
+    # Not amax: it divides the gradient among equal maxima.
     return x.max(dim).values
 
 
@@ -54,6 +56,7 @@ class ComparedMaximum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (index,) = ctx.saved_tensors
+        # (length, 1, ..., 1); the index, of length 1 along `dim`, makes a mask of it
         positions = torch.arange(ctx.length, device=index.device).view(
             -1, *[1] * (index.dim() - 1 - ctx.dim)
         )

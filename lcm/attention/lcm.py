@@ -23,6 +23,8 @@ class _LCM(nn.Module):
     def __init__(self, channels, reduction, expand_bias=False):
         super().__init__()
         hidden = hidden_width(channels, reduction)
+        # Not Kaiming-normal, with which LCM1 hardly trains (REPRODUCTION.md): s is about 1/C,
+        # the batch norm divides by a tiny deviation, and what W2 adds has no bound.
         self.w1 = VectorConv(channels, hidden, bias=False)
         self.bn = nn.BatchNorm1d(hidden)
         self.w2 = VectorConv(hidden, channels, bias=expand_bias)
@@ -30,6 +32,7 @@ class _LCM(nn.Module):
 
     def layer_feature(self, local):
         """Eq. (2): g = sigmoid(f([average(l), maximum(l)])), (N, C) -> (N, 1)."""
+        # Pooled over the channels, not over positions: (N, 2).
         return torch.sigmoid(self.f(torch.stack((local.mean(1), maximum(local, 1)), 1)))
 
     def bottleneck(self, s):
@@ -51,7 +54,7 @@ class LCM1(_LCM):
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
             local = spatial_mean(x, self.w1.weight.dtype)  # l of Eq. (1), (N, C)
-            s = local.softmax(1) * self.layer_feature(local)  # Eqs. (3), (4)
+            s = local.softmax(1) * self.layer_feature(local)  # Eqs. (3), (4), (N, C) x (N, 1)
             z = self.bottleneck(s)  # Eq. (5)
             return x + z.to(x.dtype)[:, :, None, None]  # Eq. (6)
 
@@ -71,5 +74,5 @@ class LCM2(_LCM):
         with torch.autocast(x.device.type, enabled=False):
             local = spatial_mean(x, self.w1.weight.dtype)  # l of Eq. (1), (N, C)
             u = self.bottleneck(local)  # Eq. (7)
-            s = torch.sigmoid(u + self.layer_feature(local))  # Eq. (8)
+            s = torch.sigmoid(u + self.layer_feature(local))  # Eq. (8), (N, C) + (N, 1)
             return x * s.to(x.dtype)[:, :, None, None]  # Eq. (9)

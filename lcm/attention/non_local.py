@@ -44,6 +44,7 @@ class NonLocal(nn.Module):
         theta, phi, g = (embed(x).flatten(2) for embed in (self.theta, self.phi, self.g))
         with torch.autocast(x.device.type, enabled=False):  # sums of products overflow in float16
             theta, phi = theta.to(wide(theta)), phi.to(wide(phi))
+            # No factor 1 / sqrt(C/2): the embedded Gaussian, unlike a transformer, has none.
             products = theta.transpose(1, 2) @ phi  # (N, HW, HW)
         weights = products.softmax(-1)
         y = weights.to(g.dtype) @ g.transpose(1, 2)  # (N, HW, HW) x (N, HW, C/2) -> (N, HW, C/2)

@@ -24,9 +24,10 @@ class SimAM(nn.Module):
         self.regularisation = regularisation
 
     def forward(self, x):
+        # Squares overflow in float16 from 256 on.
         maps = x.to(torch.promote_types(x.dtype, torch.float32))
         square = (maps - maps.mean((2, 3), keepdim=True)).square()  # (N, C, H, W)
-        # (N, C, 1, 1)
+        # (N, C, 1, 1); of a 1x1 map 0 / 1, not 0 / 0
         variance = square.sum((2, 3), keepdim=True) / max(1, x.shape[2] * x.shape[3] - 1)
         importance = square / (4 * (variance + self.regularisation)) + 0.5
         return x * torch.sigmoid(importance).to(x.dtype)

@@ -21,7 +21,9 @@ class Attended(nn.Module):
         super().__init__()
         self.layer = layer
         self.attention = attention
+        # A new nn.Module is in training mode, whatever the mode of its layer.
         self.training = layer.training
+        # One runs after the children have written their keys, one before they look for them.
         self.register_state_dict_post_hook(_without_layer)
         self.register_load_state_dict_pre_hook(_with_layer)
 
@@ -32,6 +34,7 @@ class Attended(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Not `self.layer`: while there is none, this method would call itself for ever.
             value = getattr(super().__getattr__("layer"), name)
         if isinstance(value, (torch.Tensor, types.MethodType)):
             raise AttributeError(
@@ -43,6 +46,8 @@ class Attended(nn.Module):
 
     def __setattr__(self, name, value):
         modules = self.__dict__.get("_modules", {})
+        # What says how this module runs (`training`, `forward`, what `compile()` sets) is its
+        # own, and so are its children. Any other name that the layer has is the layer's.
         own = name in self.__dict__ or name in modules or hasattr(type(self), name)
         layer = modules.get("layer")
         if layer is None or own or not hasattr(layer, name):
@@ -59,6 +64,7 @@ def _without_layer(module, state, prefix, metadata):
 def _with_layer(module, state, prefix, *rest):
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
+        # Keys that name a child, as those of named_parameters() do, are right already.
         if name.partition(".")[0] not in module._modules:
             state[f"{prefix}layer.{name}"] = state.pop(key)
 
@@ -77,6 +83,7 @@ class Blend(nn.Module):
         self.a = nn.Parameter(torch.zeros(1))  # FSDP takes no scalars
 
     def forward(self, x):
+        # a has one dimension: as float32 it would make a bfloat16 map float32.
         return x + self.a.to(x.dtype) * (self.attention(x) - x)
 
 

@@ -65,6 +65,7 @@ def site_problems(model, attention, num_classes, image_size=None):
     said = f"model={model['name']}"
     try:
         with torch.no_grad(), generators(0, "check"):
+            # For this check alone: a pass in training mode changes the running statistics.
             network = _partial(model)(num_classes=num_classes)
             with no_late_parameters(network):
                 made = [network.train(mode)(images) for mode in (True, False)]
@@ -73,6 +74,8 @@ def site_problems(model, attention, num_classes, image_size=None):
                     f"it makes {in_words(wrong[0])} of images {tuple(images.shape)}, not logits "
                     f"{(2, num_classes)}"
                 )
+            # `example` has each module tried at the size of its map: one with a weight for each
+            # position fits no other.
             if "_target_" in attention:
                 said = f"attention={attention['name']} does not fit {said}"
                 fill_sites(
@@ -87,6 +90,7 @@ def _compose(model, attention, overrides):
     """Both mappings with their overrides, interpolations resolved, as plain dicts."""
     pair = {"model": model, "attention": attention}
     for group, value in pair.items():
+        # A copy, so that overrides do not reach the caller's mapping.
         pair[group] = dict(value) if isinstance(value, Mapping) else load(group, value)
     known = [key for mapping in pair.values() for key in mapping if key not in FACTS | {"_target_"}]
     for key, value in overrides.items():
@@ -97,6 +101,7 @@ def _compose(model, attention, overrides):
                 f"{', '.join(known)}."
             )
         pair["model" if key in pair["model"] else "attention"][key] = value
+    # As one tree: the sizes of an attention are interpolations that read the model's family.
     resolved = resolve(pair)
     return resolved["model"], resolved["attention"]
 
@@ -104,4 +109,6 @@ def _compose(model, attention, overrides):
 def _partial(mapping):
     """The target of a mapping, with its arguments."""
     arguments = {key: value for key, value in mapping.items() if key not in FACTS | {"sites"}}
+    # Not recursive: a mapping may come from a stranger's run.json, and Hydra would call every
+    # `_target_` below a key of it.
     return instantiate(arguments, _partial_=True, _recursive_=False, _convert_="all")

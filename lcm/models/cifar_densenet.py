@@ -22,6 +22,7 @@ class DenseLayer(nn.Module):
         self.site = Site(growth_rate, stage)
 
     def forward(self, x):
+        # In place: the backward pass of a batch norm reads its input, not its result.
         return self.site(self.conv(F.relu(self.bn(x), inplace=True)))
 
 
@@ -55,6 +56,7 @@ class Transition(nn.Module):
         self.conv = FanOutConv2d(channels, channels, kernel_size=1)
 
     def forward(self, x):
+        # A function: the paper's counter sees modules alone, and leaves this pool out.
         return F.avg_pool2d(self.conv(F.relu(self.bn(x), inplace=True)), 2)
 
 
@@ -84,7 +86,9 @@ class CifarDenseNet(nn.Module):
             )
         if memory not in ("fast", "linear"):
             raise ValueError(f"memory={memory!r} is not one of: fast, linear")
+        # The other 4 layers: the stem, the two transitions and the linear layer.
         per_block = (layers - 4) // 3
+        # Channels that enter blocks 1, 2 and 3, and that leave block 3.
         width = [2 * growth_rate + i * per_block * growth_rate for i in range(4)]
         self.conv = FanOutConv2d(3, width[0], kernel_size=3, padding=1)
         self.block1 = DenseBlock(width[0], per_block, growth_rate, 1, memory)
@@ -93,6 +97,7 @@ class CifarDenseNet(nn.Module):
         self.transition2 = Transition(width[2])
         self.block3 = DenseBlock(width[2], per_block, growth_rate, 3, memory)
         self.bn = nn.BatchNorm2d(width[3])
+        # A module, which the paper's counter counts.
         self.pool = nn.AvgPool2d(8, ceil_mode=True)  # drops no border of a larger map
         self.fc = nn.Linear(width[3], num_classes)
 

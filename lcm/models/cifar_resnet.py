@@ -31,6 +31,7 @@ class BasicBlock(nn.Module):
     def forward(self, x):
         branch = F.relu(self.bn1(self.conv1(x)), inplace=True)
         branch = self.site(self.bn2(self.conv2(branch)))
+        # F.pad counts from the last dimension: its last pair puts channels behind the old ones.
         if self.new_channels:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
         return F.relu(branch + x, inplace=True)
@@ -56,12 +57,14 @@ class CifarResNet(nn.Module):
                 "a ResNet for 32x32 images has 6n + 2 layers (8, 14, 20, 26, 32, ...), "
                 f"not {layers}"
             )
+        # Three stages of n blocks of two convolutions; the 2 are the stem and the linear layer.
         blocks = (layers - 2) // 6
         self.conv = FanOutConv2d(3, 16, kernel_size=3, padding=1)
         self.bn = nn.BatchNorm2d(16)
         self.stage1 = self._stage(16, 16, blocks, stage=1)
         self.stage2 = self._stage(16, 32, blocks, stage=2)
         self.stage3 = self._stage(32, 64, blocks, stage=3)
+        # A module, which the paper's counter counts; a function it would not see.
         self.pool = nn.AvgPool2d(8, ceil_mode=True)  # drops no border of a larger map
         self.fc = nn.Linear(64, num_classes)
 

@@ -52,6 +52,8 @@ def one_buffer(layers, x):
         return torch.compiler.disable(one_buffer)(layers, x)
     if not (torch.is_grad_enabled() and all(map(_is_known, layers))):
         return concatenate(layers, x)
+    # Autograd returns gradients to the arguments of `apply` alone: parameters are passed flat,
+    # in the order in which `backward` returns theirs.
     parameters = [
         (layer.bn.weight, layer.bn.bias, layer.conv.weight, *_learning(layer.site))
         for layer in layers
@@ -61,10 +63,14 @@ def one_buffer(layers, x):
 
 def _is_known(layer):
     """Whether a layer trains and is what this module computes by itself, without calling it."""
+    # An Attended lends its layer's attributes: `bn` and `conv` would be those of the layer, and
+    # the attention behind it would be skipped.
     if isinstance(layer, Attended):
         return False
     bn, conv = layer.bn, layer.conv
+    # Exact types: a derived class (a parametrised layer is one) may compute something else.
     plain = type(bn) is nn.BatchNorm2d and type(conv) is FanOutConv2d
+    # Hooks run when a module is called; `_OneBuffer` calls none of these. Pruning is a hook.
     hooked = any(
         getattr(module, f"_{hooks}_hooks")
         for module in (layer, bn, conv)
@@ -81,6 +87,7 @@ def _learning(site):
 
 def _normalised(buffer, scale, shift, dtype):
     """ReLU of batch norm, given as a factor and a summand a channel, densely in memory."""
+    # Without `out` the sum has the buffer's type, and rounding it takes a second pass.
     result = torch.empty_like(buffer, dtype=dtype)
     return torch.addcmul(shift[:, None, None], buffer, scale[:, None, None], out=result).relu_()
 
@@ -109,6 +116,8 @@ class _OneBuffer(torch.autograd.Function):
         precision = layers[0].bn.weight.dtype  # of the statistics
         mean, var = torch.empty(2, width, dtype=precision, device=x.device)
 
+        # A map has one batch mean and variance, whichever layer reads it: both are computed
+        # once, when it is made. Layers differ in gamma, beta and eps alone.
         def put(maps, start, stop):
             buffer[:, start:stop] = maps
             var[start:stop], mean[start:stop] = torch.var_mean(
@@ -120,14 +129,18 @@ class _OneBuffer(torch.autograd.Function):
         for layer in layers:
             bn, conv = layer.bn, layer.conv
             with torch.autocast(kind, enabled=False):
+                # gamma (x - m) / s + beta = scale x + shift
                 scale = bn.weight * torch.rsqrt(var[:channels] + bn.eps)
                 shift = torch.addcmul(bn.bias, mean[:channels], scale, value=-1)
                 a = _normalised(buffer[:, :channels], scale, shift, dtype)
                 maps = F.conv2d(a, conv.weight.to(dtype), None, conv.stride, conv.padding)
                 del a
+                # As nn.BatchNorm2d: the variance over n normalises, that over n - 1 is tracked.
                 bn.num_batches_tracked += 1
                 bn.running_mean.lerp_(mean[:channels], bn.momentum)
                 bn.running_var.lerp_(var[:channels] * (count / (count - 1)), bn.momentum)
+            # Autograd records nothing in `forward`: a site gets a graph of its own, which its
+            # map begins. It runs under the caller's autocast, as in `concatenate`.
             if not isinstance(layer.site, nn.Identity):
                 entering = maps.requires_grad_()
                 with torch.enable_grad():
@@ -137,9 +150,14 @@ class _OneBuffer(torch.autograd.Function):
             put(maps, channels, channels + k)
             channels += k
         ctx.layers, ctx.dtype = layers, dtype
+        # Not as attributes: a change of weights or maps before `backward` is then an error, and
+        # the result and its own node form no reference cycle.
         ctx.save_for_backward(buffer, mean, var, *parameters)
         return buffer
 
+    # dL/dx = D - A / n - B (x - m) / n, n = N H W. D (`gradient`): that of the result, plus
+    # g gamma / s of each reader of x. A (`through_mean`): the sum of gamma / s sum(g). B
+    # (`through_var`): that of gamma / s^2 times dL/dgamma, which is sum(g (x - m)) / s.
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
@@ -163,6 +181,7 @@ class _OneBuffer(torch.autograd.Function):
         found = []  # the parameters' gradients, in their order
         sites = list(ctx.sites)
         with torch.autocast(buffer.device.type, enabled=False):
+            # Backwards: all readers of a layer's maps are done before the layer has its turn.
             for layer in reversed(ctx.layers):
                 bn, conv = layer.bn, layer.conv
                 k = conv.out_channels
@@ -170,12 +189,12 @@ class _OneBuffer(torch.autograd.Function):
                 g_site = []
                 if not isinstance(layer.site, nn.Identity):
                     entering, leaving, learning = sites.pop()
-                    parameters = parameters[: len(parameters) - len(learning)]
+                    parameters = parameters[: len(parameters) - len(learning)]  # [:-0] is empty
                     g, *g_site = torch.autograd.grad(
                         leaving,
                         (entering, *learning),
                         g.to(leaving.dtype),
-                        retain_graph=True,
+                        retain_graph=True,  # `backward` may be called again
                         allow_unused=True,
                     )
                 *parameters, gamma, beta, weight = parameters
@@ -189,9 +208,11 @@ class _OneBuffer(torch.autograd.Function):
                     False, (0, 0), 1, (True, True, False),
                 )  # fmt: skip
                 # From here on: of the batch norm's result.
+                # ReLU's result says where it lets a gradient pass. In place: g is large.
                 g = torch.ops.aten.threshold_backward.grad_input(g, a, 0, grad_input=g)
                 del a
                 g_beta = g.sum(MAPS, dtype=mean.dtype)
+                # sum(g (x - m)) as sum(g x) - m sum(g): no centred copy of the maps is made.
                 g_gamma = ((g * maps).sum(MAPS, dtype=mean.dtype) - mean[:channels] * g_beta) * rstd
                 gradient[:, :channels].addcmul_(g, scale[:, None, None].to(g.dtype))
                 through_mean[:channels] += scale * g_beta

@@ -57,6 +57,7 @@ def give_sites(network):
     blocks = [(name, parent, unwrapped(module)) for name, parent, _, module in places(network)]
     blocks = [found for found in blocks if isinstance(found[-1], tuple(WITH_SITE))]
     for name, _, block in blocks:
+        # An instance's own `forward` (a checkpoint around it) would hide that of the new class.
         if type(block) not in (*WITH_SITE, *WITH_SITE.values()) or "forward" in vars(block):
             raise ValueError(
                 f"{name} is a {type(block).__name__}, which may compute something else than "
@@ -68,6 +69,7 @@ def give_sites(network):
         if type(block) in WITH_SITE:
             last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
             stage = stages.setdefault(parent, len(stages) + 1)
+            # The same object: parameters, hooks and whatever refers to the block stay.
             block.__class__ = WITH_SITE[type(block)]
             block.site = Site(last.out_channels, stage).train(block.training)
 
@@ -93,6 +95,7 @@ def densenet121(num_classes):
 def _prepare(network, own_rules):
     """Add the sites; give each layer the rule by which torchvision's loop drew its weights."""
     for layer in network.modules():
+        # Nothing but `reset_parameters` changes, which `draw_weights` calls.
         if type(layer) in own_rules:
             layer.__class__ = own_rules[type(layer)]
     network.drawn_by_layer = True

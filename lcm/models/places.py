@@ -43,6 +43,8 @@ class Place(NamedTuple):
 def places(module, prefix=""):
     """Every module below one, under each of its names before attention was put behind layers."""
     module = unwrapped(module)
+    # Not named_modules(): it gives a shared module once, and each of its places has to be
+    # changed. Attention behind a layer is no place: no pattern reaches into it.
     for key, child in module._modules.items():
         if child is not None:
             yield Place(prefix + key, module, key, child)
@@ -74,6 +76,8 @@ def matching(network, pattern):
 def refuse_wrapped(network):
     """ValueError where the network or a part of it is wrapped, compiled or scripted."""
     for name, module in network.named_modules():
+        # FSDP2 gives a module a class derived from FSDPModule: hence the MRO.
+        # `module.compile()` keeps the class and sets this attribute.
         kinds = {kind.__name__ for kind in type(module).__mro__} & WRAPPERS
         if kinds or module._compiled_call_impl is not None:
             what = f"wrapped in {min(kinds)}" if kinds else "compiled"
@@ -107,9 +111,11 @@ def map_shape(place, calls, keeps):
     said = f"{place.name} is a {type(layer).__name__}"
     if not calls:
         for kind, key in WIDTH.items():
+            # A convolution does not say that what enters it has the same shape.
             if isinstance(layer, kind) and not (keeps and key == "out_channels"):
                 return (getattr(layer, key),)
-        # other libraries' norms of maps: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d
+        # other libraries' norms of maps: FrozenBatchNorm2d, LayerNorm2d, RmsNorm2d;
+        # their weight has one value a channel, in the shape (C,) or (1, C, 1, 1)
         weight = getattr(layer, "weight", None)
         if re.fullmatch(r"\w*Norm\w*2d", type(layer).__name__) and weight is not None:
             return (weight.numel(),)
@@ -136,12 +142,15 @@ def map_shape(place, calls, keeps):
 
 def _channels_last(layer, parent, maps):
     """Whether a layer has its channels last, (N, H, W, C), as its linear layers and norms tell."""
+    # Linear layers and layer norms work on the last axis: where C is last, it has their width.
     widths = {part.out_features for part in layer.modules() if isinstance(part, nn.Linear)}
     # An activation or a permutation has none: what stands beside it tells.
     alone = next(layer.parameters(), None) is None
     beside = [unwrapped(part) for part in parent.children()] if alone else []
     widths |= {part.in_features for part in beside if isinstance(part, nn.Linear)}
     parts = [*layer.modules(), *beside]
+    # Exact types: LayerNorm2d of torchvision and of timm derives from LayerNorm and takes NCHW.
     norms = [part for part in parts if type(part) in (nn.LayerNorm, nn.RMSNorm)]
     widths |= {norm.normalized_shape[-1] for norm in norms}
+    # Where axis 1 has such a width, too, the maps pass for (N, C, H, W).
     return maps.shape[3] in widths and maps.shape[1] not in widths

@@ -20,11 +20,13 @@ def maps_through(network, layers, example):
     if example is None:
         return {}
     runs = twin(network)
+    # A deep copy has its modules in the same order: this pairs each with its copy.
     twins = dict(zip(network.modules(), runs.modules(), strict=True))
     found = {layer: [] for layer in layers}
     for layer, calls in found.items():
 
         def record(_, args, output, calls=calls):
+            # The default binds this layer's list; a closure would see the last one of the loop.
             calls.append((args[0] if args else None, output))
 
         twins[layer].register_forward_hook(record)
@@ -52,6 +54,7 @@ def no_late_parameters(module):
     buffer: it would be drawn unseeded, and neither be trained nor fit a checkpoint."""
 
     def names():
+        # What a checkpoint has: a buffer that is not persistent may be made late.
         return {n for n, tensor in module.state_dict(keep_vars=True).items() if not is_lazy(tensor)}
 
     before = names()
@@ -72,9 +75,11 @@ def check_map(factory, shape):
     try:
         with torch.no_grad(), generators(0, "map"), torch.device("cpu"):
             module = twin(factory(shape[0]))  # it may be one that the caller trained
+            # Two images: in training a batch norm of pooled vectors refuses one.
             x = torch.randn(2, *shape)
             with no_late_parameters(module):
                 for mode in ("training", "evaluation"):
+                    # A clone: a module may write into its map.
                     y = module.train(mode == "training")(x.clone())
                     if in_words(y) != in_words(x):
                         raise ValueError(

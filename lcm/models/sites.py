@@ -33,6 +33,8 @@ def add_sites(network):
     return network
 
 
+# What can fail comes first: the names, the shapes of the maps (a copy of the network runs), a
+# trial of the factory at each shape, the new modules. Only the last loop replaces layers.
 def fill_sites(
     network,
     factory,
@@ -79,12 +81,12 @@ def fill_sites(
     calls = maps_through(network, [place.module for place in found], example)
     shapes = {p.module: map_shape(p, calls.get(p.module), keeps=not behind) for p in found}
     for shape in dict.fromkeys(shapes.values()):
-        if shape[1:]:
+        if shape[1:]:  # (C, H, W), from an example
             check_map(factory, shape)
     new = {}
     for place in found:
         layer = place.module
-        if layer not in new:
+        if layer not in new:  # a layer may have two names
             module = _module(factory, seed, blend, _name(place, behind), shapes[layer])
             new[layer] = _to(module, _tensor_of(place, network)).train(layer.training)
     # From here on nothing fails.
@@ -116,6 +118,7 @@ def chosen(network, where):
             'follow (after="layer*.*.bn3"), or give it lcm.models.Site modules'
         )
     stages = sorted({place.module.stage for place in free})
+    # A mapping pattern also fits a mapping with further keys: hence len(where) == 1.
     match where:
         case "every":
             return free
@@ -142,6 +145,7 @@ def _name(place, behind):
         )
     if not behind:
         return place.name
+    # The state dict gets `attention.` and drops `layer.`: keys of such a child would collide.
     for name in ("layer", "attention"):
         if hasattr(place.module, name):
             raise ValueError(f"{place.name} has a child `{name}`, a name that is needed here")
@@ -151,10 +155,13 @@ def _name(place, behind):
 def _module(factory, seed, blend, name, shape):
     """The module `name`, for maps (C, H, W), of which C alone may be known; on the CPU."""
     with torch.device("cpu"):  # the same values wherever the network is
+        # A partial, not a lambda: `new_module` looks in it for an attention of this project.
         module = new_module(functools.partial(factory, shape[0]), seed, name)
         if not blend:
             return module
         check_map(lambda channels: module, shape if shape[1:] else (shape[0], 8, 8))
+        # An identity is found with random values, because many modules keep a map of zeros, and
+        # on a twin, because a pass in training mode changes running statistics.
         with torch.no_grad(), generators(0, "blend"):
             x = torch.randn(2, shape[0], *(shape[1:] or (8, 8)))
             given = x.clone()
@@ -166,13 +173,14 @@ def _module(factory, seed, blend, name, shape):
         return Blend(module)
     warnings.warn(
         f"{kind} starts as an identity and is placed without blend, in which it would never learn",
-        stacklevel=3,
+        stacklevel=3,  # the caller of `fill_sites`
     )
     return module
 
 
 def _to(module, like):
     """The module with the device and, but for complex and whole numbers, the type of a tensor."""
+    # Module.to(dtype) would cast complex parameters, too, and drop their imaginary parts.
     return module._apply(
         lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype)
     )
@@ -181,6 +189,7 @@ def _to(module, like):
 def _tensor_of(place, network):
     """A tensor of the type and device that a layer's maps have: its last parameter, its last
     buffer, or one of the module or the network around it."""
+    # The nearest come last, and the search starts from the end.
     around = (network, place.parent, place.module)
     tensors = [t for module in around for t in (*module.buffers(), *module.parameters())]
     return next((t for t in reversed(tensors) if t.is_floating_point()), torch.empty(0))

@@ -56,6 +56,7 @@ def new_module(make, seed, name=""):
     with generators(seed, name):
         module = make()
     # Not a subclass or a factory by somebody else: it may set what no layer can draw again.
+    # Hence vars(), in which a derived class does not have the mark.
     marks = {*vars(type(module)), *vars(module)}
     while isinstance(make, functools.partial):  # Hydra's are partials, too
         make = make.func
@@ -70,9 +71,10 @@ def generators(seed, name):
     afterwards."""
     key = _key(seed, name)
     numpys, pythons = np.random.get_state(), random.getstate()
+    # () forks the CPU's generator alone. torch.manual_seed would seed those of all GPUs, too.
     with torch.random.fork_rng(()):
         torch.default_generator.manual_seed(key)
-        np.random.seed(key % 2**32)
+        np.random.seed(key % 2**32)  # it takes 32 bits
         random.seed(key)
         try:
             yield
@@ -100,6 +102,7 @@ def draw_weights(network, seed, prefix=""):
         ValueError: a parameter is not on the CPU, whose generator is used.
         AttributeError: a module has parameters of its own but no `reset_parameters`.
     """
+    # `reset_parameters` takes no generator: the global one is seeded anew for each layer.
     with torch.random.fork_rng(()):
         for name, layer in network.named_modules(prefix=prefix):
             parameters = list(layer.parameters(recurse=False))
@@ -114,5 +117,6 @@ def draw_weights(network, seed, prefix=""):
 
 
 def _key(seed, name):
+    # Not hash(), which is salted in each process. Seeds that differ by 1 get unrelated keys.
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
