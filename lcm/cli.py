@@ -28,6 +28,7 @@ def run_task(train, cfg):
         hydra = HydraConfig.get()
         compose.use_sources(hydra.runtime.config_sources)  # in a worker nobody has done it yet
         config = typed(compose.resolve(cfg))
+        # A single run would ignore a grid and a launcher without a word.
         if hydra.mode != RunMode.MULTIRUN:
             if hydra.sweeper.params:
                 raise UserError(
@@ -84,12 +85,14 @@ def main(task):
                     "schedule.epochs=30; python train.py --help lists them"
                 )
             refuse_flags(arguments)
+            # A shell completes lines that are not whole yet; these always have problems.
             if not arguments.shell_completion and (
                 found := override_problems(
                     arguments.overrides, arguments.multirun, arguments.config_dir
                 )
             ):
                 raise listed("nothing was started:", found)
+            # After the check, which quotes what was typed.
             if is_sweep(arguments.overrides, arguments.multirun):
                 sys.argv[1:] = for_hydra(sys.argv[1:])
             sys.path.append(os.getcwd())  # where modules of one's own may be, beside the checkout
@@ -97,5 +100,6 @@ def main(task):
             task()
     except compose.COMPOSITION_ERRORS as error:
         exit_with_message(compose.not_composed(error))
+    # Stopped is no Exception. SystemExit passes: it already has its code.
     except (Stopped, Exception) as error:
         exit_with_message(error)

@@ -10,4 +10,5 @@ def twin(network):
     # What `nn.utils.weight_norm` computes is no leaf of the graph: deepcopy refuses such tensors.
     attributes = [value for module in network.modules() for value in vars(module).values()]
     computed = {id(x): x.detach().clone() for x in attributes if isinstance(x, torch.Tensor)}
+    # deepcopy's memo, {id: copy}: what it names counts as copied.
     return copy.deepcopy(network, computed).eval()

@@ -24,6 +24,7 @@ def write_atomically(file, data, keep=None):
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
+            # On the disk before the rename: else a power cut may leave an empty file.
             stream.flush()
             os.fsync(stream.fileno())
         if keep is not None and file.exists():
@@ -66,6 +67,8 @@ def file_lock(path, waiting_message):
     """
     import fcntl
 
+    # The file is never deleted: a process that waits would get the lock of the deleted one,
+    # while the next locks a new one.
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,6 +23,7 @@ class Sweep(Sweeper):
 
     def sweep(self, arguments):
         """Train what is left of the grid, as `lcm.runs.sweep.sweep` says."""
+        # Not above: every program of Hydra's would import torch, which takes seconds.
         from lcm.runs.sweep import sweep
 
         sweep(self.loader, self.config, arguments, self.launcher)

@@ -40,6 +40,8 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
     bounds = " and ".join(f"{sign} {bound}" for sign, bound in bounds if abs(bound) < math.inf)
 
     def fits(value):
+        # By `type`, since True is an int. The largest float excludes NaN, infinities and whole
+        # numbers that no float can hold.
         return (
             type(value) in (int, kind)
             and (kind is int or abs(value) <= sys.float_info.max)
@@ -154,7 +156,8 @@ RULES = {
 # of a choice, not choices
 FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classes")
 
-# Keys of a schedule that change nothing where another has this value.
+# Keys of a schedule that change nothing where another has this value. Accepted, they would give
+# the same numbers another hash.
 IDLE = {
     ("optimizer", "sgd"): ("betas", "eps"),
     ("optimizer", "adamw"): ("momentum", "nesterov"),
@@ -191,8 +194,10 @@ def typed(config):
         if isinstance(value, list):
             return [of(key, item) for item in value]
         kind = (RULES[key].kind if key in RULES else None) or type(defaults.get(key))
+        # A word alone: `read` makes a list of "[1]", and a dict of "{a: 1}".
         text = isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value)
         value = read(value) if text and kind in (int, float, bool) else value
+        # `float` raises for longer ones, which `check` refuses in words.
         whole = type(value) is int and abs(value) <= sys.float_info.max
         return float(value) if kind is float and whole else value
 
@@ -213,13 +218,17 @@ def check(config):
         for group, name in names.items()
         if not option(group, name)
     ]
+    # Without the files of its names nothing says which keys it should have.
     if problems:
         return problems
     flat, expected = flatten(config), flatten(typed(plain(config)))
     declared = {f"schedule.{key}" for key in load("schedule", "cifar")}
     for key in [key for key in expected if key.startswith("schedule.") and key not in declared]:
         del expected[key]  # a word of a schedule of one's own, which train.py does not read
+    # A fact that the file leaves open, as num_classes of data=folder, is the user's to say.
     facts = {key for key in FACTS if expected.get(key) is not None}
+    # Its file has the network's size; where the user names another, the comparison of the two
+    # has the better words.
     if _sized_by_network(names["data"]):
         facts.remove("data.image_size")
     for key, value in flat.items():
@@ -248,6 +257,7 @@ def _value_problem(key, value, default, is_fact):
     if key.endswith("._target_") or is_fact:
         fact = f"{default} (fixed by the choice of {key.partition('.')[0]})"
         return None if value == default else fact
+    # Most rules know no null: it is allowed where the file has it, and nowhere else.
     if value is None and default is None:
         return None
     if key in RULES:

@@ -55,6 +55,7 @@ def override_problems(arguments, multirun=False, config_dir=None):
     values = {override.key_or_group: override.value() for override in overrides}
     further = [compose.place_of(config_dir)] if config_dir else []
     compose.use_configs(compose.CONFIGS, further + list(values.get("hydra.searchpath") or []))
+    # A group that is swept or misspelt has its default here.
     names = {group: values[group] for group in GROUPS if values.get(group) in choices(group)}
     try:
         usual = flatten(compose_names(names))
@@ -103,6 +104,7 @@ def _problem_of(override, multirun, usual):
     if key == "experiment" and swept:
         return f"{text}: each experiment has its own grid; run them one after another"
     if options := choices(key):
+        # What range(...) or glob(...) stands for is known once Hydra expands it.
         names = value.list if isinstance(value, ChoiceSweep) else [] if swept else [value]
         names = [getattr(name, "text", name) for name in names]  # of one in quotes
         wrong = [name for name in names if name not in options]
@@ -111,6 +113,7 @@ def _problem_of(override, multirun, usual):
         return (
             f"{text}: the name cannot be changed by itself; write {key.partition('.')[0]}={value}"
         )
+    # Nearly every key is found here; the search below composes every choice of every group.
     if _is_in(usual, key):
         return None
     options = {group: load_all(group) for group in GROUPS}
@@ -120,6 +123,7 @@ def _problem_of(override, multirun, usual):
         for keys in choice.values()
         for name in flatten(keys)
     }
+    # A key of another choice: some runs of a grid may have it. Hydra refuses it in others.
     if _is_in(known, key):
         return None
     hint = no_such_key(key, known | {*GROUPS, "experiment"})

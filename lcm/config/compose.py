@@ -61,6 +61,7 @@ def use_configs(folder, further=()):
     if (Path(folder), tuple(further)) != (CONFIGS, FURTHER):
         CONFIGS = Path(folder)
         FURTHER = tuple(further)
+        # The caches answer by name, whatever the folder.
         _options.clear()
         for cached in (choices, _plain):
             cached.cache_clear()
@@ -80,6 +81,7 @@ def use_config_dir(folder):
 def use_sources(sources):
     """Read the places that a program of Hydra's reads: its `hydra.runtime.config_sources`."""
     (main,) = [source.path for source in sources if source.provider == "main"]
+    # Those left out are Hydra's own, which every composition has.
     others = [source for source in sources if source.provider not in ("hydra", "main", "schema")]
     use_configs(main, [f"{source.schema}://{source.path}" for source in others])
 
@@ -103,7 +105,9 @@ def searching():
             initialize_config_dir(str(CONFIGS), job_name=job, version_base="1.3"),
             warnings.catch_warnings(),
         ):
+            # Hydra only warns of a missing folder: its choices would be unknown names.
             warnings.filterwarnings("error", message="provider=.* is not available")
+            # Without quotes a comma in a path would make two of it.
             quoted = ",".join("'" + place.replace("'", r"\'") + "'" for place in FURTHER)
             yield [f"hydra.searchpath=[{quoted}]"] if FURTHER else []
     except COMPOSITION_ERRORS as error:
@@ -172,6 +176,8 @@ def load_all(group):
     """Every option of a group, {choice: its keys}, in one composition; without broken files."""
     new = [name for name in choices(group) if (group, name) not in _options]
     if new:
+        # Each option in a package of its own: one composition for all. A broken file spoils it
+        # for the others too; these are then composed one by one below.
         with contextlib.suppress(UserError):
             found = composed([f"+{group}@option{i}={name}" for i, name in enumerate(new)], None)
             _options.update({(group, name): found[f"option{i}"] for i, name in enumerate(new)})
@@ -202,6 +208,7 @@ def _plain(names):
     config = settings() | {group: copy.deepcopy(_options[group, name]) for group, name in names}
     model, attention = config["model"], config["attention"]
     table = attention.get("paper", {}) | _own_row(model, attention)
+    # None for what has no row to be read from: `check` accepts any value in its place.
     if "paper" in attention and model["family"] not in table:  # whose sizes the user has to give
         config["attention"] = {
             key: None if key != "paper" and "${" in str(value) else value
@@ -223,17 +230,20 @@ def resolve(config):
     attention's file.
     """
     config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
+    # The nodes: `config[g]` would resolve an interpolation, and raise outside of the `try`.
     if names := [g for g in GROUPS if g in config and not OmegaConf.is_dict(config._get_node(g))]:
         raise UserError(
             f"{', '.join(names)}: a file of experiment/ chooses it by `defaults: "
             f"[override /{names[0]}: NAME]`; there, `{names[0]}:` holds keys"
         )
     try:
+        # A config of Hydra's takes no new keys (struct), unless they are forced.
         for family, sizes in _own_row(config.model, config.attention).items():
             OmegaConf.update(config, f"attention.paper.{family}", sizes, force_add=True)
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         key, reason = error.full_key, str(error).splitlines()[0]
+        # Only the text tells which interpolation failed: 'paper.FAMILY.KEY' not found.
         if key and key.startswith("attention.") and ".paper." in reason.replace("'", "."):
             model, attention = config.model, config.attention.name
             part = key.partition(".")[2]
@@ -248,6 +258,7 @@ def resolve(config):
 def read(text):
     """A value that was written as text, as one of a YAML file: "5e-4" -> 0.0005. UserError."""
     try:
+        # By OmegaConf's loader: for PyYAML's own, 5e-4 is text, since a float needs a point.
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except COMPOSITION_ERRORS as error:
         raise UserError(f"{text} is not a value: {one_line(error)}") from error
@@ -257,6 +268,7 @@ def composition_problem(error):
     """Why Hydra could not compose a config, as one line."""
     if "is not in struct" in str(error.__cause__):
         return f"{error.__cause__.full_key}: this combination has no such key"
+    # Without Hydra's advice: `+key=value` would compose, and the check would refuse the key.
     lines = f"{error}\n{error.__cause__ or ''}".splitlines()
     advice = ("To append", "Config search path", "Available options", "\t")
     reasons = [line.strip(" .") for line in lines if line and not line.startswith(advice)]
@@ -291,5 +303,6 @@ def known_targets(config):
     for group in GROUPS:
         own = load(group, "cifar" if group == "schedule" else (config.get(group) or {}).get("name"))
         trusted[group] = {key: value for key, value in config[group].items() if key in own}
+        # No other name is ever called: the builders do not look for targets inside of values.
         trusted[group] |= {key: own[key] for key in ("_target_", "_convert_") if key in own}
     return trusted

@@ -112,7 +112,11 @@ class Cifar(ResidentSet):
 def _read(root: Path, official, download: bool, places):
     """(train, test, classes, where they were found), of the first place that has them."""
     folder = root / official.folder
+    # Not in hidden folders: while another process unpacks, its draft has part of such a folder.
+    # Sorted: of several copies it is always the same one.
     for place in (folder, *sorted(root.glob(f"[!.]*/{official.folder}")), root):
+        # Any file: an incomplete copy is refused, not passed over. Files alone: `train`, the
+        # file of CIFAR-100, is a folder where `root` holds class folders.
         if any((place / file).is_file() for file in official.train):
             return *_read_batches(place, official), place
     if (root / "train").is_dir() and not folder.exists():
@@ -121,6 +125,8 @@ def _read(root: Path, official, download: bool, places):
         except UserError:  # the folders of another set
             found = {half: {} for half in IMAGES}
         counts = [sum(map(len, half.values())) for half in found.values()]
+        # The official classes are in alphabetical order: folders sorted by name, or by number,
+        # give the official labels.
         if (counts, len(found["train"])) == ([*IMAGES.values()], official.num_classes):
             return *read_in_memory(found, 32), list(found["train"]), root
     if not folder.exists():
@@ -187,6 +193,8 @@ def _batch(record: dict, path: Path, official):
 
 def _contents(train, test) -> str:
     """A digest of all images, labels and splits, whatever their order: a sum of digests."""
+    # A record is (split, label, pixels): a wrong label or an image in the other split shows. A
+    # sum, not XOR, in which equal records would cancel: CIFAR-100 has some.
     total = 0
     for split, (images, labels) in enumerate((train, test)):
         for image, label in zip(images.reshape(len(images), -1), labels.tolist(), strict=True):
@@ -201,5 +209,6 @@ def _canonical(images, labels):
         (label, hashlib.sha256(image.tobytes()).digest())
         for image, label in zip(images, labels.tolist(), strict=True)
     ]
+    # Records of equal keys are equal byte for byte: which of them comes first changes nothing.
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return images[order], labels[order]

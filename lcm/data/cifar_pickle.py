@@ -27,6 +27,7 @@ class _Dtype:
             raise _Refused(f"an array of type {code!r}")
 
     def __setstate__(self, state):
+        # Byte order, alignment and fields: a byte has none.
         pass
 
 
@@ -37,6 +38,7 @@ class _Array:
         self.values = None
 
     def __setstate__(self, state):
+        # What numpy's arrays store: version, shape, dtype, Fortran's order or not, bytes.
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
             raise _Refused("an array that is not of bytes")
@@ -52,6 +54,7 @@ def _frombuffer(data, dtype, shape, order):
 
 def _encode(text, encoding):
     """In place of _codecs.encode, by which Python 3 writes bytes into pickles of protocol 2."""
+    # Python writes latin1 here and nothing else. No codec is looked up by a name from the file.
     return text.encode("latin1")
 
 
@@ -70,6 +73,7 @@ class _Reader(pickle._Unpickler):
     """The unpickler written in Python: that in C may allocate gigabytes for a flipped bit."""
 
     def find_class(self, module, name):
+        # Whatever opcode names a class or a function, it comes through here.
         if (module, name) not in _ALLOWED:
             raise _Refused(f"{module}.{name}")
         return _ALLOWED[module, name]
@@ -83,6 +87,7 @@ def read_cifar_pickle(path: Path) -> dict:
     """
     data = path.read_bytes()
     try:
+        # Strings of Python 2, the pixels too, stay bytes: ASCII, the default, would fail.
         record = dict(_Reader(io.BytesIO(data), encoding="bytes").load())
     except _Refused as error:
         raise UserError(

@@ -25,12 +25,14 @@ def fetch(target: Path, mirrors, md5: str) -> None:
 
     part, failures = target.with_name(target.name + ".part"), []
     part.touch()  # raises where the folder cannot be written
+    # download_url has no timeout of its own, and Python's default is to wait for ever.
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         for mirror in [mirrors] if isinstance(mirrors, str) else mirrors:
             print(f"downloading {mirror}", flush=True)
             try:
+                # Where https fails it tries http: the bytes are trusted for their md5 alone.
                 download_url(mirror, str(part.parent), part.name, md5)
             except RuntimeError:  # the md5 differs
                 size, found = part.stat().st_size, calculate_md5(part)
@@ -57,8 +59,12 @@ def unpack(archive: Path, folder: Path) -> None:
     Members and links that point outside of it, and devices, are refused (tarfile's filter "data").
     Raises `UserError`, and `OSError` where `folder` cannot be written.
     """
+    # In the folder of the result, since a rename is atomic within one file system only. Hidden,
+    # so that nobody takes it for a copy.
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
+        # tarfile stops at the archive's end and never reads gzip's checksum behind it. The
+        # stream is opened here, so that it can be read further.
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as members:
             members.extractall(draft, filter="data")
             while stream.read(1 << 20):  # to the end of the file, where the checksum is

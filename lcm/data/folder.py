@@ -90,6 +90,7 @@ def class_folders(
 
 def files_digest(found) -> str:
     """A digest of the classes, names and sizes of `list_images`' files; it opens none of them."""
+    # Kept in run.json: a later command sees changed files without reading a pixel.
     lines = [
         f"{half}/{name}/{path.name} {path.stat().st_size}"
         for half, classes in found.items()
@@ -127,6 +128,7 @@ def list_images(root, test_share: float | None = None):
             # their names need not be UTF-8
             notes.append(f"not used: {os.fsencode(', '.join(unused)).decode(errors='replace')}")
     elif test_share is not None:
+        # Without a share a set has to bring its split, as CIFAR and mini-ImageNet do.
         train, test = _split(_classes(top, problems), test_share)
     names = sorted(train.keys() | test.keys())
     if all(name.isdecimal() for name in names):
@@ -141,6 +143,7 @@ def list_images(root, test_share: float | None = None):
         problems.append(f"classes: {names[0] if names else 'none'}; a network needs at least two")
     if problems:
         raise listed(f"{root} cannot be used. {LAYOUT}", problems)
+    # One order for both halves: the label of an image is the place of its class.
     return {half: {n: c[n] for n in names} for half, c in (("train", train), ("test", test))}, notes
 
 
@@ -168,6 +171,7 @@ def _classes(folders: dict[str, Path], problems: list[str]) -> dict[str, list[Pa
 
 def _share(path: Path) -> float:
     """A number in [0, 1) that depends on an image's class and name alone."""
+    # Not `hash`: its values for text change from process to process.
     digest = hashlib.sha256(os.fsencode(f"{path.parent.name}/{path.name}")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -185,6 +189,7 @@ def read_in_memory(found, side: int):
     Each is (images uint8 (N, side, side, 3), labels int64 (N,)).
     """
     paths = [path for classes in found.values() for files in classes.values() for path in files]
+    # All files at once: the UserError then names the bad ones of both halves.
     images = read_squares(paths, side)
     train, test = (
         np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
@@ -201,6 +206,7 @@ def read_squares(files, side: int) -> np.ndarray:
 
     def read(file):
         image = decode(Path(file).read_bytes())
+        # An image of this size is copied, not resampled: PNG copies of CIFAR stay exact.
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
 
     return np.stack(list(each(files, read)))
@@ -208,6 +214,8 @@ def read_squares(files, side: int) -> np.ndarray:
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of each channel of uint8 (N, H, W, 3), as shares of 255."""
+    # By counting how often each level occurs, (3, 256): whole numbers are exact in any order,
+    # and the images need not be copied as floats.
     levels = np.arange(256) / 255
     counts = np.stack([np.bincount(images[..., c].reshape(-1), minlength=256) for c in range(3)])
     mean = counts @ levels / counts.sum(1)

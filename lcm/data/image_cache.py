@@ -51,8 +51,10 @@ class ImageCache:
 
     def __init__(self, pixels: Path, sizes: np.ndarray, fingerprint: str):
         self.sizes, self.fingerprint = sizes, fingerprint
+        # Counted in pixels, rows of `_pixels`.
         self._ends = np.cumsum(sizes.prod(1))
         # Copy-on-write: never written, but torch wants an array that may be.
+        # asarray: a slice of numpy's own memmap takes several times as long.
         self._pixels = np.asarray(np.memmap(pixels, np.uint8, "c", shape=(int(self._ends[-1]), 3)))
 
     def image(self, i: int) -> np.ndarray:
@@ -71,10 +73,13 @@ def open_cache(files: dict[str, str], folder, short_side: int | None) -> ImageCa
     """
     folder = Path(folder)
     try:
+        # The key is made of what `stat` says, so that a cache is found without reading the
+        # images. Their contents are in the fingerprint, which the index has.
         status = [(name, os.stat(path)) for name, path in files.items()]
         stamp = [(name, found.st_size, found.st_mtime_ns) for name, found in status]
         key = hashlib.sha256(repr((VERSION, short_side, stamp)).encode()).hexdigest()[:16]
         pixels, index = folder / f"{key}.pixels", folder / f"{key}.json"
+        # Before the lock, for which the folder would have to be writable.
         if (cache := _opened(pixels, index)) is None:
             folder.mkdir(parents=True, exist_ok=True)
             waiting = f"another process is making the image cache {pixels}: waiting for it"
@@ -111,6 +116,8 @@ def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
         return np.array(decode(data, short_side)), hashlib.sha256(data).hexdigest()
 
     sizes, digests = [], []
+    # A kill at any point is harmless: there is no index while pixels change, and a new one only
+    # after they are on the disk under their name.
     index.unlink(missing_ok=True)
     draft = pixels.with_suffix(".draft")
     try:
@@ -143,8 +150,11 @@ def each(files: list, work, label: str | None = None):
             return error
 
     bad = []
+    # For tqdm None means: no bar where stderr is no terminal.
     hidden = None if label else True
     with ThreadPoolExecutor() as pool, tqdm(files, label, unit="image", disable=hidden) as bar:
+        # `map` submits all of its input at once: without slices the threads would run ahead of
+        # the reader, and decoded images would fill the memory.
         for start in range(0, len(files), AHEAD):
             some = files[start : start + AHEAD]
             for file, result in zip(some, pool.map(attempt, some), strict=True):

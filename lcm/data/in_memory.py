@@ -34,6 +34,8 @@ def normalise(images: Tensor, mean: tuple, std: tuple) -> Tensor:
     In channels-last memory. mean, std: of each channel, of pixels in [0, 1].
     """
     scale, shift = scale_and_shift(mean, std, images.shape[1:], images.device)
+    # In place: the float tensor is new. The permutation moves no byte: NHWC is what NCHW looks
+    # like in channels-last memory.
     return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
 
 
@@ -44,6 +46,7 @@ def scale_and_shift(mean: tuple, std: tuple, shape: tuple, device) -> tuple[Tens
     Expanded to a whole image: the CPU multiplies rows of H * W * C values instead of rows of C.
     """
     mean, std = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
+    # Divided in float64 and rounded once; a multiplication and an addition are left.
     return tuple(
         part.float().expand(shape).contiguous().to(device)
         for part in (1 / (255 * std), -mean / std)
@@ -86,6 +89,7 @@ class Resident:
         mirror = torch.zeros(n, dtype=torch.bool)
         if self.seed is None:
             return order, offsets, mirror
+        # A generator for each: a set without crops or mirroring has the same order.
         order = torch.randperm(n, generator=keyed_generator(self.seed, epoch, "order"))
         if self.pad:
             crop = keyed_generator(self.seed, epoch, "crop")
@@ -104,10 +108,13 @@ class Resident:
         _, height, width, _ = images.shape
         down = torch.arange(height, device=images.device) - self.pad
         right = torch.arange(width, device=images.device) - self.pad
+        # A mirrored window reads its columns from right to left, in the same look-up.
         rows = offsets[:, 0, None] + down  # (B, H)
         columns = offsets[:, 1, None] + torch.where(mirror[:, None], right.flip(0), right)  # (B, W)
+        # Padding without a padded copy: outside, the nearest pixel is read, then set to 0.
         near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
         inside = (rows == near_rows)[:, :, None] & (columns == near_columns)[:, None, :]
+        # The three indices broadcast to (B, H, W), the channels follow: (B, H, W, C)
         near = images[index[:, None, None], near_rows[:, :, None], near_columns[:, None, :]]
         return near * inside[..., None]
 
@@ -118,10 +125,12 @@ class Resident:
         pixels = images.view(f"V{channels}")[..., 0]  # (N, H, W): a pixel as one element
         padded = np.zeros((n, height + 2 * pad, width + 2 * pad), pixels.dtype)
         padded[:, pad : pad + height, pad : pad + width] = pixels[index.numpy()]
+        # All windows of all images, a view: the line below it copies one of each.
         # (B, 2 pad + 1, 2 pad + 1, H, W)
         windows = sliding_window_view(padded, (height, width), axis=(1, 2))
         batch = windows[np.arange(n), offsets[:, 0].numpy(), offsets[:, 1].numpy()]  # (B, H, W)
         flip = mirror.numpy()
+        # An element is a whole pixel: its channels keep their order.
         batch[flip] = batch[flip][:, :, ::-1]
         return torch.from_numpy(batch.view(np.uint8).reshape(n, height, width, channels))
 
@@ -161,6 +170,8 @@ class Batches:
 
         The global random state does not change.
         """
+        # The whole epoch is drawn, also for a start in its middle: step k is the same one
+        # either way. Forked workers inherit the plan, and are sent the numbers of steps alone.
         batch = functools.partial(self.batch, self.source.plan(epoch))
         steps = range(start, len(self))
         return in_workers(batch, steps, self.workers) if self.workers else map(batch, steps)
@@ -172,6 +183,7 @@ class Batches:
 
     def prepare(self, raw: tuple[Tensor, Tensor], device) -> tuple[Tensor, Tensor]:
         """A raw batch -> images float32 (B, C, H, W), normalised; labels int64 (B,)."""
+        # Bytes travel, a quarter of what floats would be; the device makes floats of them.
         images, labels = (part.to(device, non_blocking=True) for part in raw)
         return normalise(images, self.source.mean, self.source.std), labels
 
@@ -190,6 +202,7 @@ class ResidentSet:
         """
         self._train, self._test, self.classes = train, test, classes
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        # Of the images as they are held: in another order the same plan shows other batches.
         digest = hashlib.sha256()
         for array in (*train, *test):
             digest.update(np.ascontiguousarray(array).data)

@@ -81,11 +81,13 @@ def find_images(source: Path):
     parts = [part for part in ("train", "val", "test") if (source / part).is_dir()]
     found = [_in_folders(source / part) for part in parts or [""]]
     images = {wnid: files for classes in found for wnid, files in classes.items()}
+    # What is used: the parts, else class folders, else images/.
     unused = {path.name for path in entries(source) if path.is_dir()}
     unused -= set(parts or images or ["images"])
     note = f"; NOT USED: {', '.join(sorted(unused))}" if unused else ""
     if len(parts) == 2 and parts[0] == "train":
         return dict(zip(PER_CLASS, found, strict=True)), f"the copy's own split{note}"
+    # Without a common class the union has as many classes as the parts have in all.
     few_shot = len(parts) == 3 and len(images) == sum(map(len, found))
     if parts and not few_shot:
         raise UserError(
@@ -126,6 +128,7 @@ def _split(images: dict) -> dict:
     """Each class split, the first 500 of 600 for training, by number: _5.JPEG before _10.JPEG."""
 
     def by_number(item):
+        # Text and numbers take turns, text first: the lists never compare one with the other.
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", item[0])]
 
     halves = {"train": {}, "test": {}}
@@ -159,6 +162,7 @@ def _copy(files: dict[str, Path], destination: Path) -> None:
         for name, file in tqdm(files.items(), "copying", unit="image"):
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, draft / name)
+        # Replaces an empty folder; fails where somebody has filled it meanwhile.
         draft.rename(destination)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

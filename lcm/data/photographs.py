@@ -62,6 +62,8 @@ class Photographs:
 
     def train(self, batch_size: int, seed: int) -> Batches:
         """The training images, shuffled and augmented by (seed, epoch)."""
+        # Its defaults are those of Szegedy et al. (2015): 8 to 100 % of the area, a ratio of
+        # the sides between 3/4 and 4/3.
         views = [v2.RandomResizedCrop(self.image_size, antialias=True)]
         views += [v2.RandomHorizontalFlip()] * self.mirror
         index = torch.arange(self.train_images)
@@ -94,8 +96,11 @@ class Views:
         """What an epoch shows: the images in its order, and a seed for each."""
         index = self.index
         if self.seed is None:
+            # The views of a test draw nothing: any seed does.
             return index, torch.zeros_like(index)
         order = torch.randperm(len(index), generator=keyed_generator(self.seed, epoch, "order"))
+        # With a seed of its own an image looks the same in whatever batch and worker it is cut.
+        # 2**62: the seeds are int64.
         crop = keyed_generator(self.seed, epoch, "crop")
         return index[order], torch.randint(2**62, (len(index),), generator=crop)
 
@@ -104,6 +109,8 @@ class Views:
         side = self.photographs.image_size
         batch = torch.empty(len(index), side, side, 3, dtype=torch.uint8)
         # The transforms draw from the global generator.
+        # Only the CPU's is saved and seeded: torch.manual_seed would seed the GPUs too, and to
+        # save theirs fork_rng would start CUDA, which a forked worker cannot.
         with torch.random.fork_rng(devices=[]):
             for out, i, seed in zip(batch, index.tolist(), seeds.tolist(), strict=True):
                 torch.default_generator.manual_seed(seed)

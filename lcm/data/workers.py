@@ -20,6 +20,8 @@ def in_workers(batch, steps, workers: int):
     A batch is a tuple of tensors. The global random state does not change.
     Raises UserError where a worker was killed, or gives nothing for ten minutes.
     """
+    # Without a batch size the loader hands each item of its data set, here a step, to
+    # collate_fn, in a worker, and returns the results in the order of the items.
     loader = DataLoader(
         steps,
         batch_size=None,
@@ -44,6 +46,8 @@ def in_workers(batch, steps, workers: int):
     try:
         yield from running
     except (RuntimeError, OSError, EOFError) as error:
+        # The loader reports a lost worker as a RuntimeError, which `batch` may raise too: the
+        # sentinel of a process that has ended tells them apart.
         dead = wait([worker.sentinel for worker in running._workers], timeout=1)
         if not dead and "timed out" not in str(error):
             raise  # an error of `batch`
