@@ -56,6 +56,7 @@ def choose(runs, choices):
     for text in choices:
         key, _, values = text.partition("=")
         name = flat_key(runs, key, text)
+        # Read as YAML has it, like the configs: 5e-4 is a number, and equals 0.0005.
         wanted = read(f"[{values}]")
         runs = [
             run
@@ -72,6 +73,8 @@ def refuse_several_groups(runs):
     """Raise UserError where runs differ in more than attention and seed (and in rounding)."""
     found = differing([identity(run["config"]) for run in runs])
     if differ := {key: values for key, values in found.items() if not is_under(key, FREE)}:
+        # Two schedules differ in many keys, most of which follow from the name: where names
+        # differ, the advice is about them alone.
         names = [key for key in differ if key.endswith(".name")] or list(differ)
         keys = {name.removesuffix(".name"): differ[name][0] for name in names}
         lines = [f"{key}: {', '.join(values)}" for key, values in differ.items()]
@@ -90,6 +93,8 @@ def label_arms(runs):
     rows = []
     for attention in {run["attention"] for run in runs}:
         own = [run for run in runs if run["attention"] == attention]
+        # Within one attention: between two of them most settings differ. `frame` sorts the
+        # rows, whatever the order of the set.
         configs = [identity(run["config"]) for run in own]
         keys = [key for key in differing(configs) if key.startswith("attention.")]
         for run, config in zip(own, configs, strict=True):
@@ -105,8 +110,10 @@ def split(runs, by):
     names = {key: name for key, name in names.items() if not name.startswith("attention.")}
     groups = {}
     for run in runs:
+        # A list is no key of a dict; flat configs have lists (schedule.divide_at).
         values = [str(v) if isinstance(v, list) else v for v in map(flat(run).get, names.values())]
         groups.setdefault(tuple(values), []).append(run)
+    # Python does not order None, text and numbers among each other: by type first.
     ordered = sorted(groups, key=lambda values: [(str(type(v)), v) for v in values])
     return [(dict(zip(names, map(str, values), strict=True)), groups[values]) for values in ordered]
 
@@ -132,6 +139,8 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
             wanted = [(*names, baseline, None), *((*names, arm, baseline) for arm in arms)]
             rows += [row._replace(settings=settings) for row in make_rows(found, wanted)]
         parts.append(selected)
+    # Every comparison shown is a chance of a false verdict, whatever `by` has split. The
+    # baselines' rows are no comparisons: `in_turn` puts the corrected rows back between them.
     corrected = in_family([row for row in rows if row.b])
     if not corrected:
         raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
@@ -141,6 +150,7 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
     words, warning = _protocol(together)
     networks = ", ".join(dict.fromkeys(title(row.data, row.model) for row in rows))
     plans = (PAPER.parent / "plans" / f"{name}.yaml" for name in together["schedule"].unique())
+    # This protocol is for rows without a finished run; the others have that of their runs.
     table = rows_table(rows, together, Protocol(*together[["schedule", "precision"]].iloc[0]))
     heading = f"{networks}: attention minus {baseline}\n{words}"
     return table._replace(
@@ -164,8 +174,10 @@ def _protocol(runs):
     """(the protocol of compared runs in words, a warning where it is not the paper's)."""
     found = [item for text in runs["deviations"] for item in json.loads(text).items()]
     deviations = dict.fromkeys(f"{key}={value}" for key, value in found)
+    # Settings of an attention are in the labels of their arms, not in the words about all runs.
     shared = [words for words in deviations if not words.startswith("attention.")]
     schedules = dict.fromkeys(f"schedule={name}" for name in runs["schedule"])
+    # Data that the paper does not have maps to NaN, which equals no schedule.
     others = runs[runs["schedule"] != runs["data"].map(PAPER_SCHEDULE)]["schedule"]
     warning = ""
     if deviations:

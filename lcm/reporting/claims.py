@@ -89,17 +89,23 @@ def read_claims(file, paper):
     """
     claims = yaml.safe_load(read_result(file))
     names = ["table", "model", "data", "attention"]
+    # By table too: a difference is taken within one table, although arms stand in several.
     printed = paper[paper["metric"] == "top1"].set_index(names)["value"].to_dict()
     own = {claim["id"]: [] for claim in claims}
     for claim in claims:
         bounds = claim.get("within", (0.0, math.inf))
         for product in claim.get("comparisons", ()):
+            # By position: the keys of a product are in the order table, model, data, a, b.
             lists = (found if isinstance(found, list) else [found] for found in product.values())
             for table, model, data, a, b in itertools.product(*lists):
                 found = printed[table, model, data, a] - printed[table, model, data, b]
+                # Floats: rounded to the paper's two decimals a difference that is a bound
+                # equals the bound, and equal statements of two claims are equal keys.
                 own[claim["id"]].append(
                     Statement(data, model, a, b, *bounds, table, round(found, 2))
                 )
+    # A second pass: `comparisons_of` may name a claim that comes later in the file. What
+    # several claims state is one comparison: dict.fromkeys keeps it once.
     for claim in claims:
         found = [s for id in (*claim.get("comparisons_of", ()), claim["id"]) for s in own[id]]
         statements = sorted(dict.fromkeys(found), key=lambda s: s.table)
@@ -112,6 +118,8 @@ def read_claims(file, paper):
 def families(claims):
     """{table: [its statements]}: what Holm's correction is over, in the order of the pages."""
     networks = list(NETWORK_TITLE)
+    # A set: what several claims state about one table is tested, and counted, once. Other
+    # bounds for the same arms are another test; -s.least puts it behind that of the plain gain.
     statements = sorted(
         {statement for claim in claims for statement in claim["statements"]},
         key=lambda s: (s.table, networks.index(s.model), s.data, s.b != "none", s.b, s.a, -s.least),
@@ -125,6 +133,8 @@ def judge_statements(claims, runs):
     Holm's correction is over all statements about one of the paper's tables, those without runs
     too. A comparison that stands in two tables has the larger p-value of both, in both.
     """
+    # {question: Row}. The larger p-value holds in both families. The rows are handed out after
+    # the last table, since a later one may raise the p-value of an earlier one's row.
     strictest = {}
     found = families(claims)
     for family in found.values():
@@ -173,6 +183,8 @@ def _on_average(claim, parts):
     paper = f"{holds}: {signed(mean)} over {len(parts)} comparisons"
     # seed by seed: only seeds that each comparison has
     pairs = [part.pairs.set_index("seed")[["difference", "lost"]] for part in parts]
+    # The unit of the test is the seed: seeds are independent, comparisons share arms. All parts
+    # bring the same column names: pairs["difference"] is a DataFrame (seeds, comparisons).
     pairs = pd.concat(pairs, axis=1, join="inner").sort_index()
     # one diverged run is enough for its seed to count against the side that lost it
     lost = pairs["lost"].sum(axis=1).clip(-1, 1)
@@ -180,6 +192,7 @@ def _on_average(claim, parts):
     if found.n:
         ends = interval(found.low, found.high)
         ours = f"{signed(found.mean)} {ends}, p {p_value(found.p)}, n {found.n}"
+    # A single test: its own p-value, without a correction.
     return verdict(found, found.p), paper, ours
 
 
@@ -187,7 +200,9 @@ def _cost(claim, complexity):
     """By the exact counts: what an arm `a` adds to arm `b`, in percent, where it adds most."""
     base = complexity[complexity["attention"] == claim["cost"]["b"]]
     arms = complexity[complexity["attention"].isin(claim["cost"]["a"])]
+    # In the columns _x is an arm of `a`, _y is `b` in the same table.
     rows = arms.merge(base, on=["table", "model"])
+    # Where a claim says that counts are the same, a saving counts as much as an addition.
     size = abs if claim["cost"].get("either_way") else float
     most = {
         key: max(100 * (rows[f"{key}_x"] / rows[f"{key}_y"] - 1), key=size)
@@ -256,6 +271,7 @@ def statement_tables(claims, judged):
             "be significant.",
             *pair_notes([judged[s].pairs for s in family]),
         ]
+        # For `Table.filled`; there is no CSV file of these tables.
         records = pd.DataFrame({"n": [judged[s].comparison.n for s in family]})
         tables.append(
             Table("", f"Comparisons of Table {table}", *columns(rows), notes, records, labels=4)

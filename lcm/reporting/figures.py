@@ -32,12 +32,15 @@ VERDICT_COLOURS = {
     NOT_TESTED: "#767676",
 }
 PAPERS = "the paper (its own schedule)"
+# In force while a figure is made, and again while its file is written: only then matplotlib
+# looks up the fonts and reads `svg.*`.
 STYLE = {
     "font.family": "sans-serif",  # where DejaVu Sans is not installed
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
     "figure.constrained_layout.w_pad": 0.2,  # letters of another font may be wider
     "font.size": 9,
     "svg.fonttype": "none",  # text stays text: small files that can be searched
+    # Without a salt the ids of clip paths and markers are random.
     "svg.hashsalt": "lcm",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -56,6 +59,8 @@ METADATA = {  # the formats, with nothing that changes with the day
 def as_bytes(figure, ending):
     """The bytes of a figure's file: `ending` is a key of METADATA."""
     with matplotlib.rc_context(STYLE):
+        # savefig would lay out anew, at 200 dots per inch for PNG and at 72 for SVG and PDF:
+        # the pictures of one figure would differ.
         figure.get_layout_engine().execute(figure)  # at the dots per inch of the figure, not of SVG
         figure.set_layout_engine("none")
         out = io.BytesIO()
@@ -80,6 +85,7 @@ def panels(arms):
     none = [arm for arm in arms if arm == "none"]
     others = [arm for arm in arms if arm != "none"]
     count = max(1, math.ceil(len(others) / 4))
+    # Parts of nearly equal size: five others become three and two, not four and one.
     return [[*none, *part.tolist()] for part in np.array_split(others, count)]
 
 
@@ -97,6 +103,7 @@ def learning_curves(arms, title):
         for index, attention in enumerate(group):
             curves = np.array(arms[attention])  # (seeds, epochs)
             epochs, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
+            # Two epochs at least: one point draws no line.
             last = slice(-max(2, len(epochs) // 4), None)
             style = {"color": palette[attention], "linewidth": 1.3}
             whole.plot(epochs, mean, label=f"{attention} ({len(curves)})", **style)
@@ -126,12 +133,14 @@ def forest(rows, title):
     figure.suptitle(title, fontsize=9)
     axis = figure.subplots()
     axis.axvline(0, color=INK, linewidth=0.8)
+    # A circle takes about a sixtieth of the axis: nearer ones would hide each other.
     near = np.ptp([d for row, _ in rows.values() for d in row.comparison.differences] or [0]) / 60
     for i, (row, paper) in enumerate(rows.values()):
         ours, word = row.comparison, row.verdict or "no verdict"
         colour, found = VERDICT_COLOURS.get(word, INK), ours.differences
         if i % 2:
             axis.axhspan(i - 0.5, i + 0.5, color="#f3f4f6", zorder=0)
+        # One pair or two have a mean and no interval.
         if ours.low is not None:
             axis.hlines(i - 0.2, ours.low, ours.high, colors=colour, linewidth=1.4)
         # circles in one place stand above each other: 0, -1, 1, -2, 2 steps from the line
@@ -139,6 +148,7 @@ def forest(rows, title):
         heights = [i + 0.15 + 0.12 * ((k + 1) // 2) * (-1) ** k for k in before]
         hollow = {"facecolors": "none", "linewidths": 0.7, "edgecolors": colour}
         axis.scatter(found, heights, s=9, zorder=2, label="a pair of runs", **hollow)
+        # The label names the verdict: the legend explains each colour that occurs.
         axis.scatter(
             ours.mean,
             i - 0.2,
@@ -151,6 +161,7 @@ def forest(rows, title):
         if paper is not None:
             hollow |= {"linewidths": 0.8, "edgecolors": "#000000", "label": PAPERS}
             axis.scatter(paper, i - 0.2, s=24, zorder=3, marker="D", **hollow)
+    # Row i is at y = i; the axis points downwards, so that the first row stands on top.
     axis.set_yticks(range(len(rows)), list(rows), fontsize=7.5)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in test top-1 (points)")

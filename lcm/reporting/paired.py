@@ -33,6 +33,8 @@ from lcm.reporting.statistics import (
     verdict,
 )
 
+# Facts that are not the attention, and in which the two runs of a pair may differ all the same.
+# Of several possible pairs the most alike is taken; a note says in what the pairs taken differ.
 ENVIRONMENT = {
     "commit": "commit",
     "torch": "version of torch",
@@ -40,6 +42,7 @@ ENVIRONMENT = {
     "compile": "use of `compile=true`",
 }
 SHARED = ["seed", "data_fingerprint", "own_model"]  # what the two runs of a pair have in common
+# For an arm without runs: those columns of `paired` that its callers read.
 NO_PAIRS = pd.DataFrame(
     columns=["seed", "difference", "lost", *(f"{k}_{arm}" for k in ENVIRONMENT for arm in "ab")],
     dtype=float,
@@ -91,8 +94,11 @@ def paired(a, b):
     """
     if a.empty or b.empty:  # most of the paper's comparisons, so far
         return NO_PAIRS
+    # The worst accuracy of an arm is that of all its seeds, paired or not. Where every run of
+    # an arm diverged there is none: the differences stay NaN, and no pair is left.
     facts = [*SHARED, "state", "test_top1", "start", "attention", *ENVIRONMENT]
     arms = [arm[facts].fillna({"test_top1": arm["test_top1"].min()}) for arm in (a, b)]
+    # An arm may have several runs of a seed: all combinations, of which one stays below.
     pairs = arms[0].merge(arms[1], on=SHARED, suffixes=("_a", "_b"))
     diverged = {arm: (pairs[f"state_{arm}"] == "failed").astype(int) for arm in "ab"}
     unlike = {key: pairs[f"{key}_a"] != pairs[f"{key}_b"] for key in ENVIRONMENT}
@@ -106,6 +112,7 @@ def paired(a, b):
     # a finished pair before a failed one, then the most alike, then the plain and the earlier one
     order = ["failures", "mixed", "unlike", "compile_a", "start_a", "start_b"]
     pairs = pairs.dropna(subset="difference").sort_values(order).drop_duplicates("seed")
+    # Resamples with a fixed seed depend on the order of the pairs: always that of the seeds.
     return pairs.sort_values("seed", ignore_index=True)
 
 
@@ -113,6 +120,8 @@ def make_rows(runs, wanted):
     """The Rows of selected runs for each (data, model, a, b) or (data, ..., least, most)."""
     used, tried, rows = arms_of(runs[runs["used"]]), arms_of(runs[runs["tried"]]), []
     for data, model, a, b, *statement in wanted:
+        # `tried` leaves several runs of a seed for `paired` to choose from, `used` has one of
+        # each. Where b is None, the name of no arm, there are no pairs.
         found, arm = tried(data, model, a), used(data, model, a)
         pairs = paired(found, tried(data, model, b))
         comparison = compare(pairs["difference"], *statement, lost=pairs["lost"])
@@ -125,6 +134,8 @@ def in_family(rows, pairs=0, due=True):
 
     pairs: how many were planned.
     """
+    # A test after each new pair would be many tests, with as many chances of a false verdict:
+    # until a planned one is due, its row has no corrected p-value, and so no verdict.
     p_values = holm([row.comparison.p if due else None for row in rows])
     adjusted = [None if math.isnan(p) else p for p in p_values.tolist()]
     needed = max(pairs, pairs_to_reach(len(rows)))
@@ -140,6 +151,8 @@ def in_words(word, pairs, needed):
 
 def measured(arm, tried, metric="top1"):
     """What an arm (its runs, one a seed) has reached, as columns of a CSV file."""
+    # The paper does not say which epoch its numbers are of. The best one is chosen on the test
+    # set: it is shown in the CSV file, and nothing is judged by it.
     values, best = list(arm[f"test_{metric}"]), list(arm["best_test_top1"])
     return {
         "mean": fmean(values) if values else None,
@@ -162,6 +175,8 @@ def _record(row, protocol, plan, level, paper):
     exclude at once (at `level`), the paper's difference and one more pair."""
     ours = row.comparison
     params, macs = row.arm[["params", "macs"]].iloc[0] if len(row.arm) else (None, None)
+    # The inverted test and the prediction would take the stand-in of a diverged run for its
+    # accuracy, and could exclude what the p-value, which takes it at its worst, does not.
     certain = () if row.pairs["lost"].any() else ours.differences  # of a lost pair: no number
     loss, gain = not_excluded(certain)
     names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
@@ -173,6 +188,8 @@ def _record(row, protocol, plan, level, paper):
         planned["next_low"], planned["next_high"] = prediction_interval(next_pair)
     return {
         **names,
+        # Rows of one table can have schedules and precisions of their own (`compare.py --by`):
+        # those of their runs; the protocol stands in where there are none.
         "schedule": next(iter(row.arm["schedule"]), protocol.schedule_of(row.data)),
         "precision": next(iter(row.arm["precision"]), protocol.precision),
         "params": params,
@@ -233,6 +250,8 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
     against = sorted({row.b for row in rows if row.b})
     single = against[0] if len(against) == 1 else None
     settings = dict.fromkeys(key for row in rows for key in row.settings)
+    # Bonferroni over all families of a data set: with 95 % all its intervals are right at once.
+    # Holm's steps, which correct the p-values of each family, have no such simple intervals.
     planned = sum(map(len, plan["families"])) if plan else 1
     level = 1 - ALPHA / planned
     records = [_record(row, protocol, plan, level, paper) for row in rows]
@@ -250,6 +269,7 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
         labels=labels,
         method=METHOD,
         compared=rows,
+        # header[labels + 3] is the column of differences, whose heading names the baseline.
         narrow=(
             *("Attention", "against", *settings, "Test top-1 (%)", header[labels + 3]),
             *("95 % interval", "p (Holm)"),
@@ -262,6 +282,7 @@ def pair_notes(pairs):
 
     pairs: a list of DataFrames.
     """
+    # Without the empty ones: joined to the others they would change the types of their columns.
     pairs = pd.concat([found for found in pairs if len(found)] or [NO_PAIRS])
     unlike = {
         words: pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]["attention_a"]
@@ -285,6 +306,7 @@ def run_notes(runs):
     if len(used):
         devices = "; ".join(sorted(set(used["device"])))
         notes.append(f"Runs: {len(used)}, {elapsed(used['seconds'].sum())} in all, on {devices}.")
+    # `data_verified` may be NA (no `data.verify`): `~` keeps it NA, sum() leaves it out.
     for words, some in {
         "from a checkout with uncommitted changes.": used["dirty"],
         "with `compile=true`: the same arithmetic, rounded in another order.": used["compile"],
@@ -295,10 +317,12 @@ def run_notes(runs):
         if count := some.sum():
             notes.append(f"{count} of them {words}")
     for data, found in used.groupby("data"):
+        # No pair mixes pixels (SHARED), but the mean of an arm would.
         if found["data_fingerprint"].nunique() > 1:
             notes.append(
                 f"**The runs on {data} saw different pixels**: `data_fingerprint` in `runs.csv`."
             )
+    # A finished run that `one_a_seed` has not taken is the second of its seed.
     further = runs[~runs["used"] & (runs["state"] == "finished")]
     for words, names in {
         "Failed, without a result": [

@@ -33,6 +33,8 @@ PATTERNS = 4096  # sign flips: all up to 13 pairs, random ones above
 def sign_patterns(pairs):
     """Sign flips as a matrix (patterns, pairs); a pattern and its negative count once."""
     if 2 ** (pairs - 1) <= PATTERNS:
+        # Bit j of the number i is the sign of pair j in pattern i. Below 2**(pairs - 1) the
+        # last pair's bit is 0, its sign +: of each pattern and its negative that one is here.
         return 1 - 2 * (np.arange(2 ** (pairs - 1))[:, None] >> np.arange(pairs) & 1)
     signs = np.random.default_rng(pairs).choice((-1, 1), (PATTERNS, pairs))
     signs[0] = 1  # the observed one
@@ -41,6 +43,8 @@ def sign_patterns(pairs):
 
 def flip_p(differences):
     """`statistics.sign_flip_p` of many samples at once: (..., pairs) -> (...)."""
+    # Half the memory of float64. Equal sums then differ by some 1e-7 of the sum of |d|; unequal
+    # ones, of the simulated accuracies, differ by more than the 1e-5 allowed here.
     d = np.asarray(differences, dtype=np.float32)
     flat, patterns = d.reshape(-1, d.shape[-1]), sign_patterns(d.shape[-1]).astype(np.float32)
     observed = np.abs(flat.sum(axis=1)) - 1e-5 * np.abs(flat).sum(axis=1)
@@ -54,6 +58,8 @@ def flip_p(differences):
 def sides(differences, least=0.0, most=math.inf):
     """(1 where the mean lies between `least` and `most`, -1 outside; the p-value of that)."""
     mean = differences.mean(axis=-1)
+    # The larger p-value of the bounds, as in `statistics.statement_p`. Beyond one bound the
+    # p-value of the other, which is further away, is never the larger one: it is set to 0.
     at_least = np.where(mean < most, flip_p(differences - least), 0)
     if most == math.inf:
         return np.where(mean > least, 1, -1), at_least
@@ -72,8 +78,11 @@ def simulate(difference, pairs, comparisons=1, repetitions=2000):
     at least one of them)."""
     if pairs < MINIMUM_PAIRS:
         return 0.0, 0.0, 0.0
+    # Each cell has a stream of its own, so that none changes when others are added. NumPy's
+    # seeds are not negative, differences are: hence + 10.
     rng = np.random.default_rng([0, pairs, comparisons, round(1000 * (difference + 10))])
     side, p = sides(simulated_differences(difference, (repetitions, comparisons, pairs), rng))
+    # (repetitions, comparisons): 1 supported, -1 contradicted.
     words = np.where(holm(p) <= ALPHA, side, 0)
     return (words > 0).mean(), (words < 0).mean(), (words != 0).any(axis=1).mean()
 
@@ -84,6 +93,8 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
     accuracies: {(data, model, attention): the true one}.
     """
     rng = np.random.default_rng(seeds)
+    # (repetitions, seeds) for each arm, drawn once: comparisons that share an arm depend on
+    # each other, as those of real runs do.
     runs = {
         arm: rng.normal(mean, DEVIATION, (repetitions, seeds)).round(2)
         for arm, mean in accuracies.items()
@@ -92,7 +103,9 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
     for family in families(claims).values():
         for s in family:
             differences[s] = runs[s.data, s.model, s.a] - runs[s.data, s.model, s.b]
+            # (repetitions,) each, of differences (repetitions, seeds).
             side[s], p[s] = sides(differences[s], s.least, s.most)
+        # (repetitions, comparisons of the table)
         columns = holm(np.stack([p[s] for s in family], axis=1))
         adjusted |= {  # the larger p-value of two tables, as `judge_statements` has it
             s.question: np.maximum(own, adjusted.get(s.question, 0))
@@ -102,10 +115,13 @@ def claim_shares(claims, accuracies, seeds, repetitions=200):
     for claim in claims:
         own = claim["statements"]
         if claim["holds_if"] == "every":
+            # (statements, repetitions). As in `statistics.every`: all supported, or one
+            # contradicted, also by its p-value corrected over the claim's own statements.
             signs = np.stack([np.where(adjusted[s.question] <= ALPHA, side[s], 0) for s in own])
             alone = holm(np.stack([p[s] for s in own], axis=1)).T <= ALPHA
             words = (signs > 0).all(axis=0), ((signs < 0) & alone).any(axis=0)
         elif claim["holds_if"] == "on_average":
+            # As in `claims._on_average`: one test, of the mean of each seed, uncorrected.
             signs, average_p = sides(np.mean([differences[s] for s in own], axis=0))
             words = (average_p <= ALPHA) & (signs > 0), (average_p <= ALPHA) & (signs < 0)
         else:
@@ -120,6 +136,7 @@ def chances(claims, accuracies, repetitions=1000):
     by_seeds = {n: claim_shares(claims, accuracies, n, repetitions) for n in SEEDS}
 
     def fewest(claim, chance):
+        # Were the paper's numbers true, such a claim would be false, and support an error.
         if claim["contradicts_itself"]:
             return "never"
         enough = [n for n in SEEDS if by_seeds[n][claim["id"]][0] >= chance]
@@ -147,6 +164,7 @@ def _whole_claims(claims, accuracies, rows, repetitions):
         words.format(n): claim_shares(claims, true, n, repetitions)
         for words, true in {
             "paper true, {} seeds": accuracies,
+            # Any accuracy will do: only differences are tested.
             "no difference, {}": dict.fromkeys(accuracies, 90),
         }.items()
         for n in SHOWN
@@ -170,6 +188,7 @@ def _whole_claims(claims, accuracies, rows, repetitions):
 def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
     """results/power.md as text; `rows`: what `chances` returned."""
     count = [f"{n} seeds" for n in PAIRS]
+    # As many simulated comparisons as in the table without correction.
     families_of_six = repetitions // FAMILY
 
     def one_size(comparisons, repetitions):
@@ -185,6 +204,7 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
         f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
         + ", ".join(
+            # 1.96 standard errors of a share of one half, where they are largest.
             f"{n} repetitions is uncertain by up to {100 * 1.96 * 0.5 / n**0.5:.1f} points"
             for n in (repetitions, of_claims, families_of_six)
         )

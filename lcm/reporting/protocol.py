@@ -61,9 +61,12 @@ def paper_comparison(state):
     has no such row."""
     names = [state[key] for key in ARM]
     rows = read_csv(PAPER) if PAPER.exists() else []  # a wheel is without it
+    # A network can stand in two of the paper's tables, with the same numbers: each metric once.
     printed = {row["metric"]: row["value"] for row in rows if [row[key] for key in ARM] == names}
     if not printed:
         return ""
+    # Deviations are counted from the schedule that the run names. That it is not the paper's
+    # schedule is no deviation, and has to be said as well.
     differences = dict(state["deviations"])
     if state["schedule"] != PAPER_SCHEDULE[state["data"]]:
         differences = {
@@ -97,6 +100,8 @@ class Protocol(NamedTuple):
         """The command line that trains a run of this protocol, as its plan says if it has one."""
         settings = {**choices, "schedule": self.schedule, "precision": self.precision}
         for key, value in plan["settings"].items() if plan else ():
+            # As a command line has it: true, not True; text without quotes. False becomes text
+            # too, and is not dropped below with what is empty.
             settings[key] = json.dumps(value).strip('"')
         words = [f"{key}={value}" for key, value in settings.items() if value]
         # fp32 is the default
@@ -109,6 +114,8 @@ class Protocol(NamedTuple):
     def takes(self, runs):
         """The mask of the runs that follow this protocol. Runs of the paper's own schedule follow
         no other protocol."""
+        # The same name may be the paper's schedule or another one: `cifar` is the paper's on
+        # CIFAR; on the digits, which the paper does not have, it is a protocol of its own.
         paper = runs["schedule"] == runs["data"].map(PAPER_SCHEDULE).fillna("")
         schedule = paper if self.schedule is None else (runs["schedule"] == self.schedule) & ~paper
         return schedule & (runs["precision"] == self.precision) & (runs["deviations"] == "{}")
@@ -131,6 +138,7 @@ def protocols(runs):
 
 def read_plan(results, protocol):
     """What was planned for a schedule before its first run (results/plans/NAME.yaml); or None."""
+    # The paper's protocol in fp32 has no suffix, and there is no file `.yaml`: no plan.
     file = Path(results, "plans", f"{protocol.suffix.removeprefix('-')}.yaml")
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
 
@@ -140,9 +148,12 @@ def select(runs, protocol, plan=None):
     plan alone."""
     runs = runs[protocol.takes(runs)]
     if plan:
+        # A plan binds its own network and data sets, where further seeds or other settings
+        # could change a verdict. Runs of other networks and data sets under its schedule stay.
         planned = (runs["model"] == plan["model"]) & runs["data"].isin(plan["data"])
         as_planned = runs["seed"].isin(plan["seeds"])
         for key, value in plan["settings"].items():
+            # NA, a run that does not say how it was compiled, is not known to be as planned.
             as_planned &= (runs[key] == value).fillna(False)
         runs = runs[~planned | as_planned]
     return one_a_seed(runs)
@@ -157,6 +168,8 @@ def one_a_seed(runs):
     module of one's own are arms of their own.
     """
     for name, known in (("model", NETWORK_TITLE), ("attention", ATTENTIONS)):
+        # Among the versions is "", the repository's own module or a record that does not say:
+        # it keeps the plain name where the others get their digests.
         digest = runs[f"own_{name}"]
         several = digest.groupby(runs[name]).transform("nunique") > 1
         names = runs[name].mask(several & (digest != ""), runs[name] + " source=" + digest.str[:8])
@@ -167,6 +180,8 @@ def one_a_seed(runs):
     order = ["data", "model_place", "attention_place", "seed", "compile", "start", "run"]
     runs = runs.sort_values(order).drop(columns=["model_place", "attention_place"])
     finished = runs["state"] == "finished"
+    # `finished` is one of the keys: without it a failed run that began earlier would make the
+    # finished one of its seed a duplicate.
     first = ~runs.assign(finished=finished).duplicated([*ARM, "seed", "finished"])
     return runs.assign(
         used=finished & first,
@@ -176,5 +191,7 @@ def one_a_seed(runs):
 
 def arms_of(runs):
     """A function from data, model and attention to their rows of `runs`."""
+    # The positions of each arm, found once for all comparisons of a table. An arm without runs
+    # is an empty DataFrame, with all columns.
     places = runs.groupby(ARM).indices
     return lambda *arm: runs.iloc[places.get(arm, [])]

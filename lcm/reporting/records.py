@@ -64,6 +64,8 @@ def _reading(what):
     """A file from anybody: whatever reading it fails with is a DamagedRecord that says where."""
     try:
         yield
+    # ValueError comes from JSON, UTF-8 and numbers of thousands of digits, RecursionError from
+    # deep brackets; AttributeError, KeyError and TypeError come from facts of another shape.
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DamagedRecord(f"{what} is missing or damaged ({reason})") from None
@@ -75,6 +77,7 @@ def _json(text):
 
 
 # pandas dtype: whether a value of run.json, which may come from anybody, has it
+# By type(): True is an instance of int. Whole numbers have to fit into the 64 bits of Int64.
 FITS = {
     "str": lambda value: isinstance(value, str) and value.isprintable(),
     "boolean": lambda value: type(value) is bool,
@@ -91,8 +94,10 @@ def _in_turn(parts, key):
 def row(run):
     """A run.json as a row of runs.csv: {column: value}, None for what it does not say."""
     result, data, own = run.get("result") or {}, run["config"]["data"], run.get("own_source") or {}
+    # One part for each environment: that of the beginning, then those of the continuations.
     parts = [run, *(run.get("continued") or [])]
     versions = [part.get("versions") or {} for part in parts]
+    # All columns from the top level of run.json, then those that lie deeper or join all parts.
     return {
         **{key: run.get(key) for key in COLUMNS},
         **{key: result.get(key) for key in RESULT},
@@ -113,28 +118,34 @@ def check(run, epochs):
     with _reading("run.json"):
         facts = row(run)
     finished = facts["state"] == "finished"
+    # Types first: the code below formats and matches values, and would raise something else.
     for key, dtype in (COLUMNS | OPTIONAL).items():
         needed = key in REQUIRED or (finished and key in RESULT)
         fits = not needed if facts[key] is None else FITS[dtype](facts[key])
         if not fits or (key in NAMES and not RULES["data.label"].fits(facts[key])):
             kind = "a name" if key in NAMES else dtype.lower().rstrip("64")
             raise DamagedRecord(f"run.json: {key} is {json.dumps(facts[key])[:80]}, not {kind}")
+    # `run` becomes the name of a file. The names in it have passed, so none of them is `..` or
+    # holds a `/`; here `run` has to be what they make.
     name = "{data}/{model}/{attention}/seed{seed}-{config_hash:.8}".format_map(facts)
     known = facts["state"] in RECORDED and re.fullmatch("[0-9a-f]{64}", facts["config_hash"])
     if not known or facts["run"] != name:
         raise DamagedRecord(
             f"run.json: {facts['run']} is {facts['state']}; its own facts say {name}"
         )
+    # 1e999 is a valid number in JSON, and is read as infinity.
     if not all(
         value is None or FITS["float64"](value) for values in epochs.values() for value in values
     ):
         raise DamagedRecord("metrics.jsonl: a value is not a number")
     if finished:
+        # A range of the length that was read: `epochs` in run.json may be any number.
         count = len(epochs.get("epoch", ()))
         if epochs.get("epoch") != [*range(1, count + 1)] or count != facts["epochs"] or not count:
             raise DamagedRecord(
                 f"metrics.jsonl has {plural(count, 'epoch')} of {facts['epochs']}, or not in order"
             )
+        # Tables take run.json's result, curves the epochs: both have to say the same.
         last = {key: epochs[key][-1] for key in LAST_EPOCH if key in epochs}
         if last != {key: facts[key] for key in LAST_EPOCH}:
             raise DamagedRecord(
@@ -147,10 +158,12 @@ def read_run(directory):
     file, metrics = Path(directory) / "run.json", Path(directory) / "metrics.jsonl"
     with _reading(file.name):
         run = _json(file.read_text(encoding="utf-8"))
+        # Still inside `_reading`: JSON that is no object has no `get`.
         ended = run.get("state") in RECORDED
     if not ended:
         return run, {}  # metrics.jsonl will change
     with _reading(metrics.name):
+        # Only a run that failed before its first epoch may be without metrics.jsonl.
         begun = run["state"] == "finished" or metrics.exists()
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if begun else []
         rows = _json(f"[{','.join(lines)}]")  # as one list: an error then names its line
@@ -185,9 +198,11 @@ def find_runs(folder, files_of_runs=BEGUN):
     followed, but for those that lead back."""
     found = []
     for directory, folders, files in os.walk(folder, followlinks=True):
+        # os.walk goes on with what is left in `folders`: nothing below a run.
         if set(files_of_runs) & set(files):
             found.append(Path(directory))
             folders.clear()
+        # A link to one of the folders that it is in would be followed again and again.
         above = [Path(directory).resolve(), *Path(directory).resolve().parents]
         folders[:] = sorted(
             name
@@ -217,6 +232,7 @@ def read_record(file):
     with _reading("the record"):
         head, *rows = map(_json, file.read_text(encoding="utf-8").splitlines())
         run, columns = head["run"], head["columns"]
+        # From rows to columns. Of no rows zip would make no columns at all.
         values = zip(*rows, strict=True) if rows else [[]] * len(columns)
         epochs = {key: list(found) for key, found in zip(columns, values, strict=True)}
     check(run, epochs)

@@ -53,12 +53,14 @@ def rounded(number, places):
     a sum of floats is just below it (0.67499999999999); a dash for a missing one."""
     if pd.isna(number):
         return DASH
+    # Nine places remove the error of a sum before the half is looked at.
     return str(round(Decimal(str(number)), 9).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP))
 
 
 def as_printed(number, cell):
     """The number rounded as the paper rounded its printed `cell`: to three decimals, half up, and
     again to the cell's."""
+    # Table 5 prints 23.184804 M as 23.19, by way of 23.185. Rounded once it would be 23.18.
     return DASH if pd.isna(number) else rounded(rounded(number, 3), len(cell.partition(".")[2]))
 
 
@@ -72,6 +74,7 @@ def signed(number, places=2):
     text = rounded(number, places)
     if text == DASH or (text.startswith("-") and float(text)):
         return text
+    # -0.004 is rounded to -0.00: zero gets no sign.
     return f"+{text}" if float(text) else text.lstrip("-")
 
 
@@ -94,6 +97,7 @@ def p_value(p):
     """Three decimals; a dash for None."""
     if p is None:
         return DASH
+    # Three decimals would make it 0.000, and no p-value is zero.
     return "<0.001" if p < 0.0005 else rounded(p, 3)
 
 
@@ -108,6 +112,7 @@ def elapsed(seconds):
 
 def inert(text):
     """Text on one line in which nothing is an HTML tag."""
+    # Only before these does `<` begin a tag, a comment or a declaration: `<0.001` stays.
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
 
 
@@ -133,6 +138,7 @@ def fill_blocks(text, tables):
     }
     block = r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)"
 
+    # A function: re.sub would interpret the backslashes of a replacement text, such as `\|`.
     def fill(match):
         return f"{match[1]}{blocks.get(match[2], 'Nothing was run yet.')}\n{match[3]}"
 
@@ -165,8 +171,11 @@ def latex(table):
         names = [name for name in names if name in table.narrow or cells[name].nunique() > 1]
         cells = cells[names + [key for key in table.header[table.labels :] if key in table.narrow]]
     sides = "l" * len(names) + "r" * (cells.shape[1] - len(names))
+    # pandas escapes first, or the dollars were escaped, too. In math mode the hyphen before a
+    # number is a minus; that of ResNet-20 follows no space and stays.
     text = cells.to_latex(index=False, escape=True, column_format=sides).translate(_LATEX)
     text = re.sub(r"(?<=[ \[])[+-]\d[\d.]*", r"$\g<0>$", text)
+    # Each on one line: behind a line break the rest of a comment would be read as LaTeX.
     comments = filter(None, [table.title, table.warning, table.method, *table.notes])
     return "".join(f"% {' '.join(line.split())}\n" for line in comments) + text
 
@@ -178,12 +187,15 @@ def csv_text(table):
     def field(value):
         if isinstance(value, tuple):
             return " ".join(map(field, value))
+        # NaN alone is not equal to itself: pandas gets it as it is, and leaves the field empty.
         return f"{value:.4f}" if isinstance(value, float) and value == value else value
 
+    # GFloat is exact in nine decimals; four would round it.
     cells = {
         key: [value if key == "gfloat" else field(value) for value in table.records[key]]
         for key in table.records
     }
+    # As objects: whole numbers with a gap among them would become floats, and 6 would be 6.0.
     return pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
 
 

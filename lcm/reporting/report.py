@@ -42,6 +42,7 @@ def curve_pictures(runs, protocol, curves):
     runs = runs[runs["run"].isin(curves)]
     runs = runs.assign(length=[len(curves[run]) for run in runs["run"]])
     for (data, model), found in runs.groupby(["data", "model"], sort=False):
+        # Curves of several lengths have no mean: the longest runs are shown.
         own = found[found["length"] == found["length"].max()]
         arms = {
             attention: [curves[run] for run in arm["run"]]
@@ -55,6 +56,7 @@ def curve_pictures(runs, protocol, curves):
 
 def claim_pictures(judged, runs):
     """The forest plot of the paper's claims that have pairs of runs under its schedule."""
+    # Gains alone: a statement of near equality has two bounds, and the figure marks zero.
     rows = {
         f"Table {s.table}, {title(s.data, s.model)}: {s.a} - {s.b}": (row, s.paper)
         for s, row in judged.items()
@@ -83,6 +85,7 @@ def comparison_pictures(rows, runs, protocol, paper):
 
     Under the paper's schedule only what the paper does not claim: `claim_pictures` has the others.
     """
+    # Under the paper's schedule `needed` is set only where the paper makes a claim.
     shown = [row for row in rows if protocol != Protocol() or not row.needed]
     for data in dict.fromkeys(row.data for row in shown):
         own = [row for row in shown if row.data == data]
@@ -96,10 +99,12 @@ def comparison_pictures(rows, runs, protocol, paper):
 
 def for_the_page(table):
     """The table with accuracies before counts; a column of equal cells becomes a note."""
+    # The sort is stable: counts move behind the rest, and either part keeps its order.
     columns = sorted(
         zip(table.header, *table.rows, strict=True), key=lambda column: column[0].startswith(COUNTS)
     )
     equal = [column for column in columns if len(table.rows) > 1 and len(set(column[1:])) == 1]
+    # An empty column of differences gets no note: that of `ours` says that nothing was run.
     words = [
         f"{name} {cell.replace(DASH, '(nothing yet)')}"
         for name, cell, *_ in equal
@@ -113,6 +118,7 @@ def for_the_page(table):
 
 def printed_counts(paper, complexity):
     """(how many of the paper's counts ours equal, rounded as it rounds; how many it prints)."""
+    # paper.csv has a line for each accuracy of a row, with the row's counts on every line.
     rows = paper.drop_duplicates(["table", "label"])
     rows = rows.merge(complexity, on=["table", "model", "attention"])
     cells = zip([*(rows.params / 1e6), *rows.gfloat], [*rows.params_m, *rows.gflops], strict=True)
@@ -121,10 +127,12 @@ def printed_counts(paper, complexity):
 
 def _inline(text):
     """Escaped text in which `code` and **bold** are marked."""
+    # Escaped before it is marked: no other tags than these can be in it.
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text))
 
 
+# By default Jinja escapes nothing, and prints nothing for a name that it does not know.
 PAGE = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -161,11 +169,13 @@ def make_report(results):
     for protocol in protocols(runs):
         plan = read_plan(results, protocol)
         used = select(runs, protocol, plan).query("used")
+        # As in the tables: the paper's differences stand beside planned comparisons alone.
         printed = top1(paper) if plan else {}
         for table in build(runs, protocol, results):
             tables.append(for_the_page(table))
             pictures["differences"] += comparison_pictures(table.compared, used, protocol, printed)
         pictures["curves"] += curve_pictures(used, protocol, curves)
+    # Drawn once: the page holds the bytes of the files in figures/.
     pictures = {
         kind: {name: (words, figures.as_bytes(figure, ".svg")) for name, words, figure in found}
         for kind, found in pictures.items()

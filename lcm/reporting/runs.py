@@ -18,6 +18,7 @@ ORDER = ["data", "model", "attention", "schedule", "seed", "run"]
 
 def frame(rows):
     """The DataFrame of runs from rows as `records.row` returns them; missing text is ""."""
+    # As objects until typed: pandas would make floats of whole numbers with a gap.
     runs = pd.DataFrame(rows, columns=list(DTYPES), dtype=object)
     text = [key for key, dtype in DTYPES.items() if dtype == "str"]
     runs[text] = runs[text].fillna("")
@@ -36,11 +37,14 @@ def read_runs(file):
     """The DataFrame of runs.csv; without rows where there is no such file. UserError: damaged."""
     if not Path(file).exists():
         return frame([])
+    # An empty field is a gap among numbers and switches. Text has no gaps: a network may be
+    # called null, which pandas would take for one.
     unknown = {key: [""] for key, dtype in COLUMNS.items() if dtype != "str"}
     # Python's own reading of a float is exact
     as_read = {key: "str" if dtype == "float64" else dtype for key, dtype in DTYPES.items()}
     try:
         text = Path(file).read_text(encoding="utf-8")
+        # pandas fills up a last line that was cut: its lost fields would be gaps.
         if not text.endswith("\n"):
             raise ValueError("it is cut short")
         runs = pd.read_csv(
@@ -95,6 +99,7 @@ def collect(runs, results):
     found, unfinished, damaged = records.read_runs(runs) if runs is not None else ([], [], [])
     for run, epochs in found:
         file, text = metrics / records.record_name(run["run"]), records.record(run, epochs)
+        # Equal bytes are neither new nor replaced: the same run was collected again.
         if not file.exists():
             new.append(run["run"])
         elif file.read_bytes() != text.encode():

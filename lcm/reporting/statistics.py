@@ -79,6 +79,9 @@ def compare(differences, least=0.0, most=math.inf, lost=None):
     lost = np.zeros(len(d)) if lost is None else np.asarray(lost, dtype=float)
     low, high = bca_interval(d) if len(d) > 2 else (None, None)
     p = statement_p(d, least, most)
+    # For a diverged run `differences` have the worst of its arm, which may still be too good.
+    # So the verdict has to hold as well with its pair lost by the largest difference of any
+    # pair. If that moves the mean across a bound, neither direction is shown: p = 1.
     if lost.any():
         harsh = np.where(lost, lost * np.abs(d).max(), d)
         same_side = _side(harsh, least, most) == _side(d, least, most)
@@ -99,6 +102,7 @@ def compare(differences, least=0.0, most=math.inf, lost=None):
 
 
 def _side(d, least, most):
+    # 1 above, 0 between the bounds, -1 below. int(): NumPy does not subtract two booleans.
     return (d.mean() >= most) - int(d.mean() <= least)
 
 
@@ -108,6 +112,8 @@ def statement_p(d, least=0.0, most=math.inf):
     The larger p-value of the two bounds: inside, both have to be rejected; outside, it is that of
     the bound that was crossed.
     """
+    # A two-sided p of 5 % is a one-sided one of 2.5 %: inside, these are Schuirmann's two
+    # tests. Without an upper bound there is one test; 0 is never the larger p.
     at_most = sign_flip_p(d - most) if most < math.inf else 0.0
     return max(sign_flip_p(d - least), at_most)
 
@@ -119,8 +125,11 @@ def bca_interval(differences):
     one value.
     """
     d = np.asarray(differences, dtype=float)
+    # BCa's acceleration divides by the spread of the leave-one-out means. Without a spread
+    # SciPy's ends are NaN; with one of rounding alone the lower end may be above the upper.
     if np.ptp(d) <= 1e-9 * max(1.0, np.abs(d).max()):
         return float(d.mean()), float(d.mean())
+    # A fixed seed: tables, claims and report compute it anew, and have to print the same.
     drawn = stats.bootstrap(
         (d,),
         np.mean,
@@ -140,12 +149,18 @@ def sign_flip_p(differences):
     """
     d = np.asarray(differences, dtype=float)
     if len(d) > ENUMERATED:
+        # The observed pattern is one of those counted: p is never 0, and the test keeps its
+        # level (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9, 2010).
         signs = np.random.default_rng(0).choice((-1.0, 1.0), (RESAMPLES, len(d)))
         sums = np.append(signs @ d, d.sum())
     else:
+        # (2**k,): the sums of all patterns of the first k differences; no more than 8 MB, where
+        # a matrix of the patterns of 20 pairs would take 20 times as much.
         sums = np.zeros(1)
         for value in d:
             sums = np.concatenate([sums + value, sums - value])
+    # Accuracies have few decimals, so that many patterns have the same sum but for rounding. If
+    # these were taken for smaller ones, p would be too small.
     return float(np.mean(np.abs(sums) >= abs(d.sum()) - 1e-9 * np.abs(d).sum()))
 
 
@@ -153,8 +168,12 @@ def holm(p_values):
     """Holm's adjusted p-values, of many families at once too: (..., comparisons). None, a
     comparison without runs, counts and becomes NaN."""
     p = np.asarray(p_values, dtype=float)
+    # NaN sorts last, as if p were 1: the comparisons with runs get the largest factors, and no
+    # p-value that comes later can raise theirs.
     order = np.argsort(p, axis=-1)
     factors = np.arange(p.shape[-1], 0, -1)
+    # The smallest p times the number of comparisons, the next one times one less, and so on; a
+    # later one is never smaller than an earlier one.
     rising = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1)
     adjusted = np.empty_like(p)
     np.put_along_axis(adjusted, order, np.minimum(rising, 1), -1)
@@ -169,6 +188,8 @@ def verdict(comparison, adjusted_p):
     """
     if comparison.n < MINIMUM_PAIRS or adjusted_p is None:
         return NOT_TESTED
+    # The p-value keeps the error rate but has no direction; the interval, too narrow with few
+    # pairs, gives the direction. A bound that is an end of the interval decides nothing.
     low, high, least, most = comparison.low, comparison.high, comparison.least, comparison.most
     if adjusted_p <= ALPHA and least < low and high < most:
         return SUPPORTED
@@ -185,7 +206,10 @@ def every(parts):
     """
     parts = list(parts)
     words = [verdict(*part) for part in parts]
+    # One contradicted part is enough, so that k parts are k chances of a false one: hence their
+    # own correction. `supported` needs all parts, which makes a false one rarer, not likelier.
     own = holm([comparison.p for comparison, _ in parts])
+    # Before "not tested yet": one part refutes the claim, whatever the others will say.
     if any(
         word == CONTRADICTED and verdict(comparison, p) == CONTRADICTED
         for word, (comparison, _), p in zip(words, parts, own, strict=True)
@@ -204,16 +228,22 @@ def not_excluded(differences, level=1 - ALPHA):
     None) where the pairs are too few to reject anything.
     """
     d = np.asarray(differences, dtype=float)
+    # Where m is below the mean of d, flipping a subset of d - m leaves the sum as large exactly
+    # if the subset's mean is at most m. So the p-value of m counts such subsets (the empty one
+    # is the observed pattern), and the ends looked for are two of their means.
     if len(d) > ENUMERATED:
         chosen = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(d)))
         chosen = chosen[chosen.any(axis=1)]
         means = chosen @ d / chosen.sum(axis=1)
     else:
+        # (2**k,): sums and sizes of all subsets of the first k, first of the empty one.
         sums, sizes = np.zeros(1), np.zeros(1)
         for value in d:
             sums = np.concatenate([sums, sums + value])
             sizes = np.concatenate([sizes, sizes + 1])
         means = sums[1:] / sizes[1:]
+    # k means part the line into k + 1 intervals, each as likely to hold the true mean
+    # (Hartigan): `rank` of them go at either end. 1e-9: in floats 1 - 0.9 is below 0.1.
     rank = int((1 - level) * (len(means) + 1) / 2 + 1e-9)
     if not rank:
         return None, None
@@ -229,10 +259,13 @@ def prediction_interval(comparison):
     n, mean, deviation = comparison.n, comparison.mean, comparison.deviation
     if deviation is None:
         return None, None
+    # The variances add: s**2 of the new pair, s**2 / n of the mean that it is predicted from.
     half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * deviation * math.sqrt(1 + 1 / n)
     return mean - half, mean + half
 
 
 def pairs_to_reach(comparisons=1):
     """The fewest pairs with which one of `comparisons` p-values can survive Holm's correction."""
+    # 2 / 2**n is the smallest p-value: of the observed pattern and its negative alone. Holm's
+    # factor for the smallest p-value is the number of comparisons.
     return next(n for n in itertools.count(MINIMUM_PAIRS) if 2 / 2**n * comparisons <= ALPHA)

@@ -59,6 +59,7 @@ FAMILY = {
     "none": "No plan was written for this schedule before its runs. p (Holm): over all rows of one "
     "network on one data set, those without runs too.",
 }
+# Int64 has a missing value; int64 would become float where a merge finds no count.
 COUNTS = {
     "table": "int64",
     "model": "str",
@@ -77,6 +78,7 @@ def read_paper(results):
 
 def top1(paper):
     """{(data, model, attention): the paper's top-1 accuracy}"""
+    # DenseNet-100 with LCM2 and none are in two tables, with the same numbers.
     return paper[paper["metric"] == "top1"].drop_duplicates(ARM).set_index(ARM)["value"].to_dict()
 
 
@@ -175,8 +177,10 @@ def comparison_table(runs, protocol, results):
     kind = "plan" if plan else "none" if protocol.schedule else "paper"
     if kind == "paper":
         judged = judge_statements(read_claims(Path(results) / "claims.yaml", paper), runs)
+        # Only plain gains: the column here does not ask whether two arms are almost the same.
         claimed = {statement[:4]: row for statement, row in judged.items() if statement.is_gain}
     for (data, model), found in runs[runs["used"]].groupby(["data", "model"], sort=False):
+        # A family is what could have been compared, whichever runs came first.
         complete = kind == "none" and model in NETWORK_TITLE
         arms = in_order([*found["attention"], "none", *(ATTENTIONS if complete else ())])
         planned = []
@@ -185,6 +189,8 @@ def comparison_table(runs, protocol, results):
                 make_rows(runs, [(data, model, pair["a"], pair["b"]) for pair in family])
                 for family in plan["families"]
             ]
+            # All families of a data set are judged at once, when the last pair is there: no
+            # comparison is judged earlier because its pairs came first.
             pairs = [row.comparison.n for family in families for row in family]
             due = min(pairs) >= seeds
             planned = [row for family in families for row in in_family(family, seeds, due)]
@@ -192,11 +198,13 @@ def comparison_table(runs, protocol, results):
                 count = " to ".join(map(str, sorted({min(pairs), max(pairs)})))
                 warning += f" {DATA_TITLE[data]}: {count} of {seeds} pairs; "
                 warning += f"judged when all {seeds} are there."
+        # What the plan compares with none already has its row; the other arms get one.
         named = {"none", *(row.a for row in planned if row.b == "none")}
         others = make_rows(runs, [(data, model, arm, "none") for arm in arms if arm not in named])
         if kind == "none":
             others = in_family(others)
         rows += make_rows(runs, [(data, model, "none", None)]) + planned
+        # Where the paper claims it: the row with the p-value that claims.md has.
         rows += [claimed.get((row.data, row.model, row.a, row.b), row) for row in others]
     table = rows_table(rows, runs, protocol, plan, top1(paper))
     return table._replace(
@@ -222,6 +230,7 @@ def counts(runs):
     """What was run: by data, schedule, precision and other settings; networks, devices and time."""
     titles = runs["data"].map(lambda data: DATA_TITLE.get(data, data))
     rows = []
+    # Deviations are JSON with sorted keys: equal settings are equal text.
     for names, own in runs.groupby([titles, "schedule", "precision", "deviations"]):
         deviations = (f"{key}={value}" for key, value in json.loads(names[3]).items())
         finished = (own["state"] == "finished").sum()
