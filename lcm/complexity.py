@@ -60,6 +60,7 @@ def count(network, image_size):
 
     A copy of it runs once, in evaluation mode and without gradients.
     """
+    # Hooks are put on a copy: the caller's network needs no tidying up, whatever happens.
     network = twin(network)
     counter = _Counter(network)
     image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
@@ -78,18 +79,23 @@ def count(network, image_size):
 
 def _paper_operations(module, args, y):
     """The paper's count for one call of a module, y = module(*args)."""
+    # The rules of thop's count_hooks.py
     match module:
         case nn.Conv2d():
             return y.numel() * (module.weight[0].numel() + (module.bias is not None))
         case nn.Linear():
+            # Multiplications, and one addition less
             return y.numel() * (2 * module.in_features - 1)
         case nn.BatchNorm1d() | nn.BatchNorm2d():
+            # Subtract, divide, scale, shift
             return 4 * y.numel()
         case nn.AvgPool2d(kernel_size=k):
+            # thop multiplies the sizes in `kernel_size`: an int k gives k, not k squared.
             return y.numel() * ((k if isinstance(k, int) else math.prod(k)) + 1)
         case nn.AdaptiveAvgPool2d():
             return y.numel() * (math.prod(args[0].shape[2:]) // math.prod(y.shape[2:]) + 1)
         case nn.Softmax(dim=int(dim)):
+            # For n values: n exponentials, n - 1 additions, n divisions
             n = y.shape[dim]
             return y.numel() // n * (3 * n - 1)
     return 0
@@ -119,6 +125,7 @@ class _Counter(TorchDispatchMode):
     def __init__(self, network):
         super().__init__()
         self.rows, self.running, self.uncounted = {}, [], {}
+        # By storage: a view of a weight, such as its transpose, is another tensor.
         self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
         holder = {}  # of a parameter: the first module that has it
         for name, module in network.named_modules():
@@ -140,17 +147,23 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
+        # A dispatch mode works below autograd, where only basic operations arrive: matmul,
+        # linear and einsum have become mm, bmm and addmm.
         operation, row = function._overloadpacket, self.running[-1]
         match operation:
             case aten.convolution:
+                # Each output value takes a filter, (in / groups, k, k); in a transposed
+                # convolution each input value takes one, (out / groups, k, k).
                 maps, filters, transposed = args[0], args[1], args[6]
                 row.macs += (maps if transposed else result).numel() * filters[0].numel()
             case aten.mm | aten.bmm | aten.mv | aten.dot:
                 row.macs += result.numel() * args[0].shape[-1]
+            # args[0] is what is added to the product.
             case aten.addmm | aten.baddbmm | aten.addmv:
                 row.macs += result.numel() * args[1].shape[-1]
             case _ if operation.__name__.startswith("_scaled_dot_product"):
                 q, k, v = args[:3]  # (N, heads, L, E), (N, heads, S, E), (N, heads, S, V)
+                # E products for the score of a query and a key, V for the value it weights
                 row.macs += q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
             case _ if self._is_unknown(function, (*args, *kwargs.values())):
                 self.uncounted[f"{row.name or row.kind}: {operation}"] = None
@@ -158,10 +171,13 @@ class _Counter(TorchDispatchMode):
 
     def _is_unknown(self, function, arguments):
         name = function._overloadpacket.__name__
+        # Of other libraries nothing is known but torchvision's two, which multiply no matrices.
         if function.namespace != "aten":
             return name not in ("nms", "roi_align")
+        # FREE is asked before MATRIX, which finds `linear` in upsample_bilinear2d.
         if function.is_view or torch.Tag.pointwise in function.tags or FREE.search(name):
             return False
+        # A sparse tensor has no storage that could be compared.
         tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
         read = {x.untyped_storage().data_ptr() for x in tensors if x.layout == torch.strided}
         return bool(MATRIX.search(name) or read & self.parameters)

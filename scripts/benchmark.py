@@ -66,6 +66,7 @@ class Timed:
 
     def after_step(self, epoch, done):
         if done == len(self.batches):
+            # Kernels of a GPU run behind the CPU: the clock waits for the last one.
             if self.batches.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - self.began)
@@ -83,6 +84,7 @@ def project(config, epochs):
     """
     run = Timed(config["threads"], epochs + 1)
     train.fit(config, run)
+    # One speed for both: this side's steps make their own batches, and an epoch is its steps.
     speed = run.batches.images * epochs / sum(run.seconds[1:])
     return run.machine, speed, speed
 
@@ -110,12 +112,15 @@ def plain(config, epochs):
     def collate(samples):
         return default_collate([(transform(image), label) for image, label in samples])
 
+    # torchvision's transforms take uint8 (3, H, W). A TensorDataset has no transform: `collate`
+    # applies it to one image after the other.
     dataset = TensorDataset(data.images.permute(0, 3, 1, 2).contiguous(), data.labels)
     loader = DataLoader(dataset, schedule["batch_size"], shuffle=True, collate_fn=collate)
     network = build_network(config["model"], config["attention"], seed=0).to(device)
     settings = {key: schedule[key] for key in ("momentum", "nesterov", "weight_decay")}
     optimizer = torch.optim.SGD(network.parameters(), schedule["learning_rate"], **settings)
     for epoch in range(epochs + 1):
+        # Both clocks start over with the second epoch: kernels are chosen and memory allocated.
         if epoch < 2:  # the first one is not counted
             began = time.perf_counter()
             in_steps = 0
@@ -128,6 +133,7 @@ def plain(config, epochs):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            # item() waits for the device: on a GPU, too, a step's time includes its kernels.
             loss_sum += loss.item() * len(labels)
             hits += (logits.argmax(1) == labels).sum().item()
             in_steps += time.perf_counter() - ready
@@ -137,6 +143,7 @@ def plain(config, epochs):
 
 def config_of(network, attention, variant, words):
     """train.py's config of a side. Raises UserError."""
+    # Any other variant is taken for a precision: `problems` names it where it is none.
     side = VARIANTS.get(variant, [f"precision={variant}"])
     chosen = [*DATA, f"model={network}", f"attention={attention}", *side, *words]
     config = typed(resolve(composed(chosen)))
@@ -151,6 +158,8 @@ def turn(variant, config, epochs):
 
     Raises what the process raises: UserError where the machine cannot do what words ask for.
     """
+    # Threads, precision and the C allocator are set for a whole process, so turns in one
+    # process would not begin alike. Spawned: CUDA does not survive a fork.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         side = plain if variant == "plain" else project
         return process.submit(side, config, epochs).result()
@@ -162,6 +171,7 @@ def rows(machine, what, sides, speeds):
     sides: [(network, attention, variant in words)]. speeds: images/s, (rounds, sides).
     Of `step` and `epoch`: images/s over those of the first side. Of `attention`: time of a step.
     """
+    # Within a round: other programs slow down all of its sides. Time is the inverse of speed.
     ratios = (speeds / speeds[:, :1]) ** (-1 if what == "attention" else 1)
     numbers = np.median(speeds, 0), np.median(ratios, 0), ratios.min(0), ratios.max(0)
     facts = [f"{datetime.date.today()}", torch.__version__, machine, what]
@@ -174,15 +184,18 @@ def rows(machine, what, sides, speeds):
 
 def measured(group, words, epochs):
     """The rows of sides [(network, attention, variant)] that take turns."""
+    # All first: a setting that does not fit ends the command before it measures anything.
     configs = [config_of(*side, words) for side in group]
     rounds = [
         [turn(side[2], config, epochs) for side, config in zip(group, configs, strict=True)]
         for _ in range(ROUNDS)
     ]
+    # These two are in the column `machine`.
     shown = [word for word in words if not word.startswith(("device=", "threads="))]
     sides = [
         (network, attention, " ".join([variant, *shown])) for network, attention, variant in group
     ]
+    # (rounds, sides, 2) transposed: of steps and of epochs, (sides, rounds) each.
     steps, epochs = np.array([[speeds for _, *speeds in reports] for reports in rounds]).T
     beside_plain = {"step": steps.T, "epoch": epochs.T}
     tables = beside_plain if group[0][2] == "plain" else {"attention": steps.T}
@@ -209,6 +222,7 @@ def main(arguments=None):
         for group in groups:
             found.append(measured(group, options.words, options.epochs))
             print(found[-1][COLUMNS[3:]].to_string(index=False), flush=True)
+            # After every group: an interrupted measurement keeps what it has.
             if options.out:
                 write(options.out, pd.concat(found).to_csv(index=False))
 

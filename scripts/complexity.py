@@ -63,6 +63,7 @@ def paper_complexity(model, attention):
     """
     config = load("model", model)
     image_size = config["image_size"]
+    # Number 3 in REPRODUCTION.md: the printed counts include both heads.
     if config["family"] == "densenet121":
         network = build_network(model, attention, num_classes=1000)
         network.fc = nn.Linear(network.classifier.in_features, 100)  # never called
@@ -73,11 +74,14 @@ def paper_complexity(model, attention):
 
 def print_tables(file):
     """Print every row of Tables 1-5, ours and the paper's; returns 1 if a cell differs."""
+    # paper.csv has a line for each accuracy of a row, with the row's counts on every line.
     cells = pd.DataFrame(read_csv(PAPER)).drop_duplicates(["table", "label"], ignore_index=True)
     pairs = list(zip(cells.model, cells.attention, strict=True))
+    # Each network once: several are in more than one table.
     counts = {pair: paper_complexity(*pair) for pair in dict.fromkeys(pairs)}
     ours = {key: [getattr(counts[pair], key) for pair in pairs] for key in COUNTS}
     table = cells[KEYS].assign(**ours)
+    # Compared as text, with the decimals that the paper prints.
     millions = list(map(as_printed, table.params / 1e6, cells.params_m))
     gfloat = list(map(as_printed, table.gfloat, cells.gflops))
     wrong = cells.params_m.ne(millions).astype(int) + cells.gflops.ne(gfloat)
@@ -96,6 +100,7 @@ def print_network(keys):
     """Print what each module of one network costs; returns 0."""
     if "model" not in keys:
         raise UserError("which network? Add model=..., such as model=resnet20")
+    # A key has no group here: it is checked by the rule of whichever group has such a key.
     for key, value in keys.items():
         rules = [RULES[name] for name in [f"{group}.{key}" for group in GROUPS] if name in RULES]
         if wrong := [rule.expected for rule in rules if not rule.fits(value)]:

@@ -64,8 +64,10 @@ def main(command_line=None):
     print(f"python train.py {shlex.join(words)}", flush=True)
     if options.show:
         return
+    # In this process, as its __main__: train.py's signals and exit codes are this command's.
     sys.argv[1:] = words
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")  # exits if it does not finish
+    # The same name below another folder: it follows from the config.
     again, epochs_again = read(Path(options.runs) / run["run"])
     tolerance = tolerances(run)
     apart = differences(epochs, epochs_again, tolerance)

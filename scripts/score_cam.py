@@ -38,6 +38,7 @@ def main(arguments=None):
             file.parent.mkdir(parents=True, exist_ok=True)  # before long work
         except OSError as error:
             raise unwritable(file, error) from error
+    # All inputs are read before the first heatmap, which takes a forward pass for each channel.
     states = [read_finished(directory) for directory in options.runs]
     data = data_of(options.runs, states, options.root)
     sources, names, images, classes = images_of(options, data)
@@ -54,6 +55,7 @@ def main(arguments=None):
             )
         except ValueError as error:
             raise UserError(f"{directory}: {error}") from error
+        # The figure makes NumPy arrays of them, which a GPU's tensors do not allow.
         cams.append(cam._make(part.cpu() for part in cam))
         shares = " ".join(f"{p:.4f}" for p in cams[-1].probability.tolist())
         print(f"{title}: P = {shares}", flush=True)

@@ -17,6 +17,7 @@ def draw(heading, titles, names, classes, pictures, cams):
     rows = -(-len(pictures) // columns)
     width = columns * (1.1 * (1 + len(titles)) + 0.5)  # inches
     figure = Figure((width, 0.5 + 2.65 * rows), layout="constrained", facecolor="white")
+    # A letter of this size takes a little less than 0.068 inches.
     figure.suptitle("\n".join(textwrap.wrap(heading, int(width / 0.068))), fontsize=8.5)
     blocks = figure.subfigures(rows, columns, squeeze=False).ravel()
     colours = matplotlib.colormaps["inferno"]
@@ -46,6 +47,7 @@ def draw(heading, titles, names, classes, pictures, cams):
                     color="white",
                     fontsize=7.5,
                 )
+        # One bar for the block: all its heatmaps are scaled from 0 to 1.
         bar = blocks[i].colorbar(scale, ax=axes, ticks=[0, 1], shrink=0.6, aspect=30)
         bar.ax.set_yticklabels(["low", "high"], fontsize=7)
     return figure

@@ -41,6 +41,7 @@ class ScoreCAM(NamedTuple):
     predicted: Tensor
 
 
+# `_refuse_probabilities` needs autograd, and in inference mode enable_grad has no effect.
 @torch.inference_mode(False)
 @torch.no_grad()
 def score_cam(network, images, classes=None, *, layer=None, chunk=64):
@@ -61,6 +62,7 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
     layer without maps, and for outputs that are probabilities already, or not finite.
     """
     network = twin(network)
+    # NHWC memory, which convolutions read faster
     images = images.contiguous(memory_format=torch.channels_last)
     size = images.shape[2:]
     outputs, maps = _forward(network, images, layer)  # (N, classes), (N, C, h, w)
@@ -69,9 +71,11 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
     predicted = logits.argmax(1)
     classes = predicted if classes is None else torch.as_tensor(classes, device=images.device)
     n, c = maps.shape[:2]
+    # All images' channels in one row, image * C + channel: all chunks but the last are full.
     channels = maps.flatten(0, 1).unsqueeze(1)  # (N * C, 1, h, w)
     varies = channels.amax((1, 2, 3)) > channels.amin((1, 2, 3))
     weights = images.new_zeros(n * c)
+    # S_k is the class's probability where the image shows only what channel k responds to.
     for picked in varies.nonzero().squeeze(1).split(chunk):
         image = picked // c
         masks = _scale(F.interpolate(channels[picked], size=size, mode="bilinear"))
@@ -79,8 +83,11 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
         scores = _two_sided(network(masked)).softmax(1)
         weights[picked] = scores.gather(1, classes[image, None]).squeeze(1)
     weights = weights.view(n, c)
+    # A channel with NaN passes for a constant one, as NaN > NaN is false, and gets no weight:
+    # so the maps are asked, too.
     if not (logits.isfinite().all() and maps.isfinite().all() and weights.isfinite().all()):
         raise ValueError("the network's outputs are not finite: has its training diverged?")
+    # Upsampling is linear: one small sum is upsampled instead of C maps.
     heatmap = torch.einsum("nc,nchw->nhw", weights, maps).unsqueeze(1)  # (N, 1, h, w)
     heatmap = F.interpolate(heatmap, size=size, mode="bilinear").squeeze(1).relu()  # (N, H, W)
     probability = logits.softmax(1).gather(1, classes[:, None]).squeeze(1)
@@ -105,6 +112,9 @@ def _refuse_probabilities(network, images, outputs):
     0 and 1: autograd's record of a forward pass of one image tells which operation was the last.
     """
     sums_to_one = (outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-4).all()
+    # A network with frozen weights leaves a record only where its input requires gradients.
+    # That is a copy, as the caller's images stay as they are; times 1, as a network may change
+    # its input in place, which a leaf forbids.
     with torch.enable_grad():
         last = network(images[:1].clone().requires_grad_() * 1).grad_fn
     while last is not None and last.name().split("Backward")[0] in _VIEWS:
@@ -128,6 +138,8 @@ def _scale(x):
 def _is_skewed(maps, images):
     """Whether (N, C, h, w) has another aspect than its images: (N, h, w, C), or tokens by heads."""
     (h, w), (height, width) = maps.shape[2:], images.shape[2:]
+    # h / w against height / width, multiplied out. On small maps the two differ by rounding and
+    # padding: hence the factor.
     return max(h * width, w * height) > 3 * min(h * width, w * height)
 
 
@@ -147,6 +159,7 @@ def _forward(network, images, layer):
     modules = dict(network.named_modules())
     if layer is not None and layer not in modules:
         raise ValueError(f"the network has no layer {layer!r}{nearest(layer, modules)}")
+    # A hook runs when its module's call ends: `last` is the last in time, not in definition.
     for module in modules.values() if layer is None else [modules[layer]]:
         module.register_forward_hook(keep)
     logits = network(images)

@@ -28,6 +28,7 @@ def from_test_set(batches, indices=()):
     for index in indices:
         if not 0 <= index < batches.images:
             raise UserError(f"--index {index}: the test images are 0 to {batches.images - 1}")
+    # A test set's plan never changes; with batches of one image a step is its number.
     plan = batches.source.plan(1)
     raws = (batches.batch(plan, index) for index in indices)
     images, labels = zip(*(batches.prepare(raw, "cpu") for raw in raws), strict=True)
