@@ -52,7 +52,7 @@ class Complexity:
     uncounted: list[str] = field(default_factory=list)
 
 
-@torch.inference_mode(False)  # in which linear, matmul and the like would be counted whole
+@torch.inference_mode(False)  # in which linear and matmul are not made of basic operations
 @torch.no_grad()
 def count(network, image_size):
     """Count the parameters and the operations of a network for one image (1, 3, image_size,
@@ -102,12 +102,10 @@ def _paper_operations(module, args, y):
 
 
 # Of ATen's operations these multiply matrices in other ways, or may: by a word in their names.
-MATRIX = re.compile(
-    r"(?<!cu)mm|matmul|conv|attention|rnn|lstm|gru|linear|cdist|linalg|einsum|vecdot"
-)
+MATRIX = re.compile(r"mm|matmul|conv|attention|rnn|lstm|gru|linear|cdist|linalg|dot|addr")
 # These read parameters and multiply no matrices; so do views and what works element by element.
 FREE = re.compile(
-    r"norm|embedding|clone|copy|cat|stack|index|gather|sum|mean|max|min|softmax|upsample|pad"
+    r"norm|embedding|clone|copy|cat|stack|index|gather|sum|mean|max|min|softmax|upsample|_pad"
     r"|roll|flip|repeat|prelu"
 )
 
@@ -124,7 +122,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, network):
         super().__init__()
-        self.rows, self.running, self.uncounted = {}, [], {}
+        self.rows, self.uncounted = {}, {}
         # By storage: a view of a weight, such as its transpose, is another tensor.
         self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
         holder = {}  # of a parameter: the first module that has it
@@ -133,6 +131,8 @@ class _Counter(TorchDispatchMode):
             self.rows[module] = Row(name, type(module).__name__, sum(p.numel() for p in own))
             module.register_forward_pre_hook(self.enter)
             module.register_forward_hook(self.leave)
+        # The network's own pre-hooks, as weight_norm's, run before `enter`.
+        self.running = [self.rows[network]]
 
     def enter(self, module, args):
         self.running.append(self.rows[module])
@@ -174,7 +174,7 @@ class _Counter(TorchDispatchMode):
         # Of other libraries nothing is known but torchvision's two, which multiply no matrices.
         if function.namespace != "aten":
             return name not in ("nms", "roi_align")
-        # FREE is asked before MATRIX, which finds `linear` in upsample_bilinear2d.
+        # FREE before MATRIX, which finds `linear` in upsample_bilinear2d and `mm` in cummax.
         if function.is_view or torch.Tag.pointwise in function.tags or FREE.search(name):
             return False
         # A sparse tensor has no storage that could be compared.

@@ -46,12 +46,11 @@ def main(arguments=None):
     print(by_class(matrix, classes))
     right, images = matrix.trace(), matrix.sum()
     top1, recorded = 100 * right / images, state["result"]["test_top1"]
-    says = "as in run.json"
-    if abs(top1 - recorded) > 1e-6:
-        says = (
-            f"run.json has {recorded:.2f} %: another device or version rounds differently, and "
-            "what a module keeps outside of parameters and buffers is not saved"
-        )
+    otherwise = (
+        f"run.json has {recorded:.2f} %: another device or version rounds differently, and what a "
+        "module keeps outside of parameters and buffers is not saved"
+    )
+    says = "as in run.json" if abs(top1 - recorded) <= 1e-6 else otherwise
     print(f"\ntop-1 {top1:.2f} % ({right} of {images}); {says}")
 
     (title,) = network_titles([state])

@@ -82,9 +82,11 @@ def images_of(options, data):
         names = [data.classes[label] for label in classes.tolist()]
     if options.explained is not None:
         if options.explained not in data.classes:
-            near = nearest(options.explained, data.classes)
-            known = near or f"; its classes: {', '.join(data.classes)}"
-            raise UserError(f"--class {options.explained}: no class of {data.name}{known}")
+            known = nearest(options.explained, data.classes)
+            raise UserError(
+                f"--class {options.explained}: no class of {data.name}"
+                f"{known or '; its classes: ' + ', '.join(data.classes)}"
+            )
         classes = torch.full((len(images),), data.classes.index(options.explained))
     return sources, names, images, classes
 

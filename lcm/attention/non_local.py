@@ -19,7 +19,7 @@ class ZeroBatchNorm2d(nn.BatchNorm2d):
 
 
 class NonLocal(nn.Module):
-    """Eqs. (1), (4), (6): x + BN(W y), y_i = sum_j softmax_j(theta(x_i) . phi(x_j)) g(x_j).
+    """Eqs. (1), (3), (6): x + BN(W y), y_i = sum_j softmax_j(theta(x_i) . phi(x_j)) g(x_j).
 
     j: all positions; theta, phi, g and W: 1x1 convolutions with biases. Nothing is subsampled:
     memory grows as (H W)^2.

@@ -34,11 +34,11 @@ def fetch(target: Path, mirrors, md5: str) -> None:
             try:
                 # Where https fails it tries http: the bytes are trusted for their md5 alone.
                 download_url(mirror, str(part.parent), part.name, md5)
+            except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+                failures.append(f"{mirror}: {one_line(error)}")  # RecursionError: redirects
             except RuntimeError:  # the md5 differs
                 size, found = part.stat().st_size, calculate_md5(part)
                 failures.append(f"{mirror}: {size:,} bytes with md5 {found}, not {md5}")
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                failures.append(f"{mirror}: {one_line(error)}")
             else:
                 os.replace(part, target)
                 return
@@ -67,7 +67,7 @@ def unpack(archive: Path, folder: Path) -> None:
         # stream is opened here, so that it can be read further.
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as members:
             members.extractall(draft, filter="data")
-            while stream.read(1 << 20):  # to the end of the file, where the checksum is
+            while stream.read(1 << 20):
                 pass
         os.rename(draft / folder.name, folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:

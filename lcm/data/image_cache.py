@@ -127,6 +127,7 @@ def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
                 out.write(image.data)
                 sizes.append(image.shape[:2])
                 digests.append(digest)
+            out.flush()
             os.fsync(out.fileno())
         os.replace(draft, pixels)
     finally:

@@ -1,10 +1,9 @@
 """Images of a photograph's size: a random region of each, as in the training of ImageNet networks.
 
-Augmentation as in the ImageNet experiments of He et al., "Deep Residual Learning for Image
-Recognition" (2016), and in torchvision's reference training: a random region of a training image is
-resized to the network's size and mirrored with probability 0.5; the short side of a test image is
-resized to 256/224 of that size and the central square taken. docs/data.md says what a cache of
-decoded images changes.
+Augmentation as in torchvision's reference training: a random region of a training image (Szegedy et
+al., "Going Deeper with Convolutions", 2015) is resized to the network's size and mirrored with
+probability 0.5; the short side of a test image is resized to 256/224 of that size and the central
+square taken. docs/data.md says what a cache of decoded images changes.
 """
 
 import torch
@@ -62,8 +61,7 @@ class Photographs:
 
     def train(self, batch_size: int, seed: int) -> Batches:
         """The training images, shuffled and augmented by (seed, epoch)."""
-        # Its defaults are those of Szegedy et al. (2015): 8 to 100 % of the area, a ratio of
-        # the sides between 3/4 and 4/3.
+        # By default 8 to 100 % of the area, with a ratio of the sides between 3/4 and 4/3.
         views = [v2.RandomResizedCrop(self.image_size, antialias=True)]
         views += [v2.RandomHorizontalFlip()] * self.mirror
         index = torch.arange(self.train_images)

@@ -57,8 +57,8 @@ def site_problems(model, attention, num_classes, image_size=None):
 
     Both are resolved mappings. In training and in evaluation the network has to make logits (2,
     num_classes) of two images of `image_size` (the model's own, if None), and the attention, built
-    for each width, has to keep shape and type of the maps at each site. An attention
-    without `_target_` leaves the network alone to be checked.
+    for each width, has to keep shape and type of the maps at each site. Without a `_target_` of the
+    attention only the network is checked.
     """
     size = image_size or model["image_size"]
     images = torch.zeros(2, 3, size, size)

@@ -67,13 +67,18 @@ def _is_known(layer):
     # the attention behind it would be skipped.
     if isinstance(layer, Attended):
         return False
-    bn, conv = layer.bn, layer.conv
-    # Exact types: a derived class (a parametrised layer is one) may compute something else.
-    plain = type(bn) is nn.BatchNorm2d and type(conv) is FanOutConv2d
+    bn, conv, site = layer.bn, layer.conv, layer.site
+    # Exact types: a derived class (a parametrised layer is one) may compute something else. An
+    # empty site is not called at all, nor is what a class derived from Identity computes.
+    plain = (
+        (type(bn), bn.affine, type(conv)) == (nn.BatchNorm2d, True, FanOutConv2d)
+        and (conv.padding_mode, conv.dilation) == ("zeros", (1, 1))
+        and (not isinstance(site, nn.Identity) or type(site).forward is nn.Identity.forward)
+    )
     # Hooks run when a module is called; `_OneBuffer` calls none of these. Pruning is a hook.
     hooked = any(
-        getattr(module, f"_{hooks}_hooks")
-        for module in (layer, bn, conv)
+        "forward" in vars(module) or getattr(module, f"_{hooks}_hooks")
+        for module in (layer, bn, conv, site)
         for hooks in ("forward", "forward_pre", "backward", "backward_pre")
     )
     trains = bn.training and bn.track_running_stats and bn.momentum is not None
@@ -207,8 +212,8 @@ class _OneBuffer(torch.autograd.Function):
                     g, a, weight.to(ctx.dtype), None, conv.stride, conv.padding, conv.dilation,
                     False, (0, 0), 1, (True, True, False),
                 )  # fmt: skip
-                # From here on: of the batch norm's result.
-                # ReLU's result says where it lets a gradient pass. In place: g is large.
+                # ReLU's result says where it lets a gradient pass. In place: g is large. It
+                # becomes the gradient of the batch norm's result.
                 g = torch.ops.aten.threshold_backward.grad_input(g, a, 0, grad_input=g)
                 del a
                 g_beta = g.sum(MAPS, dtype=mean.dtype)

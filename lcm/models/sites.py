@@ -130,7 +130,7 @@ def chosen(network, where):
             raise ValueError(
                 f'sites {where!r} is not "every", {{"stages": [2, 3]}} or {{"last_of_stage": 2}}'
             )
-    if unknown := [stage for stage in wanted if stage not in stages]:
+    if unknown := [stage for stage in wanted if stage is True or stage not in stages]:
         listed = ", ".join(map(str, stages))
         raise ValueError(f"there is no free site in stage {unknown[0]}: the stages are {listed}")
     found = [place for place in free if place.module.stage in wanted]

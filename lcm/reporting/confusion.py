@@ -18,7 +18,7 @@ def by_class(matrix, classes):
         "class": classes,
         "images": images,
         "right": right,
-        "%": pd.Series(100 * right).div(images).where(images > 0),
+        "%": pd.Series(100 * right).div(images),
         "most often taken for": mistakes,
     }
     return pd.DataFrame(columns).to_string(index=False, na_rep="-", float_format="%.2f")

@@ -75,8 +75,8 @@ def save(figure, file):
 
 def colours(attentions):
     """{attention: colour}: the same in every figure for all that configs/ knows."""
-    known = in_order([*compose.choices("attention"), *attentions])
-    palette = dict(zip(known, itertools.cycle(COLOURS), strict=False))
+    known = in_order(compose.choices("attention"))
+    palette = dict(zip(dict.fromkeys([*known, *attentions]), itertools.cycle(COLOURS)))
     return {attention: palette[attention] for attention in attentions}
 
 

@@ -188,10 +188,11 @@ def _record(row, protocol, plan, level, paper):
         planned["next_low"], planned["next_high"] = prediction_interval(next_pair)
     return {
         **names,
-        # Rows of one table can have schedules and precisions of their own (`compare.py --by`):
-        # those of their runs; the protocol stands in where there are none.
+        # Rows of one table can have schedules and precisions of their own (`compare.py --by`).
+        # Without a finished run the settings say which, or else the protocol.
         "schedule": next(iter(row.arm["schedule"]), protocol.schedule_of(row.data)),
         "precision": next(iter(row.arm["precision"]), protocol.precision),
+        **row.settings,
         "params": params,
         "macs": macs,
         **measured(row.arm, row.tried),
@@ -210,7 +211,7 @@ def _record(row, protocol, plan, level, paper):
         "p_holm": row.adjusted,
         "needed": row.needed,
         "verdict": row.verdict if row.tried else None,
-        "command": "" if row.tried or row.settings else protocol.command(plan, **names),
+        "command": "" if row.tried else protocol.command(plan, **names),
     }
 
 

@@ -58,13 +58,12 @@ def flip_p(differences):
 def sides(differences, least=0.0, most=math.inf):
     """(1 where the mean lies between `least` and `most`, -1 outside; the p-value of that)."""
     mean = differences.mean(axis=-1)
-    # The larger p-value of the bounds, as in `statistics.statement_p`. Beyond one bound the
-    # p-value of the other, which is further away, is never the larger one: it is set to 0.
-    at_least = np.where(mean < most, flip_p(differences - least), 0)
-    if most == math.inf:
-        return np.where(mean > least, 1, -1), at_least
-    at_most = np.where(mean > least, flip_p(differences - most), 0)
-    return np.where((mean > least) & (mean < most), 1, -1), np.maximum(at_least, at_most)
+    at_most = flip_p(differences - most) if most < math.inf else 0.0
+    # The larger p-value of the bounds, as in `statistics.statement_p`.
+    return (
+        np.where((mean > least) & (mean < most), 1, -1),
+        np.maximum(flip_p(differences - least), at_most),
+    )
 
 
 def simulated_differences(difference, shape, rng):

@@ -195,20 +195,17 @@ def read_runs(folder):
 
 def find_runs(folder, files_of_runs=BEGUN):
     """Every directory below `folder` with at least one of the files of a run, sorted. Links are
-    followed, but for those that lead back."""
-    found = []
+    followed, but for those that lead above it; a directory with several names is there once."""
+    found, seen = [], {*Path(folder).resolve().parents}
     for directory, folders, files in os.walk(folder, followlinks=True):
-        # os.walk goes on with what is left in `folders`: nothing below a run.
-        if set(files_of_runs) & set(files):
+        here = Path(directory).resolve()
+        is_run = not set(files_of_runs).isdisjoint(files)
+        if is_run and here not in seen:
             found.append(Path(directory))
-            folders.clear()
-        # A link to one of the folders that it is in would be followed again and again.
-        above = [Path(directory).resolve(), *Path(directory).resolve().parents]
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and Path(directory, name).resolve() not in above
-        )
+        # os.walk goes on with what is left in `folders`: nothing below a run, nothing twice.
+        further = [] if is_run or here in seen else folders
+        folders[:] = sorted(name for name in further if not name.startswith("."))
+        seen.add(here)
     return sorted(found)
 
 

@@ -49,8 +49,8 @@ def columns(rows):
 
 
 def rounded(number, places):
-    """`number` as text, half rounded up as the paper does (23.1848 M is printed 23.185), also where
-    a sum of floats is just below it (0.67499999999999); a dash for a missing one."""
+    """`number` as text, a half rounded away from zero, also where a sum of floats is just below it
+    (0.67499999999999); a dash for a missing one."""
     if pd.isna(number):
         return DASH
     # Nine places remove the error of a sum before the half is looked at.

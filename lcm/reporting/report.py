@@ -71,12 +71,13 @@ def forest_rows(rows, paper):
     """{label: (Row, the paper's difference or None)} of those Rows that have pairs."""
     rows = [row for row in rows if row.comparison.n]
     several = len({row.b for row in rows}) > 1
+    named = len({row.data for row in rows}) > 1
     found = {}
     for row in rows:
         settings = [f"{key.rpartition('.')[2]}={value}" for key, value in row.settings.items()]
         arms = f"{row.a} - {row.b}" if several else row.a
-        label = " ".join([f"{NETWORK_TITLE.get(row.model, row.model)}:", *settings, arms])
-        found[label] = row, printed_difference(row, paper)
+        network = title(row.data, row.model) if named else NETWORK_TITLE.get(row.model, row.model)
+        found[" ".join([f"{network}:", *settings, arms])] = row, printed_difference(row, paper)
     return found
 
 

@@ -109,8 +109,8 @@ def _side(d, least, most):
 def statement_p(d, least=0.0, most=math.inf):
     """The p-value for or against a mean difference between `least` and `most`.
 
-    The larger p-value of the two bounds: inside, both have to be rejected; outside, it is that of
-    the bound that was crossed.
+    The larger p-value of the two bounds: inside, both have to be rejected; outside, the larger one
+    is that of the bound that was crossed, which is the nearer.
     """
     # A two-sided p of 5 % is a one-sided one of 2.5 %: inside, these are Schuirmann's two
     # tests. Without an upper bound there is one test; 0 is never the larger p.

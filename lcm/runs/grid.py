@@ -50,11 +50,10 @@ class GridRun(NamedTuple):
 def problems(config):
     """Every problem of a composed config, a line each; [] where there is none.
 
-    What is not the repository's own is imported. Where model or attention have other files than the
-    repository's, or differ from these, a network is built, and tells whether the module fits.
+    What is not the repository's own is imported. Where a model or an attention is not one of the
+    repository's files, unchanged, a network is built, and tells whether the module fits.
     """
-    found = check(config)
-    if found:
+    if found := check(config):
         return found
     targets = {group: config[group].get("_target_") for group in (*SIZES, "data")}
     for target in {*targets.values()} - SHIPPED.keys():

@@ -24,21 +24,23 @@ def owner(directory):
 
     Raises OwnedElsewhere, naming host, process and since when, where another live process owns it.
     """
-    directory = Path(directory)
+    file = Path(directory) / FILE
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         # Opening must not empty the file: until the lock is held, the name in it is another's.
-        stream = open(directory / FILE, "a+b", buffering=0)  # noqa: SIM115  held as long as the lock
+        stream = open(file, "a+b", buffering=0)  # noqa: SIM115  held as long as the lock
     except OSError as error:
         raise unwritable(directory, error) from error
     # Closed at the end of the block, which frees the lock.
     with stream:
         # Again and again: the owner may not have written its name yet, or somebody is just asking.
         for _ in range(4):
-            if locked := _lock(stream, fcntl.LOCK_EX):
+            locked = _lock(stream, fcntl.LOCK_EX)
+            # After a rename (`set_aside` of another process) this is the lock of the old directory.
+            if owned := locked and file.exists() and os.path.samefile(stream.fileno(), file):
                 break
             time.sleep(0.1)
-        if not locked:
+        if not owned:
             who = owner_of(directory) or "another process"
             raise OwnedElsewhere(
                 f"{directory} is being trained by {who}: wait for it, or stop it there first"
@@ -48,7 +50,7 @@ def owner(directory):
             stream.truncate(0)
             stream.write(me.encode())
         except OSError as error:
-            raise unwritable(directory / FILE, error) from error
+            raise unwritable(file, error) from error
         yield
 
 

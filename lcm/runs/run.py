@@ -62,7 +62,7 @@ class Run:
                 # the first problem is the one to show: a full disk, say
                 with contextlib.suppress(UserError):
                     self._write(state=outcome, message=in_words(error))
-                raise error from error.__cause__
+                raise error
             self._write(state="finished", message=None, end=now())
 
     def _find_checkpoint(self):
@@ -138,7 +138,6 @@ class Run:
                     # An evaluation is no part of the training's speed.
                     self._mark = time.monotonic()
                     yield epoch, start
-                    self._timed = [0, 0.0]
                 self.state["result"] = best_and_last(self._log.rows)
             finally:
                 # Also after an exception: the loop that it leaves drops this generator, which

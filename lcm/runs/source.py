@@ -87,9 +87,10 @@ def set_aside(configs):
     """With rerun=true: rename the run directories that a command trains anew to `.NAME.1` (2, ...),
     which no table reads.
 
-    These are the runs of another source; where all runs of the command are finished, all of them.
-    Otherwise the command was stopped, and what it has trained stays. Raises UserError where a
-    directory holds another config's run, OwnedElsewhere where it is trained.
+    Where all runs of the command are finished, these are all of them. Otherwise the command was
+    stopped: what it has trained stays, and only runs whose source has changed are trained anew.
+    Raises UserError where a directory holds another config's run, OwnedElsewhere where it is
+    trained.
     """
     configs = [config for config in configs if config["rerun"]]
     states = [read_state(run_directory(config)) for config in configs]
@@ -103,14 +104,15 @@ def set_aside(configs):
         names = (directory.with_name(f".{directory.name}.{n}") for n in itertools.count(1))
         aside = next(name for name in names if not name.exists())
         with owner(directory):
-            directory.rename(aside)
-        print(f"trained anew; the earlier run is kept as {aside}")
+            if read_state(directory) == state:  # no other process has set it aside meanwhile
+                directory.rename(aside)
+                print(f"trained anew; the earlier run is kept as {aside}")
 
 
 def changed_since(config, state):
     """The first of the user's own files, or else targets, that is not what a run.json has; None
-    where there is none. Without sources in it no file is known to have changed; those of the last
-    part count where the run was continued.
+    where there is none. Of a continued run the sources of its last part count; where run.json has
+    no sources, no file is known to have changed.
     """
     parts = [state, *(state.get("continued") or [])]
     then = next((part["source"] for part in reversed(parts) if part.get("source")), {})
@@ -155,19 +157,21 @@ def own_files(target):
 
 
 def _closure(modules):
-    """{name: file} of local modules and of all that they import, whatever the depth."""
+    """{name: file} of local modules, of their packages and of all that these import."""
     found, todo = {}, list(modules)
     while todo:
         module = todo.pop()
         file = _local(module)
         if file is None:
             continue
+        parent = module.rpartition(".")[0]
         # What relative imports start from: an __init__.py is inside its package.
-        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        package = module if file.name == "__init__.py" else parent
         name = "/".join([*package.split("."), file.name]).lstrip("/")
         if name not in found:
             found[name] = file
-            todo += _imports(file, package)
+            # To import a module Python runs the __init__.py of each package above it.
+            todo += [*_imports(file, package), *filter(None, [parent])]
     return dict(sorted(found.items()))
 
 

@@ -80,10 +80,7 @@ def last_row(directory):
 
 
 def varied(configs):
-    """For each config {key: value}: what tells it from the others, its path and its seed apart.
-
-    It compares the schedules' names among configs of one path, all else also within one schedule.
-    """
+    """For each config {key: value}: what tells it from the others, its path and its seed apart."""
     # Two questions: do the schedules differ among the runs of one path, and what differs among
     # those of one path and schedule? The keys that only follow from a schedule's name stay out.
     flat = [identity(config or {}) for config in configs]

@@ -80,7 +80,7 @@ def train_open(runs, failures, launcher):
             return
         if kind == "BasicLauncher":  # after each run the others are looked at again
             todo = todo[:1]
-            place = sum(status.state == "finished" for status in statuses) + 1
+            place = 1 + sum(s.state == "finished" or s.directory in failures for s in statuses)
             name = todo[0].name or todo[0].directory
             print(f"\n[{place}/{len(runs)}] {name}  (left: {time_left(statuses)})", flush=True)
         else:

@@ -38,7 +38,9 @@ class Progress:
         self._next = None  # the time of the next line
 
     def step(self, epoch, done, sums=None):
-        """Call after step `done` of an epoch; `sums`: those of training, unless reading waits."""
+        """Call after step `done` of an epoch; `sums`: those of training, None where to read them
+        would mean to wait for a GPU.
+        """
         now = time.monotonic()
         if self._began is not None:
             self._timed += 1

@@ -61,7 +61,7 @@ class StopRequest:
             yield
             return
         self.requested = None
-        self._interrupted = False
+        self.at_once = self._interrupted = False
         self.is_listening = True
         before = {}
         try:

@@ -148,6 +148,7 @@ def behind(pattern):
     return lambda block: fill_sites(block, factory, after=pattern, seed=0, example=example)
 
 
+DOUBLED = type("Doubled", (nn.Identity,), {"forward": lambda _, x: 2 * x})
 CHANGES = {  # after which a layer is no longer the plain one, or learns less
     "a frozen norm": lambda block: block[1].bn.eval(),
     "a cumulative average": lambda block: setattr(block[2].bn, "momentum", None),
@@ -159,6 +160,17 @@ CHANGES = {  # after which a layer is no longer the plain one, or learns less
     "parametrised": lambda b: parametrize.register_parametrization(b[1].conv, "weight", nn.Tanh()),
     "writes into its map": lambda b: b[1].site.register_forward_pre_hook(
         lambda site, args: args[0].mul_(2)
+    ),
+    "a forward of its own": lambda b: setattr(b[1].bn, "forward", torch.neg),
+    "a hook on an empty site": lambda b: (
+        setattr(b[1], "site", nn.Identity()),
+        b[1].site.register_forward_hook(lambda site, args, y: 2 * y),
+    ),
+    "a derived empty site": lambda b: setattr(b[1], "site", DOUBLED()),
+    "another padding": lambda block: setattr(block[1].conv, "padding_mode", "reflect"),
+    "a dilated convolution": lambda b: vars(b[1].conv).update(dilation=(2, 2), padding=(2, 2)),
+    "a norm without weights": lambda b: setattr(
+        b[1], "bn", nn.BatchNorm2d(WIDTH + GROWTH, affine=False).double()
     ),
     "pruned": lambda block: prune.l1_unstructured(block[1].conv, "weight", 0.5),
     "a norm of another kind": lambda b: setattr(b[1], "bn", nn.InstanceNorm2d(WIDTH + GROWTH)),

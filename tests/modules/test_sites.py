@@ -134,10 +134,6 @@ class Derived(tv.resnet.BasicBlock):
     pass
 
 
-def in_place(channels):
-    return Calls(lambda _, x: x.mul_(0.5))
-
-
 def layers(*modules):
     return lambda: nn.Sequential(*modules)
 
@@ -200,7 +196,8 @@ REFUSED = [  # the network, the arguments, the message
     # modules that will not do
     (tv.resnet18, {"after": "bn1", "factory": lambda _: nn.AvgPool2d(2)} | EXAMPLE,
         r"at a map \(64, 32, 32\): it makes \(2, 64, 16, 16\) float32 of \(2, 64, 32, 32\)"),
-    (tv.resnet18, {"after": "bn1", "factory": in_place, "blend": True},
+    (tv.resnet18,
+        {"after": "bn1", "factory": lambda _: Calls(lambda _, x: x.mul_(0.5)), "blend": True},
         "bn1.attention: a Calls writes into its map, which a blend needs"),
     # sites
     (cifar_resnet, {"where": "all"}, '"every"'),
@@ -212,6 +209,8 @@ REFUSED = [  # the network, the arguments, the message
         "no free site in stage 4: the stages are 1, 2, 3"),
     (cifar_resnet, {"where": {"last_of_stage": 0}},
         "no free site in stage 0: the stages are 1, 2, 3"),
+    (cifar_resnet, {"where": {"last_of_stage": True}},
+        "no free site in stage True: the stages are 1, 2, 3"),
     (layers(nn.Linear(3, 3)), {},
         r"Sequential has no free site: name the modules .*after=.*lcm\.models\.Site"),
     (filled(), {}, "ResNet has no free site"),
@@ -241,14 +240,7 @@ def process_group():
         torch.distributed.destroy_process_group()
 
 
-@process_group()
-def ddp(network):
-    return nn.parallel.DistributedDataParallel(network)
-
-
-@process_group()
-def fsdp(network):
-    return fully_shard(network, mesh=init_device_mesh("cpu", (1,)))
+fsdp = process_group()(lambda network: fully_shard(network, mesh=init_device_mesh("cpu", (1,))))
 
 
 def compiled_in_place(network):
@@ -263,7 +255,7 @@ def with_a_part(network, wrap):
 
 WRAPPED = {
     "DataParallel": nn.DataParallel,
-    "DistributedDataParallel": ddp,
+    "DistributedDataParallel": process_group()(nn.parallel.DistributedDataParallel),
     "FSDPModule": fsdp,
     "OptimizedModule": torch.compile,
     "compiled": compiled_in_place,

@@ -201,6 +201,10 @@ def test_transformers_cost_what_torchvision_says(name, size, expected):
         (nn.LSTM(16, 4), lambda layer, x: layer(x), "layer: "),
         (nn.Bilinear(16, 16, 2), lambda layer, x: layer(x, x), "layer: aten._trilinear"),
         (nn.Linear(1, 1), lambda _, x: torch.cdist(x, x), ": aten._cdist_forward"),
+        (nn.Linear(1, 1), lambda _, x: torch.vdot(x.flatten(), x.flatten()), ": aten.vdot"),
+        (nn.Linear(1, 1), lambda _, x: torch.addr(x[0], x[0, :, 0], x[0, 0]), ": aten.addr"),
+        (nn.Linear(1, 1), lambda _, x: torch.sspaddmm(torch.zeros(3, 3).to_sparse(),
+            torch.zeros(3, 3).to_sparse(), x[0, :, :3]), ": aten.sspaddmm"),
         (
             nn.Parameter(torch.ones(2, 3, 3, 3)),
             lambda w, x: torchvision.ops.deform_conv2d(x[..., None], torch.ones(1, 18, 14, 1), w,
@@ -208,10 +212,11 @@ def test_transformers_cost_what_torchvision_says(name, size, expected):
             ": torchvision.deform_conv2d",
         ),
     ],
-    ids=["lstm", "bilinear", "cdist", "deformable"],
+    ids=["lstm", "bilinear", "cdist", "vdot", "addr", "sspaddmm", "deformable"],
 )  # fmt: skip
 def test_what_no_rule_counts_is_named(layer, call, expected):
     network = Calls(lambda m, x: call(m.layer, x.flatten(2)), layer=layer)  # (1, 3, 16)
+    network.register_forward_pre_hook(lambda _, args: (2 * args[0],))  # as weight_norm's
     (found,) = count(network, 4).uncounted
     assert expected in found
 

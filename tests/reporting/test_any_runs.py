@@ -48,13 +48,19 @@ def line_of(text, attention):
     return line.split()
 
 
-@pytest.mark.parametrize(("out", "begins"), [("a.b.pdf", b"%PDF"), ("a.b.png", b"\x89PNG")])
-def test_the_picture_has_the_format_of_the_names_ending(tmp_path, capsys, out, begins):
-    for attention in ("none", "se"):
-        run = invented_run(tmp_path / "runs", data="pets", attention=attention, schedule="digits")
+@pytest.mark.parametrize(
+    ("out", "holds"),
+    [("a.b.pdf", b"%PDF"), ("a.b.png", b"\x89PNG"), ("a.b.svg", b"ResNet-20 on birds: se")],
+)
+def test_the_picture_has_the_format_of_the_names_ending_and_names_each_data_set(
+    tmp_path, capsys, out, holds
+):
+    for data, attention in itertools.product(("pets", "birds"), ("none", "se")):
+        run = invented_run(tmp_path / "runs", data=data, attention=attention, schedule="digits")
         edit(run, config__data__name="folder")  # as with data.label=pets
-    said(capsys, tmp_path / "runs", "data=pets", "--out", tmp_path / "new" / out)
-    assert (tmp_path / "new" / out).read_bytes().startswith(begins)
+    text = said(capsys, tmp_path / "runs", "--out", tmp_path / "new" / out)
+    assert holds in (tmp_path / "new" / out).read_bytes()
+    assert re.findall(r"^ *(birds|pets) +se ", text, re.MULTILINE) == ["birds", "pets"]
     assert (tmp_path / "new" / "a.b.md").exists()
 
 

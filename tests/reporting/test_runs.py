@@ -229,10 +229,11 @@ def test_a_damaged_table_of_runs_is_refused(damage, tmp_path):
 
 
 def test_hundreds_of_runs(tmp_path):
-    """Behind a link; another one leads back."""
+    """Behind a link; others lead back, to it and above it."""
     for seed in range(300):
         invented_run(tmp_path / "disk", seed=seed, epochs=10)
-    (tmp_path / "disk" / "back").symlink_to(tmp_path)
+    for name, target in (("above", tmp_path), ("back", tmp_path / "runs")):
+        (tmp_path / "disk" / name).symlink_to(target)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "linked").symlink_to(tmp_path / "disk")
     start = time.process_time()

@@ -100,9 +100,25 @@ def test_a_directory_that_another_config_took_in_the_meantime_is_refused(tiny, t
     assert state_of(mine)["seed"] == 1
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
-    no_locks = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
-    monkeypatch.setattr(fcntl, "lockf", no_locks)
-    message = r"cannot be locked .No locks available.*set runs= to a folder"
-    with pytest.raises(UserError, match=message), owner(tmp_path):
+def renamed(run):
+    """As by a rerun of another process, between opening the file and locking it."""
+    return lambda *_: run.exists() and run.rename(run.with_name(".run.1"))
+
+
+@pytest.mark.parametrize(
+    ("locking", "error", "message"),
+    [
+        (
+            lambda _: Mock(side_effect=OSError(errno.ENOLCK, "No locks available")),
+            UserError,
+            r"cannot be locked .No locks available.*set runs= to a folder",
+        ),
+        (renamed, OwnedElsewhere, "run is being trained by another process"),
+    ],
+)
+def test_nobody_owns_without_locks_or_by_that_of_a_renamed_directory(
+    locking, error, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fcntl, "lockf", locking(tmp_path / "run"))
+    with pytest.raises(error, match=message), owner(tmp_path / "run"):
         pass

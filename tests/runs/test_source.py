@@ -133,19 +133,20 @@ def test_a_run_json_of_any_version_is_compared_in_what_is_own(group, folder):
 
 
 def test_what_is_own_follows_from_the_imports_alone(folder):
-    """Relative ones, in functions, from folders without __init__.py; a folder of an installed
-    package's name is none.
+    """Relative ones, in functions, of packages with and without __init__.py; a folder of an
+    installed package's name is none.
     """
     (folder / "bag/inner").mkdir(parents=True)
     (folder / "wandb").mkdir()
+    (folder / "bag/__init__.py").write_text("z = 1\n")
     (folder / "bag/gate.py").write_text(
         "import numpy\nimport own_gate as g\nfrom lcm.attention import SqueezeExcite\n"
         "from lcm.attention import layers\nfrom . import near\nclass Gate: pass\n"
     )
     (folder / "bag/near.py").write_text("def f():\n  import wandb\n  from .inner.far import y\n")
     (folder / "bag/inner/far.py").write_text("y = 1\n")
-    names = ["bag/gate.py", "bag/inner/far.py", "bag/near.py", "own_gate.py", "own_parts.py"]
-    assert list(own_files("bag.gate.Gate")) == names
+    bag = [f"bag/{name}.py" for name in ("__init__", "gate", "inner/far", "near")]
+    assert list(own_files("bag.gate.Gate")) == [*bag, "own_gate.py", "own_parts.py"]
 
 
 def test_a_file_in_the_package_is_own_where_the_repository_does_not_import_it(monkeypatch):
@@ -174,10 +175,11 @@ def test_the_repositorys_targets_are_those_of_its_yaml_files_and_have_no_own_fil
         (["changed", "finished"], [0, 1]),
         (["finished", "changed and stopped"], [1]),
         ([None, None], []),
+        (["finished and gone", "finished"], [1]),  # another process renames it at this moment
     ],
 )
 def test_a_rerun_trains_all_of_a_finished_command_and_goes_on_with_a_stopped_one(
-    runs, renamed, folder
+    runs, renamed, folder, monkeypatch
 ):
     configs = [own_config(seed=seed, runs=str(folder), rerun=True) for seed in (0, 1)]
     for words, one in zip(runs, configs, strict=True):
@@ -186,6 +188,12 @@ def test_a_rerun_trains_all_of_a_finished_command_and_goes_on_with_a_stopped_one
             past = {"attention": {}} if "changed" in words else source(one)
             state = "stopped" if "stopped" in words else "finished"
             write_state(run_directory(one), begun_state(one, state=state, source=past))
+    gone = "seed0-" if "gone" in str(runs[0]) else "no such"
+    monkeypatch.setattr(
+        sources,
+        "refuse_another_config",
+        lambda found, *_: gone in found.name and (found / "run.json").unlink(),
+    )
     set_aside(configs)
     assert sorted(int(path.name[5]) for path in folder.glob("*/*/*/.seed*.1")) == renamed
     assert all(config_hash(one) == config_hash(one | {"rerun": False}) for one in configs)
