@@ -69,9 +69,11 @@ def _is_known(layer):
         return False
     bn, conv, site = layer.bn, layer.conv, layer.site
     # Exact types: a derived class (a parametrised layer is one) may compute something else. An
-    # empty site is not called at all, nor is what a class derived from Identity computes.
+    # empty site is not called at all, so that no class derived from Identity may be there.
     plain = (
-        (type(bn), bn.affine, type(conv)) == (nn.BatchNorm2d, True, FanOutConv2d)
+        type(bn) is nn.BatchNorm2d
+        and (bn.training and bn.track_running_stats and bn.affine and bn.momentum is not None)
+        and type(conv) is FanOutConv2d
         and (conv.padding_mode, conv.dilation) == ("zeros", (1, 1))
         and (not isinstance(site, nn.Identity) or type(site).forward is nn.Identity.forward)
     )
@@ -81,9 +83,8 @@ def _is_known(layer):
         for module in (layer, bn, conv, site)
         for hooks in ("forward", "forward_pre", "backward", "backward_pre")
     )
-    trains = bn.training and bn.track_running_stats and bn.momentum is not None
     # a replica of DataParallel has no parameters of its own
-    return plain and trains and not hooked and not hasattr(layer, "_is_replica")
+    return plain and not hooked and not hasattr(layer, "_is_replica")
 
 
 def _learning(site):
