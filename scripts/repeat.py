@@ -6,9 +6,10 @@
 
 The repetition is trained with the record's number of threads, in a folder of its own. If it is
 stopped, the same command continues it. On the same processor and versions the numbers must be the
-same, bit for bit. Elsewhere they differ by rounding, which training amplifies; the script then
-names what differs between the environments. Further arguments, such as data.root, go to train.py.
-Exit codes: 0 the same numbers, 1 other numbers, otherwise train.py's.
+same, bit for bit; docs/exactness.md names the older commits whose compiled runs are not. Elsewhere
+they differ by rounding, which training amplifies; the script then names what differs between the
+environments. Further arguments, such as data.root, go to train.py.
+Exit codes: 0 the same numbers, 1 other numbers or a failed training, otherwise train.py's.
 """
 
 import runpy

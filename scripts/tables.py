@@ -4,8 +4,9 @@
     python scripts/tables.py --readme REPRODUCTION.md results/README.md  # and fill result blocks
 
 There are tables for the paper's schedules, and for every other schedule and precision that has
-finished runs. Each table is written as Markdown, CSV and LaTeX. A cell without a run has a dash;
-the command that trains the run is below the table.
+finished runs. Runs with other changed settings are in none: scripts/compare.py compares them. Each
+table is written as Markdown, CSV and LaTeX. A cell without a run has a dash; the command that
+trains the run is below the table.
 """
 
 from pathlib import Path

@@ -8,7 +8,8 @@ import json
 from lcm.config.check import typed
 from lcm.config.compose import flatten, plain
 
-# Keys that cannot change a number: folders, the machine, what is shown.
+# Keys that are no part of a run's identity: folders, what is shown, and the machine, which changes
+# numbers by rounding at most and is in run.json.
 NOT_IDENTITY = (
     "device",
     "threads",

@@ -85,6 +85,8 @@ def test_epochs_are_functions_of_seed_and_epoch_alone():
     def draws(seed, epoch):
         return [drawn.tolist() for drawn in resident(seed=seed).plan(epoch)]
 
+    order = resident(n=9).plan(1)[0].tolist()
+    assert order == [6, 8, 1, 2, 3, 7, 5, 4, 0], "not that of recorded runs"
     once = resident(seed=7)
     once.plan(2)
     assert [drawn.tolist() for drawn in once.plan(3)] == draws(7, 3)
@@ -155,4 +157,4 @@ def test_workers_end_at_once_after_an_error(error):
     use()
     before = time.monotonic()
     gc.collect()
-    assert time.monotonic() - before < 4 and not multiprocessing.active_children()
+    assert time.monotonic() - before < 20 and not multiprocessing.active_children()

@@ -101,6 +101,12 @@ def name(request):
     return request.param
 
 
+STATISTICS = {  # of the training images, as they are usually printed
+    "cifar10": [0.4914, 0.4822, 0.4465, 0.2470, 0.2435, 0.2616],
+    "cifar100": [0.5071, 0.4865, 0.4409, 0.2673, 0.2564, 0.2762],
+}
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_an_unpacked_folder(small, name, protocol):
     """Also as `root` itself, and one folder deeper, as unpacking into a folder of its name has."""
@@ -108,6 +114,10 @@ def test_an_unpacked_folder(small, name, protocol):
     data = load(root, name)
     assert holds(data, name) and data.classes[3] == "class03"
     assert len(data.classes) == data.num_classes
+    shown = data.train(64, seed=0).resident
+    assert [shown.pad, shown.mirror, *shown.mean, *shown.std] == pytest.approx(
+        [4, True, *STATISTICS[name]], abs=1e-4
+    )
     assert load(root / folder, name).fingerprint == data.fingerprint
     for place in (folder, "kaggle"):
         target = root / f"in {place}" / place

@@ -87,6 +87,7 @@ def test_a_whole_run(halves, train, side, tmp_path):
     (file,) = (tmp_path / "runs/pets").glob("*/*/*/run.json")
     state = json.loads(file.read_text())
     assert (state["state"], state["data"], state["epochs"]) == ("finished", "pets", 2)
+    assert ("data.notes" in state["deviations"]) == (side == 224)  # for which they are small
     assert "already finished" in train(halves, side).out
     compose.use_configs(compose.CONFIGS)
     lcm.load_run(file.parent, config_dir=tmp_path / "choices")
@@ -141,11 +142,12 @@ def test_small_images_are_squared_and_held_in_memory(halves):
     exif, path = Image.Exif(), halves / "test" / "cat" / "5.png"
     exif[0x0112] = 6
     picture(path, exif=exif)
-    data = load(halves, label="pets")
+    data = load(halves, label="pets", pad=2, mirror=False)
     assert (data.name, data.num_classes, data.classes) == ("pets", 3, list(CLASSES))
     train, test = data.train(4, seed=0).resident, data.test(4).resident
     assert train.images.shape == (12, 32, 32, 3) and test.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (train.pad, train.mirror, test.seed) == (2, False, None)
     upright = Image.open(path).transpose(Image.Transpose.ROTATE_270)  # 36x40, whose centre is kept
     expected = upright.resize((32, 32), Image.Resampling.BILINEAR, box=(0, 2, 36, 38))
     assert np.array_equal(test.images[3], np.asarray(expected))

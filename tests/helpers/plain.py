@@ -69,8 +69,7 @@ class Rows:
         self.act = act
         self.whole = epochs
 
-    def begin(self, *facts):
-        pass
+    begin = after_test_step = lambda *_, **__: None
 
     def epochs(self, training, batches):
         self.training = training
@@ -80,21 +79,21 @@ class Rows:
         self.training.sums.check("the training loss", epoch)
         self.act(epoch, done)
 
-    def after_test_step(self, epoch, left):
-        pass
-
     def record(self, epoch, row):
         self.rows.append(row)
 
 
 @contextlib.contextmanager
-def in_train(network, batches, test):
-    """train.py's `fit` takes this network and these batches."""
+def in_train(network, batches, test, seed=0):
+    """train.py's `fit` takes this network and these batches, if it asks for those of the seed."""
     data = SimpleNamespace(
-        train=lambda size, seed: batches, test=lambda size: test, num_classes=10, image_size=32
+        train=lambda size, given: {seed: batches}[given],
+        test=lambda size: test,
+        num_classes=10,
+        image_size=32,
     )
     with (
-        mock.patch.object(train, "build_network", lambda *_, **__: network),
+        mock.patch.object(train, "build_network", lambda *_, **keys: {seed: network}[keys["seed"]]),
         mock.patch.object(train, "build_data", lambda _: data),
         mock.patch.object(train, "count", lambda *_: None),
     ):
@@ -114,7 +113,7 @@ def fit(
     constant = {"learning_rate": rate, "divide_at": [], "batch_size": batches.batch_size}
     chosen["schedule"] = chosen["schedule"] | constant | dict(schedule)
     run = Rows(epochs, act)
-    with in_train(network, batches, test or invented_batches(10, 10, seed=None)):
+    with in_train(network, batches, test or invented_batches(10, 10, seed=None), chosen["seed"]):
         train.fit(chosen, run)
     return run
 
@@ -168,10 +167,11 @@ def distance(network, other):
 
 def digest(tensors):
     """One hash of many tensors, names and all."""
-    found = hashlib.sha256()
-    for name, tensor in tensors.items():
-        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    parts = [
+        name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes()
+        for name, tensor in tensors.items()
+    ]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def small_network(model, memory="fast", device=CPU):

@@ -130,10 +130,6 @@ def test_stages_are_the_same_where_attention_stands_already(after):
 # What `fill_sites` refuses, with its messages; the network is then as it was
 
 
-class Derived(tv.resnet.BasicBlock):
-    pass
-
-
 def layers(*modules):
     return lambda: nn.Sequential(*modules)
 
@@ -214,7 +210,8 @@ REFUSED = [  # the network, the arguments, the message
     (layers(nn.Linear(3, 3)), {},
         r"Sequential has no free site: name the modules .*after=.*lcm\.models\.Site"),
     (filled(), {}, "ResNet has no free site"),
-    (resnet18_with("__class__", Derived), {}, "layer3.0 is a Derived, which may compute something"),
+    (resnet18_with("__class__", type("Derived", (tv.resnet.BasicBlock,), {})), {},
+        "layer3.0 is a Derived, which may compute something"),
     # as torch.utils.checkpoint is put around a block
     (resnet18_with("forward", torch.relu), {}, "layer3.0 is a BasicBlock, which may compute"),
 ]  # fmt: skip

@@ -145,9 +145,10 @@ def test_arguments_that_say_nothing(runs, capsys, arguments, words):
 def test_runs_that_cannot_be_compared(runs, capsys):
     # a key that came later than a run has the value that the run was trained with
     assert choose([{"config": {}, "data": "digits"}], ["schedule.decay=steps"])
-    invented_run(runs, data="digits", schedule="digits", epochs=8)
+    invented_run(runs, data="digits", schedule="digits", epochs=8, precision="bf16")
     error = refused(capsys, runs)
-    assert "schedule.epochs: 30, 8" in error and "for example: schedule.epochs=30" in error
+    assert "schedule.epochs: 30, 8" in error and "precision: bf16, fp32" in error
+    assert "for example: precision=bf16 schedule.epochs=30" in error
     invented_run(runs, data="cifar10", epochs=8)
     error = refused(capsys, runs)
     assert "data.name: cifar10, digits" in error and "--by data --by schedule\n" in error

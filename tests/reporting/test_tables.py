@@ -165,6 +165,10 @@ TWICE = {"data": "cifar10", "model": "densenet100", "attention": "lcm2"}  # in T
             f"{LINE}, under its own protocol; this run differs: schedule=cifar, "
             "schedule.epochs=300, attention.reduction=8",
         ),
+        (
+            {"schedule": "short", "epochs": 5, "deviations": {"schedule.epochs": 5}},
+            f"{LINE}, under its own protocol; this run differs: schedule=short, schedule.epochs=5",
+        ),
         ({"model": "resnet20"}, ""),
         (
             TWICE | {"schedule": "cifar"},

@@ -106,7 +106,6 @@ def test_every_key_is_on_one_side():
         "data.complete",
         "data.verify",
         "model.growth_rate",
-        "model.compression",
         "model.memory",
     }
     assert all(
@@ -114,7 +113,7 @@ def test_every_key_is_on_one_side():
         for key in keys - facts - sources - others
     )
     named = {key for each in configs for key in identity(each)}
-    assert others | facts <= named | {"model.compression"} and not sources & named
+    assert others | facts <= named and not sources & named
 
 
 def test_a_short_schedule_and_another_cache_are_no_deviations_and_two_epochs_are():

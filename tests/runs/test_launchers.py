@@ -23,7 +23,7 @@ pytest.importorskip("submitit", reason="needs the extra `slurm`")
 def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_continues(tmp_path):
     arguments = ["-m", "seed=0,1", "schedule.epochs=3", "runs=runs"]
     local = ["hydra/launcher=submitit_local", "device=cpu"]
-    process = start(FAKE, *arguments, *local, cwd=tmp_path, FAKE_SECONDS=0.5)
+    process = start(FAKE, *arguments, *local, cwd=tmp_path, FAKE_SECONDS=1)
     run = wait_until(lambda: [run for run in trained(tmp_path) if run.name.startswith("seed1")])[0]
     ((_, owner),) = trained(tmp_path)[run][:1]
     os.kill(owner, signal.SIGUSR1)

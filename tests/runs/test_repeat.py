@@ -1,13 +1,13 @@
 """A recorded run trained again: its command line, the comparison, and both together."""
 
 import json
-import os
 import signal
 
 import pytest
 from events import hparams
 from hydra_config import composed
-from processes import REAL, ROOT, TINY, finish, start, states, succeed, wait_until
+from processes import REAL, ROOT, TINY, states, succeed, sweep
+from tiny import after_step, command
 
 from lcm.config.identity import config_hash, identity
 from lcm.errors import UserError
@@ -124,10 +124,6 @@ def test_the_differences_of_two_environments_are_named():
     assert other_environment(run | {"continued": [{}]}, run) == [words]
 
 
-def repeat(tmp_path, *words):
-    return start(REPEAT, *words, f"--runs={tmp_path}/again", "tensorboard=false", cwd=tmp_path)
-
-
 def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     """The first repetition is stopped, which saves it; the same command continues it."""
     words = ["device=cpu", "seed=1", "schedule.epochs=2", f"runs={tmp_path}/runs"]
@@ -137,14 +133,13 @@ def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     shown = succeed(REPEAT, run, "--show", f"--runs={tmp_path}/again", cwd=tmp_path)
     assert "model.layers=8" in shown and not (tmp_path / "again").exists()
 
-    process = repeat(tmp_path, run, "checkpoint.every='1 steps'")
-    wait_until(lambda: list(tmp_path.glob("again/*/*/*/*/checkpoint.pt")))
-    os.kill(process.pid, signal.SIGINT)
-    code, output = finish(process)
-    assert code == 75 and "stopped by SIGINT: saved after step" in output, output
-    assert output.count("stopped by") == 1 and "Traceback" not in output
+    again = [run, f"--runs={tmp_path}/again", "tensorboard=false"]
+    stop = after_step(3, lambda: signal.raise_signal(signal.SIGINT))
+    ended = command(tmp_path, *again, script=str(REPEAT), prepare=stop)
+    assert ended.code == 75 and "stopped by SIGINT: saved after step 3 of epoch 1" in ended.err
+    assert ended.err.count("stopped by") == 1 and "Traceback" not in ended.err
     assert states(tmp_path / "again") == {"stopped": 1}
-    code, output = finish(repeat(tmp_path, run))
+    code, output = sweep(REPEAT, *again, cwd=tmp_path)
     assert code == 0 and "continuing" in output, output
     assert "the same numbers, bit for bit: 2 epochs of epoch, step, train_loss" in output
 
@@ -152,5 +147,5 @@ def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[0]["test_loss"] += 1e-9
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    code, output = finish(repeat(tmp_path, run))  # trained already: compared alone
+    code, output = sweep(REPEAT, *again, cwd=tmp_path)  # trained already: compared alone
     assert code == 1 and "test_loss: differs from epoch 1 on, by 1e-09 at most" in output

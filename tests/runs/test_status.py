@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -137,37 +136,21 @@ def test_the_script_shows_a_folder_and_a_grid_and_a_reader_may_go_away(tmp_path)
 # What a run prints
 
 RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_epoch": 280}
-PAPERS = {"data": "cifar10", "model": "resnet20", "attention": "none", "schedule": "cifar"}
-STATE = PAPERS | {"epochs": 300, "deviations": {}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "difference"),
+    ("data", "beside"),
     [
-        ({}, ""),
-        ({"epochs": 400, "deviations": {"schedule.epochs": 400}}, "schedule.epochs=400"),
-        ({"deviations": {"attention.reduction": 8}}, "attention.reduction=8"),
-        ({"epochs": 10, "schedule": "short"}, "schedule=short, schedule.epochs=10"),
-        (
-            {"epochs": 5, "schedule": "short", "deviations": {"schedule.epochs": 5}},
-            "schedule=short, schedule.epochs=5",
-        ),
+        ("digits", ""),
+        ("cifar10", "\nthe (retracted) paper prints top-1 92.26 % for this row, under its own "
+            "protocol; this run differs: schedule=digits, schedule.epochs=1"),
     ],
-)
-def test_a_deviation_from_the_papers_protocol_is_named(changes, difference):
-    said = result_line(STATE | {"result": RESULT} | changes)
-    words = f", under its own protocol; this run differs: {difference}" if difference else ""
-    assert re.fullmatch(
-        rf"test top-1 92.50 %, top-5 99.80 % after the last of {changes.get('epochs', 300)} epochs "
-        r"\(best epoch 280: 92.75 %\)\nthe \(retracted\) paper prints top-1 9\d.\d+ % for this row"
-        + words,
-        said,
-    )
-
-
-def test_without_a_row_in_the_paper_there_is_one_line():
-    line = result_line(STATE | {"data": "digits", "epochs": 1, "result": RESULT})
-    assert line.endswith("after the last of 1 epoch (best epoch 280: 92.75 %)")
+)  # fmt: skip
+def test_the_papers_row_is_beside_a_result_where_it_has_one(data, beside):
+    names = {"data": data, "model": "resnet20", "attention": "none", "schedule": "digits"}
+    said = result_line(names | {"deviations": {}, "epochs": 1, "result": RESULT})
+    words = "after the last of 1 epoch (best epoch 280: 92.75 %)"
+    assert said == f"test top-1 92.50 %, top-5 99.80 % {words}{beside}"
 
 
 def test_the_last_epoch_is_reported_and_the_first_of_the_best():

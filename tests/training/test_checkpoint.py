@@ -92,10 +92,6 @@ def test_a_state_is_restored(tmp_path, make, own):
     assert len(one.tensors()) == 4 + 2 * own
 
 
-def test_there_may_be_none_yet(tmp_path):
-    assert newest(tmp_path, "c0ffee") is None
-
-
 def test_500_damages_recognised_and_the_one_before_used(directory):
     """Bits flipped and files cut anywhere, checksum included; who only reads changes nothing."""
     whole, dice = (directory / NAME).read_bytes(), random.Random(0)

@@ -1,16 +1,18 @@
 """The same config and seed give the same bits; arms are true pairs; no number stops a run."""
 
+import itertools
 import os
 
 import pytest
 import torch
-from plain import digest, fit, sgd
+from plain import CPU, digest, fit, invented_batches, sgd, small_network
 from tiny import ATTENTIONS, FewDigits, after_step, state_of
 
 import train
 from lcm.config.compose import load
 from lcm.errors import NotFinite
 from lcm.models.build import build_network
+from lcm.training.graphs import HostBatches, Repeated
 from lcm.training.schedule import make_optimizer
 from lcm.training.state import Sums, TrainingState
 
@@ -32,6 +34,16 @@ def test_twice_the_same_bits(attention):
     assert found[0] == found[1] and found[0][0] != found[2][0] and found[0][1] != found[2][1]
 
 
+def test_random_layers_draw_anew_in_each_step_epoch_and_kind_by_the_seed():
+    batches = HostBatches(invented_batches(32, 16), CPU)
+    drawn = [
+        torch.rand(1).item()
+        for seed, kind, epoch in itertools.product((0, 1), ("train", "test"), (1, 2))
+        for _ in Repeated(lambda *_: None, batches, (seed, kind)).epoch(epoch)
+    ]
+    assert len(set(drawn)) == 16
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_no_step_after_a_loss_that_is_no_number_changes_a_weight(optimizer):
     """As on a GPU, where the loss is not read before the end of the epoch."""
@@ -51,15 +63,16 @@ def test_no_step_after_a_loss_that_is_no_number_changes_a_weight(optimizer):
 
 def test_what_is_no_number_is_neither_saved_nor_recorded():
     """A finite loss can have infinite gradients; a checkpoint after that step would keep them."""
-    layer, sums = torch.nn.Linear(3, 2), Sums("cpu", top5=True)
+    layer = torch.nn.Linear(3, 2)
     state = TrainingState(layer, sgd(layer), Sums("cpu"))
     with torch.no_grad():
         layer.weight[0, 1] = float("inf")
     with pytest.raises(NotFinite, match="a weight stopped being a finite number in epoch 2"):
         state.snapshot(2)
-    train.evaluation_step(layer, sums)(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(NotFinite, match="the test loss stopped being a finite number in epoch 2"):
-        sums.check("the test loss", 2)
+    tests = invented_batches(10, 10, seed=None)
+    tests.prepare = lambda raw, device: (torch.full((10, 3, 32, 32), torch.nan), raw[1])
+    with pytest.raises(NotFinite, match="the test loss stopped being a finite number in epoch 1"):
+        fit(small_network("resnet20"), invented_batches(32, 16), tests)
 
 
 def test_a_diverged_run_is_failed_within_a_step_with_exit_code_1(tiny, ends, tmp_path):

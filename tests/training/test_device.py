@@ -26,6 +26,15 @@ def test_emulated_bf16_is_refused(monkeypatch):
         set_precision("bf16", CUDA)
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_products_on_a_processor_have_the_precision(precision, dtype, monkeypatch):
+    monkeypatch.setattr(device, "cpu_info", lambda key: "avx512_bf16")
+    with set_precision(precision, torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
 def test_determinism_does_not_fill_new_tensors(deterministic):
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark

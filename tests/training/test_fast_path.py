@@ -35,8 +35,8 @@ from lcm.training.graphs import HostBatches, ResidentBatches, batches_on
     "model, memory", [("resnet20", "fast"), ("densenet40", "fast"), ("densenet40", "linear")]
 )
 def test_twenty_steps(model, memory, dtype, rate, tolerance):
-    """Channels-last, allocator, batches from bytes, fused SGD, linear memory, folded evaluation:
-    the plain path's weights.
+    """Channels-last, allocator, batches from bytes, fused SGD, linear memory: the plain path's
+    weights.
     """
     keep_pages()
     network, plain = (small(model, m).to(dtype) for m in (memory, "fast"))

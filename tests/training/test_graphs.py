@@ -48,8 +48,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Stream(str):
-    def wait_stream(self, other):
-        pass
+    wait_stream = lambda *_: None  # noqa: E731
 
 
 class StandIn:
@@ -153,8 +152,7 @@ def an_epoch(made, repeated, epoch, start=0):
     made.mode()
     if start == 0:
         made.sums.clear()
-    for _ in repeated.epoch(epoch, start):
-        pass
+    list(repeated.epoch(epoch, start))
     return made.sums.values.tolist()
 
 

@@ -31,6 +31,7 @@ def test_it_goes_on_where_it_was_and_ends_as_the_whole_run(tmp_path, capsys):
     state = train(config)
     assert "continuing  from epoch 2, step 5" in capsys.readouterr().out
     assert state["state"] == "finished" and state["interruptions"] == 1
+    assert state["seconds"] > 3.337  # those before the interruption
     ours, whole = (
         [json.loads(line) for line in file.read_text().splitlines()]
         for file in (directory / "metrics.jsonl", STORED / "whole.jsonl")
