@@ -59,7 +59,7 @@ def main(command_line=None):
     )
     options = parser.parse_intermixed_args(command_line)
     run, epochs = read(options.run)
-    words = [*arguments(run, options.further), f"runs={quoted(options.runs)}"]
+    words = ["rerun=true", *arguments(run, options.further), f"runs={quoted(options.runs)}"]
     if options.config_dir:
         words = ["--config-dir", options.config_dir, *words]
     print(f"python train.py {shlex.join(words)}", flush=True)

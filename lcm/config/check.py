@@ -194,8 +194,9 @@ def typed(config):
         if isinstance(value, list):
             return [of(key, item) for item in value]
         kind = (RULES[key].kind if key in RULES else None) or type(defaults.get(key))
-        # A word alone: `read` makes a list of "[1]", and a dict of "{a: 1}".
-        text = isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value)
+        # A word alone: `read` makes a list of "[1]", and a dict of "{a: 1}". Not "010", which YAML
+        # reads as octal.
+        text = isinstance(value, str) and re.fullmatch(r"(?![+-]?0\d)[\w.+-]+", value)
         value = read(value) if text and kind in (int, float, bool) else value
         # `float` raises for longer ones, which `check` refuses in words.
         whole = type(value) is int and abs(value) <= sys.float_info.max

@@ -103,10 +103,9 @@ def _problem_of(override, multirun, usual):
         return f"{text}: several values are a sweep, one run each; add -m"
     if key == "experiment" and swept:
         return f"{text}: each experiment has its own grid; run them one after another"
-    options = choices(key)
-    if override.is_delete() or (options and override.is_add()):
+    if override.is_delete() or (override.is_add() and choices(key)):
         return f"{text}: every setting has a value already; write {key}=VALUE, without + and ~"
-    if options:
+    if options := choices(key):
         # What range(...) or glob(...) stands for is known once Hydra expands it.
         names = value.list if isinstance(value, ChoiceSweep) else [] if swept else [value]
         names = [getattr(name, "text", name) for name in names]  # of one in quotes

@@ -52,6 +52,7 @@ def class_folders(
     Raises `UserError`.
     """
     found, notes = list_images(root, test_share)
+    files = files_digest(found)
     classes = list(found["train"])
     if num_classes is not None and len(classes) > num_classes:
         raise UserError(
@@ -83,8 +84,7 @@ def class_folders(
                 f"{image_size}; every view is enlarged, and accuracies do not compare with those "
                 "of full-size images"
             )
-    data.notes = notes
-    data.files = files_digest(found)
+    data.notes, data.files = notes, files
     return data
 
 

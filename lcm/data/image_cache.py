@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def _make(files: dict[str, str], pixels: Path, index: Path, short_side) -> None:
     # A kill at any point is harmless: there is no index while pixels change, and a new one only
     # after they are on the disk under their name.
     index.unlink(missing_ok=True)
-    draft = pixels.with_suffix(".draft")
+    draft = pixels.with_suffix(f".{socket.gethostname()}.draft")  # no lock may reach other machines
     try:
         with open(draft, "wb") as out:
             label = f"decoding once into {pixels.parent}"

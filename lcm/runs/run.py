@@ -67,6 +67,16 @@ class Run:
 
     def _find_checkpoint(self):
         self.saved = checkpoint.newest(self.directory, config_hash(self.config), set_aside=True)
+        # Before anything is written. A kill leaves a row more than the checkpoint's record, because
+        # the row is written first; two more than that of the checkpoint before a damaged one.
+        metrics = self.directory / "metrics.jsonl"
+        here = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        there = self.saved["metrics"].count("\n") if self.saved else 0
+        if here - there > (2 if self.saved else 1):
+            raise UserError(
+                f"{metrics} has {here} epochs, its checkpoint {there or 'is lost'}: put the newest "
+                f"checkpoint.pt back, or move {self.directory} away to start this run anew"
+            )
         # The copy in a checkpoint never says `finished`: the run ends again, after no epoch.
         if self.saved and not self.state:
             print(
@@ -190,9 +200,11 @@ class Run:
         # The row, then the checkpoint: after a kill between the two the record is longer than
         # the checkpoint's, which restores it. The other way round an epoch could be missing.
         self._log.append(row)
-        self._progress.epoch(row)
         self._timed = [0, 0.0]
-        self.save(epoch + 1, 0)
+        try:
+            self.save(epoch + 1, 0)
+        finally:  # last: whoever reads the output may have gone
+            self._progress.epoch(row)
 
     def save(self, epoch, done):
         """A checkpoint after `done` steps of an epoch; raises Stopped if a signal has come.

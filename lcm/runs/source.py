@@ -1,8 +1,8 @@
 """The source files of a user's own attention and network, and whether they have changed.
 
 A file counts as its syntax tree without docstrings, so that comments and layout do not count. What
-belongs to the repository, the standard library or an installed package is left to the commit and
-the versions that run.json has.
+belongs to the repository, the standard library or torch is left to the commit and the versions that
+run.json has; an installed package is not followed.
 """
 
 import ast
@@ -63,8 +63,9 @@ def refuse_changed_source(config, state):
     """
     directory = run_directory(config)
     refuse_another_config(directory, state, config)
-    saved = any((directory / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
-    if state.get("state") != "finished" and not saved:
+    source(config)  # digests of what has just been imported, before anybody edits it
+    saved = (checkpoint.NAME, checkpoint.PREVIOUS)
+    if state.get("state") != "finished" and not any((directory / name).exists() for name in saved):
         return
     if "data_files" in state:  # of class folders
         data = config["data"]
@@ -94,7 +95,7 @@ def set_aside(configs):
     """
     configs = [config for config in configs if config["rerun"]]
     states = [read_state(run_directory(config)) for config in configs]
-    # All or nothing: a command that was stopped has finished runs that are already new.
+    # A command that was stopped has finished runs that are already new.
     finished = all(state.get("state") == "finished" for state in states)
     for config, state in zip(configs, states, strict=True):
         directory = run_directory(config).resolve()
@@ -197,7 +198,7 @@ def _local(module):
 
 def _imports(file, package):
     """The modules that a file imports, at its top or inside functions."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(_read(file))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (package or not node.level):

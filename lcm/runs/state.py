@@ -65,7 +65,11 @@ def commit():
     try:
         head, status = (
             subprocess.check_output(
-                ["git", "-C", str(ROOT), *words], text=True, timeout=10, stderr=subprocess.DEVNULL
+                # in a container the checkout may be somebody else's
+                ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *words],
+                text=True,
+                timeout=10,
+                stderr=subprocess.DEVNULL,
             )
             for words in (["rev-parse", "HEAD"], changed)
         )
@@ -105,13 +109,13 @@ def environment(device):
     # Not at the top: scripts that only read run.json start without torch.
     import torch
 
+    cuda = torch.version.cuda if torch.cuda.is_available() else None
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lcm": lcm.__version__,
+        **({"cuda": cuda} if cuda else {}),
     }
-    if torch.version.cuda and torch.cuda.is_available():
-        versions["cuda"] = torch.version.cuda
     head, dirty = commit()
     return {"versions": versions, "device": device, "commit": head, "dirty": dirty}
 
@@ -156,9 +160,7 @@ def begun(config, directory, state, saved, data, complexity, threads, here):
         data_fingerprint=data.fingerprint,
         num_classes=data.num_classes,
         **here,
-    )
-    if state:
-        new["interruptions"] = state.get("interruptions", 0) + 1
+    ) | {"interruptions": state.get("interruptions", 0) + 1 if state else 0}
     if files := getattr(data, "files", None):  # of class folders: a digest of their list
         new["data_files"] = files
     if notes := getattr(data, "notes", []):  # where its images differ from the protocol's

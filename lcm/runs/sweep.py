@@ -102,7 +102,7 @@ def train_open(runs, failures, launcher):
             if outcome.state in ("failed", "finished"):
                 failures[run.directory] = outcome.message or (
                     "trained, but not in this directory: a path must not depend on the time or the "
-                    "working directory"
+                    "working directory, and no YAML file may change while a sweep runs"
                 )
             elif outcome.state == "stopped":
                 raise Stopped(outcome.signal, outcome.message)

@@ -33,7 +33,8 @@ def run_one(train, config):
     """
     try:
         with Log(run_directory(config) / "log.txt") as log, contextlib.redirect_stdout(log):
-            outcome = _train(train, config)
+            # The sweep has set aside what it trains anew; a job that comes late must not.
+            outcome = _train(train, config | {"rerun": False})
     except (Stopped, OSError) as error:  # a signal before it began, or a log without a place
         outcome = outcome_of(error)
     if config["compile"]:  # or the next networks reach the limit of recompilations
@@ -80,7 +81,7 @@ class Log(io.TextIOBase):
 
     def write(self, text):
         # Flushed: the log of a killed run has all that it printed.
-        for stream in (self.file, self.terminal):
+        for stream in filter(None, (self.file, self.terminal)):
             stream.write(text)
             stream.flush()
         return len(text)

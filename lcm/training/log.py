@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-from lcm.errors import UserError
 from lcm.files import write_atomically
 
 TAGS = {  # of the columns that TensorBoard shows
@@ -41,13 +40,6 @@ class RunLog:
     def _restore(self):
         """A killed run's file may be longer than its checkpoint's record; less is reported."""
         present = self.file.read_bytes() if self.file.exists() else b""
-        # One line without a checkpoint is what a kill leaves: an epoch's row is written just
-        # before its checkpoint. More lines are work that would be lost.
-        if not self.text and (epochs := present.count(b"\n")) > 1:
-            raise UserError(
-                f"{self.file} has {epochs} epochs, but there is no checkpoint to continue from: "
-                f"put checkpoint.pt back, or move {self.file.parent} away to start this run anew"
-            )
         if not present.startswith(self.text.encode()):
             print(f"warning: {self.file} was damaged or missing; written anew from the checkpoint")
         write_atomically(self.file, self.text.encode())
@@ -84,8 +76,10 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        # Events cannot be taken back, and those of a killed run may go beyond its checkpoint.
-        shutil.rmtree(self._folder, ignore_errors=True)
+        # Events cannot be taken back, and those of a killed run may go beyond its checkpoint. What
+        # a new run finds there is not its own.
+        if len(self.rows) > 1:
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._events = SummaryWriter(str(self._folder))
         # The table takes numbers, strings and truth values only.
         plain = {
@@ -97,6 +91,5 @@ class RunLog:
             self._events.file_writer.add_summary(summary)
 
     def close(self):
-        if self._events:
-            with contextlib.suppress(OSError):
-                self._events.close()
+        with contextlib.suppress(OSError, AttributeError):  # where it is None
+            self._events.close()

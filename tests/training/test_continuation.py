@@ -117,7 +117,9 @@ def test_without_a_usable_checkpoint_nothing_is_touched(config, directory, refus
     )
     # The epochs of the record would be overwritten.
     (directory / NAME).unlink(), (directory / PREVIOUS).unlink()
-    refused(config, "has 2 epochs, but there is no checkpoint to continue from", advice)
+    before = (directory / "run.json").read_bytes()
+    refused(config, "has 2 epochs, its checkpoint is lost: put the newest", advice)
+    assert (directory / "run.json").read_bytes() == before  # it says what the checkpoint needs
 
 
 def test_a_checkpoint_of_another_version_of_a_network_is_refused(config, directory, refused):
