@@ -55,6 +55,15 @@ def test_numbers_by_hand(results, runs):
     assert [lcm2["mean"], lcm2["difference"]] == pytest.approx([92.52, -0.18])
     assert lcm2["deviation"] == pytest.approx(((0.02**2 + 0.17**2 + 0.19**2) / 2) ** 0.5)
     assert (lcm2["n"], lcm2["seeds"]) == (3, "0 1 2")
+    mini = changed(
+        runs,
+        runs["attention"] == "lcm2",
+        data="mini_imagenet",
+        model="resnet50",
+        schedule="mini_imagenet",
+    )
+    both = tables(mini, results)["table5"].records["mean"].dropna()
+    assert both.tolist() == pytest.approx([92.52, 99.25], abs=0.01)  # and top-5
     rows = {row[0]: row for row in table.rows}
     assert rows["ResNet-20+LCM2"][6:9] == ["92.70", "92.52 ± 0.18 (3)", "-0.18"]
     # the second seed of LCM1 diverged, a further one deviates; a cell without a run has a dash and
@@ -108,6 +117,14 @@ def test_two_runs_of_one_seed_count_once(results, runs):
     doubled = more(runs, none, compile=True, test_top1=50.0, start="2020-01-01T00:00:00+00:00")
     doubled = more(doubled, [*none, False], test_top1=50.0, start="2030-01-01T00:00:00+00:00")
     plain = tables(runs, results)["table2"].rows
+    # nor does one that diverged beside one that did not
+    failed = {
+        "state": "failed",
+        "message": "the loss is not finite",
+        "test_top1": float("nan"),
+        "start": "2020-01-01T00:00:00+00:00",
+    }
+    assert tables(more(runs, none, **failed), results)["table2"].rows == plain
     # a run that does not say whether it was compiled is taken for a plain one
     for some in (doubled, changed(doubled, [*none, False, False], compile=None)):
         table = tables(some, results)["table2"]

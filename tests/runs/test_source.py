@@ -188,11 +188,12 @@ def test_a_rerun_trains_all_of_a_finished_command_and_goes_on_with_a_stopped_one
             past = {"attention": {}} if "changed" in words else source(one)
             state = "stopped" if "stopped" in words else "finished"
             write_state(run_directory(one), begun_state(one, state=state, source=past))
-    gone = "seed0-" if "gone" in str(runs[0]) else "no such"
     monkeypatch.setattr(
         sources,
         "refuse_another_config",
-        lambda found, *_: gone in found.name and (found / "run.json").unlink(),
+        lambda found, state, one: (
+            "gone" in str(runs[one["seed"]]) and (found / "run.json").unlink()
+        ),
     )
     set_aside(configs)
     assert sorted(int(path.name[5]) for path in folder.glob("*/*/*/.seed*.1")) == renamed

@@ -135,8 +135,6 @@ def test_the_script_shows_a_folder_and_a_grid_and_a_reader_may_go_away(tmp_path)
 
 # What a run prints
 
-RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_epoch": 280}
-
 
 @pytest.mark.parametrize(
     ("data", "beside"),
@@ -147,10 +145,24 @@ RESULT = {"test_top1": 92.5, "test_top5": 99.8, "best_test_top1": 92.75, "best_e
     ],
 )  # fmt: skip
 def test_the_papers_row_is_beside_a_result_where_it_has_one(data, beside):
-    names = {"data": data, "model": "resnet20", "attention": "none", "schedule": "digits"}
-    said = result_line(names | {"deviations": {}, "epochs": 1, "result": RESULT})
-    words = "after the last of 1 epoch (best epoch 280: 92.75 %)"
-    assert said == f"test top-1 92.50 %, top-5 99.80 % {words}{beside}"
+    state = {
+        "data": data,
+        "model": "resnet20",
+        "attention": "none",
+        "schedule": "digits",
+        "epochs": 1,
+        "deviations": {},
+        "result": {
+            "test_top1": 92.5,
+            "test_top5": 99.8,
+            "best_test_top1": 92.75,
+            "best_epoch": 280,
+        },
+    }
+    assert result_line(state) == (
+        "test top-1 92.50 %, top-5 99.80 % after the last of 1 epoch (best epoch 280: 92.75 %)"
+        + beside
+    )
 
 
 def test_the_last_epoch_is_reported_and_the_first_of_the_best():
