@@ -103,7 +103,7 @@ def _problem_of(override, multirun, usual):
         return f"{text}: several values are a sweep, one run each; add -m"
     if key == "experiment" and swept:
         return f"{text}: each experiment has its own grid; run them one after another"
-    if override.is_delete() or (override.is_add() and choices(key)):
+    if override.is_delete() or (override.is_add() and key in (*GROUPS, "experiment")):
         return f"{text}: every setting has a value already; write {key}=VALUE, without + and ~"
     if options := choices(key):
         # What range(...) or glob(...) stands for is known once Hydra expands it.
