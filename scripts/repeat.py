@@ -5,10 +5,11 @@
     python scripts/repeat.py RUN --show                        # only train.py's command line
 
 The repetition is trained with the record's number of threads, in a folder of its own. If it is
-stopped, the same command continues it. On the same processor and versions the numbers must be the
-same, bit for bit; docs/exactness.md names the older commits whose compiled runs are not. Elsewhere
-they differ by rounding, which training amplifies; the script then names what differs between the
-environments. Further arguments, such as data.root, go to train.py.
+stopped, the same command continues it; one that is finished is trained anew. On the same processor
+and versions the numbers must be the same, bit for bit; docs/exactness.md names the older commits
+whose compiled runs are not. Elsewhere they differ by rounding, which training amplifies; the script
+then names what differs between the environments. Further arguments, such as data.root, go to
+train.py.
 Exit codes: 0 the same numbers, 1 other numbers or a failed training, otherwise train.py's.
 """
 

@@ -28,7 +28,7 @@ def load_run(directory, config_dir=None):
     """
     directory = Path(directory)
     state = read_finished(directory)
-    saved = newest(directory, state["config_hash"])
+    saved = newest(directory, state.get("config_hash"))
     # The last checkpoint of a finished run names the epoch after its last.
     if saved is None or saved["epoch"] <= state["epochs"]:  # the one before a damaged one
         raise UserError(f"{directory} has lost its {NAME}: put it back, or train the run anew")
