@@ -1,4 +1,4 @@
-"""Collect finished and failed runs in results/: runs.csv, a row for each, metrics/, their records.
+"""Collect finished and failed runs in results/: for each a row of runs.csv, a record in metrics/.
 
     python scripts/collect.py             # runs/; records of other runs stay
     python scripts/collect.py other/runs

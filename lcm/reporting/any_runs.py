@@ -192,6 +192,6 @@ def _protocol(runs):
 def terminal(table):
     """A table for the terminal: its title, columns of equal width, its notes."""
     cells = pd.DataFrame(table.rows, columns=table.header)
-    cells = cells.drop(columns=[name for name in cells.columns[:2] if cells[name].nunique() == 1])
+    cells = cells.drop(columns=[key for key in ("Data", "Network") if cells[key].nunique() == 1])
     parts = [table.title, table.warning, cells.to_string(index=False), table.method, *table.notes]
     return "\n\n".join(filter(None, parts))

@@ -110,14 +110,18 @@ def environment(device):
     import torch
 
     cuda = torch.version.cuda if torch.cuda.is_available() else None
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lcm": lcm.__version__,
-        **({"cuda": cuda} if cuda else {}),
-    }
     head, dirty = commit()
-    return {"versions": versions, "device": device, "commit": head, "dirty": dirty}
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lcm": lcm.__version__,
+            **({"cuda": cuda} if cuda else {}),
+        },
+        "device": device,
+        "commit": head,
+        "dirty": dirty,
+    }
 
 
 def continued(state, here):

@@ -91,5 +91,6 @@ class RunLog:
             self._events.file_writer.add_summary(summary)
 
     def close(self):
-        with contextlib.suppress(OSError, AttributeError):  # where it is None
-            self._events.close()
+        if self._events:
+            with contextlib.suppress(OSError):
+                self._events.close()

@@ -173,6 +173,7 @@ CHANGES = {  # after which a layer is no longer the plain one, or learns less
         b[1], "bn", nn.BatchNorm2d(WIDTH + GROWTH, affine=False).double()
     ),
     "pruned": lambda block: prune.l1_unstructured(block[1].conv, "weight", 0.5),
+    "an instance norm": lambda b: setattr(b[1], "bn", nn.InstanceNorm2d(WIDTH + GROWTH)),
     "a norm of another kind": lambda b: setattr(
         b[1], "bn", nn.GroupNorm(4, WIDTH + GROWTH).double()
     ),

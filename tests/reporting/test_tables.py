@@ -186,6 +186,18 @@ TWICE = {"data": "cifar10", "model": "densenet100", "attention": "lcm2"}  # in T
             {"schedule": "short", "epochs": 5, "deviations": {"schedule.epochs": 5}},
             f"{LINE}, under its own protocol; this run differs: schedule=short, schedule.epochs=5",
         ),
+        (
+            {"epochs": 400, "deviations": {"schedule.epochs": 400}},
+            f"{LINE}, under its own protocol; this run differs: schedule.epochs=400",
+        ),
+        (
+            {"deviations": {"attention.reduction": 8}},
+            f"{LINE}, under its own protocol; this run differs: attention.reduction=8",
+        ),
+        (
+            {"schedule": "short", "epochs": 10},
+            f"{LINE}, under its own protocol; this run differs: schedule=short, schedule.epochs=10",
+        ),
         ({"model": "resnet20"}, ""),
         (
             TWICE | {"schedule": "cifar"},

@@ -147,5 +147,5 @@ def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[0]["test_loss"] += 1e-9
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    code, output = sweep(REPEAT, *again, cwd=tmp_path)  # trained already: compared alone
+    code, output = sweep(REPEAT, *again, cwd=tmp_path)  # trained once more
     assert code == 1 and "test_loss: differs from epoch 1 on, by 1e-09 at most" in output
