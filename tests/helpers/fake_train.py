@@ -19,36 +19,26 @@ import hydra
 import train
 from lcm import cli
 from lcm.config.compose import CONFIGS
-from lcm.errors import NotFinite, Stopped
-from lcm.runs.summary import best_and_last
-from lcm.training import signals  # a launcher would copy STOP itself to its process
+from lcm.errors import NotFinite
 
 
 def fit(config, run):
-    """What train.fit does, without a network: a checkpoint is metrics.jsonl itself."""
+    """What train.fit does, without a network: the run's own record and checkpoints."""
     few = SimpleNamespace(images=2)
     data = SimpleNamespace(
         fingerprint="none", train=lambda *_: few, test=lambda *_: few, num_classes=2
     )
-    metrics = run.directory / "metrics.jsonl"
     run.begin(data, SimpleNamespace(params=1, gfloat=1.0, macs=1), 1, "none")
-    with signals.STOP.patient(), open(metrics, "a+") as stream:
-        stream.seek(0)
-        rows = [json.loads(line) for line in stream]
-        for epoch in range(len(rows) + 1, config["schedule"]["epochs"] + 1):
-            with open(run.directory / "trained.txt", "a") as trained:
-                trained.write(json.dumps({"epoch": epoch, "process": os.getpid()}) + "\n")
-            time.sleep(float(os.environ.get("FAKE_SECONDS", 0.01)))
-            if epoch == 2 and os.environ.get("FAKE_FAULT", "no fault") in str(run.directory):
-                raise NotFinite("the loss of a test is not finite")
-            row = {"epoch": epoch, "train_loss": 1 / epoch, "train_top1": 50.0}
-            row |= {"test_loss": 1 / epoch, "test_top1": 50.0 + config["seed"], "test_top5": 99.0}
-            rows.append(row | {"lr": 0.1, "seconds": 0.5 * epoch})
-            print(json.dumps(rows[-1]), file=stream, flush=True)
-            print(f"epoch {epoch}", flush=True)
-            if signals.STOP.requested:
-                raise Stopped(signals.STOP.requested, f"saved after epoch {epoch}")
-        run.state["result"] = best_and_last(rows)
+    nothing = SimpleNamespace(restore=lambda saved: None, snapshot=lambda epoch: {})
+    for epoch, _ in run.epochs(nothing, [few]):
+        with open(run.directory / "trained.txt", "a") as trained:
+            trained.write(json.dumps({"epoch": epoch, "process": os.getpid()}) + "\n")
+        time.sleep(float(os.environ.get("FAKE_SECONDS", 0.01)))
+        if epoch == 2 and os.environ.get("FAKE_FAULT", "no fault") in str(run.directory):
+            raise NotFinite("the loss of a test is not finite")
+        row = {"train_loss": 1 / epoch, "train_top1": 50.0, "test_loss": 1 / epoch}
+        row |= {"test_top1": 50.0 + config["seed"], "test_top5": 99.0, "lr": 0.1}
+        run.record(epoch, row)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")

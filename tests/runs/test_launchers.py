@@ -30,7 +30,7 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_continues(tmp_path)
     code, output = finish(process)
     assert code == 0, output
     log = (run / "log.txt").read_text()
-    assert "stopped: saved after epoch" in log and log.count("\n== ") == 2
+    assert "stopped: saved after step 0 of epoch" in log and log.count("\n== ") == 2
     assert states(tmp_path) == {"finished": 2}
     found = trained(tmp_path).values()
     assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in found)
