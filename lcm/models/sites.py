@@ -189,7 +189,8 @@ def _to(module, like):
 def _tensor_of(place, network):
     """A tensor of the type and device that a layer's maps have: its last parameter, its last
     buffer, or one of the module or the network around it."""
-    # The nearest come last, and the search starts from the end.
-    around = (network, place.parent, place.module)
-    tensors = [t for module in around for t in (*module.buffers(), *module.parameters())]
-    return next((t for t in reversed(tensors) if t.is_floating_point()), torch.empty(0))
+    # Lazily: a list of all tensors of the network, for each of its sites, would take seconds.
+    around = (place.module, place.parent, network)
+    lists = ([*module.buffers(), *module.parameters()] for module in around)
+    nearest = (tensor for tensors in lists for tensor in reversed(tensors))
+    return next((t for t in nearest if t.is_floating_point()), torch.empty(0))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lcm.config.check import RULES
 from lcm.errors import plural
+from lcm.files import unreadable
 
 # the states that enter results; running and stopped runs will change
 RECORDED = ("finished", "failed")
@@ -195,9 +196,17 @@ def read_runs(folder):
 
 def find_runs(folder, files_of_runs=BEGUN):
     """Every directory below `folder` with at least one of the files of a run, sorted. Links are
-    followed, but for those that lead above it; a directory with several names is there once."""
+    followed, but for those that lead above it; a directory with several names is there once.
+
+    Raises UserError for a directory that cannot be read: its runs would be missing without a word.
+    """
+
+    def refuse(error):
+        if not isinstance(error, FileNotFoundError):  # somebody may move a run away meanwhile
+            raise unreadable(error.filename, error) from error
+
     found, seen = [], {*Path(folder).resolve().parents}
-    for directory, folders, files in os.walk(folder, followlinks=True):
+    for directory, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(directory).resolve()
         is_run = not set(files_of_runs).isdisjoint(files)
         if is_run and here not in seen:

@@ -6,12 +6,14 @@ are not started; runs that another process owns are skipped and checked again at
 several sweeps on one folder share the work; a summary ends the sweep.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
 
 from lcm.config.compose import use_sources
-from lcm.errors import OwnedElsewhere, Stopped, SweepFailed, plural
+from lcm.data import build_data
+from lcm.errors import OwnedElsewhere, Stopped, SweepFailed, UserError, listed, plural
 from lcm.files import ROOT, unwritable
 from lcm.runs.grid import grid
 from lcm.runs.lock import owner_of
@@ -25,15 +27,17 @@ def sweep(loader, master, arguments, launcher):
 
     `loader`, `master`, `launcher`: Hydra's config loader, config of the sweep and launcher;
     `arguments`: the overrides. Raises UserError, before anything is started, where any run of the
-    grid has a problem; afterwards, with the summary printed: Stopped after a signal, SweepFailed
-    where runs failed, OwnedElsewhere where others train what is left.
+    grid has a problem or its images cannot be read; afterwards, with the summary printed: Stopped
+    after a signal, SweepFailed where runs failed, OwnedElsewhere where others train what is left.
     """
     use_sources(master.hydra.runtime.config_sources)
     runs = grid(loader, master, arguments)
     set_aside([run.config for run in runs])
     for run in runs:
         refuse_changed_source(run.config, read_state(run.directory))
-    print_plan(statuses_of(runs))
+    statuses = statuses_of(runs)
+    print_plan(statuses)
+    read_images([status.config["data"] for status in statuses if status.state != "finished"])
     # Tried once: in a folder that cannot be written every run would fail with these words.
     try:
         runs[0].directory.mkdir(parents=True, exist_ok=True)
@@ -58,6 +62,22 @@ def sweep(loader, master, arguments, launcher):
         raise OwnedElsewhere("other processes train the rest of this sweep")
     if unfinished:
         raise SweepFailed("not every run of this sweep has finished: see above")
+
+
+def read_images(datasets):
+    """Build each data set (config `data`) once, so that missing images end the sweep and not each
+    of its runs, and are downloaded, or decoded into a cache, before a job has to.
+
+    Raises UserError with every problem.
+    """
+    found = []
+    for text in dict.fromkeys(map(json.dumps, datasets)):
+        try:
+            build_data(json.loads(text))
+        except UserError as error:
+            found.append(str(error))
+    if found:
+        raise listed("the sweep's images cannot be used, nothing was started:", found)
 
 
 def train_open(runs, failures, launcher):

@@ -3,6 +3,7 @@ when runs are added.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -240,6 +241,21 @@ def test_hundreds_of_runs(tmp_path):
     for _ in range(2):  # into an empty folder, and again
         assert len(collect(tmp_path / "runs", tmp_path / "results").runs) == 300
     assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
+def test_a_folder_that_cannot_be_read_is_named_and_one_that_has_gone_is_not(
+    runs, monkeypatch, error
+):
+    def refusing(folder):
+        raise error(1, "Not here", folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    if error is FileNotFoundError:  # it was renamed a moment ago
+        assert find_runs(runs) == []
+    else:
+        with pytest.raises(UserError, match=rf"cannot read {runs} \(Not here\)"):
+            find_runs(runs)
 
 
 REPORTING = [file.stem for file in sorted((ROOT / "lcm" / "reporting").glob("[a-z]*.py"))]
