@@ -83,10 +83,10 @@ def fit(config, run):
     # On a GPU each becomes a CUDA graph; all that it changes is named: a capture changes nothing.
     capture = config["capture"]
     train_step = with_graph(
-        train_step, train_batches, state.tensors(), capture, network.train, (seed, "train")
+        train_step, train_batches, state.tensors, capture, network.train, (seed, "train")
     )
     test_step = with_graph(
-        test_step, test_batches, tested.tensors(), capture, network.eval, (seed, "test")
+        test_step, test_batches, tested.tensors, capture, network.eval, (seed, "test")
     )
     for epoch, start in run.epochs(state, train_batches):
         optimizer.param_groups[0]["lr"].fill_(rate := learning_rate(schedule, epoch))

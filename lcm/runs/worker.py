@@ -41,7 +41,8 @@ def run_one(train, config):
         torch.compiler.reset()
     # what the run held, for the next one of this process: cycles, the GPU's cache
     gc.collect()
-    torch.cuda.empty_cache()  # does nothing where no GPU was used
+    with contextlib.suppress(RuntimeError):  # after an error that has ended CUDA's context
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
     return outcome
 
 

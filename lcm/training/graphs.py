@@ -4,14 +4,16 @@
 a GPU and crop, mirror and normalise inside the step, which can therefore be captured whole.
 """
 
+import functools
 import hashlib
 import random
+import warnings
 
 import numpy as np
 import torch
 
 from lcm.data.in_memory import normalise
-from lcm.errors import one_line
+from lcm.errors import UserError, one_line
 from lcm.training.out_of_memory import is_out_of_memory
 
 WARM_UPS = 3  # steps before a capture, as PyTorch's documentation of CUDA graphs asks for
@@ -141,50 +143,69 @@ class Repeated:
                 event = events[index % IN_FLIGHT]
                 event.synchronize()  # returns at once where it was never recorded
                 event.record()
+                # The last steps of an epoch belong to its time, too.
+                if index + 1 == len(self.batches):
+                    event.synchronize()
             yield index + 1
 
 
 def with_graph(step, batches, tensors, capture, mode, key, warn=print):
     """The step repeated over its batches: captured where `capture` is true and they are resident.
 
-    Before an epoch begins. Changes none of `tensors`, also where it fails. Host batches are those
+    Before an epoch begins. Changes none of the tensors, also where it fails. Host batches are those
     of large images, whose steps keep a GPU busy without a graph.
 
     Args:
         step: called with the images and labels of a batch.
         batches: as `batches_on` returns them.
-        tensors: every tensor that a step changes.
+        tensors: a function: the list of every tensor that a step changes.
         mode: called before a capture, which records the network's mode: network.train or .eval.
         key: of the random numbers inside a step, beside (epoch, step).
-        warn: called with one line where capturing alone fails; the step then runs eagerly.
+        warn: called with one line where a graph would not do what the step does, which then runs
+            operation by operation.
 
     Raises:
-        What the step itself raises: out of memory, an error of torch.compile.
+        UserError: the capture failed. What the step itself raises: out of memory, an error of
+            torch.compile.
     """
     if not capture or not isinstance(batches, ResidentBatches):
         return Repeated(step, batches, key)
-    kept = [tensor.clone() for tensor in tensors]
+    kept = [tensor.clone() for tensor in tensors()]
     before = torch.cuda.current_stream(batches.device)
+    stream = side_stream(batches.device)
     mode()
     # A capture runs on a side stream, after a few steps there that choose kernels and allocate. All
     # that these steps change is put back, whatever happens.
+    graphs = {}
     try:
-        graphs = captured(step, batches, warm_up(step, batches), warn)
+        warm_up(step, batches, stream)
+        if reason := obstacle(step, batches, stream, tensors):
+            warn(
+                f"no CUDA graph ({reason}): every step runs operation by operation, several times "
+                "slower"
+            )
+        else:
+            graphs = captured(step, batches, stream)
     finally:
         torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
         # After an error nobody has waited for the side stream, whose steps could still write.
         torch.cuda.synchronize(batches.device)
         with torch.no_grad():
-            for tensor, value in zip(tensors, kept, strict=True):
+            for tensor, value in zip(tensors(), kept, strict=True):
                 tensor.copy_(value)
     return Repeated(step, batches, key, graphs)
 
 
-def warm_up(step, batches):
-    """Take a few steps of every batch size on a new stream, which is returned."""
-    stream = torch.cuda.Stream(batches.device)
-    # Streams do not wait for each other by themselves: the new one must find all tensors ready,
-    # and what comes after must find its steps done.
+@functools.cache  # cuBLAS keeps a workspace for each stream that it has ever seen
+def side_stream(device):
+    """The stream of a device on which steps are captured."""
+    return torch.cuda.Stream(device)
+
+
+def warm_up(step, batches, stream):
+    """Take a few steps of every batch size on a stream."""
+    # Streams do not wait for each other by themselves: the side stream must find all tensors
+    # ready, and what comes after must find its steps done.
     stream.wait_stream(torch.cuda.current_stream(batches.device))
     with torch.cuda.stream(stream):
         for size in batches.sizes() * WARM_UPS:
@@ -192,11 +213,41 @@ def warm_up(step, batches):
             batches.start(1, step=0)
             step(*batches.take(size))
     torch.cuda.current_stream(batches.device).wait_stream(stream)
-    return stream
 
 
-def captured(step, batches, stream, warn):
-    """{batch size: a graph of the step}; where it cannot be captured, {} and a line with why."""
+def obstacle(step, batches, stream, tensors):
+    """Why a graph would not do what the step does, as far as one more step shows it; or None.
+
+    A replay runs no Python: what the CPU decides, draws or stores is what it was in the capture.
+    """
+
+    def drawn():
+        return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+    numbers, held = drawn(), tensors()
+    with torch.cuda.stream(stream), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its debug mode a prototype
+        batches.start(1, step=0)
+        # Found here and not in a capture: after one that failed, the allocator of torch before
+        # 2.12 refuses to empty its cache, and later runs of this process with it.
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(*batches.take(batches.size(0)))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            return one_line(error)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    if numbers != drawn():
+        return "a step draws random numbers on the CPU"
+    if not all(old is new for old, new in zip(held, tensors(), strict=True)):
+        return "a step replaces a buffer of the network; write to it in place"
+    return None
+
+
+def captured(step, batches, stream):
+    """{batch size: a graph of the step}. Raises UserError where it cannot be captured."""
     # One pool, and the larger size first, so that the other graph can use the same memory: they
     # never replay at once, and nothing in the pool is needed after its step.
     pool = torch.cuda.graph_pool_handle()
@@ -209,12 +260,13 @@ def captured(step, batches, stream, warn):
             with torch.cuda.graph(graphs[size], pool=pool, stream=stream):
                 step(*batches.take(size))
     except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        warn(
-            f"no CUDA graph ({one_line(error)}): every step runs operation by operation, several "
-            "times slower"
-        )
-        # Not the graphs captured so far: `Repeated` asks for one of every size.
-        return {}
+        # Of an error inside a capture torch raises another, about the capture's end.
+        first = error
+        while first.__context__:
+            first = first.__context__
+        if is_out_of_memory(first):
+            raise first from None
+        raise UserError(
+            f"a step cannot be captured as a CUDA graph ({one_line(first)}): set capture=false"
+        ) from error
     return graphs

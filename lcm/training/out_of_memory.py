@@ -36,7 +36,8 @@ def explained(error, device):
     found = UserError(
         f"out of memory on device={device}: lower schedule.batch_size or "
         "schedule.test_batch_size, use model.memory=linear (CIFAR DenseNets) or precision=bf16 "
-        "(where the device has it), or start fewer runs at once; what was saved is intact"
+        "(where the device has it), capture=false (on a GPU), or start fewer runs at once; what "
+        "was saved is intact"
     )
     # The caller raises it: `raise ... from` would be too early here.
     found.__cause__ = error

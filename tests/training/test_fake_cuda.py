@@ -106,7 +106,9 @@ def take_steps(network, bf16, optimizer="sgd"):
 
     for step, batches, tensors in steps_of(network, bf16, optimizer):
         assert isinstance(batches, ResidentBatches)
-        assert all(tensor.device == DEVICE for tensor in [*tensors, *batches.plan, batches.cursor])
+        assert all(
+            tensor.device == DEVICE for tensor in [*tensors(), *batches.plan, batches.cursor]
+        )
         for size in batches.sizes():
             batches.start(1, step=0)
             images, labels = batches.take(size)

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from plain import CPU, invented_batches, small_network
@@ -13,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import train
 from lcm.config.compose import load
 from lcm.data.in_memory import Batches
+from lcm.errors import UserError
 from lcm.training.graphs import (
     IN_FLIGHT,
     HostBatches,
@@ -61,6 +64,7 @@ class StandIn:
         self.current = Stream("default")
         self.fail = {}
         self.captures = 0
+        self.debug_mode = "default"
         self.recorded = self.waited = 0  # steps
 
     @contextlib.contextmanager
@@ -81,6 +85,9 @@ class StandIn:
 
     def set_stream(self, other):
         self.current = other
+
+    def set_sync_debug_mode(self, mode):
+        self.debug_mode = mode
 
 
 class Event:
@@ -112,19 +119,24 @@ def cuda(monkeypatch):
         "manual_seed": lambda seed: None,
         "graph_pool_handle": lambda: "pool",
     }
-    values |= {name: getattr(cuda, name) for name in ("stream", "graph", "set_stream")}
+    values |= {
+        name: getattr(cuda, name)
+        for name in ("stream", "graph", "set_stream", "set_sync_debug_mode")
+    }
     for name, value in values.items():
         monkeypatch.setattr(torch.cuda, name, value)
     return cuda
 
 
-def a_step(kind=ResidentBatches, evaluation=False, **schedule):
+def a_step(kind=ResidentBatches, evaluation=False, hook=None, **schedule):
     """A step of train.py, on the CPU, whose batches say that they are on a GPU.
 
     70 images in batches of 16, the last one of 6. `bind(capture)` is `with_graph`. The network
-    begins in the wrong mode; `mode` sets the right one.
+    begins in the wrong mode; `mode` sets the right one. `hook`: of its forward pass.
     """
     network = small_network("resnet20").train(evaluation)
+    network.register_buffer("calls", torch.zeros(()))
+    network.register_forward_hook(hook or (lambda *_: None))
     batches = kind(invented_batches(70, 16), CPU)
     batches.device = CUDA
     schedule = load("schedule", "cifar") | schedule
@@ -133,10 +145,10 @@ def a_step(kind=ResidentBatches, evaluation=False, **schedule):
     sums = Sums(CPU)
     made = SimpleNamespace(network=network, optimizer=optimizer, sums=sums, batches=batches)
     if evaluation:
-        made.tensors, made.mode = sums.tensors(), network.eval
+        made.tensors, made.mode = sums.tensors, network.eval
         step = train.evaluation_step(network, sums)
     else:
-        made.tensors = TrainingState(network, optimizer, sums).tensors()
+        made.tensors = TrainingState(network, optimizer, sums).tensors
         made.mode = network.train
         step = train.training_step(network, optimizer, sums, schedule)
 
@@ -158,8 +170,8 @@ def an_epoch(made, repeated, epoch, start=0):
 
 def watch(made):
     """A function: whether the tensors of `a_step` are still what they are now."""
-    kept = [tensor.clone() for tensor in made.tensors]
-    return lambda: all(map(torch.equal, kept, made.tensors))
+    kept = [tensor.clone() for tensor in made.tensors()]
+    return lambda: all(map(torch.equal, kept, made.tensors()))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -174,7 +186,7 @@ def test_captured_and_eager_give_the_same_bits(cuda, optimizer):
         found = [an_epoch(made, repeated, 1)]
         made.optimizer.param_groups[0]["lr"].fill_(0.01)
         found += [an_epoch(made, repeated, 2), an_epoch(made, repeated, 3, start=3)]
-        results.append((found, made.tensors))
+        results.append((found, made.tensors()))
     assert cuda.captures == 2  # one for each size, none of them during an epoch
     assert results[0][0] == results[1][0] and all(map(torch.equal, results[0][1], results[1][1]))
 
@@ -189,20 +201,48 @@ def test_captured_evaluation_follows_the_weights(cuda):
         assert an_epoch(one, bound, 1) == an_epoch(other, eager, 1)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_capture_that_fails_leaves_an_eager_step(cuda, number):
-    """Whichever of the two: one line says why, no tensor is changed."""
-    cuda.fail[number] = RuntimeError("operation not permitted\nand more")
+def replaces_a_buffer(network, args, logits):
+    network.calls = network.calls + 1
+    return logits * network.calls
+
+
+def waits_for_the_gpu(network, args, logits):
+    if torch.cuda.set_sync_debug_mode.__self__.debug_mode == "error":
+        raise RuntimeError("called a synchronizing CUDA operation\nand more")
+
+
+@pytest.mark.parametrize(
+    "hook, words",
+    [
+        (lambda network, args, logits: logits * random.random(), "random numbers on the CPU"),
+        (lambda network, args, logits: logits * np.random.rand(), "random numbers on the CPU"),
+        (lambda network, args, logits: logits * torch.rand(1), "random numbers on the CPU"),
+        (replaces_a_buffer, "a step replaces a buffer of the network; write to it in place"),
+        (waits_for_the_gpu, "RuntimeError: called a synchronizing CUDA operation"),
+    ],
+)
+def test_a_step_that_a_graph_would_not_repeat_is_not_captured(cuda, hook, words):
+    """One line says why, no tensor is changed."""
     lines = []
-    made = a_step()
+    made, eager = (a_step(hook=hook) for _ in range(2))
     same = watch(made)
     bound = made.bind(True, lines.append)
-    assert same() and not bound.graphs
-    assert cuda.current == "default"
+    assert same() and not bound.graphs and cuda.captures == 0
+    assert cuda.current == cuda.debug_mode == "default"
     (line,) = lines
-    assert line.startswith("no CUDA graph (RuntimeError: operation not permitted): every step")
-    eager = a_step()
+    assert line.startswith("no CUDA graph (") and f"{words}): every step" in line
     assert an_epoch(made, bound, 1) == an_epoch(eager, eager.bind(False), 1)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_capture_that_fails_is_named_by_its_first_error(cuda, number):
+    cuda.fail[number] = RuntimeError("operation failed due to a previous error during capture")
+    cuda.fail[number].__context__ = RuntimeError("operation not permitted\nand more")
+    made = a_step()
+    same = watch(made)
+    with pytest.raises(UserError, match=r"\(RuntimeError: operation not permitted\): set capture="):
+        made.bind(True)
+    assert same() and cuda.current == "default"
 
 
 @pytest.mark.parametrize(
@@ -225,7 +265,7 @@ def test_other_errors_are_no_missing_graph(cuda, number, words):
     with pytest.raises(RuntimeError, match=words):
         made.bind(True)
     assert same() and cuda.current == "default" and cuda.captures == number
-    assert calls == ([16, 6] * 3 + [16, 6][:number] if number else [16])
+    assert calls == ([16, 6] * 3 + [16] + [16, 6][:number] if number else [16])
 
 
 @pytest.mark.parametrize(
