@@ -4,10 +4,11 @@ G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely Connected Convol
 CVPR 2017, section 3, https://arxiv.org/abs/1608.06993.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.models.dense_block import concatenate, one_buffer
+from lcm.models.dense_block import concatenate, recompute, recomputed
 from lcm.models.places import Site
 from lcm.models.weights import FanOutConv2d
 
@@ -22,8 +23,15 @@ class DenseLayer(nn.Module):
         self.site = Site(growth_rate, stage)
 
     def forward(self, x):
+        """x: the maps, (N, in_channels, H, W), or a list of them, which is joined twice: here, and
+        for the backward pass.
+        """
+        return self.site(recomputed(self, x) if isinstance(x, list) else self.new_maps(x))
+
+    def new_maps(self, x):
+        """(N, k, H, W), before the site."""
         # In place: the backward pass of a batch norm reads its input, not its result.
-        return self.site(self.conv(F.relu(self.bn(x), inplace=True)))
+        return self.conv(F.relu(self.bn(x), inplace=True))
 
 
 class DenseBlock(nn.ModuleList):
@@ -44,7 +52,8 @@ class DenseBlock(nn.ModuleList):
         self.memory = memory
 
     def forward(self, x):
-        return one_buffer(self, x) if self.memory == "linear" else concatenate(self, x)
+        linear = self.memory == "linear" and torch.is_grad_enabled()
+        return (recompute if linear else concatenate)(self, x)
 
 
 class Transition(nn.Module):
@@ -69,8 +78,8 @@ class CifarDenseNet(nn.Module):
         growth_rate: k, the new maps of each layer.
         num_classes: width of the last layer.
         memory: "fast" concatenates in every layer; "linear" recomputes in the backward pass instead
-            of keeping: the same network, up to rounding, in a fraction of the memory. ValueError
-            for anything else.
+            of keeping: the same network, up to rounding, in less memory. ValueError for anything
+            else.
 
     Images (N, 3, 32, 32), logits (N, num_classes). The layers of block i hold the sites of stage i.
     """

@@ -1,4 +1,4 @@
-"""The dense block in one buffer against the one that concatenates: the same values and gradients,
+"""The dense block that recomputes against the one that concatenates: the same values and gradients,
 in linear memory."""
 
 import copy
@@ -16,7 +16,7 @@ WIDTH, GROWTH = 24, 12  # of the first block of a DenseNet
 
 
 def pair(site="none", layers=5, dtype=torch.float64):
-    """Two blocks of equal weights, far from the first ones: one concatenates, one has a buffer."""
+    """Two blocks of equal weights, far from the first ones: one concatenates, one recomputes."""
     fast = build_network("densenet40", site, layers=3 * layers + 4, seed=0).block1
     torch.manual_seed(1)
     with torch.no_grad():
@@ -40,6 +40,7 @@ def run(block, x):
     """Output, gradients of the input and of every parameter (None where it is frozen), buffers
     after it, as one dict."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    torch.manual_seed(3)  # of random layers
     y = block(x)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (y * weights.to(y)).sum().backward()
@@ -79,7 +80,7 @@ def test_equals_concatenation_in_float64(site, device, layout):
 
 
 def test_autocast_is_as_near_to_the_truth():
-    """In bf16 neither way is exact; the buffer is no farther from float64 than concatenation."""
+    """In bf16 neither way is exact; recomputation is no farther from float64 than concatenation."""
     fast, linear = pair("se", dtype=torch.float32)
     x, errors = maps(16, 8, 8, dtype=torch.float32), []
     truth = run(copy.deepcopy(fast).double(), x.double())
@@ -93,15 +94,6 @@ def test_autocast_is_as_near_to_the_truth():
         )
     assert errors[1].max() <= 1.1 * errors[0].max() < 0.5
     assert errors[1].mean() <= 1.1 * errors[0].mean()
-
-
-def test_a_change_of_weights_before_backward_is_refused():
-    _, linear = pair()
-    loss = linear(maps(4, 5, 5)).square().sum()
-    with torch.no_grad():
-        linear[0].conv.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
 
 
 @pytest.mark.parametrize("site", ["none", "lcm2"])
@@ -132,7 +124,7 @@ def test_kept_memory_is_linear_in_depth(site):
 
 @pytest.mark.slow
 def test_compiles_around_the_block():
-    """torch.compile stops before a block in one buffer and goes on after it; the result is the
+    """torch.compile stops before a block that recomputes and goes on after it; the result is the
     eager one."""
     network = CifarDenseNet(7, 4, 10, memory="linear").double()
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
@@ -143,8 +135,8 @@ def test_compiles_around_the_block():
     assert_same({name: expected[name] for name in found}, found, 1e-9)
 
 
-def behind(pattern):
-    factory, example = nn.BatchNorm2d, maps(2, 5, 5)
+def behind(pattern, factory=nn.BatchNorm2d):
+    example = maps(2, 5, 5)
     return lambda block: fill_sites(block, factory, after=pattern, seed=0, example=example)
 
 
@@ -180,6 +172,7 @@ CHANGES = {  # after which a layer is no longer the plain one, or learns less
     "after a layer": behind("1"),
     "after a norm": behind("1.bn"),
     "after a convolution": behind("1.conv"),
+    "random behind each convolution": behind("*.conv", lambda channels: nn.Dropout(0.3)),
     "after a site": behind("1.site"),
 }
 
