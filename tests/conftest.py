@@ -22,10 +22,18 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """Hide GPUs from all tests but `pytest -m gpu`: most tests train in forked processes, and what
+    is forked from a process that has looked for a GPU cannot use one, or train at all.
+    """
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and -m gpu"))
 
 
 @pytest.fixture(scope="session", autouse=True)

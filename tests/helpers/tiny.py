@@ -120,8 +120,8 @@ class Ended(NamedTuple):
     err: str
 
 
-class Process(multiprocessing.get_context("fork").Process):
-    """A forked process, leader of its own group, that runs function(*args); what it prints goes to
+class Logged:
+    """A process, leader of its own group, that runs function(*args); what it prints goes to
     `folder`/`name`.out, .err.
     """
 
@@ -164,6 +164,14 @@ class Process(multiprocessing.get_context("fork").Process):
         return Ended(self.exitcode, *texts)
 
 
+class Process(Logged, multiprocessing.get_context("fork").Process):
+    """Forked from this one."""
+
+
+class NewProcess(Logged, multiprocessing.get_context("spawn").Process):
+    """A new interpreter: in a fork of a process that has used a GPU none can be used."""
+
+
 def train_as_main(config, prepare=None):
     """Train as `python train.py` does with a composed config: signals, messages, exit codes.
 
@@ -181,6 +189,12 @@ def train_as_main(config, prepare=None):
 def run(folder, config, prepare=None):
     """Train in a process of its own, to whatever end. Returns Ended."""
     return Process(folder, train_as_main, config, prepare).wait()
+
+
+def train_in_new(configs, config, prepare=None):
+    """`train_as_main` in a NewProcess, where nobody has called `use` yet."""
+    lcm.config.compose.use_configs(configs)
+    train_as_main(config, prepare)
 
 
 def after_step(number, act, kind="train"):

@@ -87,6 +87,7 @@ def main():
     )
     parser.add_argument("--races", type=int, default=200, help="how many (default: 200)")
     races = parser.parse_args().races
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # see pytest_configure in tests/conftest.py
     with tempfile.TemporaryDirectory(prefix="prove-owner-") as folder:
         tiny.use(folder)
         config = tiny.compose("attention=none", "schedule.epochs=1")

@@ -126,6 +126,7 @@ def main():
         "--seed", type=int, default=0, help="of the runs and of the moments (default: 0)"
     )
     options = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # see pytest_configure in tests/conftest.py
     folder = Path(tempfile.mkdtemp(prefix="prove-resume-"))
     hits, differences = prove(folder, options.kills, options.seed)
     for phase in PHASES:

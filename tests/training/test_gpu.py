@@ -7,8 +7,9 @@ import signal
 import pytest
 import torch
 from plain import distance, fit, invented_batches, small_network
-from tiny import compare_runs, die, directory_of
+from tiny import NewProcess, compare_runs, die, directory_of, train_in_new
 
+from lcm.config import compose
 from lcm.config.compose import choices
 from lcm.models.build import build_network
 from lcm.training import checkpoint, graphs
@@ -52,14 +53,32 @@ def test_the_gpu_learns_what_the_cpu_learns():
     assert distance(*(network.cpu() for network in networks)) <= 1e-3
 
 
+def die_in_epoch_2():
+    """With its third checkpoint."""
+    saves, original = [], checkpoint.save
+
+    def save(*args):
+        saves.append(original(*args))
+        if len(saves) == 3:
+            die()
+
+    checkpoint.save = save
+
+
 @pytest.mark.parametrize("attention", choices("attention"))
 def test_deterministic_gives_the_same_bits_also_when_continued_inside_an_epoch(
-    tiny, ends, tmp_path, attention
+    tiny, tmp_path, attention
 ):
     """In processes of their own: cuBLAS reads CUBLAS_WORKSPACE_CONFIG when CUDA starts.
 
     The captured graph starts in the middle of an epoch's plan.
     """
+
+    def trained(config, code, prepare=None):
+        ended = NewProcess(tmp_path, train_in_new, compose.CONFIGS, config, prepare).wait()
+        assert ended.code == code, ended
+        return ended.out
+
     words = [
         f"attention={attention}",
         "device=cuda",
@@ -67,18 +86,7 @@ def test_deterministic_gives_the_same_bits_also_when_continued_inside_an_epoch(
         "checkpoint.every=4 steps",
     ]
     whole, parts = (tiny(f"runs={tmp_path}/{name}", *words) for name in ("whole", "parts"))
-    ends(whole, 0)
-
-    def die_after_step_8():
-        saves, original = [], checkpoint.save
-
-        def save(*args):
-            saves.append(original(*args))
-            if len(saves) == 3:  # inside epoch 2
-                die()
-
-        checkpoint.save = save
-
-    ends(parts, -signal.SIGKILL, prepare=die_after_step_8)
-    assert "continuing  from epoch 2, step 2" in ends(parts, 0).out
+    trained(whole, 0)
+    trained(parts, -signal.SIGKILL, die_in_epoch_2)
+    assert "continuing  from epoch 2, step 2" in trained(parts, 0)
     assert compare_runs(directory_of(whole), directory_of(parts)) == []
