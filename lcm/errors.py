@@ -63,7 +63,12 @@ def in_words(error):
     # torch itself only advises .reshape()
     hint = " Or take channels_last=false." if "view size is not compatible" in str(error) else ""
     text = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}{hint}"
-    return os.fsencode(text).decode(errors="replace")  # names of files need not be UTF-8
+    return printable(text)
+
+
+def printable(text):
+    """A text without the bytes that are no UTF-8: names of files may have some."""
+    return os.fsencode(text).decode(errors="replace")
 
 
 def nearest(name, names):

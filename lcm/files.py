@@ -89,7 +89,7 @@ def unwritable(file, error):
         )
     return UserError(
         f"cannot write {file} ({error.strerror}): check the folder's owner and permissions, or "
-        "choose another folder (runs=, run_directory=, --results)"
+        "choose another place"
     )
 
 

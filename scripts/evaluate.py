@@ -53,13 +53,13 @@ def main(arguments=None):
     says = "as in run.json" if abs(top1 - recorded) <= 1e-6 else otherwise
     print(f"\ntop-1 {top1:.2f} % ({right} of {images}); {says}")
 
-    (title,) = network_titles([state])
-    heading = f"{title} trained on {trained_on([state])}: test top-1 {top1:.2f} %"
-    figures.save(draw(matrix, classes, heading), picture)
     columns = {"class": labels, "predicted": predicted}
     names = {key: [classes[i] for i in part.tolist()] for key, part in columns.items()}
     rows = pandas.DataFrame(names | {"probability": highest}).rename_axis("image")
     write(table, rows.to_csv(float_format="%.6f"))
+    (title,) = network_titles([state])
+    heading = f"{title} trained on {trained_on([state])}: test top-1 {top1:.2f} %"
+    figures.save(draw(matrix, classes, heading), picture)
     print(f"{picture}, {table}")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import checkout  # before lcm
 import torch
 
-from lcm.errors import UserError, exit_on_user_error, nearest
+from lcm.errors import UserError, exit_on_user_error, nearest, printable
 from lcm.files import unwritable, write
 from lcm.reporting import figures
 from lcm.reporting.captions import network_titles, trained_on
@@ -75,11 +75,11 @@ def images_of(options, data):
     """(sources, names, images normalised (N, 3, H, W), classes (N,) or None: the predicted)."""
     if options.image:
         sources = [str(file) for file in options.image]
-        names, classes = [file.name for file in options.image], None
+        names, classes = [printable(file.name) for file in options.image], None
         images = read_pictures(options.image, data.image_size, data.mean, data.std)
     else:
         sources, images, classes = from_test_set(data.test(1), options.index)
-        names = [data.classes[label] for label in classes.tolist()]
+        names = [class_names(data)[label] for label in classes.tolist()]
     if options.explained is not None:
         if options.explained not in data.classes:
             known = nearest(options.explained, data.classes)

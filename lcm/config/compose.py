@@ -50,7 +50,7 @@ SHIPPED = {
     "lcm.models.imagenet.resnext50_32x4d": ("resnext50",),
     None: ("none",),  # no attention
 }
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 SETTINGS = "settings"
 _options = {}  # composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}
 
@@ -110,7 +110,7 @@ def searching():
             # Without quotes a comma in a path would make two of it.
             quoted = ",".join("'" + place.replace("'", r"\'") + "'" for place in FURTHER)
             yield [f"hydra.searchpath=[{quoted}]"] if FURTHER else []
-    except COMPOSITION_ERRORS as error:
+    except (*COMPOSITION_ERRORS, ValueError) as error:  # a file that is called true.yaml, say
         raise not_composed(error) from error
     finally:
         instance.hydra = outer
@@ -185,7 +185,7 @@ def load_all(group):
     for name in choices(group):
         with contextlib.suppress(UserError):
             options[name] = load(group, name)
-    return options
+    return {name: keys for name, keys in options.items() if isinstance(keys, dict)}
 
 
 def settings():

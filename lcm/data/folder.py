@@ -7,6 +7,7 @@ the training images. Larger images are augmented like ImageNet (photographs.py).
 
 import hashlib
 import os
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps
 
 from lcm.data.image_cache import decode, each
 from lcm.data.in_memory import ResidentSet
-from lcm.errors import UserError, listed
+from lcm.errors import UserError, listed, printable
 
 IN_MEMORY = 64  # pixels of an image's side
 TEST = ("test", "val", "validation")  # names of the test images' folder, the first that is there
@@ -118,18 +119,20 @@ def list_images(root, test_share: float | None = None):
     root = Path(root).expanduser()
     problems, notes = [], []
     train, test = {}, {}
-    top, _ = _sorted_out(root, problems)
+    top, loose = _sorted_out(root, problems)
     halves = [name for name in ("train", *TEST) if name in top]
     if "train" in top and len(halves) > 1:
-        train, test = (
-            _classes(_sorted_out(top[half], problems)[0], problems) for half in halves[:2]
+        (train, in_train), (test, in_test) = (
+            _sorted_out(top[half], problems) for half in halves[:2]
         )
-        if unused := sorted(set(top) - set(halves[:2])):
-            # their names need not be UTF-8
-            notes.append(f"not used: {os.fsencode(', '.join(unused)).decode(errors='replace')}")
+        train, test = _classes(train, problems), _classes(test, problems)
+        loose += [*in_train, *in_test, *(top[name] for name in set(top) - set(halves[:2]))]
     elif test_share is not None:
         # Without a share a set has to bring its split, as CIFAR and mini-ImageNet do.
         train, test = _split(_classes(top, problems), test_share)
+    if loose:
+        unused = ", ".join(sorted(str(path.relative_to(root)) for path in loose))
+        notes.append(f"not used: {printable(textwrap.shorten(unused, 200))}")
     names = sorted(train.keys() | test.keys())
     if all(name.isdecimal() for name in names):
         names.sort(key=int)

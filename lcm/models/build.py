@@ -52,13 +52,14 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
     return network
 
 
-def site_problems(model, attention, num_classes, image_size=None):
+def site_problems(model, attention, num_classes, image_size=None, trial=None):
     """Why a network or the attention at its sites will not do, a line; [] where all is well.
 
     Both are resolved mappings. In training and in evaluation the network has to make logits (2,
     num_classes) of two images of `image_size` (the model's own, if None), and the attention, built
     for each width, has to keep shape and type of the maps at each site. Without a `_target_` of the
-    attention only the network is checked.
+    attention only the network is checked. `trial` is called with the filled network and with
+    images: what it raises is a problem, too.
     """
     size = image_size or model["image_size"]
     images = torch.zeros(2, 3, size, size)
@@ -81,7 +82,10 @@ def site_problems(model, attention, num_classes, image_size=None):
                 fill_sites(
                     network, _partial(attention), attention.get("sites", "every"), example=images
                 )
-    except Exception as error:
+        if trial is not None:
+            with generators(0, "trial"):
+                trial(network, torch.rand(images.shape))
+    except (Exception, SystemExit) as error:  # a constructor may call sys.exit
         return [f"{said}: {why(error)}"]
     return []
 

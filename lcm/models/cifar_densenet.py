@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.models.dense_block import concatenate, recompute, recomputed
+from lcm.models.dense_block import recomputed, with_recomputation
 from lcm.models.places import Site
 from lcm.models.weights import FanOutConv2d
 
@@ -52,8 +52,12 @@ class DenseBlock(nn.ModuleList):
         self.memory = memory
 
     def forward(self, x):
-        linear = self.memory == "linear" and torch.is_grad_enabled()
-        return (recompute if linear else concatenate)(self, x)
+        """x (N, in_channels, H, W) -> (N, in_channels + layers * k, H, W): `x` and all new maps."""
+        if self.memory == "linear" and torch.is_grad_enabled():
+            return with_recomputation(self, x)
+        for layer in self:
+            x = torch.cat((x, layer(x)), 1)  # the backward pass keeps each of these
+        return x
 
 
 class Transition(nn.Module):

@@ -1,6 +1,6 @@
-"""Two equal forward passes of a dense block: a plain one, and one with memory linear in its depth.
+"""The forward pass of a dense block with memory linear in its depth.
 
-The second is that of G. Pleiss et al., "Memory-Efficient Implementation of DenseNets", 2017,
+G. Pleiss et al., "Memory-Efficient Implementation of DenseNets", 2017,
 https://arxiv.org/abs/1707.06990: what a layer makes of the maps that it reads is not kept, but
 computed once more for the layer's backward pass.
 """
@@ -14,32 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from lcm.models.weights import FanOutConv2d
 
 
-def concatenate(layers, x):
-    """Dense layers one after the other, each fed with `x` and the new maps of all before it, which
-    it concatenates anew.
+def with_recomputation(layers, x):
+    """What `DenseBlock` computes, of whose maps only the new ones are kept.
 
     Args:
-        layers: modules (N, C + i k, H, W) -> (N, k, H, W), i counted from 0.
+        layers: modules, each of a list of maps (N, C, H, W), (N, k, H, W), ... -> (N, k, H, W).
         x: (N, C, H, W).
 
     Returns:
-        (N, C + layers k, H, W): `x` and all new maps. Memory grows as the square of their number.
-    """
-    for layer in layers:
-        x = torch.cat((x, layer(x)), 1)
-    return x
-
-
-def recompute(layers, x):
-    """What `concatenate` computes, in memory linear in depth: only the new maps are kept.
-
-    Args:
-        layers: as for `concatenate`; they also take a list of maps, as `DenseLayer` does.
-        x: (N, C, H, W).
+        (N, C + layers k, H, W): `x` and all new maps.
     """
     if torch.compiler.is_compiling():
         # No decorator: it would import torch._dynamo, a second of start-up.
-        return torch.compiler.disable(recompute)(layers, x)
+        return torch.compiler.disable(with_recomputation)(layers, x)
     maps = [x]
     for layer in layers:
         maps.append(layer(maps))

@@ -86,5 +86,5 @@ def check_map(factory, shape):
                             f"it makes {in_words(y)} of {in_words(x)} in {mode}, and has to keep "
                             "shape and type"
                         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"at a map {shape}: {why(error)}") from error

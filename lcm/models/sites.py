@@ -74,6 +74,8 @@ def fill_sites(
     """
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
+    if isinstance(factory, torch.nn.Module) or not callable(factory):
+        raise ValueError(f"factory={factory!r:.60}: a callable from channels to a module, as LCM2")
     refuse_wrapped(network)
     behind = after is not None
     pattern = after if behind else instead_of
@@ -157,6 +159,8 @@ def _module(factory, seed, blend, name, shape):
     with torch.device("cpu"):  # the same values wherever the network is
         # A partial, not a lambda: `new_module` looks in it for an attention of this project.
         module = new_module(functools.partial(factory, shape[0]), seed, name)
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(f"{name}: the factory makes a {type(module).__name__}, no module")
         if not blend:
             return module
         check_map(lambda channels: module, shape if shape[1:] else (shape[0], 8, 8))

@@ -76,9 +76,12 @@ def refuse_several_groups(runs):
         # Two schedules differ in many keys, most of which follow from the name: where names
         # differ, the advice is about them alone.
         names = [key for key in differ if key.endswith(".name")] or list(differ)
-        keys = {name.removesuffix(".name"): differ[name][0] for name in names}
+        keys = [name.removesuffix(".name") for name in names]
         lines = [f"{key}: {', '.join(values)}" for key, values in differ.items()]
-        example = " ".join(f"{key}={value}" for key, value in keys.items())
+        one = identity(runs[0]["config"])  # values that occur together
+        example = " ".join(
+            f"{key}={json.dumps(one.get(name))}" for key, name in zip(keys, names, strict=True)
+        )
         lines.append(f"one group alone, for example: {example}")
         lines.append(f"or a table for each value: {' '.join(f'--by {key}' for key in keys)}")
         raise listed(

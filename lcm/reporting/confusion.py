@@ -2,6 +2,7 @@
 
 import textwrap
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ def by_class(matrix, classes):
     return pd.DataFrame(columns).to_string(index=False, na_rep="-", float_format="%.2f")
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names with dollars are no formulas
 def draw(matrix, classes, heading):
     """The confusion matrix: rows are the true classes, shaded by the share of their images."""
     count, few = len(classes), len(classes) <= 20

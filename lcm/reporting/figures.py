@@ -39,6 +39,7 @@ STYLE = {
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
     "figure.constrained_layout.w_pad": 0.2,  # letters of another font may be wider
     "font.size": 9,
+    "text.parse_math": False,  # names with dollars are no formulas
     "svg.fonttype": "none",  # text stays text: small files that can be searched
     # Without a salt the ids of clip paths and markers are random.
     "svg.hashsalt": "lcm",

@@ -10,6 +10,7 @@ A run is read as (run, epochs): its run.json as a dict, and {column: [its value 
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -72,9 +73,8 @@ def _reading(what):
         raise DamagedRecord(f"{what} is missing or damaged ({reason})") from None
 
 
-def _json(text):
-    """NaN and Infinity are not JSON: read as null."""
-    return json.loads(text, parse_constant=lambda name: None)
+# NaN and Infinity are not JSON: read as null.
+_json = functools.partial(json.loads, parse_constant=lambda name: None)
 
 
 # pandas dtype: whether a value of run.json, which may come from anybody, has it

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import RangeSweep
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -59,7 +60,7 @@ def problems(config):
     for target in {*targets.values()} - SHIPPED.keys():
         try:
             get_object(target)
-        except Exception as error:  # whatever a module of the user's own raises
+        except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
             return [f"_target_ {target} cannot be imported: {one_line(error.__cause__ or error)}"]
     # What the repository ships fits, which its tests show: no time is spent on a network.
     expected = plain(config)
@@ -72,8 +73,9 @@ def problems(config):
     data = config["data"]
     classes = data["num_classes"] or 2  # counted only when the images are read
     # As text, which a cache can hash.
+    facts = [config["model"], config["attention"], classes, data["image_size"]]
     return _site_problems(
-        json.dumps([config["model"], config["attention"], classes, data["image_size"]])
+        json.dumps([*facts, config["schedule"], config["channels_last"], config["precision"]])
     )
 
 
@@ -81,8 +83,14 @@ def problems(config):
 def _site_problems(arguments):
     # Not at the top: status.py looks at a grid without torch.
     from lcm.models.build import site_problems
+    from lcm.training.state import rehearse
 
-    return site_problems(*json.loads(arguments))
+    *facts, schedule, channels_last, precision = json.loads(arguments)
+
+    def trial(network, images):
+        rehearse(network, images, schedule, channels_last, precision == "bf16")
+
+    return site_problems(*facts, trial)
 
 
 def grid_of(arguments, config_dir=None):
@@ -106,7 +114,12 @@ def grid(loader, master, arguments):
     """
     params = master.hydra.sweeper.params or {}
     # The experiment's grid first: a value of the command line comes later and replaces its own.
-    texts = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+    # A list of a group's names is what "a,b" is: no group has a list for a value.
+    named = {
+        key: ",".join(map(str, value)) if key in GROUPS and OmegaConf.is_list(value) else value
+        for key, value in params.items()
+    }
+    texts = [*(f"{key}={value}" for key, value in named.items()), *arguments]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     swept, values = {}, {}  # by key; the last one counts
     for override in overrides:
@@ -151,6 +164,15 @@ def _values(key, override):
     """Every KEY=VALUE that an override stands for, as text."""
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
+    value = override.value()
+    if isinstance(value, RangeSweep) and {*map(type, (value.start, value.stop, value.step))} - {
+        int
+    }:
+        # 0.1 + 0.1 + 0.1 is another number, and another run, than 0.3.
+        raise UserError(
+            f"{override.input_line.removeprefix('++')}: steps that are not whole are not exact; "
+            "write the values out"
+        )
     found = []
     with contextlib.suppress(ValueError):  # range(0, 5, 0)
         found = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []

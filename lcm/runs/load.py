@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lcm.config.compose import known_targets, use_config_dir
 from lcm.data import build_data
-from lcm.errors import UserError
+from lcm.errors import UserError, printable
 from lcm.models.build import build_network
 from lcm.runs.source import changed_since
 from lcm.runs.state import read_state
@@ -91,4 +91,5 @@ def class_names(data):
 
     A folder may hold fewer classes than the network has outputs; those that it lacks are numbers.
     """
-    return [*data.classes, *map(str, range(len(data.classes), data.num_classes))]
+    lacking = range(len(data.classes), data.num_classes)
+    return [printable(name) for name in data.classes] + [str(number) for number in lacking]

@@ -37,10 +37,10 @@ def owner(directory):
         for _ in range(4):
             locked = _lock(stream, fcntl.LOCK_EX)
             # After a rename (`set_aside` of another process) this is the lock of the old directory.
-            if owned := locked and file.exists() and os.path.samefile(stream.fileno(), file):
+            if locked and file.exists() and os.path.samefile(stream.fileno(), file):
                 break
             time.sleep(0.1)
-        if not owned:
+        else:
             who = owner_of(directory) or "another process"
             raise OwnedElsewhere(
                 f"{directory} is being trained by {who}: wait for it, or stop it there first"

@@ -50,12 +50,12 @@ def sweep(loader, master, arguments, launcher):
     finally:
         # A run that failed before it had a run.json would be `to do`. `failures` also has those
         # that did finish (see train_open): the directory decides.
-        statuses = statuses_of(runs)
-        for index, status in enumerate(statuses):
-            if status.directory in failures and status.state not in ("finished", "live"):
-                statuses[index] = status._replace(
-                    state="failed", message=failures[status.directory]
-                )
+        statuses = [
+            status._replace(state="failed", message=failures[status.directory])
+            if status.directory in failures and status.state not in ("finished", "live")
+            else status
+            for status in statuses_of(runs)
+        ]
         print_summary(statuses)
     unfinished = {status.state for status in statuses} - {"finished"}
     if unfinished == {"live"}:
@@ -71,9 +71,9 @@ def read_images(datasets):
     Raises UserError with every problem.
     """
     found = []
-    for text in dict.fromkeys(map(json.dumps, datasets)):
+    for data in {json.dumps(data): data for data in datasets}.values():
         try:
-            build_data(json.loads(text))
+            build_data(data)
         except UserError as error:
             found.append(str(error))
     if found:

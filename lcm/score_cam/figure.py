@@ -6,6 +6,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names with dollars are no formulas
 def draw(heading, titles, names, classes, pictures, cams):
     """The figure: a block an image, with heatmaps above and overlays below.
 

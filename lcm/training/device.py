@@ -1,6 +1,5 @@
 """The machine that a run computes on: device, threads, precision, the C allocator."""
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -57,11 +56,8 @@ def processor():
 
 def cpu_info(key):
     """The first value of a key in /proc/cpuinfo, "" where there is none."""
-    with contextlib.suppress(OSError):  # Linux alone has the file
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(key):
-                return line.partition(":")[2].strip()
-    return ""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def set_precision(precision, device):
@@ -110,9 +106,7 @@ def set_deterministic(deterministic, device):
 
 def available_processors():
     """Processors that this process may use, by its affinity and its cgroup's quota."""
-    count = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        count = len(os.sched_getaffinity(0))
+    count = len(os.sched_getaffinity(0))
     # A container's limit is a quota of processor time, which the affinity does not show. cgroup
     # v2: "200000 100000" are microseconds in each period, here 2 processors.
     try:

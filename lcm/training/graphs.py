@@ -196,10 +196,9 @@ def with_graph(step, batches, tensors, capture, mode, key, warn=print):
     return Repeated(step, batches, key, graphs)
 
 
-@functools.cache  # cuBLAS keeps a workspace for each stream that it has ever seen
-def side_stream(device):
-    """The stream of a device on which steps are captured."""
-    return torch.cuda.Stream(device)
+# The stream of a device on which steps are captured. One for all runs of a process: cuBLAS keeps a
+# workspace for each stream that it has ever seen.
+side_stream = functools.cache(lambda device: torch.cuda.Stream(device))
 
 
 def warm_up(step, batches, stream):

@@ -1,8 +1,10 @@
 """What a step adds up, and every tensor that a training step changes: what a checkpoint holds."""
 
 import torch
+import torch.nn.functional as F
 
 from lcm.errors import NotFinite
+from lcm.training.schedule import make_optimizer
 
 
 def not_finite(what, epoch):
@@ -106,10 +108,16 @@ class TrainingState:
         Raises NotFinite for a loss or weight that is not finite, found in epoch `epoch`.
         """
         self.sums.check("the training loss", epoch)
-        # On a CPU .cpu() copies nothing: a snapshot has to be written before the next step.
-        model = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
-        if not all(tensor.isfinite().all() for tensor in model.values()):
-            raise not_finite("a weight", epoch)  # a finite loss can have infinite gradients
+        # A finite loss can have infinite gradients. A buffer may be infinite: a mask, say.
+        finite = [parameter.isfinite().all() for parameter in self.network.parameters()]
+        if not torch.stack(finite).all():
+            raise not_finite("a weight", epoch)
+        # On a CPU .cpu() copies nothing: a snapshot has to be written before the next step. A
+        # module's extra state may be anything.
+        model = {
+            name: value.cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in self.network.state_dict().items()
+        }
         # SGD's buffers have a key of their own in the format, `optimizer` the tensors of
         # others. `bad` is left out: with 1 in it `check` has raised.
         own = {key: {n: t.cpu() for n, t in tensors.items()} for key, tensors in self.kept.items()}
@@ -127,3 +135,28 @@ class TrainingState:
             for name, tensor in tensors.items():
                 tensor.copy_(found[key][name])
         self.sums.values.copy_(saved["totals"])
+
+
+def rehearse(network, images, schedule, channels_last, bf16):
+    """One training step, an evaluation, a snapshot and back, on the CPU: raises what they raise.
+
+    The weights stay (the rate is 0), the running statistics do not.
+
+    Args:
+        network: images (N, 3, H, W) -> logits.
+        schedule, channels_last: the config's. bf16: whether under autocast.
+    """
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError("it has no parameter that learns")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network.to(memory_format=layout)
+    images = images.contiguous(memory_format=layout)
+    optimizer = make_optimizer(schedule, network)
+    state = TrainingState(network, optimizer, Sums("cpu"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = network.train()(images)
+        with torch.inference_mode():
+            network.eval()(images)
+    F.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.int64)).backward()
+    optimizer.step()
+    state.restore(state.snapshot(1))

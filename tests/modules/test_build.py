@@ -17,6 +17,7 @@ from lcm.attention import LCM2, SqueezeExcite
 from lcm.config.compose import choices, load
 from lcm.models import Site
 from lcm.models.build import site_problems
+from lcm.training.state import rehearse
 
 TINY = {
     "name": "tiny",
@@ -208,6 +209,8 @@ MADE = {
     "32": lambda x, _: x * x.new_ones(32, 32),
     "20": lambda x, _: x * x.new_ones(20, 20),
     "nothing": lambda x, _: None,
+    "spoilt": lambda x, _: x.exp().clone() + (y := x.exp()) + y.mul_(2),
+    "view": lambda x, _: x.view(len(x), -1).view(x.shape),
     "a buffer": lambda x, module: (module.register_buffer("made", x), x)[1],
 }
 SAID = "attention=mine does not fit model=resnet20: "
@@ -267,4 +270,38 @@ def test_networks_and_modules_are_checked_before_anything_starts(model, attentio
     before = torch.get_rng_state()
     found = site_problems(model, attention, 10)
     assert torch.equal(torch.get_rng_state(), before)
+    assert len(found) == bool(problem) and problem in "".join(found) and "\n" not in "".join(found)
+
+
+def complex_scale(channels):
+    """Learns a complex number."""
+    return Calls(
+        lambda m, x: x * m.scale.real, scale=nn.Parameter(torch.ones((), dtype=torch.cfloat))
+    )
+
+
+def sparse_scale(channels):
+    """Learns numbers whose gradients are sparse."""
+    table = nn.Embedding(2, 1, sparse=True)
+    return Calls(lambda m, x: x * m.table(torch.zeros((), dtype=torch.int64)), table=table)
+
+
+def frozen_backbone(num_classes):
+    return backbone(num_classes).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("model", "attention", "problem"),
+    [
+        (RESNET, own("gate"), ""),
+        (RESNET, own("returns", make="spoilt"), "RuntimeError: one of the variables needed for"),
+        (RESNET, own("returns", make="view"), "RuntimeError: view size is not compatible"),
+        (RESNET, own("complex_scale"), "not implemented for 'ComplexFloat'"),
+        (RESNET, own("sparse_scale"), "does not support sparse gradients"),
+        (mine(f"{__name__}.frozen_backbone"), NONE, "model=mine: it has no parameter that learns"),
+    ],
+)  # fmt: skip
+def test_a_step_of_training_is_tried_before_anything_starts(model, attention, problem):
+    facts = load("schedule", "digits"), True, False
+    found = site_problems(model, attention, 10, trial=lambda *given: rehearse(*given, *facts))
     assert len(found) == bool(problem) and problem in "".join(found) and "\n" not in "".join(found)

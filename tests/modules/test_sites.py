@@ -195,6 +195,9 @@ REFUSED = [  # the network, the arguments, the message
     (tv.resnet18,
         {"after": "bn1", "factory": lambda _: Calls(lambda _, x: x.mul_(0.5)), "blend": True},
         "bn1.attention: a Calls writes into its map, which a blend needs"),
+    # factories
+    (cifar_resnet, {"factory": nn.Identity()}, "factory=Identity"),
+    (cifar_resnet, {"factory": lambda channels: channels}, "site: the factory makes a int, no"),
     # sites
     (cifar_resnet, {"where": "all"}, '"every"'),
     (cifar_resnet, {"where": {"stages": []}}, '"every"'),

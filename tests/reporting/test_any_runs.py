@@ -9,6 +9,7 @@ from compare import main
 from invented_runs import edit, invented_run
 
 from lcm.reporting.any_runs import choose
+from lcm.reporting.records import read_runs
 from lcm.reporting.runs import collect
 from lcm.reporting.statistics import bca_interval, sign_flip_p
 
@@ -148,11 +149,14 @@ def test_runs_that_cannot_be_compared(runs, capsys):
     invented_run(runs, data="digits", schedule="digits", epochs=8, precision="bf16")
     error = refused(capsys, runs)
     assert "schedule.epochs: 30, 8" in error and "precision: bf16, fp32" in error
-    assert "for example: precision=bf16 schedule.epochs=30" in error
+    assert "for example: precision=fp32 schedule.epochs=30\n" in error
     invented_run(runs, data="cifar10", epochs=8)
     error = refused(capsys, runs)
     assert "data.name: cifar10, digits" in error and "--by data --by schedule\n" in error
     assert "for example: data=cifar10 schedule=cifar\n" in error
+    invented_run(runs, data="cifar100", schedule="short", seed=5)
+    (example,) = re.findall("for example: (.*)\n", refused(capsys, runs))
+    assert choose([run for run, _ in read_runs(runs)[0]], example.split())
     said(capsys, runs, "data=digits", "schedule.epochs=30")
 
 

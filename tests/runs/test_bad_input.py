@@ -27,6 +27,14 @@ ROW = re.compile(r"(\| `(.+?)`(?: \((.+?)\))? \|) (.*?) ?\|")
 ROWS = [match.groups() for line in TABLE.read_text().splitlines() if (match := ROW.fullmatch(line))]
 
 
+class Spoilt(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        return x.exp().mul_(2)  # the backward pass needs what exp returned
+
+
 def finished_run(folder, **damage):
     """A run of seed 0 in {folder}/run; files of it replaced by `damage`."""
     (folder / "run").mkdir()
@@ -51,7 +59,7 @@ def own(**files):
         for name, text in files.items():
             file = folder / "own" / f"{name.replace('__', '/')}.yaml"
             file.parent.mkdir(parents=True)
-            file.write_text(text)
+            file.write_text(text, encoding="latin-1")
 
     return write
 
@@ -64,6 +72,9 @@ ARRANGED = {  # called in the command's process, with its folder
     "its target is nowhere": own(attention__mine="name: mine\n_target_: no_such.Mine\n"),
     "a tab in its file": own(attention__mine="\tname: mine\n"),
     "a file of one's own": own(attention__se="name: se\n_target_: no_such.Mine\n"),
+    "not UTF-8": own(schedule__mine="# caf\xe9\nname: mine\n"),
+    "no step can be made": own(attention__mine="name: mine\n_target_: test_bad_input.Spoilt\n"),
+    "a list": own(attention__mine="[name, mine]\n"),
     "a name with a blank": own(attention__mine="name: mine v2\n_target_: lcm.attention.SimAM\n"),
     "too wide for a stage": own(
         attention__wide="defaults: [se]\nname: wide\nreduction: 64\nsites: every\n"

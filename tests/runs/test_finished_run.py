@@ -203,7 +203,8 @@ def test_the_confusion_matrix_counts_and_names_mistakes():
     assert shown == {(0, 0): "1", (0, 1): "2", (0, 2): "1", (1, 1): "2"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "cow"]
     assert np.allclose(axes.images[0].get_array(), [[0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 0]])
-    (axes,) = draw(np.eye(100, dtype=int), [f"class {i}" for i in range(100)], "Title").axes
+    (axes,) = draw(np.eye(100, dtype=int), [f"$x^$ {i}" for i in range(100)], "Title").axes
+    assert not any(label.get_parse_math() for label in axes.get_xticklabels())  # no formulas
     assert not axes.texts and len(axes.get_xticklabels()) == 100
 
 

@@ -64,7 +64,9 @@ def test_no_step_after_a_loss_that_is_no_number_changes_a_weight(optimizer):
 def test_what_is_no_number_is_neither_saved_nor_recorded():
     """A finite loss can have infinite gradients; a checkpoint after that step would keep them."""
     layer = torch.nn.Linear(3, 2)
+    layer.register_buffer("mask", torch.full((2,), -torch.inf))  # is no weight
     state = TrainingState(layer, sgd(layer), Sums("cpu"))
+    assert torch.equal(state.snapshot(1)["model"]["mask"], layer.mask)
     with torch.no_grad():
         layer.weight[0, 1] = float("inf")
     with pytest.raises(NotFinite, match="a weight stopped being a finite number in epoch 2"):
