@@ -65,8 +65,7 @@ def fill_sites(
             maps have (an activation, a block). With it each module is tried at its map; without,
             one that returns another shape may be broadcast unnoticed.
         blend: put x + a (attention(x) - x), a learned from 0: the network first computes what it
-            did, with `instead_of` what it does without the layer. An identity is put as it is, with
-            a warning.
+            did (with `instead_of`: without the layer). An identity is put as is, with a warning.
 
     Raises:
         ValueError: no such site, name or width, a module that will not do, or a network that is
@@ -74,14 +73,13 @@ def fill_sites(
     """
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
-    if isinstance(factory, torch.nn.Module) or not callable(factory):
-        raise ValueError(f"factory={factory!r:.60}: a callable from channels to a module, as LCM2")
     refuse_wrapped(network)
     behind = after is not None
     pattern = after if behind else instead_of
     found = chosen(network, where) if pattern is None else matching(network, pattern)
     calls = maps_through(network, [place.module for place in found], example)
     shapes = {p.module: map_shape(p, calls.get(p.module), keeps=not behind) for p in found}
+    _refuse_module(factory)
     for shape in dict.fromkeys(shapes.values()):
         if shape[1:]:  # (C, H, W), from an example
             check_map(factory, shape)
@@ -137,6 +135,12 @@ def chosen(network, where):
         raise ValueError(f"there is no free site in stage {unknown[0]}: the stages are {listed}")
     found = [place for place in free if place.module.stage in wanted]
     return found[-1:] if "last_of_stage" in where else found
+
+
+def _refuse_module(factory):
+    """ValueError where a module is given for what makes one: `LCM2(64, 4)` for `LCM2`."""
+    if isinstance(factory, torch.nn.Module):
+        raise ValueError(f"factory={factory!r:.60} is a module: give what makes one, as LCM2")
 
 
 def _name(place, behind):

@@ -153,10 +153,11 @@ def rehearse(network, images, schedule, channels_last, bf16):
     images = images.contiguous(memory_format=layout)
     optimizer = make_optimizer(schedule, network)
     state = TrainingState(network, optimizer, Sums("cpu"))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    with autocast:
         logits = network.train()(images)
-        with torch.inference_mode():
-            network.eval()(images)
     F.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.int64)).backward()
     optimizer.step()
+    with autocast, torch.inference_mode():
+        network.eval()(images)
     state.restore(state.snapshot(1))
