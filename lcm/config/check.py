@@ -55,8 +55,8 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
 def one_of(*choices):
     """One of the named values; `1` is not `true`."""
     words = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
-    typed = [(type(choice), choice) for choice in choices]
-    return Rule(lambda value: (type(value), value) in typed, " or ".join(words))
+    known = [(type(choice), choice) for choice in choices]
+    return Rule(lambda value: (type(value), value) in known, " or ".join(words))
 
 
 def matching(pattern, expected):
@@ -226,7 +226,8 @@ def check(config):
     declared = {f"schedule.{key}" for key in load("schedule", "cifar")}
     for key in [key for key in expected if key.startswith("schedule.") and key not in declared]:
         del expected[key]  # a word of a schedule of one's own, which train.py does not read
-    # A fact that the file leaves open, as num_classes of data=folder, is the user's to say.
+    # Facts cannot be overridden: they are compared with the file's value. One that the file leaves
+    # open, as num_classes of data=folder, is the user's to say.
     facts = {key for key in FACTS if expected.get(key) is not None}
     # Its file has the network's size; where the user names another, the comparison of the two
     # has the better words.

@@ -208,8 +208,9 @@ def _plain(names):
     config = settings() | {group: copy.deepcopy(_options[group, name]) for group, name in names}
     model, attention = config["model"], config["attention"]
     table = attention.get("paper", {}) | _own_row(model, attention)
-    # None for what has no row to be read from: `check` accepts any value in its place.
-    if "paper" in attention and model["family"] not in table:  # whose sizes the user has to give
+    # An attention of the paper on a family without a row: its sizes are the user's to give. In
+    # place of None `check` accepts any value.
+    if "paper" in attention and model["family"] not in table:
         config["attention"] = {
             key: None if key != "paper" and "${" in str(value) else value
             for key, value in attention.items()

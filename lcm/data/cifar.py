@@ -119,6 +119,7 @@ def _read(root: Path, official, download: bool, places):
         # file of CIFAR-100, is a folder where `root` holds class folders.
         if any((place / file).is_file() for file in official.train):
             return *_read_batches(place, official), place
+    # An official folder that lacks its files is damaged, and named below.
     if (root / "train").is_dir() and not folder.exists():
         try:
             found, _ = list_images(root)

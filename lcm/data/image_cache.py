@@ -152,7 +152,7 @@ def each(files: list, work, label: str | None = None):
             return error
 
     bad = []
-    # For tqdm None means: no bar where stderr is no terminal.
+    # disable=None is tqdm's word for: a bar on a terminal alone.
     hidden = None if label else True
     with ThreadPoolExecutor() as pool, tqdm(files, label, unit="image", disable=hidden) as bar:
         # `map` submits all of its input at once: without slices the threads would run ahead of

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 
 from lcm.config.compose import load, resolve
 from lcm.errors import UserError, nearest
-from lcm.models.probe import in_words, no_late_parameters, why
+from lcm.models.probe import described, no_late_parameters, why
 from lcm.models.sites import fill_sites
 from lcm.models.weights import generators, new_module
 
@@ -72,7 +72,7 @@ def site_problems(model, attention, num_classes, image_size=None, trial=None):
                 made = [network.train(mode)(images) for mode in (True, False)]
             if wrong := [y for y in made if getattr(y, "shape", None) != (2, num_classes)]:
                 raise ValueError(
-                    f"it makes {in_words(wrong[0])} of images {tuple(images.shape)}, not logits "
+                    f"it makes {described(wrong[0])} of images {tuple(images.shape)}, not logits "
                     f"{(2, num_classes)}"
                 )
             # `example` has each module tried at the size of its map: one with a weight for each

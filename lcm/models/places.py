@@ -8,7 +8,7 @@ from torch import nn
 
 from lcm.errors import nearest
 from lcm.models.attended import unwrapped
-from lcm.models.probe import in_words
+from lcm.models.probe import described
 
 # What holds a network that must not change any more; by name, because importing them takes seconds.
 WRAPPERS = {
@@ -125,11 +125,11 @@ def map_shape(place, calls, keeps):
         )
     for entering, leaving in calls:
         if getattr(leaving, "ndim", 0) != 4 or _channels_last(layer, place.parent, leaving):
-            raise ValueError(f"{said}, which makes {in_words(leaving)}, no map (N, C, H, W)")
+            raise ValueError(f"{said}, which makes {described(leaving)}, no map (N, C, H, W)")
         if keeps and getattr(entering, "shape", None) != leaving.shape:
             raise ValueError(
-                f"{said}, which makes {in_words(leaving)} of {in_words(entering)}: only what keeps "
-                "the shape of its map can be replaced by attention"
+                f"{said}, which makes {described(leaving)} of {described(entering)}: only what "
+                "keeps the shape of its map can be replaced by attention"
             )
     widths = sorted({leaving.shape[1] for _, leaving in calls})
     if len(widths) > 1:

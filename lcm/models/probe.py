@@ -35,7 +35,7 @@ def maps_through(network, layers, example):
     return found
 
 
-def in_words(value):
+def described(value):
     """A tensor by its shape and type, anything else by its kind."""
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
@@ -81,9 +81,9 @@ def check_map(factory, shape):
                 for mode in ("training", "evaluation"):
                     # A clone: a module may write into its map.
                     y = module.train(mode == "training")(x.clone())
-                    if in_words(y) != in_words(x):
+                    if described(y) != described(x):
                         raise ValueError(
-                            f"it makes {in_words(y)} of {in_words(x)} in {mode}, and has to keep "
+                            f"it makes {described(y)} of {described(x)} in {mode}, and has to keep "
                             "shape and type"
                         )
     except (Exception, SystemExit) as error:

@@ -142,11 +142,11 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
             wanted = [(*names, baseline, None), *((*names, arm, baseline) for arm in arms)]
             rows += [row._replace(settings=settings) for row in make_rows(found, wanted)]
         parts.append(selected)
-    # Every comparison shown is a chance of a false verdict, whatever `by` has split. The
-    # baselines' rows are no comparisons: `in_turn` puts the corrected rows back between them.
+    # Every comparison shown is a chance of a false verdict, whatever `by` has split.
     corrected = in_family([row for row in rows if row.b])
     if not corrected:
         raise UserError(f"only {baseline} is among these runs: there is nothing to compare it with")
+    # Back between the baselines' rows, which are no comparisons.
     in_turn = iter(corrected)
     rows = [next(in_turn) if row.b else row for row in rows]
     together = pd.concat(parts)

@@ -18,7 +18,7 @@ import yaml
 
 from lcm.errors import plural
 from lcm.files import read_result
-from lcm.reporting.paired import in_family, in_words, make_rows, pair_notes
+from lcm.reporting.paired import in_family, make_rows, pair_notes, verdict_words
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, read_csv, select
 from lcm.reporting.render import (
     DASH,
@@ -263,7 +263,7 @@ def statement_tables(claims, judged):
                     "n": str(ours.n),
                     "p": p_value(ours.p),
                     "p (Holm)": p_value(judged[s].adjusted),
-                    "A above B?": in_words(judged[s].verdict, ours.n, judged[s].needed),
+                    "A above B?": verdict_words(judged[s].verdict, ours.n, judged[s].needed),
                 }
             )
         notes = [

@@ -142,7 +142,7 @@ def in_family(rows, pairs=0, due=True):
     return [row._replace(adjusted=p, needed=needed) for row, p in zip(rows, adjusted, strict=True)]
 
 
-def in_words(word, pairs, needed):
+def verdict_words(word, pairs, needed):
     """A verdict for a cell: "not tested yet (1 of 10 pairs)"; a dash for None."""
     if word in (NOT_TESTED, INCONCLUSIVE) and pairs < needed:
         return f"{word} ({pairs} of {needed} pairs)"
@@ -217,7 +217,7 @@ def _record(row, protocol, plan, level, paper):
 
 def _cells(record, settings, single, at_once):
     """The cells of a Row's record as {column: text}."""
-    word = in_words(record["verdict"], record["pairs"], record["needed"])
+    word = verdict_words(record["verdict"], record["pairs"], record["needed"])
     cells = {
         "Data": DATA_TITLE.get(record["data"], record["data"]),
         "Network": record["model"],

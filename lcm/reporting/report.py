@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from lcm.files import write
 from lcm.reporting import claims, figures
 from lcm.reporting.captions import length_and_seeds
-from lcm.reporting.paired import in_words, printed_difference
+from lcm.reporting.paired import printed_difference, verdict_words
 from lcm.reporting.protocol import (
     DATA_TITLE,
     NETWORK_TITLE,
@@ -193,7 +193,7 @@ def make_report(results):
         counts=for_the_page(counts(runs)),
         figure4=figure4.read_bytes() if figure4.exists() else b"",
         finished=(runs["state"] == "finished").sum(),
-        in_words=in_words,
+        verdict_words=verdict_words,
         names=NETWORK_TITLE | DATA_TITLE,
         pictures=pictures,
         printed=printed_counts(paper, complexity),

@@ -116,10 +116,10 @@ def changed_since(config, state):
     no sources, no file is known to have changed.
     """
     parts = [state, *(state.get("continued") or [])]
-    then = next((part["source"] for part in reversed(parts) if part.get("source")), {})
+    sources = next((part["source"] for part in reversed(parts) if part.get("source")), {})
     for group, files in _own(config).items():
         for name, file in files.items():
-            if group in then and then[group].get(name) != _digest(file):
+            if group in sources and sources[group].get(name) != _digest(file):
                 return file
     # One file may hold several modules: the target's name counts, too.
     there = state.get("config", config)

@@ -84,14 +84,14 @@ def varied(configs):
     # Two questions: do the schedules differ among the runs of one path, and what differs among
     # those of one path and schedule? The keys that only follow from a schedule's name stay out.
     flat = [identity(config or {}) for config in configs]
+    places = [(_names(one, PATH), _names(one, (*PATH, "schedule.name"))) for one in flat]
     groups = defaultdict(list)
-    for one in flat:
-        groups[_names(one, PATH)].append({"schedule.name": one.get("schedule.name")})
-        groups[_names(one, (*PATH, "schedule.name"))].append(one)
+    for one, (path, path_and_schedule) in zip(flat, places, strict=True):
+        groups[path].append({"schedule.name": one.get("schedule.name")})
+        groups[path_and_schedule].append(one)
     differ = {names: differing(group).keys() - {"seed"} for names, group in groups.items()}
     found = []
-    for one in flat:
-        names = [_names(one, PATH), _names(one, (*PATH, "schedule.name"))]
+    for one, names in zip(flat, places, strict=True):
         keys = [key for name in names for key in sorted(differ[name]) if key in one]
         found.append({key.removesuffix(".name"): one[key] for key in keys})
     return found
