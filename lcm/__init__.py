@@ -22,10 +22,6 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __dir__():
-    return sorted({*globals(), *_HOME})
-
-
 def __getattr__(name):
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)

@@ -73,13 +73,14 @@ def fill_sites(
     """
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
+    if isinstance(factory, torch.nn.Module):
+        raise ValueError(f"factory={factory!r:.60} is a module: give what makes one, as LCM2")
     refuse_wrapped(network)
     behind = after is not None
     pattern = after if behind else instead_of
     found = chosen(network, where) if pattern is None else matching(network, pattern)
     calls = maps_through(network, [place.module for place in found], example)
     shapes = {p.module: map_shape(p, calls.get(p.module), keeps=not behind) for p in found}
-    _refuse_module(factory)
     for shape in dict.fromkeys(shapes.values()):
         if shape[1:]:  # (C, H, W), from an example
             check_map(factory, shape)
@@ -89,7 +90,6 @@ def fill_sites(
         if layer not in new:  # a layer may have two names
             module = _module(factory, seed, blend, _name(place, behind), shapes[layer])
             new[layer] = _to(module, _tensor_of(place, network)).train(layer.training)
-    # From here on nothing fails.
     if behind:
         new = {layer: Attended(layer, module) for layer, module in new.items()}
     for _, parent, key, layer in found:
@@ -135,12 +135,6 @@ def chosen(network, where):
         raise ValueError(f"there is no free site in stage {unknown[0]}: the stages are {listed}")
     found = [place for place in free if place.module.stage in wanted]
     return found[-1:] if "last_of_stage" in where else found
-
-
-def _refuse_module(factory):
-    """ValueError where a module is given for what makes one: `LCM2(64, 4)` for `LCM2`."""
-    if isinstance(factory, torch.nn.Module):
-        raise ValueError(f"factory={factory!r:.60} is a module: give what makes one, as LCM2")
 
 
 def _name(place, behind):

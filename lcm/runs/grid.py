@@ -86,11 +86,12 @@ def _site_problems(arguments):
     from lcm.training.state import rehearse
 
     *facts, schedule, channels_last, precision = json.loads(arguments)
-
-    def trial(network, images):
-        rehearse(network, images, schedule, channels_last, precision == "bf16")
-
-    return site_problems(*facts, trial)
+    return site_problems(
+        *facts,
+        functools.partial(
+            rehearse, schedule=schedule, channels_last=channels_last, bf16=precision == "bf16"
+        ),
+    )
 
 
 def grid_of(arguments, config_dir=None):
