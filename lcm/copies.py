@@ -1,5 +1,6 @@
-"""A copy of a network that runs in its place, so that modes, hooks and buffers stay as they are."""
+"""How a network runs and stays as it is: a copy in its place, or its buffers put back."""
 
+import contextlib
 import copy
 
 import torch
@@ -12,3 +13,14 @@ def twin(network):
     computed = {id(x): x.detach().clone() for x in attributes if isinstance(x, torch.Tensor)}
     # deepcopy's memo, {id: copy}: what it names counts as copied.
     return copy.deepcopy(network, computed).eval()
+
+
+@contextlib.contextmanager
+def buffers_kept(module):
+    """A block after which the module's buffers, running statistics for example, are as before."""
+    kept = [buffer.clone() for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(module.buffers(), kept, strict=True):
+            buffer.data.copy_(value)  # .data: autograd, which keeps them, would find them changed

@@ -79,7 +79,7 @@ def images_of(options, data):
         images = read_pictures(options.image, data.image_size, data.mean, data.std)
     else:
         sources, images, classes = from_test_set(data.test(1), options.index)
-        names = [class_names(data)[label] for label in classes.tolist()]
+        names = [printable(data.classes[label]) for label in classes.tolist()]
     if options.explained is not None:
         if options.explained not in data.classes:
             known = nearest(options.explained, data.classes)

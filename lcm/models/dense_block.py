@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lcm.copies import buffers_kept
 from lcm.models.weights import FanOutConv2d
 
 
@@ -42,16 +43,6 @@ def recomputed(layer, maps):
         *maps,
         use_reentrant=False,
         preserve_rng_state=not plain,
-        context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(layer)),
+        # The recomputation shows a batch norm the same maps once more.
+        context_fn=lambda: (contextlib.nullcontext(), buffers_kept(layer)),
     )
-
-
-@contextlib.contextmanager
-def _statistics_kept(layer):
-    """Norms see the same maps a second time: their running statistics stay."""
-    kept = [buffer.clone() for buffer in layer.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(layer.buffers(), kept, strict=True):
-            buffer.data.copy_(value)  # .data: autograd, which keeps them, would find them changed

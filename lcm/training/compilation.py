@@ -2,6 +2,7 @@
 
 import torch
 
+from lcm.copies import buffers_kept
 from lcm.errors import UserError
 
 
@@ -21,18 +22,17 @@ def compiled(network, batch_size, image_size, autocast, layout):
     Raises:
         UserError: torch.compile cannot compile here, for example without a C++ compiler.
     """
-    # A forward pass in training mode moves the running statistics of batch norms. They are put
-    # back at the end, so that compiling changes no tensor.
-    kept = [buffer.clone() for buffer in network.buffers()]
     device = next(network.parameters()).device
     # Shape, layout and autocast as in training: torch.compile guards on all three, and would
     # compile a second time for others.
     images = torch.zeros(batch_size, 3, image_size, image_size, device=device)
     fast = torch.compile(network, dynamic=False)
     try:
-        with autocast:
-            logits = fast(images.contiguous(memory_format=layout))
-        logits.float().square().mean().backward()  # compiles the backward pass too
+        # A forward pass in training mode moves the running statistics of batch norms.
+        with buffers_kept(network):
+            with autocast:
+                logits = fast(images.contiguous(memory_format=layout))
+            logits.float().square().mean().backward()  # compiles the backward pass too
     except Exception as error:
         # Any other error, out of memory for example, does not mean that no compiler is there.
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
@@ -53,6 +53,4 @@ def compiled(network, batch_size, image_size, autocast, layout):
             "them, or set compile=false"
         ) from error
     network.zero_grad()
-    for buffer, value in zip(network.buffers(), kept, strict=True):
-        buffer.copy_(value)
     return lambda batch: (fast if len(batch) == batch_size else network)(batch)

@@ -1,4 +1,6 @@
-"""What a step adds up, and every tensor that a training step changes: what a checkpoint holds."""
+"""What a step adds up, every tensor that a training step changes (what a checkpoint holds), and a
+rehearsal of both.
+"""
 
 import torch
 import torch.nn.functional as F
