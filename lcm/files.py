@@ -34,7 +34,13 @@ def write_atomically(file, data, keep=None):
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise unwritable(file, error) from error
-    sync_directory(file.parent)
+    # Makes the renames survive a power cut, on file systems that can.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_result(file):
@@ -46,16 +52,6 @@ def read_result(file):
             f"{file} is missing: it belongs to the repository; restore it with "
             f"`git checkout results/{Path(file).name}` in {ROOT}"
         ) from None
-
-
-def sync_directory(directory):
-    """Make renames in a directory survive a power cut, on file systems that can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

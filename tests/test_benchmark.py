@@ -3,7 +3,6 @@
 import multiprocessing
 import re
 import shlex
-from pathlib import Path
 from unittest import mock
 
 import benchmark
@@ -12,13 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from benchmark import COLUMNS, config_of, main, plain, project
+from tiny import ROOT
 from torch import nn
 
 import train
 from lcm.data import Digits
 from lcm.models.build import build_network
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "results" / "benchmark.csv"
 
 

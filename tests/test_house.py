@@ -5,15 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
 from lcm.errors import UserError
 from lcm.reporting.claims import read_claims
 from lcm.reporting.protocol import read_csv
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = [
     ROOT / "train.py",
     *sorted((ROOT / "lcm").rglob("*.py")),
@@ -64,27 +63,17 @@ def test_documents_name_tests_that_exist():
     assert len(named) > 5 and not [name for name in named if f"def {name}" not in code]
 
 
-# The scripts use the `lcm` of their own checkout, whatever is installed
-
-SCRIPTS = sorted({file.name for file in (ROOT / "scripts").glob("*.py")} - {"checkout.py"})
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    """A copy of the scripts beside a package that ends whatever imports it."""
-    folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "scripts", folder / "scripts")
-    shutil.copy(ROOT / "train.py", folder)
-    (folder / "lcm").mkdir()
-    (folder / "lcm/__init__.py").write_text('raise SystemExit("this is the copy")\n')
-    return folder
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_of_a_copy_imports_the_copy(script, copy, monkeypatch):
+def test_scripts_use_the_lcm_of_their_own_checkout_whatever_is_installed(tmp_path, monkeypatch):
+    """The package beside a copy of the scripts ends whatever imports it; `checkout` finds it, and
+    each script imports that before any of it."""
+    for file in {*(ROOT / "scripts").glob("*.py")} - {ROOT / "scripts" / "checkout.py"}:
+        own = re.search(r"^(?:import|from) (checkout|lcm|train)\b", file.read_text(), re.MULTILINE)
+        assert own[1] == "checkout", file
+    script = shutil.copytree(ROOT / "scripts", tmp_path / "scripts") / "collect.py"
+    (tmp_path / "lcm").mkdir()
+    (tmp_path / "lcm/__init__.py").write_text('raise SystemExit("this is the copy")\n')
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    command = [sys.executable, copy / "scripts" / script, "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "this is the copy", done.stdout + done.stderr
 
 

@@ -1,16 +1,19 @@
-"""Every code block of the README runs in a copy, made shorter; what takes hours is composed."""
+"""Every code block of the README runs in a copy, made shorter; what takes hours is composed. The
+copy has the files of docs/extending.md, whose examples run there, too.
+"""
 
+import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 LINES = [
@@ -26,19 +29,34 @@ PYTHON = [c for c in dict.fromkeys(COMMANDS) if c.startswith("python ") and c no
 SHORT = ["schedule.epochs=1", "model.layers=8", "threads=1", "tensorboard=false"]
 
 
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+FILES = re.findall(r"^```\w+\n# (\S+)\n(.*?)^```$", EXTENDING, re.M | re.S)
+OWN = "schedule=brief threads=1 tensorboard=false runs=own"
+SMALL = "model.layers=10 model.widen=1"
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the checkout with an attention module of its user's."""
+    """A copy of the checkout with the files of docs/extending.md, which were not there before."""
     folder = tmp_path_factory.mktemp("readme") / "lcm"
     for name in ("configs", "hydra_plugins", "lcm", "scripts", "results"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", folder)
-    text = (ROOT / "lcm/attention/squeeze_excite.py").read_text()
-    (folder / "lcm/attention/mine.py").write_text(text.replace("SqueezeExcite", "Mine"))
-    (folder / "configs/attention/mine.yaml").write_text(
-        "name: mine\n_target_: lcm.attention.mine.Mine\nreduction: 4\nsites: every\n"
-    )
+    assert len(FILES) == 10
+    for name, text in FILES:
+        assert not (folder / name).exists()
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
+
+
+def python(copy, *words):
+    """What Python prints there."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_there_are_blocks_and_nothing_else_between_fences():
@@ -58,18 +76,9 @@ def shortened(words):
 
 @pytest.mark.parametrize("command", PYTHON)
 def test_command(command, copy):
-    _, *words = shlex.split(command)
-    done = subprocess.run(
-        [sys.executable, *shortened(words)],
-        cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = shortened(shlex.split(command)[1:])
     shown = {"train.py": "test top-1", "scripts/compare.py": "mine", "scripts/status.py": "to do"}
-    assert shown.get(shortened(words)[0], "") in done.stdout and "Traceback" not in done.stderr
+    assert shown.get(words[0], "") in python(copy, *words)
 
 
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
@@ -82,3 +91,46 @@ def test_python(text):
     with torch.no_grad():
         assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 1000)
     assert sum(type(module).__name__ == "LCM2" for module in network.modules()) == 8
+
+
+# docs/extending.md
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "attentions"),
+    [
+        (f"-m model=wide_resnet attention=none,se,lcm2,mine {SMALL}", "wide_resnet",
+            "none,se,lcm2,mine"),
+        pytest.param(
+            f"model=wide_resnet attention=cbam attention.reduction=16 attention.bias=true {SMALL}",
+            "wide_resnet", "cbam", marks=pytest.mark.slow),
+        ("model=convnext attention=lcm2 model.depths=[1,1,1,1] model.width=16", "convnext", "lcm2"),
+    ],
+    ids=["module and backbone", "a size given", "library"],
+)  # fmt: skip
+def test_an_example_trains(copy, words, model, attentions):
+    python(copy, "train.py", *f"{words} {OWN}".split())
+    for attention in attentions.split(","):
+        (record,) = (copy / "own" / "digits" / model / attention).glob("*/run.json")
+        assert json.loads(record.read_text())["result"]["test_top1"] > 0
+
+
+@pytest.mark.slow
+def test_a_sweep_over_any_key_is_compared_by_it(copy):
+    for command in re.findall(r"^python (.*schedule[.=](?:adamw|learning).*)$", EXTENDING, re.M):
+        small = " model.layers=8 threads=1 runs=swept" if command.startswith("train.py") else ""
+        shown = python(copy, *(command.replace(" runs ", " swept ") + small).split())
+    assert "mine reduction=8" in shown and "none" in shown
+
+
+def test_the_scripts_do_what_they_say(copy, tmp_path, monkeypatch, capsys):
+    """Lines with their numbers: no change at the start, a factor that has moved, the cost of
+    ResNet-18 at 64 pixels; and how many modules were replaced."""
+    monkeypatch.chdir(tmp_path)
+    for script in ("finetune.py", "instead.py"):
+        runpy.run_path(str(copy / script))
+    *lines, replaced = capsys.readouterr().out.splitlines()
+    change, a, cost = (float(line.rpartition(" ")[2]) for line in lines)
+    assert change == 0 and a != 0 and 0.14 < cost < 0.16
+    assert (tmp_path / "finetuned.pt").exists()
+    assert replaced == "replaced: 9 left: 0"

@@ -52,16 +52,12 @@ def _frombuffer(data, dtype, shape, order):
     return array
 
 
-def _encode(text, encoding):
-    """In place of _codecs.encode, by which Python 3 writes bytes into pickles of protocol 2."""
-    # Python writes latin1 here and nothing else. No codec is looked up by a name from the file.
-    return text.encode("latin1")
-
-
 _ALLOWED = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
+    # Python 3 writes bytes into pickles of protocol 2 by this function, as latin1 and nothing else.
+    # No codec is looked up by a name from the file.
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
     ("numpy.core.multiarray", "_reconstruct"): _Array,  # numpy 1 writes numpy.core
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # numpy 2 writes numpy._core

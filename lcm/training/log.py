@@ -32,17 +32,14 @@ class RunLog:
         self.text = text
         self.rows = [json.loads(line) for line in text.splitlines()]
         self._settings = dict(settings)
-        self._restore()
+        # A killed run's file may be longer than its checkpoint's record; less is reported.
+        present = self.file.read_bytes() if self.file.exists() else b""
+        if not present.startswith(text.encode()):
+            print(f"warning: {self.file} was damaged or missing; written anew from the checkpoint")
+        write_atomically(self.file, text.encode())
         self._folder = Path(directory) / "tensorboard" if tensorboard else None
         self._events = None
         self._shown = 0  # rows whose events are written
-
-    def _restore(self):
-        """A killed run's file may be longer than its checkpoint's record; less is reported."""
-        present = self.file.read_bytes() if self.file.exists() else b""
-        if not present.startswith(self.text.encode()):
-            print(f"warning: {self.file} was damaged or missing; written anew from the checkpoint")
-        write_atomically(self.file, self.text.encode())
 
     def append(self, row):
         """Add one epoch's row; it is on the disk when this returns."""

@@ -2,8 +2,6 @@
 
 import errno
 
-import torch
-
 from lcm.errors import UserError
 
 # RuntimeErrors of the CPU's allocator, oneDNN, C++, CUDA (another process took the rest), cuBLAS
@@ -18,12 +16,9 @@ WORDS = (
 
 def is_out_of_memory(error):
     """Whether an exception means that memory ran out."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-    return known or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
-    )
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in WORDS)
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
 
 
 def explained(error, device):

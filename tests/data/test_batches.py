@@ -11,13 +11,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from plain import MEAN, STD
 
 from lcm.data import workers
 from lcm.data.in_memory import Batches, Resident
 from lcm.data.workers import in_workers
 from lcm.errors import UserError
-
-MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def resident(n=150, size=32, pad=4, mirror=True, seed=0):

@@ -2,13 +2,11 @@
 run.json of one.
 """
 
-from pathlib import Path
-
+from lcm.config import compose
 from lcm.config.check import typed
 from lcm.config.compose import plain, resolve
 from lcm.runs.state import new_state
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SCHEDULE = {
     "digits": "digits",
     "cifar10": "cifar",
@@ -20,11 +18,7 @@ SCHEDULE = {
 
 def composed(*overrides):
     """The config of train.py's arguments, resolved, as nested dicts."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = compose("train", overrides=list(overrides))
-    return typed(resolve(config))
+    return typed(resolve(compose.composed(overrides)))
 
 
 def config(model="resnet20", attention="lcm2", data="digits", schedule=None, **changes):

@@ -12,6 +12,7 @@ import pandas as pd
 from lcm.reporting.runs import collect
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results"
 STORED = ROOT / "tests" / "reporting" / "stored"
 PARAMS = {
     "none": 269722,
@@ -127,9 +128,9 @@ def results_of(folder, runs=()):
     """A folder of results with the given files, the plans and the collected `runs`, each the
     keywords of an `invented_run`."""
     results = folder / "results"
-    shutil.copytree(ROOT / "results" / "plans", results / "plans")
+    shutil.copytree(RESULTS / "plans", results / "plans")
     for name in ("paper.csv", "claims.yaml", "power.csv"):
-        shutil.copy(ROOT / "results" / name, results)
+        shutil.copy(RESULTS / name, results)
     shutil.copy(STORED / "complexity.csv", results)
     for keywords in runs:
         invented_run(folder / "runs", **keywords)

@@ -8,16 +8,13 @@ import contextlib
 import itertools
 import json
 import os
-import runpy
 import signal
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-from tiny import Process
+from tiny import ROOT, started
 
-ROOT = Path(__file__).resolve().parents[2]
 FAKE, REAL = ROOT / "tests" / "helpers" / "fake_train.py", ROOT / "train.py"
 GRID = ["-m", "attention=none,se,lcm2", "seed=0,1", "schedule.epochs=3", "runs=runs"]  # 6 runs
 TINY = ["schedule.epochs=1", "model.layers=8", "schedule.batch_size=256", "threads=1"]
@@ -26,14 +23,11 @@ NUMBERS = itertools.count()  # of the processes: what one prints is in ../proces
 
 def start(script, *arguments, cwd, **environment):
     """Start a sweep in a process group of its own, with these variables in its environment."""
-
-    def main():
-        os.environ.update({key: str(value) for key, value in environment.items()})
-        os.chdir(cwd)
-        sys.argv = [str(script), *map(str, arguments)]
-        runpy.run_path(str(script), run_name="__main__")
-
-    return Process(Path(cwd).parent, main, name=f"process{next(NUMBERS)}")
+    variables = {key: str(value) for key, value in environment.items()}
+    name = f"process{next(NUMBERS)}"
+    return started(
+        Path(cwd).parent, script, arguments, cwd, lambda: os.environ.update(variables), name
+    )
 
 
 def finish(process):

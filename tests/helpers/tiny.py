@@ -21,8 +21,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-import hydra
-from omegaconf import OmegaConf
+from hydra_config import composed
 from PIL import Image
 
 import lcm.config.compose
@@ -90,11 +89,7 @@ def use(folder):
 def compose(*overrides):
     """The config of a command line, resolved, as nested dicts; `use` comes first."""
     always = ["threads=1", "device=cpu", "tensorboard=false", "progress=lines"]
-    with hydra.initialize_config_dir(
-        version_base="1.3", config_dir=str(lcm.config.compose.CONFIGS)
-    ):
-        composed = hydra.compose("train", overrides=[*always, *overrides])
-    return OmegaConf.to_container(composed, resolve=True)
+    return composed(*always, *overrides)
 
 
 _warm = False
@@ -224,17 +219,22 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def command(folder, *arguments, script="train.py", prepare=None):
-    """`python SCRIPT ARGUMENTS`, forked: Hydra, the checks and all. Returns Ended."""
+def started(folder, script, arguments, cwd=ROOT, prepare=None, name="process"):
+    """`python SCRIPT ARGUMENTS` in the folder `cwd`, forked: Hydra, the checks and all."""
 
     def main():
         if prepare:
             prepare()
-        os.chdir(ROOT)
-        sys.argv = [script, *map(str, arguments)]
-        runpy.run_path(script, run_name="__main__")
+        os.chdir(cwd)
+        sys.argv = [str(script), *map(str, arguments)]
+        runpy.run_path(str(script), run_name="__main__")
 
-    return Process(folder, main).wait()
+    return Process(folder, main, name=name)
+
+
+def command(folder, *arguments, script="train.py", prepare=None):
+    """Such a command in the checkout, to its end. Returns Ended."""
+    return started(folder, script, arguments, prepare=prepare).wait()
 
 
 def state_of(config):

@@ -4,7 +4,7 @@ import random
 import re
 
 import pytest
-from invented_runs import ROOT, changed
+from invented_runs import RESULTS, ROOT, changed
 from omegaconf import OmegaConf
 
 from lcm.reporting.claims import (
@@ -20,7 +20,6 @@ from lcm.reporting.runs import frame
 from lcm.reporting.statistics import pairs_to_reach
 from lcm.reporting.tables import read_complexity, read_paper
 
-RESULTS = ROOT / "results"
 PAPER = read_paper(RESULTS)
 TOP1 = PAPER[PAPER["metric"] == "top1"]
 PRINTED = {(p.table, p.model, p.data, p.attention): p.value for p in TOP1.itertuples()}

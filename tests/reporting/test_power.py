@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from invented_runs import ROOT
+from invented_runs import RESULTS
 
 from lcm.reporting.claims import read_claims
 from lcm.reporting.power import (
@@ -23,7 +23,6 @@ from lcm.reporting.statistics import (
 )
 from lcm.reporting.tables import read_paper, top1
 
-RESULTS = ROOT / "results"
 PAPER = read_paper(RESULTS)
 CLAIMS, ACCURACIES = read_claims(RESULTS / "claims.yaml", PAPER), top1(PAPER)
 

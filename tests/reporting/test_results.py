@@ -9,12 +9,11 @@ import shutil
 import matplotlib
 import pytest
 import tables
-from invented_runs import ROOT
+from invented_runs import RESULTS, ROOT
 
 from lcm.reporting.report import write_report
 from lcm.reporting.runs import collect
 
-RESULTS = ROOT / "results"
 MADE = ("runs.csv", "table*", "comparison*", "claims*.md", "report.html", "figures", "unfinished")
 FILLED = ("REPRODUCTION.md", "results/README.md")
 TABLES = r"((table[1-5]|comparison|claims)[a-z0-9_-]*\.(md|csv|tex))|runs\.csv"

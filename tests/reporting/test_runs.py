@@ -209,11 +209,6 @@ def test_a_damaged_record_is_named(runs, tmp_path):
     assert "damaged before, 92.0 % now" in summary.replaced[0]
 
 
-def test_no_folder(tmp_path):
-    with pytest.raises(UserError, match="no folder"):
-        collect(tmp_path / "runs", tmp_path)
-
-
 @pytest.mark.parametrize(
     "damage",
     [

@@ -3,13 +3,10 @@
 import pytest
 import tables as script
 from invented_runs import ROOT, STORED, changed, more
-from omegaconf import OmegaConf
 
-from lcm.config import compose
 from lcm.errors import UserError
 from lcm.reporting.protocol import (
     ARM,
-    PAPER_SCHEDULE,
     Protocol,
     in_order,
     paper_comparison,
@@ -157,15 +154,6 @@ def test_what_the_paper_does_not_know_has_its_rows(runs):
         ["resnet20", "none"], ["resnet20", "gc"], ["resnet20", "mine"], ["net", "alpha"],
     ]  # fmt: skip
     assert in_order(["z", "lcm2", "a", "none", "a"]) == ["none", "lcm2", "a", "z"]
-
-
-@pytest.mark.parametrize("number", TITLES)
-def test_the_protocols_facts_are_the_configs(number):
-    experiment = OmegaConf.load(compose.CONFIGS / "experiment" / f"table{number}.yaml")
-    data = set(experiment["hydra"]["sweeper"]["params"]["data"].split(","))
-    paper = read_paper(ROOT / "results")
-    assert data == set(paper[paper["table"] == number]["data"])
-    assert all(compose.load("schedule", name)["name"] == PAPER_SCHEDULE[name] for name in data)
 
 
 SE50 = {"data": "mini_imagenet", "model": "resnet50", "attention": "se"}

@@ -80,6 +80,9 @@ ARRANGED = {  # called in the command's process, with its folder
         attention__wide="defaults: [se]\nname: wide\nreduction: 64\nsites: every\n"
     ),
     "its file lacks keys": own(data__mine="name: mine\n_target_: lcm.data.Digits\n"),
+    "a word that train.py does not read": own(
+        schedule__mixed="defaults: [digits]\nname: mixed\nmixup: 0.2\n"
+    ),
     "its file has one key": own(schedule__bare="name: bare\nepochs: 1\n"),
     "none other has its size": own(
         model__large="name: large\nfamily: large\nimage_size: 64\n_target_: torch.nn.Identity\n",

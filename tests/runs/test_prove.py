@@ -3,8 +3,7 @@
 import json
 import shutil
 
-import prove_owner
-import prove_resume
+import prove
 import torch
 from tiny import compare_runs, directory_of, run
 
@@ -12,14 +11,14 @@ from lcm.training import checkpoint
 
 
 def test_ten_kills_and_not_a_byte_differs(tiny, tmp_path):
-    hits, differences = prove_resume.prove(tmp_path, 10, 0)
-    assert hits.total() == 10 and set(hits) <= set(prove_resume.PHASES) and differences == []
+    hits, differences = prove.resume(tmp_path, 10, 0)
+    assert hits.total() == 10 and set(hits) <= set(prove.PHASES) and differences == []
 
 
 def test_six_races_and_one_trains_in_each(tiny, tmp_path):
     config = tiny("attention=none", "schedule.epochs=1")
     for number in range(6):
-        ended, fine = prove_owner.race(tmp_path, config, number)
+        ended, fine = prove.race(tmp_path, config, number)
         assert fine, ended
 
 

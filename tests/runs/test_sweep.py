@@ -25,6 +25,7 @@ from processes import (
 )
 
 from lcm.config.compose import choices
+from lcm.reporting.protocol import PAPER_SCHEDULE
 from lcm.runs.grid import grid_of
 
 PAPER = csv.DictReader((ROOT / "results" / "paper.csv").read_text().splitlines())
@@ -44,6 +45,8 @@ def test_an_experiment_is_its_table_of_the_paper(table):
     assert named == {row for row in ROWS if row[0] == table}
     assert len(jobs) == len(named)  # one seed
     assert {job.config["schedule"]["epochs"] for job in jobs} == {100 if table == "5" else 300}
+    schedules = {(job.config["data"]["name"], job.config["schedule"]["name"]) for job in jobs}
+    assert schedules <= PAPER_SCHEDULE.items()
 
 
 def test_quickstart_has_every_attention():

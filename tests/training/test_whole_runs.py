@@ -90,7 +90,6 @@ CONFIGS = {
     "attention/noise": "_target_: test_whole_runs.Noise\nsites: every",
     "schedule/mine": "decay: cosine\nwarm_up: 1\noptimizer: adamw\nlabel_smoothing: 0.1\n"
     "learning_rate: 0.002\ndefaults: [digits]",
-    "schedule/mixed": "mixup: 0.2\ndefaults: [digits]",
 }
 
 
@@ -186,11 +185,6 @@ def test_a_schedule_of_ones_own_is_continued_exactly(trained):
     assert said in out and [row["lr"] for row in whole["none"]] == [0.002, 0.002]
     parts, out = trained("parts", killed(words), (0, None, words))
     assert "continuing  from epoch 2, step 7" in out and parts == whole
-
-
-def test_a_word_of_a_schedule_that_train_py_does_not_read_is_refused(folder):
-    ended = command(folder, "--config-dir", folder / "conf", "schedule=mixed")
-    assert ended.code == 2 and "schedule.mixup: no such key" in ended.err
 
 
 @pytest.mark.parametrize(
