@@ -1,11 +1,11 @@
 """Parameters, the paper's "GFloat", and true multiply-accumulates of a network.
 
 The paper counts as the `thop` package did in 2019, by one rule for each kind of module:
-multiply-accumulates of convolutions, multiplications and additions of linear layers and norms, and
-nothing outside modules. It leaves out matrix products between tensors, so that the count of a
-Non-local block is too small. The true count has the multiply-accumulates of all convolutions and
-matrix products, in modules or not, and nothing else. `Complexity.uncounted` names the operations
-that it does not know.
+multiply-accumulates of convolutions, multiplications and additions of linear layers, batch norms,
+average pools and softmaxes, and nothing outside modules. It leaves out matrix products between
+tensors, so that the count of a Non-local block is too small. The true count has the
+multiply-accumulates of all convolutions and matrix products, in modules or not, and nothing else.
+`Complexity.uncounted` names the operations that it does not know.
 """
 
 import math

@@ -1,7 +1,7 @@
 """This project's training beside a plain PyTorch loop: in turns, in one run, on this machine.
 
     python scripts/benchmark.py                            # a quarter of an hour on two cores
-    python scripts/benchmark.py --out results/benchmark.csv --attentions se,lcm1,lcm2
+    python scripts/benchmark.py --out benchmark.csv --attentions se,lcm1,lcm2
     python scripts/benchmark.py --variants bf16 device=cuda channels_last=false
 
 What is compared with what: docs/benchmark.md.
@@ -71,10 +71,7 @@ class Timed:
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - self.began)
 
-    def after_test_step(self, *_, **__):
-        pass
-
-    record = after_test_step
+    record = after_test_step = lambda *_, **__: None
 
 
 def project(config, epochs):
@@ -209,7 +206,8 @@ def main(arguments=None):
     add("words", nargs="*", metavar="key=value", help="further words of train.py")
     names = {"type": lambda text: text.split(","), "metavar": "NAME,..."}
     add("--networks", **names, default=["resnet20", "densenet40"], help="(resnet20,densenet40)")
-    add("--variants", **names, default=["fp32", "fp32 compiled"], help=f"of {', '.join(VARIANTS)}")
+    variants = f"(fp32,fp32 compiled); of {', '.join(VARIANTS)}"
+    add("--variants", **names, default=["fp32", "fp32 compiled"], help=variants)
     add("--attentions", **names, default=[], help="whose step is measured as well, beside none")
     add("--epochs", type=int, choices=range(1, 21), metavar="N", default=2, help="of a turn (2)")
     add("--out", metavar="FILE", help="a CSV file for the rows, overwritten (default: none)")

@@ -53,8 +53,9 @@ METHOD = (
     "BCa bootstrap, too narrow where seeds are few; P: share of pairs with A above B, a tie counts "
     "half; p: sign-flip test, exact up to 20 pairs, 9,999 random patterns above. Holm's correction "
     "is over all comparisons that the claims make in one table of the paper, with runs or without; "
-    "a comparison that is in two tables has the larger p-value in both. Methods and sources: "
-    "`lcm/reporting/statistics.py`; error rates and power of the verdicts: `results/power.md`."
+    "a comparison that is in two tables has the larger p-value, and needs the larger number of "
+    "seeds, in both. Methods and sources: `lcm/reporting/statistics.py`; error rates and power of "
+    "the verdicts: `results/power.md`."
 )
 
 

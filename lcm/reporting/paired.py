@@ -295,7 +295,7 @@ def pair_notes(pairs):
         if len(arms)
     )
     return (
-        [f"{plural(len(pairs), 'pair')}; some differ in more than the attention: {differ}."]
+        [f"{plural(len(pairs), 'pair')}; differences other than the attention: {differ}."]
         if differ
         else []
     )

@@ -171,8 +171,9 @@ def _whole_claims(claims, accuracies, rows, repetitions):
     fewest = rows.set_index("claim")
     for table, family in families(claims).items():
         parts.append(
-            f"### Table {table}: {len(family)} comparisons, none can be significant "
-            f"with fewer than {pairs_to_reach(len(family))} seeds"
+            f"### Table {table}: {len(family)} comparisons, of which no single one can be "
+            f"significant with fewer than {pairs_to_reach(len(family))} seeds (a claim about their "
+            f"average is one test: {MINIMUM_PAIRS} seeds)"
         )
         lines = [
             [f"{number} {claim['id']}", *fewest.loc[claim["id"]]]
@@ -201,7 +202,8 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
     parts = [
         "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
-        f"deviation of {DEVIATION} points, independent, rounded to 0.01. A share from "
+        f"deviation of {DEVIATION} points (assumed, the same on every data set), independent, "
+        "rounded to 0.01. A share from "
         + ", ".join(
             # 1.96 standard errors of a share of one half, where they are largest.
             f"{n} repetitions is uncertain by up to {100 * 1.96 * 0.5 / n**0.5:.1f} points"

@@ -53,9 +53,9 @@ FAMILY = {
     "plan": "p (Holm): over each planned family, for each data set (`results/plans/{name}.yaml`, "
     "written before the first run); other rows have no verdict. Tested once all {seeds} seeds are "
     "there. Two rules, older than the first result, are stricter than the plan's test: a verdict "
-    "also asks for the 95 % interval, and a diverged run also loses its pair. Runs of its network "
-    "with other seeds or settings are in no table of the schedule. The paper's differences are "
-    "those of its own schedule.",
+    "also asks for the 95 % interval, and a diverged run also loses its pair. Runs of the "
+    "plan's network with other seeds or settings are in no table of the schedule. The paper's "
+    "differences are those of its own schedule.",
     "none": "No plan was written for this schedule before its runs. p (Holm): over all rows of one "
     "network on one data set, those without runs too.",
 }
@@ -227,11 +227,14 @@ def build(runs, protocol, results):
 
 
 def counts(runs):
-    """What was run: by data, schedule, precision and other settings; networks, devices and time."""
+    """What was run: by data, schedule, precision and deviations; networks, devices and time."""
     titles = runs["data"].map(lambda data: DATA_TITLE.get(data, data))
+    compiled = runs["compile"].map({True: ", compiled"}).fillna("")
     rows = []
     # Deviations are JSON with sorted keys: equal settings are equal text.
-    for names, own in runs.groupby([titles, "schedule", "precision", "deviations"]):
+    for names, own in runs.groupby(
+        [titles, "schedule", runs["precision"] + compiled, "deviations"]
+    ):
         deviations = (f"{key}={value}" for key, value in json.loads(names[3]).items())
         finished = (own["state"] == "finished").sum()
         rows.append(
@@ -246,7 +249,7 @@ def counts(runs):
             ]
         )
     header = [
-        *("data", "schedule", "precision", "other settings", "networks", "on"),
+        *("data", "schedule", "precision", "deviations", "networks", "on"),
         *("finished", "failed", "time"),
     ]
     return Table("counts", "What was run", header, rows, labels=6)

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 import yaml
-from invented_runs import ROOT
+from invented_runs import RESULTS, ROOT
 
 from lcm.reporting.claims import families, judge, judge_statements, read_chances, read_claims
 from lcm.reporting.protocol import (
@@ -24,8 +24,6 @@ from lcm.reporting.report import printed_counts
 from lcm.reporting.runs import read_runs
 from lcm.reporting.statistics import MINIMUM_PAIRS, pairs_to_reach
 from lcm.reporting.tables import read_complexity, read_paper
-
-RESULTS = ROOT / "results"
 
 RUNS = read_runs(RESULTS / "runs.csv")
 PAPER = read_paper(RESULTS)
@@ -111,7 +109,7 @@ def lines_of_the_table():
         pairs, meaning = f"{row.pairs}", f"excludes gains above {rounded(row.gain, 2)} points"
         if planned and row.pairs < planned:
             pairs += f" of {planned}"
-            meaning = f"judged at {planned} pairs"
+            meaning = f"judged at {planned} pairs; the paper's is of 300 epochs"
         elif row.pairs < MINIMUM_PAIRS:
             meaning = f"nothing: a test needs {MINIMUM_PAIRS} pairs"
         elif planned:
