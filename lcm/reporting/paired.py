@@ -135,11 +135,18 @@ def in_family(rows, pairs=0, due=True):
     pairs: how many were planned.
     """
     # A test after each new pair would be many tests, with as many chances of a false verdict:
-    # until a planned one is due, its row has no corrected p-value, and so no verdict.
+    # until a planned one is due, its row has no p-value, and so no verdict.
     p_values = holm([row.comparison.p if due else None for row in rows])
     adjusted = [None if math.isnan(p) else p for p in p_values.tolist()]
     needed = max(pairs, pairs_to_reach(len(rows)))
-    return [row._replace(adjusted=p, needed=needed) for row, p in zip(rows, adjusted, strict=True)]
+    return [
+        row._replace(
+            adjusted=p,
+            needed=needed,
+            comparison=row.comparison if due else row.comparison._replace(p=None),
+        )
+        for row, p in zip(rows, adjusted, strict=True)
+    ]
 
 
 def verdict_words(word, pairs, needed):
@@ -176,8 +183,9 @@ def _record(row, protocol, plan, level, paper):
     ours = row.comparison
     params, macs = row.arm[["params", "macs"]].iloc[0] if len(row.arm) else (None, None)
     # The inverted test and the prediction would take the stand-in of a diverged run for its
-    # accuracy, and could exclude what the p-value, which takes it at its worst, does not.
-    certain = () if row.pairs["lost"].any() else ours.differences  # of a lost pair: no number
+    # accuracy, and could exclude what the p-value, which takes it at its worst, does not. Where
+    # the test is not due yet, nothing is excluded either.
+    certain = () if ours.p is None or row.pairs["lost"].any() else ours.differences
     loss, gain = not_excluded(certain)
     names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
     planned = {}

@@ -18,6 +18,7 @@ import torch
 from hydra_config import begun_state, composed, config
 from tiny import ROOT, command, run
 
+from lcm.config import compose
 from lcm.runs.state import write_state
 from lcm.training import device
 from lcm.training.state import Sums
@@ -115,10 +116,13 @@ def shown(text, folder):
 
 @pytest.fixture(scope="module")
 def imported():
-    """Hydra is imported here, and its parser has seen a command line: the commands are forked from
-    this process.
+    """Hydra is imported here, its parser has seen a command line, and the YAML files are read: the
+    commands are forked from this process. Those with --config-dir read the files again.
     """
     composed("seed=1")
+    compose.settings()
+    for group in compose.GROUPS:
+        compose.load_all(group)
 
 
 @pytest.mark.parametrize(
