@@ -6,10 +6,11 @@ and, unless nothing is to be built, a `_target_`, its arguments and `sites` (whe
 `lcm.models.fill_sites`).
 """
 
+import inspect
 from collections.abc import Mapping
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from lcm.config.compose import load, resolve
 from lcm.errors import UserError, nearest
@@ -59,7 +60,8 @@ def site_problems(model, attention, num_classes, image_size=None, trial=None):
     num_classes) of two images of `image_size` (the model's own, if None), and the attention, built
     for each width, has to keep shape and type of the maps at each site. Without a `_target_` of the
     attention only the network is checked. `trial` is called with the filled network and with
-    images: what it raises is a problem, too.
+    images, and leaves gradients: what it raises is a problem, too, and so is a parameter of the
+    attention without a gradient.
     """
     size = image_size or model["image_size"]
     images = torch.zeros(2, 3, size, size)
@@ -75,6 +77,7 @@ def site_problems(model, attention, num_classes, image_size=None, trial=None):
                     f"it makes {described(wrong[0])} of images {tuple(images.shape)}, not logits "
                     f"{(2, num_classes)}"
                 )
+            own = {name for name, _ in network.named_parameters()}
             # `example` has each module tried at the size of its map: one with a weight for each
             # position fits no other.
             if "_target_" in attention:
@@ -85,6 +88,9 @@ def site_problems(model, attention, num_classes, image_size=None, trial=None):
         if trial is not None:
             with generators(0, "trial"):
                 trial(network, torch.rand(images.shape))
+            for name, parameter in network.named_parameters():
+                if name not in own and parameter.requires_grad and parameter.grad is None:
+                    raise ValueError(f"{name} has no part in the loss: is its result used?")
     except (Exception, SystemExit) as error:  # a constructor may call sys.exit
         return [f"{said}: {why(error)}"]
     return []
@@ -112,7 +118,10 @@ def _compose(model, attention, overrides):
 
 def _partial(mapping):
     """The target of a mapping, with its arguments."""
-    arguments = {key: value for key, value in mapping.items() if key not in FACTS | {"sites"}}
+    # One's own constructor may take a word of FACTS: torchvision's ViT its image_size.
+    taken = inspect.signature(get_object(mapping["_target_"])).parameters
+    passed_over = (FACTS | {"sites"}) - taken.keys()
+    arguments = {key: value for key, value in mapping.items() if key not in passed_over}
     # Not recursive: a mapping may come from a stranger's run.json, and Hydra would call every
     # `_target_` below a key of it.
     return instantiate(arguments, _partial_=True, _recursive_=False, _convert_="all")

@@ -104,11 +104,13 @@ def map_shape(place, calls, keeps):
 
     Args:
         place: the layer's.
-        calls: of the layer, as `maps_through` has found them.
+        calls: of the layer, as `maps_through` has found them; None where nothing was run.
         keeps: whether the layer has to keep the shape of its maps.
     """
     layer = unwrapped(place.module)
     said = f"{place.name} is a {type(layer).__name__}"
+    if calls == [] and isinstance(layer, Site):  # None where nothing was run
+        raise ValueError(f"{said} that the network's forward pass does not call")
     if not calls:
         for kind, key in WIDTH.items():
             # A convolution does not say that what enters it has the same shape.
@@ -132,16 +134,19 @@ def map_shape(place, calls, keeps):
                 "keeps the shape of its map can be replaced by attention"
             )
     widths = sorted({leaving.shape[1] for _, leaving in calls})
-    if len(widths) > 1:
+    # An activation without parameters often stands for several; what has some shares them.
+    if len(widths) > 1 or (len(calls) > 1 and next(layer.parameters(), None) is None):
         raise ValueError(
-            f"{said} that is called with maps of {', '.join(map(str, widths))} channels: one "
-            "module cannot follow them all"
+            f"{said} that is called {len(calls)} times, with maps of "
+            f"{', '.join(map(str, widths))} channels: one module would stand at all these places"
         )
     return tuple(calls[0][1].shape[1:])
 
 
 def _channels_last(layer, parent, maps):
     """Whether a layer has its channels last, (N, H, W, C), as its linear layers and norms tell."""
+    if isinstance(layer, Site):
+        return maps.shape[1] != layer.channels
     # Linear layers and layer norms work on the last axis: where C is last, it has their width.
     widths = {part.out_features for part in layer.modules() if isinstance(part, nn.Linear)}
     # An activation or a permutation has none: what stands beside it tells.

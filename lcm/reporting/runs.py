@@ -25,14 +25,6 @@ def frame(rows):
     return runs.astype(DTYPES).sort_values(ORDER, ignore_index=True)
 
 
-def runs_csv(runs):
-    """The text of runs.csv; numbers as the shortest text that reads back as the same number, no
-    OPTIONAL column that is empty."""
-    runs = runs.drop(columns=[key for key in OPTIONAL if not runs[key].any()])
-    switches = {key: runs[key].map({True: "true", False: "false"}) for key in SWITCHES}
-    return runs.assign(**switches).to_csv(index=False, lineterminator="\n")
-
-
 def read_runs(file):
     """The DataFrame of runs.csv; without rows where there is no such file. UserError: damaged."""
     if not Path(file).exists():
@@ -113,7 +105,10 @@ def collect(runs, results):
         write(file, text)
     recorded, damaged_records = records.read_records(metrics)
     table = frame([records.row(run) for run, _ in recorded])
-    write(Path(results) / "runs.csv", runs_csv(table))
+    # Numbers as the shortest text that reads back as the same number; no empty OPTIONAL column.
+    switches = {key: table[key].map({True: "true", False: "false"}) for key in SWITCHES}
+    shown = table.drop(columns=[key for key in OPTIONAL if not table[key].any()]).assign(**switches)
+    write(Path(results) / "runs.csv", shown.to_csv(index=False, lineterminator="\n"))
     return Summary(table, damaged + damaged_records, new, replaced, unfinished)
 
 

@@ -42,14 +42,17 @@ def source(config):
 
 
 def keep_own(config, directory):
-    """Copy the user's own files to `directory`/source. Returns {"attention": one digest of all its
-    own files, "model": ...}.
+    """Copy the user's own files to `directory`/source. Returns {"attention": one digest of its
+    target and all its own files, "model": ...}.
     """
     for files in _own(config).values():
         for name, file in files.items():
             write(Path(directory) / "source" / name, _read(file))
     return {
-        group: hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
+        # One file may hold several modules: the target's name counts, too.
+        group: hashlib.sha256(
+            repr([config[group]["_target_"], *sorted(digests.items())]).encode()
+        ).hexdigest()[:16]
         for group, digests in source(config).items()
     }
 

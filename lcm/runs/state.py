@@ -159,7 +159,7 @@ def begun(config, directory, state, saved, data, complexity, threads, here):
         config,
         params=complexity.params,
         gfloat=complexity.gfloat,
-        macs=complexity.macs,
+        macs=None if complexity.uncounted else complexity.macs,  # not too small a number
         threads=threads,
         data_fingerprint=data.fingerprint,
         num_classes=data.num_classes,

@@ -4,6 +4,7 @@ rehearsal of both.
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import saved_tensors_hooks
 
 from lcm.errors import NotFinite
 from lcm.training.schedule import make_optimizer
@@ -148,7 +149,8 @@ def rehearse(network, images, schedule, channels_last, bf16):
         network: images (N, 3, H, W) -> logits.
         schedule, channels_last: the config's. bf16: whether under autocast.
     """
-    if not any(parameter.requires_grad for parameter in network.parameters()):
+    known = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+    if not known:
         raise ValueError("it has no parameter that learns")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network.to(memory_format=layout)
@@ -156,8 +158,17 @@ def rehearse(network, images, schedule, channels_last, bf16):
     optimizer = make_optimizer(schedule, network)
     state = TrainingState(network, optimizer, Sums("cpu"))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    used = []  # what the backward pass needs, the weights with it
+    # A pass of its own: with hooks autograd does not see what is written into such tensors.
+    with autocast, saved_tensors_hooks(lambda t: used.append(t) or t, lambda t: t):
+        network.train()(images)
+    if any(t.is_leaf and t.requires_grad and id(t) not in known for t in used):
+        raise ValueError(
+            "it has a weight in a list or a plain tensor, which no optimiser and no checkpoint "
+            "would know: use nn.ModuleList, nn.ParameterList or nn.Parameter"
+        )
     with autocast:
-        logits = network.train()(images)
+        logits = network(images)
     F.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.int64)).backward()
     optimizer.step()
     with autocast, torch.inference_mode():

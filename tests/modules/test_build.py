@@ -153,6 +153,14 @@ def test_a_module_keeps_what_its_constructor_set(target):
     assert all(torch.equal(first.state_dict()[key], value) for key, value in plain.items())
 
 
+def sized(channels, image_size):
+    return Calls(lambda m, x: x, image_size=image_size)
+
+
+def test_an_argument_may_be_called_as_a_fact_is():
+    assert build_network(RESNET, own("sized", image_size=14)).stage1[0].site.image_size == 14
+
+
 def mine(target, **keys):
     return {"name": "mine", "family": "mine", "image_size": 32, "_target_": target} | keys
 
@@ -166,10 +174,10 @@ def test_a_network_keeps_what_its_constructor_set():
     assert all(torch.equal(filled[key], value) for key, value in first.items())
 
 
-def backbone(num_classes, logits=None):
+def backbone(num_classes, logits=None, call=True):
     """With a token that no layer draws."""
     return Calls(
-        lambda m, x: m.fc((m.site(m.stem(x)) + m.token).mean((2, 3))),
+        lambda m, x: m.fc(((m.site(m.stem(x)) if call else m.stem(x)) + m.token).mean((2, 3))),
         token=nn.Parameter(torch.full((1, 6, 1, 1), 7.0)),
         stem=nn.Conv2d(3, 6, 3, stride=2, padding=1),
         site=Site(6, 1),
@@ -250,6 +258,9 @@ BACKBONE, NONE = f"{__name__}.backbone", {"name": "none"}
         (mine(BACKBONE), own("returns", make="32"),
             "attention=mine does not fit model=mine: at a map (6, 16, 16): RuntimeError"),
         (mine(BACKBONE, image_size=40), own("returns", make="20"), ""),
+        (mine(BACKBONE, image_size=12), own("gate"), ""),  # its last layer is as wide as its maps
+        (mine(BACKBONE, call=False), own("gate"),
+            "site is a Site that the network's forward pass does not call"),
         (mine("torchvision.models.resnet18"), own("gate"), ""),
         (mine("torchvision.models.vgg11"), NONE, ""),
         (mine("torchvision.models.vgg11"), own("gate"), "does not fit model=mine: VGG has no free"),
@@ -286,6 +297,17 @@ def sparse_scale(channels):
     return Calls(lambda m, x: x * m.table(torch.zeros((), dtype=torch.int64)), table=table)
 
 
+def unused(channels):
+    """Forgets its weight."""
+    return Calls(lambda m, x: x, scale=nn.Parameter(torch.ones(())))
+
+
+def listed(channels):
+    """Has its weight in a list."""
+    weights = [nn.Conv2d(channels, channels, 1)]
+    return Calls(lambda m, x: x + weights[0](x))
+
+
 def frozen_backbone(num_classes):
     return backbone(num_classes).requires_grad_(False)
 
@@ -298,6 +320,8 @@ def frozen_backbone(num_classes):
         (RESNET, own("returns", make="view"), "RuntimeError: view size is not compatible"),
         (RESNET, own("complex_scale"), "not implemented for 'ComplexFloat'"),
         (RESNET, own("sparse_scale"), "does not support sparse gradients"),
+        (RESNET, own("unused"), "stage1.0.site.scale has no part in the loss: is its result used?"),
+        (RESNET, own("listed"), "it has a weight in a list or a plain tensor, which no optimiser"),
         (mine(f"{__name__}.frozen_backbone"), NONE, "model=mine: it has no parameter that learns"),
     ],
 )  # fmt: skip

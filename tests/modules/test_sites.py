@@ -169,7 +169,8 @@ REFUSED = [  # the network, the arguments, the message
         f"1 is a {type(layer).__name__}, which does not say how many channels its maps have")
         for layer in NO_MAPS),
     (tv.resnet50, {"after": "layer1.*.relu"} | EXAMPLE,
-        "layer1.0.relu is a ReLU that is called with maps of 64, 256 channels"),
+        "layer1.0.relu is a ReLU that is called 3 times, with maps of 64, 256 channels: one"),
+    (tv.resnet18, {"after": "layer1.*.relu"} | EXAMPLE, "called 2 times, with maps of 64 channels"),
     (tv.googlenet, {"after": "aux1.fc1"} | EXAMPLE,
         "aux1.fc1 is a Linear, .* give an `example` of the network's input with which it is"),
     # what is no map

@@ -128,6 +128,7 @@ def test_a_run_json_of_any_version_is_compared_in_what_is_own(group, folder):
     with pytest.raises(UserError, match=r"own_parts\.py has changed"):
         refuse_changed_source(here, changed)
     there = here | {group: here[group] | {"_target_": "own_gate.scale"}}
+    assert sources.keep_own(here, folder) != sources.keep_own(there, folder)  # two arms
     with pytest.raises(UserError, match=r"_target_ own_gate\.Gate has changed"):
         refuse_changed_source(there, finished)
 
