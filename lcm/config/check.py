@@ -36,8 +36,8 @@ class Rule(NamedTuple):
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
     """An int or float (never a bool) in a range."""
-    bounds = [(">=", low), ("<=", high), (">", above), ("<", below)]
-    bounds = " and ".join(f"{sign} {bound}" for sign, bound in bounds if abs(bound) < math.inf)
+    ends = {">=": low, "<=": high, ">": above, "<": below}
+    bounds = " and ".join(f"{s} {end}" for s, end in ends.items() if abs(end) < math.inf)
 
     def fits(value):
         # By `type`, since True is an int. The largest float excludes NaN, infinities and whole
@@ -272,7 +272,7 @@ def _value_problem(key, value, default, is_fact):
 def _combination_problems(config, expected):
     """Problems of a combination whose parts are fine by themselves; `expected`: the files' keys."""
     problems = []
-    model, data, schedule = config["model"], config["data"], config["schedule"]
+    data, model, attention, schedule = (config[group] for group in GROUPS)
     if model["image_size"] != data["image_size"]:
         problems.append(_size_problem(model, data))
     if (label := data.get("label")) in choices("data"):
@@ -283,6 +283,11 @@ def _combination_problems(config, expected):
         for key in idle
         if schedule[choice] == chosen and schedule[key] != expected[f"schedule.{key}"]
     ]
+    if attention["name"] in (model.get("paper") or {}) and "paper" not in attention:
+        problems.append(
+            f"the file of model={model['name']} has sizes for {attention['name']} (paper), which "
+            "only the paper's attentions read: give them as attention.KEY=VALUE"
+        )
     if schedule["warm_up"] >= schedule["epochs"]:
         problems.append(
             f"schedule.warm_up={schedule['warm_up']}: must be smaller than "

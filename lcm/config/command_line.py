@@ -63,7 +63,14 @@ def override_problems(arguments, multirun=False, config_dir=None):
         usual = {}
     multirun = is_sweep(arguments, multirun)
     found = (_problem_of(override, multirun, usual) for override in overrides)
-    return [*_shadowed(), *filter(None, found)]
+    # Its name is then the other's, and with `_self_` first so is all of it.
+    renamed = [
+        f"{group}={name}: its file ends up with the name of {called}: give it `name: {name}`, and "
+        "no `_self_` before what it extends"
+        for group, name in names.items()
+        if (called := usual.get(f"{group}.name", name)) != name and called in choices(group)
+    ]
+    return [*_shadowed(), *renamed, *filter(None, found)]
 
 
 def is_sweep(arguments, multirun):

@@ -81,12 +81,10 @@ def identity(config):
         if not is_under(key, (*NOT_IDENTITY, "attention.paper", "model.paper"))
         and key.partition(".")[2] not in ("_target_", "_convert_")  # of a choice; not below a key
     }
-    return json.loads(json.dumps(settings), parse_float=_whole)
-
-
-def _whole(text):
-    number = float(text)
-    return int(number) if number.is_integer() else number
+    return json.loads(
+        json.dumps(settings),
+        parse_float=lambda text: int(float(text)) if float(text).is_integer() else float(text),
+    )
 
 
 def differing(configs):

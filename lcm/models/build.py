@@ -63,8 +63,7 @@ def site_problems(model, attention, num_classes, image_size=None, trial=None):
     images, and leaves gradients: what it raises is a problem, too, and so is a parameter of the
     attention without a gradient.
     """
-    size = image_size or model["image_size"]
-    images = torch.zeros(2, 3, size, size)
+    images = torch.zeros(2, 3, *2 * [image_size or model["image_size"]])
     said = f"model={model['name']}"
     try:
         with torch.no_grad(), generators(0, "check"):

@@ -282,8 +282,10 @@ def statement_tables(claims, judged):
 
 def read_chances(results):
     """{claim's id: "20 / 25"} of power.csv. Raises UserError where it is missing."""
-    rows = read_csv(Path(results) / "power.csv")
-    return {row["claim"]: f"{row['half']} / {row['four_fifths']}" for row in rows}
+    return {
+        row["claim"]: f"{row['half']} / {row['four_fifths']}"
+        for row in read_csv(Path(results) / "power.csv")
+    }
 
 
 def claims_page(claims, runs, protocol, complexity, chances):

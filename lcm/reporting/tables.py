@@ -72,8 +72,9 @@ COUNTS = {
 
 def read_paper(results):
     """paper.csv in the paper's order; its counts stay text, as printed."""
-    rows = pd.DataFrame(read_csv(Path(results) / "paper.csv"))
-    return rows.astype({"table": int, "value": float})
+    return pd.DataFrame(read_csv(Path(results) / "paper.csv")).astype(
+        {"table": int, "value": float}
+    )
 
 
 def top1(paper):

@@ -101,8 +101,9 @@ def grid_of(arguments, config_dir=None):
     with searching() as places:
         # What Hydra's own main gives to a sweeper.
         loader = GlobalHydra.instance().config_loader()
-        once = [*places, *for_hydra(arguments)]
-        master = loader.load_configuration("train", once, RunMode.MULTIRUN)
+        master = loader.load_configuration(
+            "train", [*places, *for_hydra(arguments)], RunMode.MULTIRUN
+        )
         return grid(loader, master, arguments)
 
 

@@ -34,8 +34,10 @@ def best_and_last(rows):
     # Of several best epochs the first one.
     best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
     keys = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
-    last = {key: rows[-1][key] for key in keys}
-    return last | {"best_test_top1": best["test_top1"], "best_epoch": best["epoch"]}
+    return {key: rows[-1][key] for key in keys} | {
+        "best_test_top1": best["test_top1"],
+        "best_epoch": best["epoch"],
+    }
 
 
 def result_line(state):

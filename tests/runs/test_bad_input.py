@@ -84,6 +84,13 @@ ARRANGED = {  # called in the command's process, with its folder
     "a word that train.py does not read": own(
         schedule__mixed="defaults: [digits]\nname: mixed\nmixup: 0.2\n"
     ),
+    "what it extends comes last": own(
+        schedule__fast="defaults: [_self_, digits]\nname: fast\nepochs: 2\n"
+    ),
+    "sizes that nothing reads": own(
+        model__sized="defaults: [resnet20]\nname: sized\npaper: {mine: {reduction: 5}}\n",
+        attention__mine="name: mine\n_target_: lcm.attention.SqueezeExcite\nreduction: 4\n",
+    ),
     "its file has one key": own(schedule__bare="name: bare\nepochs: 1\n"),
     "none other has its size": own(
         model__large="name: large\nfamily: large\nimage_size: 64\n_target_: torch.nn.Identity\n",
