@@ -63,7 +63,7 @@ def count(network, image_size):
     # Hooks are put on a copy: the caller's network needs no tidying up, whatever happens.
     network = twin(network)
     counter = _Counter(network)
-    image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
+    image = next(network.parameters(), torch.empty(0)).new_zeros(1, 3, image_size, image_size)
     fused = torch.backends.mha.get_fastpath_enabled()  # whole transformer layers in one operation
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -81,18 +81,18 @@ def _paper_operations(module, args, y):
     """The paper's count for one call of a module, y = module(*args)."""
     # The rules of thop's count_hooks.py
     match module:
-        case nn.Conv2d():
-            return y.numel() * (module.weight[0].numel() + (module.bias is not None))
+        case nn.modules.conv._ConvNd(in_channels=c, groups=groups, kernel_size=k, bias=bias):
+            return y.numel() * (c // groups * math.prod(k) + (bias is not None))
         case nn.Linear():
             # Multiplications, and one addition less
             return y.numel() * (2 * module.in_features - 1)
-        case nn.BatchNorm1d() | nn.BatchNorm2d():
+        case nn.modules.batchnorm._BatchNorm():
             # Subtract, divide, scale, shift
             return 4 * y.numel()
-        case nn.AvgPool2d(kernel_size=k):
+        case nn.modules.pooling._AvgPoolNd(kernel_size=k):
             # thop multiplies the sizes in `kernel_size`: an int k gives k, not k squared.
             return y.numel() * ((k if isinstance(k, int) else math.prod(k)) + 1)
-        case nn.AdaptiveAvgPool2d():
+        case nn.modules.pooling._AdaptiveAvgPoolNd():
             return y.numel() * (math.prod(args[0].shape[2:]) // math.prod(y.shape[2:]) + 1)
         case nn.Softmax(dim=int(dim)):
             # For n values: n exponentials, n - 1 additions, n divisions
@@ -102,11 +102,11 @@ def _paper_operations(module, args, y):
 
 
 # Of ATen's operations these multiply matrices in other ways, or may: by a word in their names.
-MATRIX = re.compile(r"mm|matmul|conv|attention|rnn|lstm|gru|linear|cdist|linalg|dot|addr")
+MATRIX = re.compile(r"mm|matmul|conv|attention|rnn|lstm|gru|linear|cdist|linalg|dot|addr|affine")
 # These read parameters and multiply no matrices; so do views and what works element by element.
 FREE = re.compile(
     r"norm|embedding|clone|copy|cat|stack|index|gather|sum|mean|max|min|softmax|upsample|_pad"
-    r"|roll|flip|repeat|prelu"
+    r"|roll|flip|repeat|prelu|pool|empty|new_|_local_scalar|\b(var|std|prod|tri[lu]|sort|topk|any)\b"
 )
 
 

@@ -106,6 +106,7 @@ def print_network(keys):
         if wrong := [rule.expected for rule in rules if not rule.fits(value)]:
             raise UserError(f"{key}={value}: must be {wrong[0]}")
     image_size = keys.pop("image_size", load("model", keys["model"])["image_size"])
+    keys.setdefault("num_classes", 10 if image_size == 32 else 100)  # as the paper's tables
     try:
         complexity = count(build_network(**keys), image_size)
     except UserError:

@@ -32,8 +32,11 @@ from lcm.training.device import choose_device
 def main(arguments=None):
     options = parse(arguments)
     for file in options.out:
-        if file.suffix.lower() not in figures.METADATA:
-            raise UserError(f"--out {file}: the name must end in {', '.join(figures.METADATA)}")
+        if file.suffix.lower() not in figures.METADATA or file.stem == "run":
+            raise UserError(
+                f"--out {file}: the name must end in {', '.join(figures.METADATA)}, and not be "
+                "`run`, since a .json of the same name is written beside it"
+            )
         try:
             file.parent.mkdir(parents=True, exist_ok=True)  # before long work
         except OSError as error:

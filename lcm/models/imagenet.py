@@ -88,8 +88,10 @@ def resnext50_32x4d(num_classes):
 
 def densenet121(num_classes):
     """DenseNet-121, shapes as in `resnet50`, with a site in each of its 58 dense layers."""
-    own_rules = {nn.Conv2d: FanInConv2d, nn.Linear: ZeroBiasLinear}
-    return _prepare(torchvision.models.densenet121(num_classes=num_classes), own_rules)
+    return _prepare(
+        torchvision.models.densenet121(num_classes=num_classes),
+        {nn.Conv2d: FanInConv2d, nn.Linear: ZeroBiasLinear},
+    )
 
 
 def _prepare(network, own_rules):

@@ -92,8 +92,10 @@ def fill_sites(
             new[layer] = _to(module, _tensor_of(place, network)).train(layer.training)
     if behind:
         new = {layer: Attended(layer, module) for layer, module in new.items()}
-    for _, parent, key, layer in found:
-        setattr(parent, key, new[layer])
+    # Under all of its names: the network may call a layer by one that does not fit the pattern.
+    for _, parent, key, layer in [*places(network)]:
+        if layer in new:
+            setattr(parent, key, new[layer])
     return network
 
 

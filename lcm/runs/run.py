@@ -135,8 +135,12 @@ class Run:
         self._seconds = first["seconds"]
         self._began = time.monotonic()
         self._timed = first.get("timed", [0, 0.0])  # images and seconds of training in this epoch
-        settings = identity(self.config)  # TensorBoard's hyperparameters
-        self._log = RunLog(self.directory, first["metrics"], self.config["tensorboard"], settings)
+        self._log = RunLog(
+            self.directory,
+            first["metrics"],
+            self.config["tensorboard"],
+            settings=identity(self.config),
+        )
         self._interval = checkpoint.SaveInterval(self.config["checkpoint"]["every"])
         self._last = self.config["schedule"]["epochs"]
         self._progress = Progress(self.config["progress"], self._last, batches)

@@ -81,7 +81,7 @@ def score_cam(network, images, classes=None, *, layer=None, chunk=64):
         masks = _scale(F.interpolate(channels[picked], size=size, mode="bilinear"))
         masked = (masks * images[image]).contiguous(memory_format=torch.channels_last)
         scores = _two_sided(network(masked)).softmax(1)
-        weights[picked] = scores.gather(1, classes[image, None]).squeeze(1)
+        weights[picked] = scores.gather(1, classes[image, None]).squeeze(1).to(weights.dtype)
     weights = weights.view(n, c)
     # A channel with NaN passes for a constant one, as NaN > NaN is false, and gets no weight:
     # so the maps are asked, too.

@@ -59,6 +59,16 @@ def test_modules_stand_where_the_pattern_says_and_follow_their_layers(name):
 
 
 @torch.no_grad()
+def test_a_layer_of_two_names_has_its_attention_under_both():
+    """The forward pass may use the one that the pattern does not name."""
+    norm = nn.BatchNorm2d(3)
+    plain = Calls(lambda m, x: m.features(x), features=nn.Sequential(norm), norm=norm).eval()
+    network, x = fill_sites(copy.deepcopy(plain), Scale, after="norm"), images(8)
+    assert torch.equal(network(x), network.norm.attention(plain(x)))
+    assert torch.equal(remove_attention(network)(x), plain(x))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(backend):
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))

@@ -186,6 +186,22 @@ def test_attention_and_functional_products_by_hand(grad):
 
 
 @pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Conv1d(3, 8, 5, padding=2, bias=False), 16 * 8 * 3 * 5),
+        (nn.ConvTranspose1d(3, 6, 2, 2, groups=3), 32 * 6 * (2 + 1)),
+        (nn.AvgPool1d(2), 8 * 3 * (2 + 1)),
+        (nn.AdaptiveAvgPool1d(4), 4 * 3 * (4 + 1)),
+        (nn.BatchNorm1d(3), 4 * 16 * 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_papers_rules_are_those_of_any_dimension(layer, expected):
+    network = Calls(lambda m, x: m.layer(x.flatten(2)), layer=layer)  # (1, 3, 16)
+    assert count(network, 4).gfloat == expected / 1e9
+
+
+@pytest.mark.parametrize(
     ("name", "size", "expected"),
     [("vit_b_16", 224, 17.56), pytest.param("swin_t", 224, 4.49, marks=pytest.mark.slow),
      pytest.param("maxvit_t", 224, 5.56, marks=pytest.mark.slow)],

@@ -142,6 +142,7 @@ def broken(trained, tmp_path_factory):
         ("score_cam {}/good --index -1", "--index -1: the test images"),
         ("score_cam {}/good --index 0 --out {}/file/a.png", "cannot write {}/file"),
         ("score_cam {}/good --out {}/a", "--out {}/a: the name must end in .png, .svg, .pdf"),
+        ("score_cam {}/good --out {}/good/run.png", "and not be `run`, since a .json"),
         ("score_cam {}/good --out {}/a.svg {}/a.gif", "--out {}/a.gif: the name must end"),
         ("score_cam {}/good --image {}/none.jpg", "  {}/none.jpg: FileNotFoundError"),
         ("score_cam {}/good --image {}/file", "remove:\n  {}/file: no image"),
