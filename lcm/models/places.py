@@ -109,7 +109,7 @@ def map_shape(place, calls, keeps):
     """
     layer = unwrapped(place.module)
     said = f"{place.name} is a {type(layer).__name__}"
-    if calls == [] and isinstance(layer, Site):  # None where nothing was run
+    if calls == [] and isinstance(layer, Site):
         raise ValueError(f"{said} that the network's forward pass does not call")
     if not calls:
         for kind, key in WIDTH.items():
@@ -134,8 +134,11 @@ def map_shape(place, calls, keeps):
                 "keeps the shape of its map can be replaced by attention"
             )
     widths = sorted({leaving.shape[1] for _, leaving in calls})
-    # An activation without parameters often stands for several; what has some shares them.
-    if len(widths) > 1 or (len(calls) > 1 and next(layer.parameters(), None) is None):
+    # One activation often stands for several. What has parameters shares them, and a Site may be in
+    # a block that does.
+    if len(widths) > 1 or (
+        len(calls) > 1 and not isinstance(layer, Site) and next(layer.parameters(), None) is None
+    ):
         raise ValueError(
             f"{said} that is called {len(calls)} times, with maps of "
             f"{', '.join(map(str, widths))} channels: one module would stand at all these places"
