@@ -81,17 +81,15 @@ def fill_sites(
     found = chosen(network, where) if pattern is None else matching(network, pattern)
     calls = maps_through(network, [place.module for place in found], example)
     shapes = {p.module: map_shape(p, calls.get(p.module), keeps=not behind) for p in found}
-    for shape in dict.fromkeys(shapes.values()):
-        if shape[1:]:  # (C, H, W), from an example
-            check_map(factory, shape)
+    for shape in dict.fromkeys(shape for shape in shapes.values() if shape[1:]):  # (C, H, W)
+        check_map(factory, shape)
     new = {}
     for place in found:
         layer = place.module
         if layer not in new:  # a layer may have two names
             module = _module(factory, seed, blend, _name(place, behind), shapes[layer])
-            new[layer] = _to(module, _tensor_of(place, network)).train(layer.training)
-    if behind:
-        new = {layer: Attended(layer, module) for layer, module in new.items()}
+            _to(module, _tensor_of(place, network)).train(layer.training)
+            new[layer] = Attended(layer, module) if behind else module
     # Under all of its names: the network may call a layer by one that does not fit the pattern.
     for _, parent, key, layer in [*places(network)]:
         if layer in new:

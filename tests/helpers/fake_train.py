@@ -28,7 +28,8 @@ def fit(config, run):
     data = SimpleNamespace(
         fingerprint="none", train=lambda *_: few, test=lambda *_: few, num_classes=2
     )
-    run.begin(data, SimpleNamespace(params=1, gfloat=1.0, macs=1), 1, "none")
+    complexity = SimpleNamespace(params=1, gfloat=1.0, macs=1, uncounted=[])
+    run.begin(data, complexity, 1, "none")
     config["tensorboard"] = False  # it takes longer than all else here
     nothing = SimpleNamespace(restore=lambda saved: None, snapshot=lambda epoch: {})
     for epoch, _ in run.epochs(nothing, [few]):
