@@ -27,6 +27,7 @@ from lcm.reporting.render import as_printed
 
 KEYS = ["table", "label", "model", "attention"]
 COUNTS = ["params", "gfloat", "macs"]
+CLASSES = {224: 100}  # that the paper's tables count, by the network's image size; else 10
 
 
 @exit_on_user_error
@@ -68,7 +69,7 @@ def paper_complexity(model, attention):
         network = build_network(model, attention, num_classes=1000)
         network.fc = nn.Linear(network.classifier.in_features, 100)  # never called
     else:
-        network = build_network(model, attention, num_classes=10 if image_size == 32 else 100)
+        network = build_network(model, attention, num_classes=CLASSES.get(image_size, 10))
     return count(network, image_size)
 
 
@@ -105,8 +106,9 @@ def print_network(keys):
         rules = [RULES[name] for name in [f"{group}.{key}" for group in GROUPS] if name in RULES]
         if wrong := [rule.expected for rule in rules if not rule.fits(value)]:
             raise UserError(f"{key}={value}: must be {wrong[0]}")
-    image_size = keys.pop("image_size", load("model", keys["model"])["image_size"])
-    keys.setdefault("num_classes", 10 if image_size == 32 else 100)  # as the paper's tables
+    own_size = load("model", keys["model"])["image_size"]
+    image_size = keys.pop("image_size", own_size)
+    keys.setdefault("num_classes", CLASSES.get(own_size, 10))
     try:
         complexity = count(build_network(**keys), image_size)
     except UserError:

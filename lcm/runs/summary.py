@@ -15,7 +15,7 @@ def print_plan(config, data, complexity, state, directory, saved):
         f"{data.num_classes} classes: {complexity.params / 1e6:.3f} M parameters, "
         f"{complexity.gfloat:.3f} GFloat (the paper's count), "
         f"{complexity.macs / 1e9:.3f} G multiply-accumulates"
-        f"{' at least' * bool(complexity.uncounted)}",
+        f"{' at least' if complexity.uncounted else ''}",
         f"data        {config['data']['name']}: {plural(train.images, 'training image')}, "
         f"{plural(test.images, 'test image')}",
         *(f"            {note}" for note in notes),

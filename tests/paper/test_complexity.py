@@ -132,6 +132,8 @@ def test_one_network_module_by_module(capsys):
     assert site[1:3] == ["VectorConv", "512"]
     params = sum(p.numel() for p in build_network("resnet20", "lcm2", reduction=8).parameters())
     assert lines[-1].split()[1] == f"{params:,}"
+    assert script.main(["model=resnet50", "attention=lcm2"]) == 0  # Table 5 prints 24.97 M
+    assert capsys.readouterr().out.splitlines()[-1].split()[1] == "24,971,380"
 
 
 @pytest.mark.parametrize(
