@@ -63,7 +63,8 @@ def count(network, image_size):
     # Hooks are put on a copy: the caller's network needs no tidying up, whatever happens.
     network = twin(network)
     counter = _Counter(network)
-    image = next(network.parameters(), torch.empty(0)).new_zeros(1, 3, image_size, image_size)
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    image = like.new_zeros(1, 3, image_size, image_size)
     fused = torch.backends.mha.get_fastpath_enabled()  # whole transformer layers in one operation
     try:
         torch.backends.mha.set_fastpath_enabled(False)

@@ -1,4 +1,4 @@
-"""How a network runs and stays as it is: a copy in its place, or its buffers put back."""
+"""Run a network without changing it: on a copy, or with its buffers put back."""
 
 import contextlib
 import copy

@@ -49,8 +49,8 @@ def read_result(file):
         return Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            f"{file} is missing: it belongs to the repository; restore it with "
-            f"`git checkout results/{Path(file).name}` in {ROOT}"
+            f"{file} is missing, one of the files of {ROOT / 'results'}: copy it, or restore it "
+            f"there with `git checkout results/{Path(file).name}`"
         ) from None
 
 

@@ -79,5 +79,5 @@ def test_scripts_use_the_lcm_of_their_own_checkout_whatever_is_installed(tmp_pat
 
 @pytest.mark.parametrize("read", [read_csv, lambda file: read_claims(file, None)])
 def test_a_missing_file_of_the_repository_comes_back_in_its_folder(tmp_path, read):
-    with pytest.raises(UserError, match=f"`git checkout results/paper.csv` in {ROOT}"):
+    with pytest.raises(UserError, match=f"of {ROOT}/results: .* `git checkout results/paper.csv`"):
         read(tmp_path / "paper.csv")

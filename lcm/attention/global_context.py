@@ -24,12 +24,17 @@ class GlobalContext(nn.Module):
 
     Args:
         channels: C of the map (N, C, H, W); the result has the same shape.
-        reduction: r; the hidden width is C // r. ValueError if r is larger than C.
+        reduction: r; the hidden width is C // r. ValueError if it is less than 2.
     """
 
     def __init__(self, channels, reduction):
         super().__init__()
         hidden = hidden_width(channels, reduction)
+        if hidden == 1:
+            raise ValueError(
+                f"reduction {reduction} leaves one of {channels} channels, and a layer norm of one "
+                "channel is constant: choose one that leaves at least two"
+            )
         self.wk = nn.Conv2d(channels, 1, kernel_size=1)
         # A module: the paper's counter counts it, a functional softmax it would not see.
         self.softmax = nn.Softmax(dim=-1)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lcm.config.compose import (
     GROUPS,
+    NOT_GLOBAL,
     choices,
     flatten,
     load,
@@ -209,6 +210,8 @@ def check(config):
     """Every problem of a composed, resolved config (nested dicts), a line each; an empty list where
     there is none.
     """
+    if "experiment" in config:
+        return [NOT_GLOBAL]
     names = {
         group: (config.get(group) if isinstance(config.get(group), dict) else {}).get("name")
         for group in GROUPS

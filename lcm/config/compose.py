@@ -51,6 +51,8 @@ SHIPPED = {
     None: ("none",),  # no attention
 }
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+# Without this line Hydra puts all keys of such a file below `experiment`.
+NOT_GLOBAL = "the first line of a file of experiment/ has to be `# @package _global_`"
 SETTINGS = "settings"
 _options = {}  # composed so far: {(group, choice): its keys, SETTINGS: those beside the groups}
 
@@ -267,6 +269,8 @@ def read(text):
 
 def composition_problem(error):
     """Why Hydra could not compose a config, as one line."""
+    if "@experiment." in str(error):
+        return NOT_GLOBAL
     if "is not in struct" in str(error.__cause__):
         return f"{error.__cause__.full_key}: this combination has no such key"
     # Without Hydra's advice: `+key=value` would compose, and the check would refuse the key.

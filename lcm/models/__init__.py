@@ -2,7 +2,8 @@
 
 from lcm.models.cifar_densenet import CifarDenseNet
 from lcm.models.cifar_resnet import CifarResNet
-from lcm.models.sites import Site, add_sites, fill_sites, remove_attention, sites
+from lcm.models.places import Site
+from lcm.models.sites import add_sites, fill_sites, remove_attention, sites
 from lcm.models.weights import draw_weights
 
 __all__ = [

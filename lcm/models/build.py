@@ -6,6 +6,7 @@ and, unless nothing is to be built, a `_target_`, its arguments and `sites` (whe
 `lcm.models.fill_sites`).
 """
 
+import functools
 import inspect
 from collections.abc import Mapping
 
@@ -14,7 +15,7 @@ from hydra.utils import get_object, instantiate
 
 from lcm.config.compose import load, resolve
 from lcm.errors import UserError, nearest
-from lcm.models.probe import described, no_late_parameters, why
+from lcm.models.probe import described, no_late_tensors, why
 from lcm.models.sites import fill_sites
 from lcm.models.weights import generators, new_module
 
@@ -45,7 +46,7 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
     """
     model, attention = _compose(model, attention, overrides)
     try:
-        network = new_module(lambda: _partial(model)(num_classes=num_classes), seed)
+        network = new_module(functools.partial(_partial(model), num_classes=num_classes), seed)
         if "_target_" in attention:
             fill_sites(network, _partial(attention), attention.get("sites", "every"), seed)
     except ValueError as error:
@@ -56,12 +57,12 @@ def build_network(model, attention="none", num_classes=10, seed=None, **override
 def site_problems(model, attention, num_classes, image_size=None, trial=None):
     """Why a network or the attention at its sites will not do, a line; [] where all is well.
 
-    Both are resolved mappings. In training and in evaluation the network has to make logits (2,
-    num_classes) of two images of `image_size` (the model's own, if None), and the attention, built
-    for each width, has to keep shape and type of the maps at each site. Without a `_target_` of the
-    attention only the network is checked. `trial` is called with the filled network and with
-    images, and leaves gradients: what it raises is a problem, too, and so is a parameter of the
-    attention without a gradient.
+    Both are resolved mappings. The network has to make logits (N, num_classes), in training of two
+    images of `image_size` (the model's own, if None), in evaluation of one, and the attention,
+    built for each width, has to keep shape and type of the maps at each site. Without a `_target_`
+    of the attention only the network is checked. `trial` is called with the filled network and with
+    images, and adds gradients: what it raises is a problem, too, and so is a parameter of the
+    attention that has none after several trials.
     """
     images = torch.zeros(2, 3, *2 * [image_size or model["image_size"]])
     said = f"model={model['name']}"
@@ -69,13 +70,15 @@ def site_problems(model, attention, num_classes, image_size=None, trial=None):
         with torch.no_grad(), generators(0, "check"):
             # For this check alone: a pass in training mode changes the running statistics.
             network = _partial(model)(num_classes=num_classes)
-            with no_late_parameters(network):
-                made = [network.train(mode)(images) for mode in (True, False)]
-            if wrong := [y for y in made if getattr(y, "shape", None) != (2, num_classes)]:
-                raise ValueError(
-                    f"it makes {described(wrong[0])} of images {tuple(images.shape)}, not logits "
-                    f"{(2, num_classes)}"
-                )
+            with no_late_tensors(network):
+                # One image, as the last batch of a test set may have.
+                made = {2: network.train()(images), 1: network.eval()(images[:1])}
+            for n, y in made.items():
+                if getattr(y, "shape", None) != (n, num_classes):
+                    raise ValueError(
+                        f"it makes {described(y)} of images {tuple(images[:n].shape)}, not logits "
+                        f"{(n, num_classes)}"
+                    )
             own = {name for name, _ in network.named_parameters()}
             # `example` has each module tried at the size of its map: one with a weight for each
             # position fits no other.
@@ -85,11 +88,15 @@ def site_problems(model, attention, num_classes, image_size=None, trial=None):
                     network, _partial(attention), attention.get("sites", "every"), example=images
                 )
         if trial is not None:
-            with generators(0, "trial"):
-                trial(network, torch.rand(images.shape))
-            for name, parameter in network.named_parameters():
-                if name not in own and parameter.requires_grad and parameter.grad is None:
-                    raise ValueError(f"{name} has no part in the loss: is its result used?")
+            new = {name: p for name, p in network.named_parameters() if name not in own}
+            for attempt in range(8):  # a module may leave itself out at random (stochastic depth)
+                with generators(0, f"trial {attempt}"):
+                    trial(network, torch.rand(images.shape))
+                idle = [name for name, p in new.items() if p.requires_grad and p.grad is None]
+                if not idle:
+                    break
+            else:
+                raise ValueError(f"{idle[0]} has no part in the loss: is its result used?")
     except (Exception, SystemExit) as error:  # a constructor may call sys.exit
         return [f"{said}: {why(error)}"]
     return []

@@ -100,6 +100,9 @@ def _prepare(network, own_rules):
         # Nothing but `reset_parameters` changes, which `draw_weights` calls.
         if type(layer) in own_rules:
             layer.__class__ = own_rules[type(layer)]
-    network.drawn_by_layer = True
     give_sites(network)
     return network
+
+
+for _network in (resnet50, resnext50_32x4d, densenet121):
+    _network.drawn_by_layer = True  # see lcm.models.weights.new_module

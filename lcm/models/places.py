@@ -157,8 +157,7 @@ def _channels_last(layer, parent, maps):
     beside = [unwrapped(part) for part in parent.children()] if alone else []
     widths |= {part.in_features for part in beside if isinstance(part, nn.Linear)}
     parts = [*layer.modules(), *beside]
-    # Exact types: LayerNorm2d of torchvision and of timm derives from LayerNorm and takes NCHW.
-    norms = [part for part in parts if type(part) in (nn.LayerNorm, nn.RMSNorm)]
-    widths |= {norm.normalized_shape[-1] for norm in norms}
+    # Norms of libraries, too. That of a LayerNorm2d, of NCHW maps, is also the width of axis 1.
+    widths |= {part.normalized_shape[-1] for part in parts if hasattr(part, "normalized_shape")}
     # Where axis 1 has such a width, too, the maps pass for (N, C, H, W).
     return maps.shape[3] in widths and maps.shape[1] not in widths

@@ -49,7 +49,7 @@ def why(error):
 
 
 @contextlib.contextmanager
-def no_late_parameters(module):
+def no_late_tensors(module):
     """ValueError where a module gets a parameter inside the block, or the shape of one, or a
     buffer: it would be drawn unseeded, and neither be trained nor fit a checkpoint."""
 
@@ -77,7 +77,7 @@ def check_map(factory, shape):
             module = twin(factory(shape[0]))  # it may be one that the caller trained
             # Two images: in training a batch norm of pooled vectors refuses one.
             x = torch.randn(2, *shape)
-            with no_late_parameters(module):
+            with no_late_tensors(module):
                 for mode in ("training", "evaluation"):
                     # A clone: a module may write into its map.
                     y = module.train(mode == "training")(x.clone())

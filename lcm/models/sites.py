@@ -13,7 +13,6 @@ import torch
 
 from lcm.copies import twin
 from lcm.models.attended import Attended, Blend
-from lcm.models.places import Site as Site  # where backbones of others import it
 from lcm.models.places import map_shape, matching, places, refuse_wrapped, sites
 from lcm.models.probe import check_map, maps_through
 from lcm.models.weights import generators, new_module
@@ -54,7 +53,7 @@ def fill_sites(
         network: a network of maps (N, C, H, W). Without `after` and `instead_of` one that has sites
             or torchvision's residual blocks or dense layers, which are given them.
         factory: a callable from a channel count to a module that keeps the shape of its map.
-        where: "every" site; {"stages": [2, 3]}; or {"last_of_stage": 2}, one site.
+        where: "every" free site; {"stages": [2, 3]}; or {"last_of_stage": 2}, the last free one.
         seed: if given, each module is made under generators keyed by this seed and its name.
         after: a pattern of dotted module names, such as "layer*.*.bn3"; no * reaches across a dot.
             A module is put behind each layer whose name fits, as its child `attention`. The names
@@ -62,8 +61,8 @@ def fill_sites(
             `remove_attention` undoes it.
         instead_of: such a pattern; a module takes the place of each layer whose name fits.
         example: an input of the network, needed where a layer does not say how many channels its
-            maps have (an activation, a block). With it each module is tried at its map; without,
-            one that returns another shape may be broadcast unnoticed.
+            maps have (an activation, a block). With it the factory is first tried at each shape
+            of a map; without, a module that returns another shape may be broadcast unnoticed.
         blend: put x + a (attention(x) - x), a learned from 0: the network first computes what it
             did (with `instead_of`: without the layer). An identity is put as is, with a warning.
 

@@ -46,21 +46,20 @@ def new_module(make, seed, name=""):
     """The module that `make()` constructs, its random values a function of the seed and its dotted
     name alone.
 
-    It keeps every value that `make` set. Only where `make` is an attention of this project (a
-    functools.partial), and in its networks, which say `drawn_by_layer = True`, is all drawn again
-    layer by layer: a layer of a backbone is then the same whatever stands between the layers. With
-    seed None nothing is fixed: the values come from the global generators.
+    It keeps every value that `make` set. Only where `make` (or what it is a functools.partial of)
+    is an attention of this project, or one of its networks, which say `drawn_by_layer = True`, is
+    all drawn again layer by layer: a layer of a backbone is then the same whatever stands between
+    the layers. With seed None nothing is fixed: the values come from the global generators.
     """
     if seed is None:
         return make()
     with generators(seed, name):
         module = make()
-    # Not a subclass or a factory by somebody else: it may set what no layer can draw again.
-    # Hence vars(), in which a derived class does not have the mark.
-    marks = {*vars(type(module)), *vars(module)}
     while isinstance(make, functools.partial):  # Hydra's are partials, too
         make = make.func
-    if "drawn_by_layer" in marks or make in vars(attention).values():
+    # Not a subclass, nor somebody else's function that makes one of them: it may load weights.
+    # Hence `__dict__`, in which a derived class does not have the mark.
+    if "drawn_by_layer" in getattr(make, "__dict__", ()) or make in vars(attention).values():
         draw_weights(module, seed, prefix=name)
     return module
 
@@ -99,7 +98,8 @@ def draw_weights(network, seed, prefix=""):
         prefix: the dotted name of `network` within a larger one.
 
     Raises:
-        ValueError: a parameter is not on the CPU, whose generator is used.
+        ValueError: a parameter is not on the CPU, whose generator is used, or is not drawn by its
+            module's `reset_parameters` (as those of weight norm).
         AttributeError: a module has parameters of its own but no `reset_parameters`.
     """
     # `reset_parameters` takes no generator: the global one is seeded anew for each layer.
@@ -112,8 +112,12 @@ def draw_weights(network, seed, prefix=""):
                 raise ValueError(
                     f"weights are drawn on the CPU: draw those of {name} before it is moved away"
                 )
+            for parameter in parameters:
+                nn.init.constant_(parameter, torch.nan)
             torch.default_generator.manual_seed(_key(seed, name))
             layer.reset_parameters()
+            if any(parameter.isnan().any() for parameter in parameters):
+                raise ValueError(f"{name}: `reset_parameters` leaves a parameter as it is")
 
 
 def _key(seed, name):

@@ -180,8 +180,8 @@ def _values(key, override):
         found = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     if not found:
         raise UserError(
-            f"the grid cannot be expanded: {override.input_line}: this has no list of values; "
-            "write them out, or use range(...)"
+            f"the grid cannot be expanded: {override.input_line}: this has no value, or no list of "
+            "values; write them out, as in seed=0,1, or as seed='range(2)'"
         )
     return [f"{key}={value}" for value in found]
 

@@ -4,8 +4,8 @@ rehearsal of both.
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.graph import saved_tensors_hooks
 
+from lcm.complexity import count
 from lcm.errors import NotFinite
 from lcm.training.schedule import make_optimizer
 
@@ -140,8 +140,20 @@ class TrainingState:
         self.sums.values.copy_(saved["totals"])
 
 
+def leaves(result):
+    """The tensors to which the backward pass of a result gives a gradient."""
+    todo, seen = [result.grad_fn], {None}
+    while todo:
+        if (node := todo.pop()) not in seen:
+            seen.add(node)
+            todo += [before for before, _ in node.next_functions]
+            if hasattr(node, "variable"):  # a leaf of the graph
+                yield node.variable
+
+
 def rehearse(network, images, schedule, channels_last, bf16):
-    """One training step, an evaluation, a snapshot and back, on the CPU: raises what they raise.
+    """One training step, an evaluation of one image, a count, a snapshot and back, on the CPU:
+    raises what they raise.
 
     The weights stay (the rate is 0), the running statistics do not.
 
@@ -158,19 +170,16 @@ def rehearse(network, images, schedule, channels_last, bf16):
     optimizer = make_optimizer(schedule, network)
     state = TrainingState(network, optimizer, Sums("cpu"))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-    used = []  # what the backward pass needs, the weights with it
-    # A pass of its own: with hooks autograd does not see what is written into such tensors.
-    with autocast, saved_tensors_hooks(lambda t: used.append(t) or t, lambda t: t):
-        network.train()(images)
-    if any(t.is_leaf and t.requires_grad and id(t) not in known for t in used):
+    with autocast:
+        logits = network.train()(images)
+    if any(id(leaf) not in known for leaf in leaves(logits)):
         raise ValueError(
             "it has a weight in a list or a plain tensor, which no optimiser and no checkpoint "
             "would know: use nn.ModuleList, nn.ParameterList or nn.Parameter"
         )
-    with autocast:
-        logits = network(images)
     F.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.int64)).backward()
     optimizer.step()
     with autocast, torch.inference_mode():
-        network.eval()(images)
+        network.eval()(images[:1])
+    count(network, images.shape[-1])
     state.restore(state.snapshot(1))

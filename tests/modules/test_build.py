@@ -15,9 +15,8 @@ from torch import nn
 from lcm import UserError, build_network
 from lcm.attention import LCM2, SqueezeExcite
 from lcm.config.compose import choices, load
-from lcm.models import Site
+from lcm.models import CifarResNet, Site
 from lcm.models.build import site_problems
-from lcm.training.state import rehearse
 
 TINY = {
     "name": "tiny",
@@ -75,6 +74,10 @@ def test_a_model_of_ones_own_gives_its_sizes_itself():
         (
             "model=resnet20 attention=lcm2 reduction=17",
             "reduction 17 is larger than the 16 channels",
+        ),
+        (
+            "model=resnet20 attention=gc reduction=32",
+            "reduction 32 leaves one of 32 channels, and a layer norm of one channel is constant",
         ),
         ("model=resnet20 layers=2", "6n + 2 layers (8, 14, 20, 26, 32, ...), not 2"),
         ("model=resnet20 layers=21", "6n + 2 layers (8, 14, 20, 26, 32, ...), not 21"),
@@ -172,6 +175,14 @@ def test_a_network_keeps_what_its_constructor_set():
     assert (first["token"] == 7).all()
     filled = build_network(model, own("gate"), seed=1).state_dict()
     assert all(torch.equal(filled[key], value) for key, value in first.items())
+    assert (build_network(mine(f"{__name__}.trained"), seed=1).fc.weight == 5).all()
+
+
+def trained(num_classes):
+    """One of the project's own networks, with weights that were trained, say."""
+    network = CifarResNet(8, num_classes)
+    nn.init.constant_(network.fc.weight, 5)
+    return network
 
 
 def backbone(num_classes, logits=None, call=True):
@@ -217,8 +228,6 @@ MADE = {
     "32": lambda x, _: x * x.new_ones(32, 32),
     "20": lambda x, _: x * x.new_ones(20, 20),
     "nothing": lambda x, _: None,
-    "spoilt": lambda x, _: x.exp().clone() + (y := x.exp()) + y.mul_(2),
-    "view": lambda x, _: x.view(len(x), -1).view(x.shape),
     "a buffer": lambda x, module: (module.register_buffer("made", x), x)[1],
 }
 SAID = "attention=mine does not fit model=resnet20: "
@@ -281,51 +290,4 @@ def test_networks_and_modules_are_checked_before_anything_starts(model, attentio
     before = torch.get_rng_state()
     found = site_problems(model, attention, 10)
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(found) == bool(problem) and problem in "".join(found) and "\n" not in "".join(found)
-
-
-def complex_scale(channels):
-    """Learns a complex number."""
-    return Calls(
-        lambda m, x: x * m.scale.real, scale=nn.Parameter(torch.ones((), dtype=torch.cfloat))
-    )
-
-
-def sparse_scale(channels):
-    """Learns numbers whose gradients are sparse."""
-    table = nn.Embedding(2, 1, sparse=True)
-    return Calls(lambda m, x: x * m.table(torch.zeros((), dtype=torch.int64)), table=table)
-
-
-def unused(channels):
-    """Forgets its weight."""
-    return Calls(lambda m, x: x, scale=nn.Parameter(torch.ones(())))
-
-
-def listed(channels):
-    """Has its weight in a list."""
-    weights = [nn.Conv2d(channels, channels, 1)]
-    return Calls(lambda m, x: x + weights[0](x))
-
-
-def frozen_backbone(num_classes):
-    return backbone(num_classes).requires_grad_(False)
-
-
-@pytest.mark.parametrize(
-    ("model", "attention", "problem"),
-    [
-        (RESNET, own("gate"), ""),
-        (RESNET, own("returns", make="spoilt"), "RuntimeError: one of the variables needed for"),
-        (RESNET, own("returns", make="view"), "RuntimeError: view size is not compatible"),
-        (RESNET, own("complex_scale"), "not implemented for 'ComplexFloat'"),
-        (RESNET, own("sparse_scale"), "does not support sparse gradients"),
-        (RESNET, own("unused"), "stage1.0.site.scale has no part in the loss: is its result used?"),
-        (RESNET, own("listed"), "it has a weight in a list or a plain tensor, which no optimiser"),
-        (mine(f"{__name__}.frozen_backbone"), NONE, "model=mine: it has no parameter that learns"),
-    ],
-)  # fmt: skip
-def test_a_step_of_training_is_tried_before_anything_starts(model, attention, problem):
-    facts = load("schedule", "digits"), True, False
-    found = site_problems(model, attention, 10, trial=lambda *given: rehearse(*given, *facts))
     assert len(found) == bool(problem) and problem in "".join(found) and "\n" not in "".join(found)

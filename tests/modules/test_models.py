@@ -88,6 +88,10 @@ def test_drawing_depends_on_the_seed_and_the_name_only():
 def test_drawing_refuses_what_it_cannot_draw():
     with pytest.raises(AttributeError, match="has no attribute 'reset_parameters'"):
         draw_weights(nn.Sequential(nn.Linear(2, 2), Scale(2)), 0)
+    scaled = nn.Linear(2, 2)
+    scaled.alpha = nn.Parameter(torch.ones(()))
+    with pytest.raises(ValueError, match="1: `reset_parameters` leaves a parameter as it is"):
+        draw_weights(nn.Sequential(nn.Linear(2, 2), scaled), 0)
     with pytest.raises(ValueError, match=r"drawn on the CPU.* 0 "):
         draw_weights(nn.Sequential(nn.Linear(2, 2, device="meta")), 0)
 

@@ -6,6 +6,7 @@ import copy
 import re
 
 import pytest
+import timm
 import torch
 import torchvision
 from strangers import Calls, Scale, child, images, se, state
@@ -179,6 +180,9 @@ REFUSED = [  # the network, the arguments, the message
         r"features.1.0 is a .*, which makes \(1, 16, 16, 96\) float32, no map"),
     (tv.convnext_tiny, {"after": "features.1.0.block.4"} | EXAMPLE,
         r"features.1.0.block.4 is a GELU, which makes \(1, 16, 16, 384\) float32, no map"),
+    (lambda: timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(24, 48, 96, 192)),
+        {"after": "stages.*.blocks.*.norm"} | EXAMPLE,
+        r"stages.0.blocks.0.norm is a LayerNorm, which makes \(1, 16, 16, 24\) float32, no map"),
     (layers(nn.MaxPool2d(2, return_indices=True), nn.Identity()), {"after": "0"} | EXAMPLE,
         "makes a tuple, no map"),
     # what cannot be replaced

@@ -105,6 +105,10 @@ ARRANGED = {  # called in the command's process, with its folder
     "a grid without -m": own(
         experiment__mine="# @package _global_\nhydra: {sweeper: {params: {seed: range(2)}}}\n"
     ),
+    "its first line is missing": own(experiment__mine="schedule: {epochs: 2}\n"),
+    "its first line is missing, with defaults": own(
+        experiment__mine="defaults: [override /attention: se]\n"
+    ),
     "a name for a group's keys": own(experiment__mine="# @package _global_\nmodel: resnet32\n"),
     "a file": lambda folder: (folder / "file").touch(),
     "where a run of seed 0 is stored": finished_run,
