@@ -52,6 +52,8 @@ def main(arguments=None):
     choices = [text for text in options.what if "=" in text]
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
     picture = options.out or Path("comparison")
+    if picture.suffix.lower() in (".md", ".csv", ".tex"):
+        picture = picture.with_suffix("")
     if picture.suffix.lower() not in figures.METADATA:
         picture = picture.with_name(f"{picture.name}.svg")
     runs = choose(runs, choices)

@@ -105,11 +105,13 @@ def config_hash(config):
 
 
 def deviations(config):
-    """The keys, with values, in which a config differs from the protocol of its names."""
-    expected = identity(typed(plain(config)))
+    """The keys, with values, in which a config differs from the protocol of its names; None for one
+    that it lacks.
+    """
+    own, expected = identity(config), identity(typed(plain(config)))
     return {
-        key: value
-        for key, value in identity(config).items()
+        key: own.get(key)
+        for key in sorted(own.keys() | expected.keys())
         if not is_under(key, (*NO_DEVIATION, *REMOVED))
-        and (key not in expected or expected[key] != value)
+        and (key not in own or key not in expected or own[key] != expected[key])
     }

@@ -11,7 +11,7 @@ from lcm.errors import UserError, listed, nearest, plural
 from lcm.reporting.figures import forest
 from lcm.reporting.paired import in_family, make_rows, rows_table
 from lcm.reporting.protocol import PAPER, PAPER_SCHEDULE, Protocol, in_order, one_a_seed, title
-from lcm.reporting.records import read_records, read_runs, row
+from lcm.reporting.records import read_records, read_run_directories, row
 from lcm.reporting.report import forest_rows
 from lcm.reporting.runs import frame
 
@@ -22,7 +22,7 @@ FREE = ("attention", *(key for key in NO_DEVIATION if key != "precision"))
 def read_folders(folders):
     """([run.json of each finished or failed run], [what was left out and why]) of folders of runs
     or of records. Raises UserError where a folder is missing."""
-    found, left_out = [], []
+    found, left_out = {}, []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(
@@ -30,10 +30,11 @@ def read_folders(folders):
                 "its runs"
             )
         records, damaged_records = read_records(folder)
-        runs, unfinished, damaged_runs = read_runs(folder)
-        found += [run for run, _ in records + runs]
+        runs, unfinished, damaged_runs = read_run_directories(folder)
+        # A run and its record are one.
+        found |= {(run["run"], run.get("start")): run for run, _ in records + runs}
         left_out += damaged_records + damaged_runs + unfinished
-    return found, left_out
+    return list(found.values()), left_out
 
 
 def flat(run):
@@ -140,7 +141,9 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
                 raise UserError(f"no arm {baseline} of {title(*names)}{where}: {hint}")
             arms = [arm for arm in in_order(found[found["tried"]]["attention"]) if arm != baseline]
             wanted = [(*names, baseline, None), *((*names, arm, baseline) for arm in arms)]
-            rows += [row._replace(settings=settings) for row in make_rows(found, wanted)]
+            # The rows have columns for these two, with the label of a folder of images.
+            other = {key: settings[key] for key in settings if key not in ("data", "model")}
+            rows += [row._replace(settings=other) for row in make_rows(found, wanted)]
         parts.append(selected)
     # Every comparison shown is a chance of a false verdict, whatever `by` has split.
     corrected = in_family([row for row in rows if row.b])

@@ -18,7 +18,8 @@ import yaml
 
 from lcm.errors import plural
 from lcm.files import read_result
-from lcm.reporting.paired import in_family, make_rows, pair_notes, verdict_words
+from lcm.reporting.paired import in_family, make_rows, verdict_words
+from lcm.reporting.pairs import pair_notes
 from lcm.reporting.protocol import DATA_TITLE, NETWORK_TITLE, read_csv, select
 from lcm.reporting.render import (
     DASH,
@@ -303,7 +304,7 @@ def claims_page(claims, runs, protocol, complexity, chances):
         "`results/power.csv` and `results/runs.csv`. The paper is retracted; it reports one number "
         "for each network and no deviation.",
         f"{len(results)} comparative claims of the paper. Its own numbers contradict "
-        f"{len(contradicted)} of them (number {' and '.join(contradicted)}). Our verdicts: "
+        f"{len(contradicted)} of them (numbers {' and '.join(contradicted)}). Our verdicts: "
         f"{_count(claim['verdict'] for claim in results)}.",
         markdown_rows(summary_table(results, chances)),
         METHOD,

@@ -1,4 +1,4 @@
-"""Arms compared seed by seed: their pairs, the family that corrects each p-value, the table."""
+"""Arms compared seed by seed: the family that corrects each p-value, the table and its notes."""
 
 import math
 from statistics import fmean, stdev
@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lcm.errors import plural
+from lcm.config.compose import choices
+from lcm.reporting.pairs import pair_notes, paired
 from lcm.reporting.protocol import DATA_TITLE, arms_of
 from lcm.reporting.render import (
     DASH,
@@ -33,20 +34,6 @@ from lcm.reporting.statistics import (
     verdict,
 )
 
-# Facts that are not the attention, and in which the two runs of a pair may differ all the same.
-# Of several possible pairs the most alike is taken; a note says in what the pairs taken differ.
-ENVIRONMENT = {
-    "commit": "commit",
-    "torch": "version of torch",
-    "device": "device",
-    "compile": "use of `compile=true`",
-}
-SHARED = ["seed", "data_fingerprint", "own_model"]  # what the two runs of a pair have in common
-# For an arm without runs: those columns of `paired` that its callers read.
-NO_PAIRS = pd.DataFrame(
-    columns=["seed", "difference", "lost", *(f"{k}_{arm}" for k in ENVIRONMENT for arm in "ab")],
-    dtype=float,
-).assign(attention_a="")
 METHOD = (
     "Test top-1 of the last epoch, mean ± sample standard deviation (number of seeds). Differences "
     "are paired: the same seed has the same initialisation, image order and augmentation in both "
@@ -63,7 +50,8 @@ METHOD = (
 class Row(NamedTuple):
     """Arm `a` of a network on a data set against arm `b`; `b` None: the baseline's own row.
 
-    arm: its finished runs, one a seed. tried: seeds with a finished or a diverged run. adjusted:
+    arm: its finished runs, one a seed (a pair may have another of that seed, more like its
+    partner). tried: seeds with a finished or a diverged run. adjusted:
     Holm's p-value over the family; None where no verdict is due. needed: pairs below which nothing
     in the family can be decided; None without a family. settings: {varied key: value}.
     """
@@ -84,36 +72,6 @@ class Row(NamedTuple):
     def verdict(self):
         """The verdict as a word; None without a family."""
         return verdict(self.comparison, self.adjusted) if self.needed else None
-
-
-def paired(a, b):
-    """A row for each seed of both arms on the same pixels and network: `difference` and `lost`.
-
-    a, b: the finished and diverged runs of an arm, several of a seed perhaps: the two that are most
-    alike are a pair. A diverged run counts as the worst of its arm; `lost`: see `compare`.
-    """
-    if a.empty or b.empty:  # most of the paper's comparisons, so far
-        return NO_PAIRS
-    # The worst accuracy of an arm is that of all its seeds, paired or not. Where every run of
-    # an arm diverged there is none: the differences stay NaN, and no pair is left.
-    facts = [*SHARED, "state", "test_top1", "start", "attention", *ENVIRONMENT]
-    arms = [arm[facts].fillna({"test_top1": arm["test_top1"].min()}) for arm in (a, b)]
-    # An arm may have several runs of a seed: all combinations, of which one stays below.
-    pairs = arms[0].merge(arms[1], on=SHARED, suffixes=("_a", "_b"))
-    diverged = {arm: (pairs[f"state_{arm}"] == "failed").astype(int) for arm in "ab"}
-    unlike = {key: pairs[f"{key}_a"] != pairs[f"{key}_b"] for key in ENVIRONMENT}
-    pairs = pairs.assign(
-        difference=pairs["test_top1_a"] - pairs["test_top1_b"],
-        lost=diverged["b"] - diverged["a"],
-        failures=diverged["a"] + diverged["b"],
-        mixed=unlike["compile"],
-        unlike=pd.DataFrame(unlike).sum(axis=1),
-    )
-    # a finished pair before a failed one, then the most alike, then the plain and the earlier one
-    order = ["failures", "mixed", "unlike", "compile_a", "start_a", "start_b"]
-    pairs = pairs.dropna(subset="difference").sort_values(order).drop_duplicates("seed")
-    # Resamples with a fixed seed depend on the order of the pairs: always that of the seeds.
-    return pairs.sort_values("seed", ignore_index=True)
 
 
 def make_rows(runs, wanted):
@@ -188,6 +146,8 @@ def _record(row, protocol, plan, level, paper):
     certain = () if ours.p is None or row.pairs["lost"].any() else ours.differences
     loss, gain = not_excluded(certain)
     names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
+    folder = f"folder data.label={row.data} data.root=FOLDER"  # of images: `data` is its label
+    command = names if row.data in choices("data") else names | {"data": folder}
     planned = {}
     if plan:
         planned["loss_at_once"], planned["gain_at_once"] = not_excluded(certain, level)
@@ -219,7 +179,7 @@ def _record(row, protocol, plan, level, paper):
         "p_holm": row.adjusted,
         "needed": row.needed,
         "verdict": row.verdict if row.tried else None,
-        "command": "" if row.tried else protocol.command(plan, **names),
+        "command": "" if row.tried else protocol.command(plan, **command),
     }
 
 
@@ -266,13 +226,15 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
     records = [_record(row, protocol, plan, level, paper) for row in rows]
     at_once = f"not excluded, all {planned} of a data set at once (each at {100 * level:g} %)"
     header, lines = columns([_cells(record, settings, single, at_once) for record in records])
+    differ = pair_notes([row.pairs for row in rows if row.b])
     labels = header.index("Para (M)")
     return Table(
         name="",
         title="",
         header=header,
         rows=lines,
-        notes=run_notes(runs) + pair_notes([row.pairs for row in rows if row.b]),
+        notes=run_notes(runs) + differ,
+        differ=differ,
         records=pd.DataFrame(records, dtype=object),
         missing=tuple(dict.fromkeys(r["command"] for r in records if r["command"])),
         labels=labels,
@@ -283,29 +245,6 @@ def rows_table(rows, runs, protocol, plan=None, paper=None):
             *("Attention", "against", *settings, "Test top-1 (%)", header[labels + 3]),
             *("95 % interval", "p (Holm)"),
         ),
-    )
-
-
-def pair_notes(pairs):
-    """How many pairs have two runs of different environments, and whose, as a list of one note.
-
-    pairs: a list of DataFrames.
-    """
-    # Without the empty ones: joined to the others they would change the types of their columns.
-    pairs = pd.concat([found for found in pairs if len(found)] or [NO_PAIRS])
-    unlike = {
-        words: pairs[pairs[f"{key}_a"] != pairs[f"{key}_b"]]["attention_a"]
-        for key, words in ENVIRONMENT.items()
-    }
-    differ = "; ".join(
-        f"{len(arms)} in the {words} ({', '.join(dict.fromkeys(arms))})"
-        for words, arms in unlike.items()
-        if len(arms)
-    )
-    return (
-        [f"{plural(len(pairs), 'pair')}; differences other than the attention: {differ}."]
-        if differ
-        else []
     )
 
 

@@ -151,7 +151,7 @@ def select(runs, protocol, plan=None):
         # A plan binds its own network and data sets, where further seeds or other settings
         # could change a verdict. Runs of other networks and data sets under its schedule stay.
         planned = (runs["model"] == plan["model"]) & runs["data"].isin(plan["data"])
-        as_planned = runs["seed"].isin(plan["seeds"])
+        as_planned = runs["seed"].isin(plan["seeds"]) & (runs["epochs"] == plan["epochs"])
         for key, value in plan["settings"].items():
             # NA, a run that does not say how it was compiled, is not known to be as planned.
             as_planned &= (runs[key] == value).fillna(False)
@@ -185,7 +185,7 @@ def one_a_seed(runs):
     first = ~runs.assign(finished=finished).duplicated([*ARM, "seed", "finished"])
     return runs.assign(
         used=finished & first,
-        tried=finished | runs["message"].str.contains("finite"),
+        tried=finished | runs["message"].str.contains("stopped being a finite number"),
     )
 
 

@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 
 from lcm.config.check import RULES
+from lcm.config.compose import flatten
 from lcm.errors import plural
 from lcm.files import unreadable
 
@@ -46,9 +47,11 @@ COLUMNS = {
     "data_verified": "boolean",
     **dict.fromkeys(("start", "end", "message"), "str"),
 }
-# Columns only where a run has them: the digest of a module's source where it is the user's own;
-# empty where it is the repository's, and where the record does not say.
-OPTIONAL = dict.fromkeys(("own_attention", "own_model"), "str")
+# Columns only where a run has them. own_...: the digest of a module's source where it is the user's
+# own; empty where it is the repository's, and where the record does not say.
+OPTIONAL = dict.fromkeys(("own_attention", "own_model", "rounding"), "str")
+# What `rounding` names where a run has other values: they change numbers by rounding alone.
+STANDARD = {"channels_last": True, "deterministic": False, "model.memory": "fast"}
 NAMES = ("data", "model", "attention", "schedule", "precision")  # they enter file names
 REQUIRED = (*NAMES, "run", "state", "seed", "epochs", "config_hash")
 LAST_EPOCH = ("train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
@@ -94,7 +97,9 @@ def _in_turn(parts, key):
 
 def row(run):
     """A run.json as a row of runs.csv: {column: value}, None for what it does not say."""
-    result, data, own = run.get("result") or {}, run["config"]["data"], run.get("own_source") or {}
+    result, own, config = run.get("result") or {}, run.get("own_source") or {}, run["config"]
+    settings = flatten(config)
+    rounding = [f"{k}={settings[k]}" for k, v in STANDARD.items() if settings.get(k, v) != v]
     # One part for each environment: that of the beginning, then those of the continuations.
     parts = [run, *(run.get("continued") or [])]
     versions = [part.get("versions") or {} for part in parts]
@@ -106,11 +111,12 @@ def row(run):
         **{key: _in_turn(versions, key) for key in ("python", "torch", "lcm")},
         "dirty": any(part.get("dirty") for part in parts),
         "deviations": json.dumps(run["deviations"], sort_keys=True, separators=(",", ":")),
-        "data_verified": data.get("verify"),
+        "data_verified": config["data"].get("verify"),
         # an exception's text can be anything; the record keeps it as it is
         "message": "".join(c if c.isprintable() else " " for c in run.get("message") or ""),
         "own_attention": own.get("attention"),
         "own_model": own.get("model"),
+        "rounding": " ".join(rounding) or None,
     }
 
 
@@ -185,7 +191,7 @@ def _read_all(places, read):
     return found, damaged
 
 
-def read_runs(folder):
+def read_run_directories(folder):
     """([(run, epochs)] of the finished and failed runs below a folder, what is unfinished, what is
     damaged and why)."""
     found, damaged = _read_all(find_runs(folder), read_run)

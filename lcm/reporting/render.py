@@ -28,6 +28,7 @@ class Table(NamedTuple):
     method: str = ""  # how its numbers are made: the same for many tables, unlike `notes`
     narrow: tuple = ()  # the columns of its LaTeX table, where these are fewer
     compared: tuple = ()  # the `paired.Row`s behind its rows, for a figure
+    differ: tuple = ()  # of the notes: in what its pairs differ besides the attention
 
     @property
     def filled(self):
@@ -132,7 +133,7 @@ def fill_blocks(text, tables):
     """`text` with each part between `<!-- results:begin NAME -->` and `<!-- results:end -->`
     replaced by the table of that name; without such a table nothing was run."""
     blocks = {
-        table.name: "\n\n".join(filter(None, [table.warning, markdown_rows(table)]))
+        table.name: "\n\n".join(filter(None, [table.warning, markdown_rows(table), *table.differ]))
         for table in tables
         if table.rows
     }

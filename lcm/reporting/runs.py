@@ -1,11 +1,13 @@
 """The DataFrame of runs, a row a run, from run directories to results/runs.csv."""
 
+import contextlib
 import io
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from lcm.config.identity import deviations
 from lcm.errors import UserError, plural
 from lcm.files import write
 from lcm.reporting import records
@@ -55,6 +57,7 @@ class Summary(NamedTuple):
     runs: pd.DataFrame
     damaged: list
     new: list
+    kept: list
     replaced: list
     unfinished: list
 
@@ -62,11 +65,13 @@ class Summary(NamedTuple):
         failed = self.runs[self.runs["state"] == "failed"]
         lines = [
             f"{plural(len(self.runs), 'run')}: {len(self.runs) - len(failed)} finished, "
-            f"{len(failed)} failed; {len(self.new)} new, {len(self.replaced)} replaced"
+            f"{len(failed)} failed; {len(self.new)} new, {len(self.kept)} kept as recorded, "
+            f"{len(self.replaced)} replaced"
         ]
         reasons = [f"{run.run}: {run.message or 'no message'}" for run in failed.itertuples()]
         for title, entries in {
             "failed": reasons,
+            "kept as recorded (--replace takes the new run)": self.kept,
             "replaced (the earlier record is in git)": self.replaced,
             "not finished, left out": self.unfinished,
             "DAMAGED, left out": self.damaged,
@@ -75,20 +80,23 @@ class Summary(NamedTuple):
         return "\n".join(lines)
 
 
-def collect(runs, results):
+def collect(runs, results, replace=False):
     """Write a record of each finished or failed run below `runs`, then runs.csv from all records.
 
-    runs=None: from the records alone. Returns a Summary. Records of other runs stay. A run found
-    again replaces its record, but a failed one never replaces a finished one. Damaged and
-    unfinished runs are left out and named. Raises UserError where the folder is missing.
+    runs=None: from the records alone. Returns a Summary. The record of a finished run stays, also
+    where the run was trained again with another result; `replace`: another finished one replaces
+    it. Damaged and unfinished runs are left out and named. Raises UserError where the folder is
+    missing.
     """
     if runs is not None and not Path(runs).is_dir():
         raise UserError(
             f"no folder {runs}: train something first (python train.py), or name the folder that "
             "holds the runs"
         )
-    metrics, new, replaced = Path(results) / "metrics", [], []
-    found, unfinished, damaged = records.read_runs(runs) if runs is not None else ([], [], [])
+    metrics, new, kept, replaced = Path(results) / "metrics", [], [], []
+    found, unfinished, damaged = [], [], []
+    if runs is not None:
+        found, unfinished, damaged = records.read_run_directories(runs)
     for run, epochs in found:
         file, text = metrics / records.record_name(run["run"]), records.record(run, epochs)
         # Equal bytes are neither new nor replaced: the same run was collected again.
@@ -99,17 +107,28 @@ def collect(runs, results):
                 before, _ = records.read_record(file)
             except DamagedRecord:
                 before = {"state": "damaged"}
-            if (before["state"], run["state"]) == ("finished", "failed"):
+            if before["state"] == "finished" and not (replace and run["state"] == "finished"):
+                kept.append(f"{run['run']}: {_outcome(before)} recorded, {_outcome(run)} now")
                 continue
             replaced.append(f"{run['run']}: {_outcome(before)} before, {_outcome(run)} now")
         write(file, text)
     recorded, damaged_records = records.read_records(metrics)
-    table = frame([records.row(run) for run, _ in recorded])
+    table = frame([records.row(run | {"deviations": _deviations(run)}) for run, _ in recorded])
     # Numbers as the shortest text that reads back as the same number; no empty OPTIONAL column.
     switches = {key: table[key].map({True: "true", False: "false"}) for key in SWITCHES}
     shown = table.drop(columns=[key for key in OPTIONAL if not table[key].any()]).assign(**switches)
     write(Path(results) / "runs.csv", shown.to_csv(index=False, lineterminator="\n"))
-    return Summary(table, damaged + damaged_records, new, replaced, unfinished)
+    return Summary(table, damaged + damaged_records, new, kept, replaced, unfinished)
+
+
+def _deviations(run):
+    """A run's deviations from the files of its names, as they were when it began and as they are
+    now: after a change to one of them, runs of the same names differ."""
+    now = {}
+    # The file may be elsewhere, or the record from another version of the program.
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+        now = deviations(run["config"])
+    return run["deviations"] | now
 
 
 def _outcome(run):

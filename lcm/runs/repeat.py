@@ -99,7 +99,7 @@ def other_environment(before, now):
     """In what two run.json differ that can change rounding, or the images: a line each."""
     lines = []
     for key in ("data_fingerprint", "device", "threads", "commit", "dirty", "python", "torch"):
-        then, here = (run.get(key, run["versions"].get(key)) for run in (before, now))
+        then, here = (((run.get("versions") or {}) | run).get(key) for run in (before, now))
         if then != here:
             lines.append(f"{key}: {then} then, {here} now")
     if before.get("continued"):

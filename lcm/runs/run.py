@@ -10,7 +10,7 @@ from lcm.runs.directory import now, run_directory
 from lcm.runs.lock import owner
 from lcm.runs.source import keep_own, refuse_changed_source, set_aside, source
 from lcm.runs.state import begun, environment, read_state, write_state
-from lcm.runs.summary import best_and_last, print_plan, result_line
+from lcm.runs.summary import best_and_last, print_start, result_line
 from lcm.training import checkpoint
 from lcm.training.log import RunLog
 from lcm.training.out_of_memory import explained
@@ -108,7 +108,7 @@ class Run:
         # A continued run keeps the files of its beginning; `_take` has compared their digests.
         if not self.saved:
             self.state["own_source"] = keep_own(self.config, self.directory)
-        print_plan(self.config, data, complexity, self.state, self.directory, self.saved)
+        print_start(self.config, data, complexity, self.state, self.directory, self.saved)
         # From here on run.json says `running`, and `owned` has to write how that ended.
         write_state(self.directory, self.state | {"state": "running", "message": None})
         self._begun = True

@@ -1,11 +1,11 @@
-"""What a run prints: the plan before it starts, its result beside the paper's."""
+"""What a run prints: what it is before it starts, its result beside the paper's."""
 
 from lcm.errors import plural
 from lcm.reporting.protocol import paper_comparison
 from lcm.training.schedule import described
 
 
-def print_plan(config, data, complexity, state, directory, saved):
+def print_start(config, data, complexity, state, directory, saved):
     """Print what will run; `state`: run.json; `saved`: the checkpoint to continue from, or None."""
     schedule, notes = config["schedule"], getattr(data, "notes", [])
     train, test = data.train(schedule["batch_size"], 0), data.test(schedule["test_batch_size"])

@@ -36,7 +36,7 @@ def sweep(loader, master, arguments, launcher):
     for run in runs:
         refuse_changed_source(run.config, read_state(run.directory))
     statuses = statuses_of(runs)
-    print_plan(statuses)
+    print_work(statuses)
     read_images([status.config["data"] for status in statuses if status.state != "finished"])
     # Tried once: in a folder that cannot be written every run would fail with these words.
     try:
@@ -140,7 +140,7 @@ def prepare_environment():
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
-def print_plan(statuses):
+def print_work(statuses):
     """What the sweep will do, before it starts."""
     states = {status.state for status in statuses}
     print(totals(statuses) + ("; the failed ones are tried again" if "failed" in states else ""))

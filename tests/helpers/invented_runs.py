@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lcm.config.compose import load_all, plain
 from lcm.reporting.runs import collect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,8 @@ PARAMS = {
 }
 
 
+SOME = {"data": "digits", "model": "resnet20", "attention": "none", "schedule": "digits"}
+DIVERGED = "the loss stopped being a finite number in epoch 2"
 ENVIRONMENT = {
     "versions": {"python": "3.11.2", "torch": "2.6.0", "lcm": "0.1.0"},
     "device": "cpu (simulated)",
@@ -53,6 +56,18 @@ def invented_metrics(epochs, top1, noise):
         }
 
 
+def config_of(names, deviations):
+    """The config of the names {group: name} with its deviations; of an invented name, the name
+    alone."""
+    known = {group: name for group, name in names.items() if name in load_all(group)}
+    config = plain({group: {"name": name} for group, name in (SOME | known).items()})
+    config |= {group: {"name": name} for group, name in names.items() if group not in known}
+    for key, value in deviations.items():
+        *parents, last = key.split(".")
+        functools.reduce(dict.__getitem__, parents, config)[last] = value
+    return config
+
+
 def invented_run(
     folder, data="cifar10", model="resnet20", attention="none", seed=0, top1=92.0, **changes
 ):
@@ -79,6 +94,10 @@ def invented_run(
         "best_epoch": best["epoch"],
     }
     finished = facts["state"] == "finished"
+    names = {"data": data, "model": model, "attention": attention, "schedule": facts["schedule"]}
+    config = config_of(names, facts["deviations"])
+    config |= {"seed": seed, "precision": facts["precision"], "runs": str(folder)}
+    config["data"]["root"] = "/home/somebody/data"
     run = {
         "message": None,
         "run": name,
@@ -87,16 +106,7 @@ def invented_run(
         "attention": attention,
         "seed": seed,
         "compile": False,
-        "config": {
-            "seed": seed,
-            "precision": facts["precision"],
-            "runs": str(folder),
-            "run_directory": None,
-            "data": {"name": data, "root": "/home/somebody/data", "num_classes": 10},
-            "model": {"name": model},
-            "attention": {"name": attention},
-            "schedule": {"name": facts["schedule"], "epochs": facts["epochs"]},
-        },
+        "config": config,
         "config_hash": digest,
         "params": PARAMS.get(attention, 280000),
         "gfloat": 0.041306,

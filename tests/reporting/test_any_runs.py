@@ -6,10 +6,10 @@ import re
 import pandas as pd
 import pytest
 from compare import main
-from invented_runs import edit, invented_run
+from invented_runs import DIVERGED, edit, invented_run
 
 from lcm.reporting.any_runs import choose
-from lcm.reporting.records import read_runs
+from lcm.reporting.records import read_run_directories
 from lcm.reporting.runs import collect
 from lcm.reporting.statistics import bca_interval, sign_flip_p
 
@@ -51,7 +51,12 @@ def line_of(text, attention):
 
 @pytest.mark.parametrize(
     ("out", "holds"),
-    [("a.b.pdf", b"%PDF"), ("a.b.png", b"\x89PNG"), ("a.b.svg", b"ResNet-20 on birds: se")],
+    [
+        ("a.b.pdf", b"%PDF"),
+        ("a.b.png", b"\x89PNG"),
+        ("a.b.svg", b"ResNet-20 on birds: se"),
+        ("a.b.md", b"# Every attention against none"),
+    ],
 )
 def test_the_picture_has_the_format_of_the_names_ending_and_names_each_data_set(
     tmp_path, capsys, out, holds
@@ -59,7 +64,8 @@ def test_the_picture_has_the_format_of_the_names_ending_and_names_each_data_set(
     for data, attention in itertools.product(("pets", "birds"), ("none", "se")):
         run = invented_run(tmp_path / "runs", data=data, attention=attention, schedule="digits")
         edit(run, config__data__name="folder")  # as with data.label=pets
-    text = said(capsys, tmp_path / "runs", "--out", tmp_path / "new" / out)
+    by = ("--by", "data")  # both are data=folder; their labels tell them apart
+    text = said(capsys, tmp_path / "runs", *by, "--out", tmp_path / "new" / out)
     assert holds in (tmp_path / "new" / out).read_bytes()
     assert re.findall(r"^ *(birds|pets) +se ", text, re.MULTILINE) == ["birds", "pets"]
     assert (tmp_path / "new" / "a.b.md").exists()
@@ -94,6 +100,7 @@ def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
     text = said(capsys, runs)
     collect(runs, tmp_path / "results")
     assert said(capsys, tmp_path / "results" / "metrics") == text
+    assert said(capsys, runs, tmp_path / "results" / "metrics") == text  # each run once
 
 
 @pytest.mark.parametrize(
@@ -108,20 +115,19 @@ def test_one_comparison_of_six_seeds_can_decide(runs, capsys, against, other, wo
 def test_settings_of_an_attention_are_arms_and_what_is_left_out_is_said(runs, capsys):
     for seed in range(6):
         deviations = OWN["deviations"] | {"attention.reduction": 8}
-        run = invented_run(runs, attention="se", seed=seed, **OWN | {"deviations": deviations})
-        edit(run, config__attention__reduction=8)
+        invented_run(runs, attention="se", seed=seed, **OWN | {"deviations": deviations})
     invented_run(runs, attention="gc", state="running", **OWN)
     (invented_run(runs, attention="cbam", **OWN) / "run.json").unlink()
-    invented_run(runs, attention="lcm1", state="failed", message="the loss is not finite", **OWN)
+    invented_run(runs, attention="lcm1", state="failed", message=DIVERGED, **OWN)
     text = said(capsys, runs)
     for words in (
         "schedule=digits: schedule.epochs=30, attention.reduction=8.",
         "Runs: 24",
         "se reduction=8",
-        "se reduction=None",
+        "se reduction=4",
         ": running",
         "run.json is missing",
-        "(the loss is not finite)",
+        f"({DIVERGED})",
     ):
         assert words in text
 
@@ -156,7 +162,7 @@ def test_runs_that_cannot_be_compared(runs, capsys):
     assert "for example: data=cifar10 schedule=cifar\n" in error
     invented_run(runs, data="cifar100", schedule="short", seed=5)
     (example,) = re.findall("for example: (.*)\n", refused(capsys, runs))
-    assert choose([run for run, _ in read_runs(runs)[0]], example.split())
+    assert choose([run for run, _ in read_run_directories(runs)[0]], example.split())
     said(capsys, runs, "data=digits", "schedule.epochs=30")
 
 
@@ -168,10 +174,7 @@ def test_by_a_key_has_rows_for_each_value_and_one_family(tmp_path, capsys):
             for rate, gain in ((0.1, 0.5 * (attention != "none")), (0.05, 0)):
                 changes = {"deviations": {"schedule.epochs": 30, "schedule.learning_rate": rate}}
                 names = {"attention": attention, "seed": seed, "top1": 97 + 0.125 * seed + gain}
-                edit(
-                    invented_run(runs, **names, **OWN | changes),
-                    config__schedule__learning_rate=rate,
-                )
+                invented_run(runs, **names, **OWN | changes)
     by = ("--by", "schedule.learning_rate")
     assert " ".join(by) in refused(capsys, runs)
     assert "over the 4 comparisons" in said(capsys, runs, *by, "--out", tmp_path / "by")
@@ -190,12 +193,12 @@ def test_by_the_data_set_and_by_an_attentions_setting(tmp_path, capsys):
     for data, schedule in (("digits", "digits"), ("cifar10", "cifar")):
         for reduction in (None, 8, 16):
             attention = "se" if reduction else "none"
-            facts = {"data": data, "schedule": schedule, "deviations": {"reduction": reduction}}
-            run = invented_run(tmp_path / "runs", attention=attention, **facts)
-            edit(run, config__attention__reduction=reduction)
+            deviations = {"attention.reduction": reduction} if reduction else {}
+            facts = {"data": data, "schedule": schedule, "deviations": deviations}
+            invented_run(tmp_path / "runs", attention=attention, **facts)
     by = ("--by", "data", "--by", "attention.reduction", "--by", "attention")
     text = said(capsys, tmp_path / "runs", *by)
-    assert re.findall(r"(\S+) +se reduction=16", text) == ["cifar10", "digits"]
+    assert re.findall(r"(\S+) +se reduction=16", text) == ["CIFAR-10", "digits"]
     assert "ResNet-20 on CIFAR-10, ResNet-20 on digits" in text
 
 
@@ -220,7 +223,7 @@ def test_rows_have_the_schedule_and_precision_of_their_own_runs(tmp_path, capsys
 @pytest.mark.parametrize(
     "message, verdict, wins, n",
     [
-        ("the loss stopped being a finite number in epoch 2", "inconclusive", "0.80", "(8 of 10)"),
+        (DIVERGED, "inconclusive", "0.80", "(8 of 10)"),
         ("OSError: disk is full", "supported", "1.00", "(8)"),  # a crash is no loss
     ],
 )

@@ -4,7 +4,7 @@ import random
 import re
 
 import pytest
-from invented_runs import RESULTS, ROOT, changed
+from invented_runs import DIVERGED, RESULTS, ROOT, changed
 from omegaconf import OmegaConf
 
 from lcm.reporting.claims import (
@@ -185,7 +185,7 @@ def test_diverged_runs_count_against_a_claim(claims):
     """ResNet-20 with LCM2 is five points better, but 3 of 13 seeds diverge on CIFAR-10."""
     runs = simulated(13, {"lcm2": 5.0}, tables=(2,))
     lost = runs["run"].str.match("cifar10/resnet20/lcm2/cifar/[012]$")
-    failed = {"state": "failed", "message": "the loss is not finite in epoch 2", "test_top1": None}
+    failed = {"state": "failed", "message": DIVERGED, "test_top1": None}
     runs = changed(runs, lost, **failed)
     arms = "cifar10", "resnet20", "lcm2", "none"
     one = next(row for s, row in judged_by(claims, runs).items() if s[:4] == arms)
@@ -250,9 +250,10 @@ def test_page(claims):
     page = claims_page(claims, runs.assign(commit=runs["attention"]), *made)
     assert page == claims_page(claims, runs.assign(commit=runs["attention"])[::-1], *made)
     for words in (
-        "Its own numbers contradict 2 of them (number 1 and 2).",
+        "Its own numbers contradict 2 of them (numbers 1 and 2).",
         "| 20 / 25 |",
-        "39 pairs; differences other than the attention: 39 in the commit (lcm1, lcm2).",
+        "39 pairs; differences other than the attention: 39 in the commit (lcm1 - none, "
+        "lcm2 - none, lcm2 - lcm1).",
     ):
         assert page.count(words) == 1
     assert statement_tables(claims, judged_by(claims, runs))[1].filled == 13

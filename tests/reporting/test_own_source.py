@@ -4,7 +4,7 @@ import pandas as pd
 from invented_runs import invented_run
 
 from lcm.reporting.any_runs import compare_runs, read_folders
-from lcm.reporting.paired import paired
+from lcm.reporting.pairs import paired
 from lcm.reporting.protocol import ARM, Protocol, select
 from lcm.reporting.records import COLUMNS
 from lcm.reporting.runs import collect, read_runs

@@ -4,7 +4,7 @@ import re
 import statistics
 
 import pytest
-from invented_runs import ROOT, changed, more, results_of
+from invented_runs import DIVERGED, ROOT, changed, more, results_of
 
 from lcm.reporting.protocol import Protocol
 from lcm.reporting.render import fill_blocks, markdown, signed
@@ -135,6 +135,8 @@ def test_runs_that_were_not_planned_change_no_planned_row(tmp_path):
     planned = of_arms(8, {"lcm1": 1.0, "lcm2": 1.0}, **TENTH)
     found, *_ = of_records(tmp_path / "a", planned, "tenth")
     extra = [run | {"seed": run["seed"] + 8} for run in of_arms(2, {"lcm1": 30.0}, **TENTH)]
+    short = {"epochs": 3, "start": "2026-01-01", "compile": True}  # its file was another that day
+    extra += of_arms(8, {"lcm1": 30.0}, **TENTH | short)
     other, *_ = of_records(tmp_path / "b", planned + extra, "tenth")
     assert str(found) == str(other)
     others = of_arms(8, {"lcm1": 1.0}, **TENTH | {"model": "resnet32", "compile": False})
@@ -145,7 +147,7 @@ def test_runs_that_were_not_planned_change_no_planned_row(tmp_path):
 def test_a_diverged_run_is_the_worst_of_its_arm(tmp_path):
     runs = of_arms(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 1.0}, **TENTH)
     lost = next(run for run in runs if (run["attention"], run["seed"]) == ("lcm1", 3))
-    lost |= {"state": "failed", "message": "the loss is not finite in epoch 2"}
+    lost |= {"state": "failed", "message": DIVERGED}
     found, table, _ = of_records(tmp_path, runs, "tenth")
     row = found["lcm1", "none"]
     worst = min(r["top1"] for r in runs if r["attention"] == "lcm1" and r is not lost)
@@ -164,6 +166,13 @@ def test_a_network_of_ones_own_has_no_rows_for_sizes_it_does_not_have(tmp_path):
     assert (se["p_holm"], se["verdict"]) == (2 * 2 / 2**8, "supported")
 
 
+def test_the_command_for_images_of_ones_own_is_one_that_train_takes(tmp_path):
+    runs = of_arms(2, {"se": 1}, data="pets", schedule="short")
+    _, table, _ = of_records(tmp_path, runs, "short")
+    names = "data=folder data.label=pets data.root=FOLDER model=resnet20 attention=cbam"
+    assert table.missing[0] == f"python train.py {names} schedule=short"
+
+
 def test_pairs_need_the_same_seed_and_the_same_pixels(runs):
     found, text = compared(runs)
     assert found["differences"] == pytest.approx((0.40, -0.05, 0.66))
@@ -174,15 +183,30 @@ def test_pairs_need_the_same_seed_and_the_same_pixels(runs):
     assert "**The runs on cifar10 saw different pixels**" in text
 
 
+def test_of_two_alike_pairs_the_plain_one_counts(runs):
+    fits = (
+        (runs["data"] == "cifar10") & (runs["schedule"] == "cifar") & (runs["precision"] == "fp32")
+    )
+    none, lcm2 = ((fits & (runs["attention"] == arm)).to_numpy() for arm in ("none", "lcm2"))
+    early = {"compile": True, "start": "2020-01-01T00:00:00+00:00"}
+    both = more(runs, none, **early, test_top1=50.0)
+    both = more(both, [*lcm2, *[False] * none.sum()], **early, test_top1=60.0)
+    assert compared(both)[0]["differences"] == pytest.approx((0.40, -0.05, 0.66))
+
+
 def test_what_the_runs_of_a_pair_differ_in_is_said(runs):
     lcm2 = runs["attention"] == "lcm2"
     first, second = (lcm2 & (runs["seed"] == seed) for seed in (0, 1))
     other = changed(changed(runs, first | second, torch="3.0"), first, commit="a", device="another")
+    other = changed(changed(other, second, compile=True), second, rounding="deterministic=True")
+    # both runs of a pair were continued, on the same device, but not from the same epoch
+    other = changed(other, runs["seed"] == 2, device="A, then B")
     words = (
-        "1 in the commit (lcm2); 2 in the version of torch (lcm2); 1 in the device (lcm2); 1 in "
-        "the use of `compile=true` (lcm2)."
+        "1 in the commit (lcm2); 2 in the version of torch (lcm2); 2 in the device "
+        "or its threads (lcm2); 1 in the use of `compile=true` (lcm2); 1 in the settings "
+        "that change rounding alone (lcm2)."
     )
-    text = compared(changed(other, second, compile=True))[1]
+    text = compared(other)[1]
     assert f"5 pairs; differences other than the attention: {words}" in text
 
 

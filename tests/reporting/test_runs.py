@@ -11,10 +11,10 @@ import time
 import pandas as pd
 import pytest
 from collect import main
-from invented_runs import ROOT, edit, invented_run, results_of
+from invented_runs import DIVERGED, ROOT, edit, invented_run, results_of
 
 from lcm.errors import UserError
-from lcm.reporting.protocol import Protocol
+from lcm.reporting.protocol import Protocol, select
 from lcm.reporting.records import BEGUN, COLUMNS, find_runs, read_record, read_run
 from lcm.reporting.render import latex, markdown
 from lcm.reporting.report import make_report
@@ -45,7 +45,7 @@ def test_rows_and_records_say_what_the_runs_said(runs, tmp_path):
     source = json.loads((runs / row.run / "run.json").read_text())
     facts = source | source["versions"] | source["result"] | {"deviations": "{}", "message": ""}
     for key in COLUMNS:
-        assert pd.isna(row[key]) if key == "data_verified" else row[key] == facts[key], key
+        assert row[key] == (facts | {"data_verified": True})[key], key
     # records keep every epoch and no machine
     files = sorted((tmp_path / "results" / "metrics").iterdir())
     run, epochs = read_record(files[0])
@@ -76,10 +76,26 @@ def test_every_environment_of_a_run_is_in_its_row(tmp_path):
             True,
             False,
         ],
-        ["cpu (A, 1 thread)", "2.6.0", "a" * 40, False, None],
+        ["cpu (A, 1 thread)", "2.6.0", "a" * 40, False, True],
     ]
     note = comparison_table(runs, Protocol(), ROOT / "results").notes[-1]
-    assert "1 in the commit (se); 1 in the version of torch (se); 1 in the device (se)." in note
+    assert "1 in the commit (se); 1 in the version of torch (se)" in note
+    assert "1 in the device or its threads (se)." in note
+
+
+def test_runs_of_a_file_that_was_edited_since_are_deviations(tmp_path):
+    """Two seeds with another rate, and before the attention's file had its reduction."""
+    for seed in range(4):
+        directory = invented_run(tmp_path / "runs", attention="se", seed=seed)
+        run = json.loads((directory / "run.json").read_text())
+        if seed < 2:
+            run["config"]["schedule"]["learning_rate"] = 0.2
+            del run["config"]["attention"]["reduction"]
+        (directory / "run.json").write_text(json.dumps(run))
+    runs = collect(tmp_path / "runs", tmp_path / "results").runs
+    changed = '{"attention.reduction":null,"schedule.learning_rate":0.2}'
+    assert list(runs["deviations"]) == [changed, changed, "{}", "{}"]
+    assert list(select(runs, Protocol())["seed"]) == [2, 3]
 
 
 def test_again_and_from_records_byte_for_byte(runs, tmp_path, monkeypatch, capsys):
@@ -98,7 +114,11 @@ def test_again_and_from_records_byte_for_byte(runs, tmp_path, monkeypatch, capsy
 def test_the_same_run_trained_again_replaces_and_says_so(runs, tmp_path):
     collect(runs, tmp_path / "results")
     invented_run(tmp_path / "mine", top1=91.0)
+    before = contents(tmp_path / "results")
     summary = collect(tmp_path / "mine", tmp_path / "results")
+    assert len(summary.runs) == 4 and "92.0 % recorded, 91.0 % now" in str(summary)
+    assert summary.kept and not summary.replaced and contents(tmp_path / "results") == before
+    summary = collect(tmp_path / "mine", tmp_path / "results", replace=True)
     assert len(summary.runs) == 4 and "92.0 % before, 91.0 % now" in str(summary)
     # a failure does not replace a result
     invented_run(tmp_path / "failed", state="failed", message="loss is nan")
@@ -107,7 +127,7 @@ def test_the_same_run_trained_again_replaces_and_says_so(runs, tmp_path):
 
 
 def test_failed_runs_are_results_and_unfinished_ones_are_not(runs, tmp_path):
-    invented_run(runs, attention="gc", state="failed", message="the loss is not finite in epoch 3")
+    invented_run(runs, attention="gc", state="failed", message=DIVERGED)
     invented_run(runs, attention="se", state="running")
     refused = invented_run(runs, attention="cbam", state="stopped")
     # as a run that was refused after its directory was made
@@ -115,7 +135,7 @@ def test_failed_runs_are_results_and_unfinished_ones_are_not(runs, tmp_path):
     (refused / "metrics.jsonl").rename(refused / "log.txt")
     summary = collect(runs, tmp_path / "results")
     (failed,) = summary.runs[summary.runs["state"] == "failed"].itertuples()
-    assert failed.attention == "gc" and pd.isna(failed.test_top1) and "not finite" in str(summary)
+    assert failed.attention == "gc" and pd.isna(failed.test_top1) and DIVERGED in str(summary)
     (unfinished,) = summary.unfinished
     assert summary.damaged == [] and unfinished.endswith(": running")
     assert refused not in find_runs(runs)
@@ -143,7 +163,7 @@ DAMAGE = {  # words of the message: how the run was damaged
     "'list' object has no attribute 'get'": lambda d: lines(d, lambda found: [*found[:2], "[]"]),
     "2 epochs of 3, or not in order": lambda d: lines(d, lambda found: found[::2]),
     "is not the last line of metrics.jsonl": lambda d: edit(d, result__test_top1=99.0),
-    "string indices must be": lambda d: edit(d, config="none"),
+    "has no attribute 'items'": lambda d: edit(d, config="none"),
     "must be an iterable": lambda d: edit(d, continued=2),
     "'str' object": lambda d: edit(d, continued=["2.7.0"]),
     "expected str instance": lambda d: edit(d, continued=[{"versions": {"torch": 2}}]),
@@ -185,7 +205,7 @@ def test_malicious_text_is_shown_as_text(tmp_path):
     message = "<img src=x onerror=alert(1)>\n\\input{x} | `x` \r\x1b[31m"
     for directory in (tmp_path / "runs").rglob("seed*"):
         edit(directory, message=message, device="<script>alert(1)</script>")
-    collect(tmp_path / "runs", results)
+    collect(tmp_path / "runs", results, replace=True)
     runs = read_runs(results / "runs.csv")
     assert runs["message"].map(str.isprintable).all() and runs["message"].str.contains("<img").all()
     page, _ = make_report(results)

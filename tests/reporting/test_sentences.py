@@ -79,10 +79,11 @@ def judged(schedule):
 
 
 def shown():
-    """(name, paper, row of comparison*.csv, planned seeds) of LCM2 against none, wherever they have
-    pairs, and of all that a plan has judged.
+    """(name, paper, row of comparison*.csv, planned seeds) of LCM2 against none (of a plan SE, too)
+    wherever they have pairs, and of all that a plan has judged.
     """
-    gains = COMPARED[(COMPARED["attention"] == "lcm2") & (COMPARED["against"] == "none")]
+    rival = (COMPARED["attention"] == "se") & COMPARED["schedule"].isin(PLANS)
+    gains = COMPARED[(COMPARED["against"] == "none") & ((COMPARED["attention"] == "lcm2") | rival)]
     found = pd.concat([gains[gains["pairs"] > 0], *map(judged, PLANS)])
     for row in found.drop_duplicates(["data", "schedule", "attention", "against"]).itertuples():
         same = (RUNS["data"] == row.data) & (RUNS["schedule"] == row.schedule)
@@ -104,21 +105,23 @@ def lines_of_the_table():
     Groups that the paper does not have, nobody planned and no test can judge have no line.
     """
     for name, paper, row, planned in shown():
-        if paper == "–" and row.pairs < max(planned, MINIMUM_PAIRS):
+        if paper == "–" and not planned and row.pairs < MINIMUM_PAIRS:
             continue
         pairs, meaning = f"{row.pairs}", f"excludes gains above {rounded(row.gain, 2)} points"
         if planned and row.pairs < planned:
             pairs += f" of {planned}"
-            meaning = f"judged at {planned} pairs; the paper's is of 300 epochs"
+            paper_is = "" if paper == "–" else "; the paper's is of 300 epochs"
+            meaning = f"judged at {planned} pairs{paper_is}"
         elif row.pairs < MINIMUM_PAIRS:
             meaning = f"nothing: a test needs {MINIMUM_PAIRS} pairs"
         elif planned:
             first = in_capitals(row.attention)
             words = {"supported": f"{first} is better", "contradicted": f"{first} is worse"}
+            # Beside a verdict the stricter interval, of all comparisons at once, would confuse.
             left = f"excludes all but {signed(row.loss_at_once)} to {signed(row.gain_at_once)}"
+            meaning = words.get(row.verdict, f"undecided; {left}")
             if pd.isna(row.loss_at_once):
-                left = "a run diverged"
-            meaning = f"{words.get(row.verdict, 'undecided')}; {left}"
+                meaning = f"{words.get(row.verdict, 'undecided')}; a run diverged"
         arms = f"{in_capitals(row.attention)} - {in_capitals(row.against)}"
         yield f"| {arms}, {name} | {paper} | {signed(row.difference)} | {pairs} | {meaning} |"
 
@@ -141,6 +144,16 @@ def plans():
             yield f"`schedule={schedule}` is in progress"
         for data in found["data"].unique():
             yield f"(results/figures/against-none-{schedule}-{data}.svg)"
+        # of these runs the machine is known by seed and attention
+        on = RUNS[RUNS["schedule"] == schedule].set_index(["data", "attention", "seed"])["device"]
+        pairs = [
+            {on[row.data, arm, seed] for arm in (row.attention, row.against)}
+            for row in found.itertuples()
+            for seed in range(PLANS[schedule])
+        ]
+        unlike = sum(len(devices) > 1 or ", then " in min(devices) for devices in pairs)
+        if unlike:
+            yield f"In {unlike} of the {len(pairs)} pairs of `{schedule}` the two runs also"
 
 
 def phrases_of_readme():
@@ -165,7 +178,7 @@ def phrases_of_readme():
             "accuracy: none of them has enough runs for a verdict, and the paper's own numbers "
             "contradict 2 of them",
             f"The {len(kinds[KINDS[1]])} claims about cost are supported",
-            f"The other {len(CLAIMS) - sum(map(len, kinds.values()))} cannot be tested",
+            f"The other {len(CLAIMS) - sum(map(len, kinds.values()))} are not judged",
         ],
         "| test top-1 (%)": [
             f"| {printed} | {equal} | – |",

@@ -68,7 +68,7 @@ def test_numbers_by_hand(results, runs):
     assert arms(runs)["cifar10", "resnet20", "lcm1"] == [0]
     words = ["92.77", "92.77 ± – (1 of 2)", "0.00", "69.40", DASH, DASH]
     assert rows["ResNet-20+LCM1"][6:] == words
-    assert "the loss is not finite in epoch 2" in markdown(table)
+    assert "the loss stopped being a finite number in epoch 2" in markdown(table)
     command = "python train.py experiment=table2 model=resnet20 attention=lcm1 data=cifar10"
     assert f"{command}0" in table.missing and command not in table.missing
 
@@ -117,7 +117,7 @@ def test_two_runs_of_one_seed_count_once(results, runs):
     # nor does one that diverged beside one that did not
     failed = {
         "state": "failed",
-        "message": "the loss is not finite",
+        "message": "the loss stopped being a finite number",
         "test_top1": float("nan"),
         "start": "2020-01-01T00:00:00+00:00",
     }

@@ -122,6 +122,8 @@ def test_the_differences_of_two_environments_are_named():
     assert other_environment(run, now) == lines
     words = "then: continued in another environment (`continued` in its record)"
     assert other_environment(run | {"continued": [{}]}, run) == [words]
+    del run["versions"]
+    assert other_environment(run, now)[-1] == "torch: None then, 3 now"
 
 
 def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
