@@ -84,8 +84,10 @@ def test_epochs_are_functions_of_seed_and_epoch_alone():
     def draws(seed, epoch):
         return [drawn.tolist() for drawn in resident(seed=seed).plan(epoch)]
 
-    order = resident(n=9).plan(1)[0].tolist()
-    assert order == [6, 8, 1, 2, 3, 7, 5, 4, 0], "not that of recorded runs"
+    order, offsets, mirror = resident(n=9).plan(1)  # those of recorded runs
+    assert order.tolist() == [6, 8, 1, 2, 3, 7, 5, 4, 0]
+    windows = [[7, 1], [2, 7], [8, 3], [3, 2], [3, 7], [7, 5], [8, 7], [1, 2], [5, 6]]
+    assert offsets.tolist() == windows and mirror.int().tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 0]
     once = resident(seed=7)
     once.plan(2)
     assert [drawn.tolist() for drawn in once.plan(3)] == draws(7, 3)
