@@ -53,13 +53,11 @@ def paired(a, b):
 
 def unlike_of(pairs):
     """For each pair, in what of ENVIRONMENT its two runs differ, as a DataFrame of switches."""
-
-    def of(key):
-        a, b = pairs[f"{key}_a"], pairs[f"{key}_b"]
-        # Two runs that were continued elsewhere need not have changed in the same epoch.
-        return (a != b) | a.astype(str).str.contains(", then ")
-
-    return pd.DataFrame({key: of(key) for key in ENVIRONMENT})
+    arms = {key: (pairs[f"{key}_a"], pairs[f"{key}_b"]) for key in ENVIRONMENT}
+    # Two runs that were continued elsewhere ("A, then B") need not have changed in the same epoch.
+    return pd.DataFrame(
+        {key: (a != b) | a.astype(str).str.contains(", then ") for key, (a, b) in arms.items()}
+    )
 
 
 def pair_notes(pairs):

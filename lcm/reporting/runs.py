@@ -94,9 +94,9 @@ def collect(runs, results, replace=False):
             "holds the runs"
         )
     metrics, new, kept, replaced = Path(results) / "metrics", [], [], []
-    found, unfinished, damaged = [], [], []
-    if runs is not None:
-        found, unfinished, damaged = records.read_run_directories(runs)
+    found, unfinished, damaged = (
+        records.read_run_directories(runs) if runs is not None else ([], [], [])
+    )
     for run, epochs in found:
         file, text = metrics / records.record_name(run["run"]), records.record(run, epochs)
         # Equal bytes are neither new nor replaced: the same run was collected again.

@@ -52,6 +52,7 @@ def test_the_family_is_what_the_paper_claims_not_what_was_trained(tmp_path):
 
 def test_a_planned_schedule_has_the_plans_families(tmp_path):
     runs = of_arms(8, {"se": 0.0, "lcm1": 1.0, "lcm2": 0.8, "eca": 3.0}, **TENTH)
+    runs[-9]["device"] = "another"  # the last run of lcm2
     found, table, results = of_records(tmp_path, runs, "tenth")
     p = 2 / 256
     assert {pair: (row["p_holm"], row["verdict"]) for pair, row in found.items()} == {
@@ -96,6 +97,10 @@ def test_a_planned_schedule_has_the_plans_families(tmp_path):
         True,
     ]
     assert "What the runs exclude" not in page
+    differ = "48 pairs; differences other than the attention: 3 in the device or its threads ("
+    assert page.count(f"<li>Under schedule=tenth: {differ}") == 1
+    block = "<!-- results:begin comparison-tenth -->\n<!-- results:end -->"
+    assert differ in fill_blocks(block, [table])
     forest = pictures["against-none-tenth-cifar100"].decode()
     assert "ResNet-20: lcm2 - se" in forest and "the paper" in forest
 
