@@ -132,4 +132,4 @@ def _deviations(run):
 
 
 def _outcome(run):
-    return f"{run['result']['test_top1']} %" if run["state"] == "finished" else run["state"]
+    return f"{run['result']['test_top1']:.2f} %" if run["state"] == "finished" else run["state"]

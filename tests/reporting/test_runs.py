@@ -116,10 +116,10 @@ def test_the_same_run_trained_again_replaces_and_says_so(runs, tmp_path):
     invented_run(tmp_path / "mine", top1=91.0)
     before = contents(tmp_path / "results")
     summary = collect(tmp_path / "mine", tmp_path / "results")
-    assert len(summary.runs) == 4 and "92.0 % recorded, 91.0 % now" in str(summary)
+    assert len(summary.runs) == 4 and "92.00 % recorded, 91.00 % now" in str(summary)
     assert summary.kept and not summary.replaced and contents(tmp_path / "results") == before
     summary = collect(tmp_path / "mine", tmp_path / "results", replace=True)
-    assert len(summary.runs) == 4 and "92.0 % before, 91.0 % now" in str(summary)
+    assert len(summary.runs) == 4 and "92.00 % before, 91.00 % now" in str(summary)
     # a failure does not replace a result
     invented_run(tmp_path / "failed", state="failed", message="loss is nan")
     summary = collect(tmp_path / "failed", tmp_path / "results")
@@ -226,7 +226,7 @@ def test_a_damaged_record_is_named(runs, tmp_path):
     # the runs are still there, and both records come back
     summary = collect(runs, tmp_path / "results")
     assert (len(summary.runs), len(summary.new)) == (4, 1)
-    assert "damaged before, 92.0 % now" in summary.replaced[0]
+    assert "damaged before, 92.00 % now" in summary.replaced[0]
 
 
 @pytest.mark.parametrize(
