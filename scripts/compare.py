@@ -20,7 +20,7 @@ import checkout  # before lcm
 from lcm.errors import exit_on_user_error
 from lcm.reporting import figures
 from lcm.reporting.any_runs import choose, compare_runs, read_folders, terminal
-from lcm.reporting.render import write_tables
+from lcm.reporting.render import VIEWS, write_tables
 
 
 @exit_on_user_error
@@ -52,7 +52,7 @@ def main(arguments=None):
     choices = [text for text in options.what if "=" in text]
     runs, left_out = read_folders([text for text in options.what if "=" not in text] or ["runs"])
     picture = options.out or Path("comparison")
-    if picture.suffix.lower() in (".md", ".csv", ".tex"):
+    if picture.suffix.lower() in VIEWS:
         picture = picture.with_suffix("")
     if picture.suffix.lower() not in figures.METADATA:
         picture = picture.with_name(f"{picture.name}.svg")

@@ -146,8 +146,6 @@ def _record(row, protocol, plan, level, paper):
     certain = () if ours.p is None or row.pairs["lost"].any() else ours.differences
     loss, gain = not_excluded(certain)
     names = {"data": row.data, "model": row.model, **row.settings, "attention": row.a}
-    folder = f"folder data.label={row.data} data.root=FOLDER"  # of images: `data` is its label
-    command = names if row.data in choices("data") else names | {"data": folder}
     planned = {}
     if plan:
         planned["loss_at_once"], planned["gain_at_once"] = not_excluded(certain, level)
@@ -179,8 +177,15 @@ def _record(row, protocol, plan, level, paper):
         "p_holm": row.adjusted,
         "needed": row.needed,
         "verdict": row.verdict if row.tried else None,
-        "command": "" if row.tried else protocol.command(plan, **command),
+        "command": ""
+        if row.tried
+        else protocol.command(plan, **names | {"data": _option(row.data)}),
     }
+
+
+def _option(data):
+    """A data set's name as train.py takes it: that of a folder of images is its label."""
+    return data if data in choices("data") else f"folder data.label={data} data.root=FOLDER"
 
 
 def _cells(record, settings, single, at_once):

@@ -200,8 +200,11 @@ def csv_text(table):
     return pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
+VIEWS = {".md": markdown, ".csv": csv_text, ".tex": latex}  # by the ending of their files
+
+
 def write_tables(tables, results):
-    """Write each table as .md, .csv and .tex."""
+    """Write each table in each of the VIEWS."""
     for table in tables:
-        for suffix, view in (("md", markdown), ("csv", csv_text), ("tex", latex)):
-            write(Path(results) / f"{table.name}.{suffix}", view(table))
+        for suffix, view in VIEWS.items():
+            write(Path(results) / f"{table.name}{suffix}", view(table))

@@ -1,4 +1,4 @@
-"""What a run prints: what it is before it starts, its result beside the paper's."""
+"""What a run prints: its settings before it starts, and its result beside the paper's."""
 
 from lcm.errors import plural
 from lcm.reporting.protocol import paper_comparison

@@ -13,9 +13,10 @@ import pytest
 from collect import main
 from invented_runs import DIVERGED, ROOT, edit, invented_run, results_of
 
+from lcm.config.compose import flatten
 from lcm.errors import UserError
 from lcm.reporting.protocol import Protocol, select
-from lcm.reporting.records import BEGUN, COLUMNS, find_runs, read_record, read_run
+from lcm.reporting.records import BEGUN, COLUMNS, STANDARD, find_runs, read_record, read_run
 from lcm.reporting.render import latex, markdown
 from lcm.reporting.report import make_report
 from lcm.reporting.runs import collect, read_runs
@@ -81,6 +82,15 @@ def test_every_environment_of_a_run_is_in_its_row(tmp_path):
     note = comparison_table(runs, Protocol(), ROOT / "results").notes[-1]
     assert "1 in the commit (se); 1 in the version of torch (se)" in note
     assert "1 in the device or its threads (se)." in note
+
+
+def test_settings_of_rounding_are_named_where_they_are_not_those_of_the_files(tmp_path):
+    _, other = (invented_run(tmp_path / "runs", model="densenet40", seed=seed) for seed in (0, 1))
+    config = json.loads((other / "run.json").read_text())["config"]  # that of the files
+    assert {key: flatten(config)[key] for key in STANDARD} == STANDARD
+    edit(other, config__model__memory="linear")
+    runs = collect(tmp_path / "runs", tmp_path / "results").runs
+    assert list(runs["rounding"]) == ["", "model.memory=linear"]
 
 
 def test_runs_of_a_file_that_was_edited_since_are_deviations(tmp_path):
