@@ -61,7 +61,8 @@ def count(network, image_size):
     A copy of it runs once, in evaluation mode and without gradients.
     """
     # Hooks are put on a copy: the caller's network needs no tidying up, whatever happens.
-    network = twin(network)
+    # torch.compile's network in place of what it compiles: it would compile the counter, too.
+    network = twin(getattr(network, "_orig_mod", network))
     counter = _Counter(network)
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     image = like.new_zeros(1, 3, image_size, image_size)

@@ -12,7 +12,9 @@ def twin(network):
     attributes = [value for module in network.modules() for value in vars(module).values()]
     computed = {id(x): x.detach().clone() for x in attributes if isinstance(x, torch.Tensor)}
     # deepcopy's memo, {id: copy}: what it names counts as copied.
-    return copy.deepcopy(network, computed).eval()
+    copied = copy.deepcopy(network, computed)
+    copied.eval()  # a network's own `eval` and `train` may return nothing
+    return copied
 
 
 @contextlib.contextmanager

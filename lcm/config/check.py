@@ -154,6 +154,12 @@ RULES = {
     "attention.sites": Rule(lambda value: True, "checked with the network"),
 }
 
+# Arguments of the repository's own classes, which may mean something else to one's own class.
+ARGUMENTS = (
+    *("model.layers", "model.growth_rate", "model.memory", "attention.reduction"),
+    *("data.test_share", "data.workers", "data.pad", "data.cache_size"),
+)
+
 # of a choice, not choices
 FACTS = ("model.family", "model.image_size", "data.image_size", "data.num_classes")
 
@@ -172,6 +178,15 @@ NEEDED = {
     "attention": ("_target_",),
     "schedule": [key.partition(".")[2] for key in RULES if key.startswith("schedule.")],
 }
+
+
+def rule_of(key, default):
+    """The rule of a key, None without one; `default`: its value in the YAML file."""
+    rule = RULES.get(key)
+    # A file of one's own may have layers: [3, 4, 6, 3], or reduction: 0.25. Text may be a number
+    # that the environment gives.
+    fits = default is None or isinstance(default, str) or (rule and rule.fits(default))
+    return None if key in ARGUMENTS and not fits else rule
 
 
 def no_such_key(key, known):
@@ -194,7 +209,9 @@ def typed(config):
             return {name: of(f"{key}.{name}".strip("."), item) for name, item in value.items()}
         if isinstance(value, list):
             return [of(key, item) for item in value]
-        kind = (RULES[key].kind if key in RULES else None) or type(defaults.get(key))
+        default = defaults.get(key)
+        rule = rule_of(key, default)
+        kind = (rule.kind if rule else None) or type(default)
         # A word alone: `read` makes a list of "[1]", and a dict of "{a: 1}". Not "010", which YAML
         # reads as octal.
         text = isinstance(value, str) and re.fullmatch(r"(?![+-]?0\d)[\w.+-]+", value)
@@ -265,8 +282,8 @@ def _value_problem(key, value, default, is_fact):
     # Most rules know no null: it is allowed where the file has it, and nowhere else.
     if value is None and default is None:
         return None
-    if key in RULES:
-        return None if RULES[key].fits(value) else RULES[key].expected
+    if rule := rule_of(key, default):
+        return None if rule.fits(value) else rule.expected
     if default is None or type(value) is type(default):
         return None
     return "a list" if isinstance(default, list) else f"of the same type as {default!r}"

@@ -306,7 +306,13 @@ def known_targets(config):
     """
     trusted = copy.deepcopy(config)
     for group in GROUPS:
-        own = load(group, "cifar" if group == "schedule" else (config.get(group) or {}).get("name"))
+        name = "cifar" if group == "schedule" else (config.get(group) or {}).get("name")
+        try:
+            own = load(group, name)
+        except UserError as error:
+            raise UserError(
+                f"{error}; a file in another folder needs --config-dir FOLDER (config_dir=FOLDER)"
+            ) from error
         trusted[group] = {key: value for key, value in config[group].items() if key in own}
         # No other name is ever called: the builders do not look for targets inside of values.
         trusted[group] |= {key: own[key] for key in ("_target_", "_convert_") if key in own}

@@ -71,8 +71,10 @@ def site_problems(model, attention, num_classes, image_size=None, trial=None):
             # For this check alone: a pass in training mode changes the running statistics.
             network = _partial(model)(num_classes=num_classes)
             with no_late_tensors(network):
-                # One image, as the last batch of a test set may have.
-                made = {2: network.train()(images), 1: network.eval()(images[:1])}
+                network.train()
+                made = {2: network(images)}
+                network.eval()
+                made[1] = network(images[:1])  # as the last batch of a test set may have
             for n, y in made.items():
                 if getattr(y, "shape", None) != (n, num_classes):
                     raise ValueError(

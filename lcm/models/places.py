@@ -5,6 +5,7 @@ import re
 from typing import NamedTuple
 
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lcm.errors import nearest
 from lcm.models.attended import unwrapped
@@ -58,6 +59,8 @@ def sites(network):
 
 def matching(network, pattern):
     """The places whose names fit, no * reaching across a dot. ValueError where there is none."""
+    if not isinstance(pattern, str):
+        raise ValueError(f'{pattern!r} is no pattern of names: give one text, such as "*.bn2"')
     wanted = pattern.split(".")
     every = {place: place.name.split(".") for place in places(network)}
     found = [
@@ -85,6 +88,19 @@ def refuse_wrapped(network):
                 f"{name or 'the network'} is {what}, which does not see a change: change the "
                 "network first"
             )
+
+
+def refuse_listed(network, layers):
+    """ValueError where the network holds one of the layers in a plain list, tuple or dict as well:
+    its forward pass would go on calling the layer there."""
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            held = tree_leaves(value) if key != "_modules" else ()
+            if any(isinstance(item, nn.Module) and item in layers for item in held):
+                raise ValueError(
+                    f"{name}.{key}".strip(".") + f" is a plain {type(value).__name__}, which would "
+                    "keep the layer without attention: make it nn.ModuleList or nn.ModuleDict"
+                )
 
 
 # Layers that say how many channels their maps have, and where.

@@ -50,19 +50,21 @@ def why(error):
 
 @contextlib.contextmanager
 def no_late_tensors(module):
-    """ValueError where a module gets a parameter inside the block, or the shape of one, or a
-    buffer: it would be drawn unseeded, and neither be trained nor fit a checkpoint."""
+    """ValueError where a module gets a parameter or a buffer inside the block, or the shape of one:
+    it would be drawn unseeded, and neither be trained nor fit a checkpoint."""
 
-    def names():
+    def shapes():
         # What a checkpoint has: a buffer that is not persistent may be made late.
-        return {n for n, tensor in module.state_dict(keep_vars=True).items() if not is_lazy(tensor)}
+        saved = module.state_dict(keep_vars=True).items()
+        # an extra state has no shape
+        return {(n, getattr(x, "shape", None)) for n, x in saved if not is_lazy(x)}
 
-    before = names()
+    before = shapes()
     yield
-    if late := names() - before:
+    if late := shapes() - before:
         raise ValueError(
-            f"its forward pass makes the parameter or buffer {min(late)}: make it in the "
-            "constructor, with its shape"
+            f"its forward pass makes the parameter or buffer {min(name for name, _ in late)}: make "
+            "it in the constructor, with its shape"
         )
 
 
@@ -80,7 +82,8 @@ def check_map(factory, shape):
             with no_late_tensors(module):
                 for mode in ("training", "evaluation"):
                     # A clone: a module may write into its map.
-                    y = module.train(mode == "training")(x.clone())
+                    module.train(mode == "training")
+                    y = module(x.clone())
                     if described(y) != described(x):
                         raise ValueError(
                             f"it makes {described(y)} of {described(x)} in {mode}, and has to keep "

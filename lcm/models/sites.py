@@ -13,7 +13,7 @@ import torch
 
 from lcm.copies import twin
 from lcm.models.attended import Attended, Blend
-from lcm.models.places import map_shape, matching, places, refuse_wrapped, sites
+from lcm.models.places import map_shape, matching, places, refuse_listed, refuse_wrapped, sites
 from lcm.models.probe import check_map, maps_through
 from lcm.models.weights import generators, new_module
 
@@ -78,6 +78,7 @@ def fill_sites(
     behind = after is not None
     pattern = after if behind else instead_of
     found = chosen(network, where) if pattern is None else matching(network, pattern)
+    refuse_listed(network, {place.module for place in found})
     calls = maps_through(network, [place.module for place in found], example)
     shapes = {p.module: map_shape(p, calls.get(p.module), keeps=not behind) for p in found}
     for shape in dict.fromkeys(shape for shape in shapes.values() if shape[1:]):  # (C, H, W)
@@ -87,7 +88,8 @@ def fill_sites(
         layer = place.module
         if layer not in new:  # a layer may have two names
             module = _module(factory, seed, blend, _name(place, behind), shapes[layer])
-            _to(module, _tensor_of(place, network)).train(layer.training)
+            _to(module, _tensor_of(place, network))
+            module.train(layer.training)
             new[layer] = Attended(layer, module) if behind else module
     # Under all of its names: the network may call a layer by one that does not fit the pattern.
     for _, parent, key, layer in [*places(network)]:
@@ -132,6 +134,8 @@ def chosen(network, where):
     if unknown := [stage for stage in wanted if stage is True or stage not in stages]:
         listed = ", ".join(map(str, stages))
         raise ValueError(f"there is no free site in stage {unknown[0]}: the stages are {listed}")
+    if wanted != sorted(set(wanted)):  # the same sites would give a run another hash
+        raise ValueError(f"the stages {wanted} have to rise: {sorted(set(wanted))}")
     found = [place for place in free if place.module.stage in wanted]
     return found[-1:] if "last_of_stage" in where else found
 
@@ -166,7 +170,9 @@ def _module(factory, seed, blend, name, shape):
         with torch.no_grad(), generators(0, "blend"):
             x = torch.randn(2, shape[0], *(shape[1:] or (8, 8)))
             given = x.clone()
-            y = twin(module).train()(given)
+            copied = twin(module)
+            copied.train()
+            y = copied(given)
     kind = type(module).__name__
     if not torch.equal(given, x):
         raise ValueError(f"{name}: a {kind} writes into its map, which a blend needs afterwards")

@@ -51,7 +51,8 @@ def load_run(directory, config_dir=None):
         raise UserError(
             f"{directory}: its weights do not fit the network of its run.json ({reason})"
         ) from error
-    return network.eval(), config
+    network.eval()
+    return network, config
 
 
 def read_finished(directory):

@@ -170,8 +170,9 @@ def rehearse(network, images, schedule, channels_last, bf16):
     optimizer = make_optimizer(schedule, network)
     state = TrainingState(network, optimizer, Sums("cpu"))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    network.train()
     with autocast:
-        logits = network.train()(images)
+        logits = network(images)
     if any(id(leaf) not in known for leaf in leaves(logits)):
         raise ValueError(
             "it has a weight in a list or a plain tensor, which no optimiser and no checkpoint "
@@ -179,7 +180,8 @@ def rehearse(network, images, schedule, channels_last, bf16):
         )
     F.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.int64)).backward()
     optimizer.step()
+    network.eval()
     with autocast, torch.inference_mode():
-        network.eval()(images[:1])
+        network(images[:1])
     count(network, images.shape[-1])
     state.restore(state.snapshot(1))

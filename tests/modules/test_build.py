@@ -219,6 +219,18 @@ def returns(channels, make):
     return Calls(lambda m, x: MADE[make](x, m))
 
 
+def buffered(channels):
+    """A buffer that gets its shape with the first map."""
+
+    def call(module, x):
+        module.mask = torch.ones(x.shape[1:])
+        return x * module.mask
+
+    module = Calls(call)
+    module.register_buffer("mask", torch.zeros(0))
+    return module
+
+
 MADE = {
     "weights": lambda x, _: x.mean((2, 3), keepdim=True),
     "tuple": lambda x, _: (x, x),
@@ -257,12 +269,16 @@ BACKBONE, NONE = f"{__name__}.backbone", {"name": "none"}
         (RESNET, own("late"), f"{HERE}its forward pass makes the parameter or buffer bias: make"),
         (RESNET, own("returns", make="a buffer"),
             f"{HERE}its forward pass makes the parameter or buffer made: make it in"),
+        (RESNET, own("buffered"), f"{HERE}its forward pass makes the parameter or buffer mask:"),
+        (RESNET, own("Mute") | {"_target_": "strangers.Mute"}, ""),
         (RESNET, own("refusing"), f"{HERE}ValueError"),
         (RESNET, own("returns"), "missing 1 required positional argument: 'make'"),
         (RESNET, own("Absent"), "Absent"),
         (RESNET, {"name": "mine", "_target_": "torch.nn.functional.relu"}, "argument 'input'"),
         (RESNET, {"name": "mine", "_target_": "math.sqrt"}, "AttributeError: 'float' object"),
         (RESNET, own("gate", sites={"stages": [4]}), f"{SAID}there is no free site in stage 4"),
+        (RESNET, own("gate", sites={"stages": [3, 2, 3]}),
+            f"{SAID}the stages [3, 2, 3] have to rise: [2, 3]"),
         (mine(BACKBONE), own("gate"), ""),
         (mine(BACKBONE), own("returns", make="32"),
             "attention=mine does not fit model=mine: at a map (6, 16, 16): RuntimeError"),

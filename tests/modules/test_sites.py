@@ -159,12 +159,30 @@ NO_MAPS = [
     nn.Conv1d(4, 4, 1), nn.Conv3d(4, 4, 1), nn.InstanceNorm1d(4), nn.InstanceNorm3d(4),
 ]  # fmt: skip
 EXAMPLE = {"example": images(64, 1)}
+
+
+def listed(hold):
+    """A maker of networks that call a layer which is also held elsewhere."""
+    layer = nn.Conv2d(3, 3, 1)
+    return lambda: nn.Sequential(
+        Calls(lambda m, x: m.last(x), conv=layer, held=hold(layer), last=layer)
+    )
+
+
 REFUSED = [  # the network, the arguments, the message
     # what a pattern means
     (tv.resnet18, {"after": "layr*.*.bn1"},
         r"no module of ResNet has a name like 'layr\*\.\*\.bn1'; nearest: layer\d"),
     (tv.resnet18, {"after": "bn1", "where": {"stages": [1]}}, "exclude each other"),
     (tv.resnet18, {"after": "bn1", "instead_of": "bn1"}, "exclude each other"),
+    (tv.resnet18, {"after": ["bn1", "layer1.*.bn2"]}, r"\['bn1', .*\] is no pattern of names"),
+    # layers that the network finds elsewhere, too
+    *((listed(hold), {"after": "0.conv"}, f"0.held is a plain {kind}, which would keep the layer")
+        for kind, hold in {
+            "list": lambda layer: [layer],
+            "tuple": lambda layer: (1, [layer]),
+            "dict": lambda layer: {"p3": layer},
+        }.items()),
     # how wide the maps are
     *((layers(nn.Conv2d(3, 4, 1), layer), {"after": "*"},
         f"1 is a {type(layer).__name__}, which does not say how many channels its maps have")

@@ -239,6 +239,11 @@ def test_what_no_rule_counts_is_named(layer, call, expected):
     assert expected in found
 
 
+def test_a_compiled_network_is_counted_as_it_was_before():
+    network = build_network("resnet20", "lcm2", layers=8)
+    assert count(torch.compile(network, backend="eager"), 32) == count(network, 32)
+
+
 @pytest.mark.parametrize("make", [lambda c: LCM2(c, 4), lambda c: SqueezeExcite(c, 4)])
 def test_the_counts_do_not_say_where_in_a_block(make):
     """They fix stages and widths."""

@@ -98,7 +98,7 @@ def test_a_foreign_run_json_imports_and_calls_nothing(group, key, trained, tmp_p
         ({"config__data___target_": "foreign.Thing"}, "_target_ foreign.Thing has changed"),
         ({"state": "running"}, "not finished, its state is 'running'"),
         ({"config__model__name": "mine"}, "model=mine: no such model"),
-        ({"config__attention__name": "os"}, "attention=os: no such"),
+        ({"config__attention__name": "os"}, "a file in another folder needs --config-dir FOLDER"),
         ({"config__model__layers": 14}, "weights do not fit"),
         ({"config__data__num_classes": 9}, "weights do not fit"),
     ],

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 class Mine(nn.Module):
-    def __init__(self, channels, eps, scales):
+    def __init__(self, channels, eps, scales, reduction=1):
         super().__init__()
     def forward(self, x):
         return x
 """
 FILES = {
     "attention/mine.yaml": "name: mine\n_target_: my_module.Mine\neps: 1e-5\nscales: [0.5, "
-    "1.0]\nsites: every\n",
+    "1.0]\nreduction: 0.25\nsites: every\n",
     "attention/se4.yaml": "defaults:\n  - se\nname: se4\nreduction: 4\n",
     "attention/odd.yaml": "name: other_name\n_target_: my_module.Mine\neps: 0.1\nscales: "
     "[1]\nsites: every\n",
@@ -72,6 +72,8 @@ def own(tmp_path, monkeypatch):
         *[tuple(f"schedule.optimizer=adamw schedule.betas={b}" for b in ("[0,0.5]", "[0.0,0.5]"))],
         ("attention=mine attention.eps=1", "attention=mine attention.eps=1.0"),
         ("attention=mine attention.scales=[1,2]", "attention=mine attention.scales=[1.0,2.0]"),
+        # a word of the project's own modules, which here means something else
+        ("attention=mine attention.reduction=1", "attention=mine attention.reduction=1.0"),
     ],
 )
 def test_a_whole_number_is_the_same_value_with_and_without_a_point(words, others, own):
