@@ -1,5 +1,6 @@
 """Any runs that differ in attention and seed alone, compared seed by seed: one's own protocol."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -32,9 +33,14 @@ def read_folders(folders):
         records, damaged_records = read_records(folder)
         runs, unfinished, damaged_runs = read_run_directories(folder)
         # A run and its record are one.
-        found |= {(run["run"], run.get("start")): run for run, _ in records + runs}
+        found |= {(run["run"], run.get("start"), run.get("end")): run for run, _ in records + runs}
         left_out += damaged_records + damaged_runs + unfinished
-    return list(found.values()), left_out
+    finished = {key[:2] for key, run in found.items() if run["state"] == "finished"}
+    # A failed run that was continued to its end somewhere else is that run.
+    chosen = [
+        run for key, run in found.items() if run["state"] == "finished" or key[:2] not in finished
+    ]
+    return chosen, left_out
 
 
 def flat(run):
@@ -178,16 +184,21 @@ def compare_runs(runs, baseline="none", name="comparison", by=()):
 
 def _protocol(runs):
     """(the protocol of compared runs in words, a warning where it is not the paper's)."""
-    found = [item for text in runs["deviations"] for item in json.loads(text).items()]
-    deviations = dict.fromkeys(f"{key}={value}" for key, value in found)
+    each = [
+        [f"{key}={value}" for key, value in json.loads(text).items()] for text in runs["deviations"]
+    ]
+    deviations = dict.fromkeys(itertools.chain(*each))
+    everywhere = [words for words in deviations if all(words in own for own in each)]
+    some = [words for words in deviations if words not in everywhere]
     # Settings of an attention are in the labels of their arms, not in the words about all runs.
-    shared = [words for words in deviations if not words.startswith("attention.")]
+    shared = [words for words in everywhere if not words.startswith("attention.")]
     schedules = dict.fromkeys(f"schedule={name}" for name in runs["schedule"])
     # Data that the paper does not have maps to NaN, which equals no schedule.
     others = runs[runs["schedule"] != runs["data"].map(PAPER_SCHEDULE)]["schedule"]
     warning = ""
     if deviations:
-        warning = f"Not the protocol of {', '.join(schedules)}: {', '.join(deviations)}."
+        found = [", ".join(everywhere), f"in some runs {', '.join(some)}" if some else ""]
+        warning = f"Not the protocol of {', '.join(schedules)}: {'; '.join(filter(None, found))}."
     elif len(others):
         warning = f"Not the paper's schedule: schedule={', '.join(others.unique())}."
     return ", ".join(

@@ -149,6 +149,7 @@ def _record(row, protocol, plan, level, paper):
     planned = {}
     if plan:
         planned["loss_at_once"], planned["gain_at_once"] = not_excluded(certain, level)
+        planned["lost_pairs"] = int(row.pairs["lost"].ne(0).sum())
         planned["paper"] = printed_difference(row, paper)
         next_pair = ours if certain else ours._replace(deviation=None)
         planned["next_low"], planned["next_high"] = prediction_interval(next_pair)

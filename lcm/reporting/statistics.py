@@ -81,11 +81,12 @@ def compare(differences, least=0.0, most=math.inf, lost=None):
     p = statement_p(d, least, most)
     # For a diverged run `differences` have the worst of its arm, which may still be too good.
     # So the verdict has to hold as well with its pair lost by the largest difference of any
-    # pair. If that moves the mean across a bound, neither direction is shown: p = 1.
+    # pair. If that moves the mean across a bound, neither direction is shown: p = 1. No size of
+    # a loss is "almost the same".
     if lost.any():
         harsh = np.where(lost, lost * np.abs(d).max(), d)
-        same_side = _side(harsh, least, most) == _side(d, least, most)
-        p = max(p, statement_p(harsh, least, most)) if same_side else 1.0
+        same_side = most == math.inf and (harsh.mean() > least) == (d.mean() > least)
+        p = max(p, statement_p(harsh, least)) if same_side else 1.0
     wins = np.where(lost, lost > 0, (d > 0) + (d == 0) / 2)
     return Comparison(
         n=len(d),
@@ -99,11 +100,6 @@ def compare(differences, least=0.0, most=math.inf, lost=None):
         least=least,
         most=most,
     )
-
-
-def _side(d, least, most):
-    # 1 above, 0 between the bounds, -1 below. int(): NumPy does not subtract two booleans.
-    return (d.mean() >= most) - int(d.mean() <= least)
 
 
 def statement_p(d, least=0.0, most=math.inf):
@@ -151,8 +147,7 @@ def sign_flip_p(differences):
     if len(d) > ENUMERATED:
         # The observed pattern is one of those counted: p is never 0, and the test keeps its
         # level (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9, 2010).
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), (RESAMPLES, len(d)))
-        sums = np.append(signs @ d, d.sum())
+        sums = np.append(_random_signs(len(d)) @ d, d.sum())
     else:
         # (2**k,): the sums of all patterns of the first k differences; no more than 8 MB, where
         # a matrix of the patterns of 20 pairs would take 20 times as much.
@@ -162,6 +157,11 @@ def sign_flip_p(differences):
     # Accuracies have few decimals, so that many patterns have the same sum but for rounding. If
     # these were taken for smaller ones, p would be too small.
     return float(np.mean(np.abs(sums) >= abs(d.sum()) - 1e-9 * np.abs(d).sum()))
+
+
+def _random_signs(pairs):
+    # (patterns, pairs); with more than 20 pairs none of these has one sign alone.
+    return np.random.default_rng(0).choice((-1.0, 1.0), (RESAMPLES, pairs))
 
 
 def holm(p_values):
@@ -224,31 +224,35 @@ def not_excluded(differences, level=1 - ALPHA):
     """(largest loss, largest gain) of A over B that the sign-flip test does not reject at `level`.
 
     Hartigan 1969: a mean difference m is rejected from below where at most alpha 2**(n - 1) - 1 of
-    the 2**n - 1 means of subsets are at most m; above 20 pairs of 9,999 random subsets. (None,
-    None) where the pairs are too few to reject anything.
+    the 2**n - 1 means of subsets are at most m; above 20 pairs by the random patterns of the
+    p-value. (None, None) where the pairs are too few to reject anything.
     """
     d = np.asarray(differences, dtype=float)
     # Where m is below the mean of d, flipping a subset of d - m leaves the sum as large exactly
     # if the subset's mean is at most m. So the p-value of m counts such subsets (the empty one
     # is the observed pattern), and the ends looked for are two of their means.
     if len(d) > ENUMERATED:
-        chosen = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(d)))
-        chosen = chosen[chosen.any(axis=1)]
-        means = chosen @ d / chosen.sum(axis=1)
+        flipped = _random_signs(len(d)) < 0
+        # Either side: a pattern's sum is as large as the observed one where the mean of what it
+        # flips is at most m, or that of what it leaves.
+        means = [part @ d / part.sum(axis=1) for part in (flipped, ~flipped)]
+        lowest, highest = np.min(means, axis=0), np.max(means, axis=0)
+        ends = 1
     else:
         # (2**k,): sums and sizes of all subsets of the first k, first of the empty one.
         sums, sizes = np.zeros(1), np.zeros(1)
         for value in d:
             sums = np.concatenate([sums, sums + value])
             sizes = np.concatenate([sizes, sizes + 1])
-        means = sums[1:] / sizes[1:]
+        lowest = highest = sums[1:] / sizes[1:]
+        ends = 2
     # k means part the line into k + 1 intervals, each as likely to hold the true mean
-    # (Hartigan): `rank` of them go at either end. 1e-9: in floats 1 - 0.9 is below 0.1.
-    rank = int((1 - level) * (len(means) + 1) / 2 + 1e-9)
+    # (Hartigan): `rank` of them go at either end. A random pattern has a mean for each end, of the
+    # enumerated subsets the means are for both. 1e-9: in floats 1 - 0.9 is below 0.1.
+    rank = int((1 - level) * (len(lowest) + 1) / ends + 1e-9)
     if not rank:
         return None, None
-    means = np.sort(means)
-    return float(means[rank - 1]), float(means[-rank])
+    return float(np.sort(lowest)[rank - 1]), float(np.sort(highest)[-rank])
 
 
 def prediction_interval(comparison):

@@ -103,6 +103,17 @@ def test_six_seeds_of_three_arms(runs, tmp_path, capsys):
     assert said(capsys, runs, tmp_path / "results" / "metrics") == text  # each run once
 
 
+def test_a_failed_copy_of_a_run_that_was_continued_to_its_end_is_no_other_run(tmp_path, capsys):
+    for seed in range(6):
+        for attention in ("none", "mine"):
+            invented_run(tmp_path / "runs", attention=attention, seed=seed, **OWN)
+    failed = {"state": "failed", "message": DIVERGED, "attention": "mine", **OWN}
+    invented_run(tmp_path / "copy", **failed)
+    folders = [tmp_path / "runs", tmp_path / "copy"]
+    texts = [said(capsys, *order) for order in (folders, folders[::-1])]
+    assert texts[0] == texts[1] == said(capsys, folders[0])
+
+
 @pytest.mark.parametrize(
     "against, other, word", [("none", "mine", "supported"), ("mine", "none", "contradicted")]
 )
@@ -121,7 +132,7 @@ def test_settings_of_an_attention_are_arms_and_what_is_left_out_is_said(runs, ca
     invented_run(runs, attention="lcm1", state="failed", message=DIVERGED, **OWN)
     text = said(capsys, runs)
     for words in (
-        "schedule=digits: schedule.epochs=30, attention.reduction=8.",
+        "schedule=digits: schedule.epochs=30; in some runs attention.reduction=8.",
         "Runs: 24",
         "se reduction=8",
         "se reduction=4",
@@ -177,7 +188,9 @@ def test_by_a_key_has_rows_for_each_value_and_one_family(tmp_path, capsys):
                 invented_run(runs, **names, **OWN | changes)
     by = ("--by", "schedule.learning_rate")
     assert " ".join(by) in refused(capsys, runs)
-    assert "over the 4 comparisons" in said(capsys, runs, *by, "--out", tmp_path / "by")
+    text = said(capsys, runs, *by, "--out", tmp_path / "by")
+    assert "precision=fp32, schedule.epochs=30\n" in text  # what all rows have in common
+    assert "; in some runs schedule.learning_rate=" in text and "over the 4 comparisons" in text
     records = pd.read_csv(tmp_path / "by.csv")
     assert list(records["schedule.learning_rate"]) == [0.05] * 3 + [0.1] * 3
     assert list(records["attention"]) == ["none", "se", "mine"] * 2

@@ -121,7 +121,7 @@ def lines_of_the_table():
             # Beside a verdict the stricter interval, of all comparisons at once, would confuse.
             left = f"excludes all but {signed(row.loss_at_once)} to {signed(row.gain_at_once)}"
             meaning = words.get(row.verdict, f"undecided; {left}")
-            if pd.isna(row.loss_at_once):
+            if row.lost_pairs:
                 meaning = f"{words.get(row.verdict, 'undecided')}; a run diverged"
         arms = f"{in_capitals(row.attention)} - {in_capitals(row.against)}"
         yield f"| {arms}, {name} | {paper} | {signed(row.difference)} | {pairs} | {meaning} |"

@@ -198,6 +198,10 @@ def test_what_is_not_excluded_at_the_ends():
     low, high = not_excluded(d)
     half = stats.t.ppf(0.975, 23) * d.std(ddof=1) / 24**0.5
     assert (low, high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.03)
+    for outside in (low - 1e-6, high + 1e-6):  # random patterns, and the same for both
+        assert sign_flip_p(d - outside) <= 0.05
+    for inside in (low + 1e-6, high - 1e-6):
+        assert sign_flip_p(d - inside) > 0.05
 
 
 def test_prediction_interval_holds_one_more_pair():
@@ -228,6 +232,8 @@ def test_the_p_value_holds_as_well_where_the_lost_pairs_are_as_bad_as_can_be():
     failed = compare([5.0] * 7 + [4.9] * 3, lost=[0] * 8 + [-1] * 2)
     assert failed.p == sign_flip_p([5.0] * 7 + [4.9] + [-5.0] * 2) > 0.05
     assert compare([0.2] * 12, lost=[0] * 2 + [-1] * 10).p == 1
+    near, lost = [0.01, -0.01] * 10, [0] * 19 + [-1]
+    assert compare(near, -0.1, 0.1).p < 0.001 and compare(near, -0.1, 0.1, lost).p == 1
     assert compare([0.2] * 8, lost=[0] * 8).p == compare([0.2] * 8).p
 
 
