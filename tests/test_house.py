@@ -9,10 +9,6 @@ import sys
 import pytest
 from tiny import ROOT
 
-from lcm.errors import UserError
-from lcm.reporting.claims import read_claims
-from lcm.reporting.protocol import read_csv
-
 PROGRAM = [
     ROOT / "train.py",
     *sorted((ROOT / "lcm").rglob("*.py")),
@@ -75,9 +71,3 @@ def test_scripts_use_the_lcm_of_their_own_checkout_whatever_is_installed(tmp_pat
     monkeypatch.delenv("PYTHONPATH", raising=False)
     done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "this is the copy", done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("read", [read_csv, lambda file: read_claims(file, None)])
-def test_a_missing_file_of_the_repository_comes_back_in_its_folder(tmp_path, read):
-    with pytest.raises(UserError, match=f"of {ROOT}/results: .* `git checkout results/paper.csv`"):
-        read(tmp_path / "paper.csv")

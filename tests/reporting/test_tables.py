@@ -4,7 +4,6 @@ import pytest
 import tables as script
 from invented_runs import ROOT, STORED, changed, more
 
-from lcm.errors import UserError
 from lcm.reporting.protocol import (
     ARM,
     Protocol,
@@ -103,10 +102,6 @@ def test_no_run_at_all(results):
         assert len(table.missing) == len(printed.drop_duplicates(["label", "data"]))
         assert all(row[7] == row[8] == DASH for row in table.rows)
     assert tables(none, results, "short") == {}
-    for file in ("complexity.csv", "paper.csv"):
-        (results / file).unlink()
-        with pytest.raises(UserError, match=f"{file} is missing"):
-            tables(none, results)
 
 
 def test_two_runs_of_one_seed_count_once(results, runs):
