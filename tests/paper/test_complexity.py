@@ -136,23 +136,6 @@ def test_one_network_module_by_module(capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[1] == "24,971,380"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["attention=se"], "Add model=..."),
-        (["model=resnet20", "attention=sse"], "nearest: se"),
-        (["model=resnet20", "depth=3"], "'depth' is no key"),
-        (["model=resnet20", "num_classes=ten"], "num_classes=ten: must be a whole number >= 1"),
-        (["model=resnet20", "attention=se", "reduction=[1"], "[1 is not a value"),
-    ],
-)
-def test_bad_arguments_end_in_one_message_and_2(capsys, arguments, message):
-    with pytest.raises(SystemExit) as ended:
-        script.main(arguments)
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
-
-
 def several(m, x):
     """One operation of each kind that is no convolution and no linear layer of a map."""
     x = x.flatten(1).unfold(1, 8, 8)  # (1, 6, 8)
