@@ -1,6 +1,6 @@
 """torchvision's ResNet-50, ResNeXt-50 and DenseNet-121, used as they are, with sites for attention.
 
-Importing this module imports torchvision, which takes a second: nothing else in the package does.
+Importing this module imports torchvision, which takes a second: no other module of lcm.models does.
 """
 
 import torchvision

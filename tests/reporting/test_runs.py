@@ -294,8 +294,9 @@ REPORTING = [file.stem for file in sorted((ROOT / "lcm" / "reporting").glob("[a-
         ("; ".join(map("import lcm.reporting.{}".format, REPORTING)), ("torch",)),
         # a run on the digits
         (
-            "from lcm.data import Digits; digits = Digits().train(64, 0); "
-            "digits.prepare(next(digits.iterate(1)), 'cpu')",
+            "import train; from lcm.data import Digits; digits = Digits().train(64, 0); "
+            "digits.prepare(next(digits.iterate(1)), 'cpu'); "
+            "train.build_network('resnet20', 'lcm2')",
             ("sklearn", "torchvision", "scipy", "pandas"),
         ),
     ],
