@@ -7,14 +7,6 @@ from lcm.config.check import typed
 from lcm.config.compose import plain, resolve
 from lcm.runs.state import new_state
 
-SCHEDULE = {
-    "digits": "digits",
-    "cifar10": "cifar",
-    "cifar100": "cifar",
-    "mini_imagenet": "mini_imagenet",
-    "folder": "cifar",
-}
-
 
 def composed(*overrides):
     """The config of train.py's arguments, resolved, as nested dicts."""
@@ -22,12 +14,12 @@ def composed(*overrides):
 
 
 def config(model="resnet20", attention="lcm2", data="digits", schedule=None, **changes):
-    """What these names stand for, without Hydra, with changes: config(schedule__epochs=2)."""
+    """What these names stand for, with changes: config(schedule__epochs=2)."""
     names = {
         "model": model,
         "attention": attention,
         "data": data,
-        "schedule": schedule or SCHEDULE[data],
+        "schedule": schedule or data,  # as train.yaml has it
     }
     found = plain({group: {"name": name} for group, name in names.items()})
     for key, value in changes.items():
