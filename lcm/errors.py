@@ -6,11 +6,7 @@ import os
 import signal
 import sys
 
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-    if hasattr(signal, name)
-)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class UserError(Exception):
@@ -31,7 +27,7 @@ class OwnedElsewhere(Exception):
 
 
 class NotFinite(Exception):
-    """The training loss became infinite or NaN; the weights are those before that step."""
+    """A loss or a weight became infinite or NaN; the last checkpoint is from before it."""
 
     exit_code = 1
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -61,8 +62,6 @@ def file_lock(path, waiting_message):
     The file is made where it is missing. `waiting_message` goes to stderr where another process
     holds the lock. File systems without locks are used without.
     """
-    import fcntl
-
     # The file is never deleted: a process that waits would get the lock of the deleted one,
     # while the next locks a new one.
     with open(path, "a") as file:

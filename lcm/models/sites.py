@@ -141,7 +141,8 @@ def chosen(network, where):
 
 
 def _name(place, behind):
-    """The dotted name of the new module behind a layer, or in its place."""
+    """The dotted name of the new module behind a layer, or in its place. ValueError where attention
+    stands there already, or where names of the state dict would collide."""
     if isinstance(place.module, Attended):
         raise ValueError(
             f"attention stands behind {place.name}: take it out first (lcm.remove_attention)"

@@ -7,7 +7,7 @@ FIRST, EVERY = 10, 600  # seconds before the first line of a long epoch, and bet
 
 
 def clock(seconds):
-    """90 -> "1 min 30 s", 7300 -> "2 h 2 min"."""
+    """90 -> "1 min 30 s", 7300 -> "2 h 1 min"."""
     seconds = round(seconds)
     hours, minutes = divmod(seconds // 60, 60)
     if hours:

@@ -1,6 +1,6 @@
 """train.py's own loop on networks and images of a test's own, without a run directory, and the
-plain loop
-that it has to equal."""
+plain loop that it has to equal.
+"""
 
 import contextlib
 import hashlib
