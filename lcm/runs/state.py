@@ -78,32 +78,6 @@ def commit():
     return head.strip(), bool(status.strip())
 
 
-def new_state(config, **facts):
-    """run.json of a run that starts; `facts`: params, gfloat, ..., and the `environment`."""
-    return {
-        "state": "running",
-        "message": None,
-        "run": run_name(config),
-        "data": data_name(config),
-        **{group: config[group]["name"] for group in ("model", "attention", "schedule")},
-        "seed": config["seed"],
-        "precision": config["precision"],
-        "compile": config["compile"],
-        "deviations": deviations(config),
-        "epochs": config["schedule"]["epochs"],
-        "config": config,
-        "config_hash": config_hash(config),
-        **facts,
-        "result": None,
-        "continued": [],
-        "interruptions": 0,
-        "host": socket.gethostname(),
-        "start": now(),
-        "end": None,
-        "seconds": 0.0,
-    }
-
-
 def environment(device):
     """What a run's numbers depend on besides its config; `device` in words."""
     # Not at the top: scripts that only read run.json start without torch.
@@ -154,17 +128,35 @@ def begun(config, directory, state, saved, data, complexity, threads, here):
         if state["data_fingerprint"] != data.fingerprint:
             raise UserError(other_images(directory, config))
         return continued(state, here)
-    # No number comes from an earlier start: its environment goes, and it is only counted.
-    new = new_state(
-        config,
-        params=complexity.params,
-        gfloat=complexity.gfloat,
-        macs=None if complexity.uncounted else complexity.macs,  # not too small a number
-        threads=threads,
-        data_fingerprint=data.fingerprint,
-        num_classes=data.num_classes,
+    new = {
+        "state": "running",
+        "message": None,
+        "run": run_name(config),
+        "data": data_name(config),
+        **{group: config[group]["name"] for group in ("model", "attention", "schedule")},
+        "seed": config["seed"],
+        "precision": config["precision"],
+        "compile": config["compile"],
+        "deviations": deviations(config),
+        "epochs": config["schedule"]["epochs"],
+        "config": config,
+        "config_hash": config_hash(config),
+        "params": complexity.params,
+        "gfloat": complexity.gfloat,
+        "macs": None if complexity.uncounted else complexity.macs,  # not too small a number
+        "threads": threads,
+        "data_fingerprint": data.fingerprint,
+        "num_classes": data.num_classes,
         **here,
-    ) | {"interruptions": state.get("interruptions", 0) + 1 if state else 0}
+        "result": None,
+        "continued": [],
+        # No number comes from an earlier start: its environment goes, and it is only counted.
+        "interruptions": state.get("interruptions", 0) + 1 if state else 0,
+        "host": socket.gethostname(),
+        "start": now(),
+        "end": None,
+        "seconds": 0.0,
+    }
     if files := getattr(data, "files", None):  # of class folders: a digest of their list
         new["data_files"] = files
     if notes := getattr(data, "notes", []):  # where its images differ from the protocol's

@@ -2,10 +2,12 @@
 run.json of one.
 """
 
+from types import SimpleNamespace
+
 from lcm.config import compose
 from lcm.config.check import typed
 from lcm.config.compose import plain, resolve
-from lcm.runs.state import new_state
+from lcm.runs.state import begun
 
 
 def composed(*overrides):
@@ -33,5 +35,7 @@ def config(model="resnet20", attention="lcm2", data="digits", schedule=None, **c
 
 def begun_state(config, **changes):
     """The run.json of a run of this config that has just begun."""
-    facts = {"params": 1, "gfloat": 0.1, "macs": 1, "threads": 1, "versions": {}, "device": "cpu"}
-    return new_state(config, **facts, data_fingerprint="f00d") | changes
+    data = SimpleNamespace(fingerprint="f00d", num_classes=10)
+    complexity = SimpleNamespace(params=1, gfloat=0.1, macs=1, uncounted=[])
+    here = {"versions": {}, "device": "cpu"}
+    return begun(config, None, {}, None, data, complexity, 1, here) | changes
