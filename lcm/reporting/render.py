@@ -70,9 +70,9 @@ def scaled(count, power, places):
     return rounded(count if pd.isna(count) else Decimal(int(count)) / 10**power, places)
 
 
-def signed(number, places=2):
+def signed(number):
     """+0.59, -0.07, 0.00; a dash for a missing one."""
-    text = rounded(number, places)
+    text = rounded(number, 2)
     if text == DASH or (text.startswith("-") and float(text)):
         return text
     # -0.004 is rounded to -0.00: zero gets no sign.
