@@ -67,8 +67,7 @@ def fill_sites(
             did (with `instead_of`: without the layer). An identity is put as is, with a warning.
 
     Raises:
-        ValueError: no such site, name or width, a module that will not do, or a network that is
-            wrapped (DDP, DataParallel, FSDP), compiled or scripted.
+        ValueError: no such site or name, no width, an unfit module, a wrapped or compiled network.
     """
     if (where != "every") + (after is not None) + (instead_of is not None) > 1:
         raise ValueError("`where`, `after` and `instead_of` exclude each other: give one of them")
@@ -88,8 +87,7 @@ def fill_sites(
         layer = place.module
         if layer not in new:  # a layer may have two names
             module = _module(factory, seed, blend, _name(place, behind), shapes[layer])
-            _to(module, _tensor_of(place, network))
-            module.train(layer.training)
+            _follow(module, place, network)
             new[layer] = Attended(layer, module) if behind else module
     # Under all of its names: the network may call a layer by one that does not fit the pattern.
     for _, parent, key, layer in [*places(network)]:
@@ -186,12 +184,13 @@ def _module(factory, seed, blend, name, shape):
     return module
 
 
-def _to(module, like):
-    """The module with the device and, but for complex and whole numbers, the type of a tensor."""
+def _follow(module, place, network):
+    """Give a module mode, device and, but for complex and whole numbers, the type of what it
+    follows."""
+    module.train(place.module.training)
+    like = _tensor_of(place, network)
     # Module.to(dtype) would cast complex parameters, too, and drop their imaginary parts.
-    return module._apply(
-        lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype)
-    )
+    module._apply(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype))
 
 
 def _tensor_of(place, network):
