@@ -160,10 +160,10 @@ VALUES = {  # right ones, wrong ones
     "data.mirror": ([True], ["yes", 1]),
     "model.layers": ([8, 14], [21, 7, 0, "20", 20.0]),
     "attention.reduction": ([1, 16], [0, -4, 17, 2.5, "4"]),
-    "attention.sites": (["every", {"stages": [1]}, {"stages": [3, 2]}, {"last_of_stage": 1}],
-                        ["some", [2, 3], {"stages": []}, {"stages": [0]}, {"stages": 2},
-                            {"stage": 2}, {"last_of_stage": 9},
-                         {"last_of_stage": 0}, {"last_of_stage": 2, "stages": [2]}]),
+    "attention.sites": (["every", {"stages": [1]}, {"stages": [2, 3]}, {"last_of_stage": 1}],
+                        ["some", [2, 3], {"stages": []}, {"stages": [3, 2]}, {"stages": [0]},
+                         {"stages": 2}, {"stage": 2}, {"last_of_stage": 9}, {"last_of_stage": 0},
+                         {"last_of_stage": 2, "stages": [2]}]),
     "attention.expand_bias": ([True], ["no", 0]),
 }  # fmt: skip
 
@@ -179,6 +179,7 @@ def test_a_wrong_value_is_named_with_what_it_may_be(key):
             "must be",
             'is not "every"',
             "the stages are",
+            "have to rise",
             "larger than the 16 channels",
             "has 6n + 2 layers",
         )
