@@ -50,6 +50,14 @@ def made(results):
     return make_report(results)
 
 
+def test_pairs_count_as_far_as_they_bring_a_claim_nearer(tmp_path):
+    """Claim 7 needs ten pairs of each of eight comparisons; here one of them has twelve."""
+    runs = [{"attention": a, "seed": seed} for a in ("none", "lcm2") for seed in range(12)]
+    page, _ = make_report(results_of(tmp_path, runs))
+    assert re.search(r"<b>7</b> <span[^>]*>not tested yet \(10 of 80 pairs\)", page)
+    assert re.search(r"<b>10</b> <span[^>]*>not tested yet \(0 of 60 pairs\)", page)
+
+
 class Requests(HTMLParser):
     """Collects what a browser would load, and checks that tags close in order."""
 
