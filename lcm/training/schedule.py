@@ -24,15 +24,15 @@ def described(schedule):
 def learning_rate(schedule, epoch):
     """The rate of an epoch, counted from 1: a function of the schedule and the epoch alone.
 
-    After a warm-up of `warm_up` epochs w, in which it rises linearly to `learning_rate` (epoch e
-    has e / w of it):
+    After a warm-up of `warm_up` epochs w, in which it rises linearly (epoch e has e / (w + 1) of
+    `learning_rate`):
         decay=steps: divided by `divide_by` after each share of all epochs in `divide_at`.
         decay=cosine: learning_rate (1 + cos(pi (e - 1 - w) / (epochs - w))) / 2; I. Loshchilov,
             F. Hutter, "SGDR", ICLR 2017, Eq. (5), without restarts, by epoch.
     """
     rate, warm_up = schedule["learning_rate"], schedule["warm_up"]
     if epoch <= warm_up:
-        return rate * epoch / warm_up
+        return rate * epoch / (warm_up + 1)
     if schedule["decay"] == "cosine":
         share = (epoch - 1 - warm_up) / (schedule["epochs"] - warm_up)
         return rate * (1 + math.cos(math.pi * share)) / 2

@@ -41,9 +41,10 @@ def test_a_warm_up_rises_linearly_and_a_cosine_falls_from_the_rate_towards_zero(
     cosine = schedule | {"decay": "cosine", "warm_up": 2}
     rates = [learning_rate(cosine, epoch) for epoch in range(1, 11)]
     after = [0.2 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
-    assert rates == pytest.approx([0.2, 0.4, *after])
-    rates = [learning_rate(schedule | {"warm_up": 4}, epoch) for epoch in range(1, 11)]
+    assert rates == pytest.approx([0.4 / 3, 0.8 / 3, *after])
+    rates = [learning_rate(schedule | {"warm_up": 3}, epoch) for epoch in range(1, 11)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04, 0.04, 0.04, 0.004, 0.004])
+    assert learning_rate(schedule | {"warm_up": 1}, 1) == 0.2
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_schedule_with_adamw_cosine_warm_up_and_smoothing_is_the_plain_loop():
     batches = in_dtype(invented_batches(32, 16), torch.float64)
     rows = fit(network, batches, in_dtype(invented_batches(10, 10, None), torch.float64), 0.01,
                4, schedule=schedule).rows  # fmt: skip
-    rates = [0.005, 0.01, 0.01 * (1 + math.cos(0)) / 2, 0.01 * (1 + math.cos(math.pi / 2)) / 2]
+    rates = [0.01 / 3, 0.02 / 3, 0.01, 0.01 * (1 + math.cos(math.pi / 2)) / 2]
     assert [row["lr"] for row in rows] == pytest.approx(rates)
     optimizer = torch.optim.AdamW(plain.parameters(), 0.01, (0.8, 0.95), 1e-7, 0.02)
     plain.train()
