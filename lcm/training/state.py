@@ -48,13 +48,12 @@ class Sums:
         # All in place: a captured step adds at these addresses, and the optimiser's `found_inf`
         # is this very tensor.
         self.bad.copy_(torch.maximum(self.bad, (~loss.isfinite()).float()))
+        # Not the first of topk: among equal logits, of which bf16 has many, it is any.
+        self.values[1] += (logits.argmax(1) == labels).sum()
         if len(self.values) > 3:
-            # (B, k), at most one hit in a row; the first column is the largest logit.
-            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            self.values[1] += hits[:, 0].sum()
-            self.values[3] += hits.sum()
-        else:
-            self.values[1] += (logits.argmax(1) == labels).sum()
+            # (B, k), at most one hit in a row
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            self.values[3] += (best == labels[:, None]).sum()
         self.values[0] += loss.double()
         self.values[2] += len(labels)
 

@@ -61,6 +61,15 @@ def test_no_step_after_a_loss_that_is_no_number_changes_a_weight(optimizer):
         state.snapshot(7)  # a checkpoint can be due before the loss is read
 
 
+def test_of_equal_logits_the_first_is_the_answer():
+    """In training, in the test and in scripts/evaluate.py; bf16 has many."""
+    logits = torch.randn(4000, 100, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    for top5 in (False, True):
+        sums = Sums("cpu", top5)
+        sums.add(torch.tensor(0.0), logits, logits.softmax(1).max(1).indices)
+        assert sums.means("test")["test_top1"] == 100
+
+
 def test_what_is_no_number_is_neither_saved_nor_recorded():
     """A finite loss can have infinite gradients; a checkpoint after that step would keep them."""
     layer = torch.nn.Linear(3, 2)
