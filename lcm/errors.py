@@ -69,7 +69,10 @@ def printable(text):
 
 def nearest(name, names):
     """`; nearest: NAME` for the one of `names` that is most like `name`, "" where none is."""
-    close = difflib.get_close_matches(str(name), sorted(names), 1, cutoff=0.5)
+    same_end = [other for other in names if other.endswith(f".{name}")]
+    close = sorted(same_end, key=len) or difflib.get_close_matches(
+        str(name), sorted(names), 1, cutoff=0.5
+    )
     return f"; nearest: {close[0]}" if close else ""
 
 

@@ -2,7 +2,7 @@
 
     python scripts/complexity.py                               # 57 rows beside the paper's
     python scripts/complexity.py --csv results/complexity.csv  # and a file of exact counts
-    python scripts/complexity.py model=resnet20 attention=lcm2 reduction=8  # one network, by module
+    python scripts/complexity.py model=resnet20 attention=lcm2  # one network, by module
 
 GFloat is the paper's count. MAC is the number of true multiply-accumulates, matrix products between
 tensors included (lcm/complexity.py). Exit code 1: a count differs from the paper's.

@@ -169,6 +169,7 @@ IDLE = {
     ("optimizer", "sgd"): ("betas", "eps"),
     ("optimizer", "adamw"): ("momentum", "nesterov"),
     ("decay", "cosine"): ("divide_at", "divide_by"),
+    ("momentum", 0): ("nesterov",),
 }
 
 # What the file of an option has: without a target nothing would be built, and nothing said.
@@ -187,12 +188,6 @@ def rule_of(key, default):
     # that the environment gives.
     fits = default is None or isinstance(default, str) or (rule and rule.fits(default))
     return None if key in ARGUMENTS and not fits else rule
-
-
-def no_such_key(key, known):
-    """What follows "no such key": the nearest one."""
-    same_end = [other for other in sorted(known) if other.endswith(f".{key}")]
-    return f"; nearest: {same_end[0]}" if same_end else nearest(key, known)
 
 
 def typed(config):
@@ -255,7 +250,9 @@ def check(config):
         facts.remove("data.image_size")
     for key, value in flat.items():
         if key not in expected:
-            problems.append(f"{key}: no such key for these choices{no_such_key(key, expected)}")
+            problems.append(f"{key}: no such key for these choices{nearest(key, expected)}")
+        elif ".paper." in key and value != expected[key]:
+            problems.append(f"{key}: a size of the paper's; set attention.{key.split('.')[-1]}")
         elif problem := _value_problem(key, value, expected[key], key in facts):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]

@@ -10,7 +10,6 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 
 from lcm.config import compose
-from lcm.config.check import no_such_key
 from lcm.config.compose import (
     GROUPS,
     choices,
@@ -20,7 +19,7 @@ from lcm.config.compose import (
     no_such_option,
     settings,
 )
-from lcm.errors import UserError
+from lcm.errors import UserError, nearest
 
 REFUSED = {  # settings of Hydra's that would only move or litter
     "hydra.job.chdir": "runs keep the working directory of the command",
@@ -135,7 +134,7 @@ def _problem_of(override, multirun, usual):
     # A key of another choice: some runs of a grid may have it. Hydra refuses it in others.
     if _is_in(known, key):
         return None
-    hint = no_such_key(key, known | {*GROUPS, "experiment"})
+    hint = nearest(key, known | {*GROUPS, "experiment"})
     return f"{text}: no such key{hint or '; python train.py --help lists them all'}"
 
 

@@ -149,8 +149,9 @@ def grid(loader, master, arguments):
             run = GridRun(name, list(row), config)
             if (other := runs.setdefault(run.directory, run)) is not run:
                 raise UserError(
-                    f"{other.name} and {name} are the same run, or have the same run_directory: "
-                    "give one value to what cannot change a number, leave run_directory out"
+                    f"{other.name} and {name} are one run, stored in one directory: its name does "
+                    "not depend on device, threads and other keys that no hash contains; give each "
+                    "of these one value, and leave run_directory out"
                 )
     if found:
         lines = [

@@ -87,7 +87,8 @@ def test_a_key_without_effect_is_refused(key, choice, other):
     chosen = {f"schedule__{choice}": other, f"schedule__{key}": DEVIATIONS[f"schedule__{key}"]}
     (problem,) = check(config(**chosen))
     assert problem.endswith(f": has no effect with schedule.{choice}={other}")
-    chosen[f"schedule__{choice}"] = {"sgd": "adamw", "adamw": "sgd", "cosine": "steps"}[other]
+    effective = {"sgd": "adamw", "adamw": "sgd", "cosine": "steps", 0: 0.8}
+    chosen[f"schedule__{choice}"] = effective[other]
     assert check(config(**chosen)) == []
 
 
