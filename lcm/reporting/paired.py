@@ -35,15 +35,16 @@ from lcm.reporting.statistics import (
 )
 
 METHOD = (
-    "Test top-1 of the last epoch, mean ± sample standard deviation (number of seeds). Differences "
-    "are paired: the same seed has the same initialisation, image order and augmentation in both "
-    "arms. 95 % interval: BCa bootstrap of the mean difference, too narrow where seeds are few "
-    "(`results/power.md`); not excluded: the largest loss and gain that the test does not reject "
-    "at 5 %; P(better): share of seeds on which the first arm is above the other, a tie counts "
-    "half; p: two-sided sign-flip test, exact up to 20 pairs, 9,999 random patterns above. "
-    "Supported or contradicted: a corrected p of at most 0.05, and the 95 % interval on that side. "
-    "A diverged run counts as the worst of its arm and loses its pair; no verdict rests on leaving "
-    "it out. Parameters and MACs are those of the trained network."
+    "Test top-1 of the last epoch, mean ± sample standard deviation (number of seeds). "
+    "Differences are paired: the same seed has the same initialisation, image order and "
+    "augmentation in both arms. 95 % interval: BCa bootstrap of the mean difference, too narrow "
+    "where seeds are few (`results/power.md`); not excluded: the interval that follows from the "
+    "test, from the largest loss to the largest gain that it does not reject at 5 %; P(better): "
+    "share of seeds on which the first arm is above the other, a tie counts half; p: two-sided "
+    "sign-flip test, exact up to 20 pairs, 9,999 random patterns above. Supported or "
+    "contradicted: a corrected p of at most 0.05, and the 95 % interval on that side. A diverged "
+    "run counts as the worst of its arm and loses its pair; no verdict rests on leaving it out. "
+    "Parameters and MACs are those of the trained network."
 )
 
 

@@ -198,18 +198,18 @@ def power_page(claims, accuracies, rows, repetitions=2000, of_claims=1000):
         "# Error rates and power of the verdicts",
         "Made by `python scripts/power.py` from simulated runs, not from training: each run has a "
         f"deviation of {DEVIATION} points (assumed, the same on every data set), independent, "
-        "rounded to 0.01. A share from "
+        "rounded to 0.01. A share is uncertain by up to "
         + ", ".join(
             # 1.96 standard errors of a share of one half, where they are largest.
-            f"{n} repetitions is uncertain by up to {100 * 1.96 * 0.5 / n**0.5:.1f} points"
+            f"{100 * 1.96 * 0.5 / n**0.5:.1f} points with {n} repetitions"
             for n in (repetitions, of_claims, families_of_six)
         )
         + f"; where no number is given there are {repetitions}. A cell has two shares: "
         f"`{SUPPORTED}` / `{CONTRADICTED}`.",
         "## One comparison: is A above B?\n\n"
-        "Without a true difference both shares are wrong verdicts. Where A is below "
-        f"B the first is, where A is above B the second. With fewer than {MINIMUM_PAIRS} seeds "
-        "there is no verdict.",
+        "Without a true difference both shares are wrong verdicts. Where A is below B, "
+        f"`{SUPPORTED}` is wrong; where A is above B, `{CONTRADICTED}` is. With fewer than "
+        f"{MINIMUM_PAIRS} seeds there is no verdict.",
         pipes(["true difference", *count], one_size(1, repetitions)),
         f"## The same with Holm's correction over {FAMILY} comparisons\n\n"
         f"All {FAMILY} with the same true difference ({families_of_six} families). With 6 seeds no "

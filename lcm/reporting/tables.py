@@ -210,7 +210,7 @@ def comparison_table(runs, protocol, results):
     table = rows_table(rows, runs, protocol, plan, top1(paper))
     return table._replace(
         name=f"comparison{protocol.suffix}",
-        title=f"Every attention against none: {protocol.words}",
+        title=f"{'Planned comparisons' if plan else 'Attentions against none'}: {protocol.words}",
         notes=[FAMILY[kind].format(name=protocol.schedule, seeds=seeds), *table.notes],
         warning=warning,
     )

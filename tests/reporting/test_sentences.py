@@ -112,7 +112,7 @@ def lines_of_the_table():
         if planned and row.pairs < planned:
             pairs += f" of {planned}"
             paper_is = "" if paper == "–" else "; the paper's is of 300 epochs"
-            meaning = f"judged at {planned} pairs{paper_is}"
+            meaning = f"not judged before {planned} pairs{paper_is}"
         elif row.pairs < MINIMUM_PAIRS:
             meaning = f"nothing: a test needs {MINIMUM_PAIRS} pairs"
         elif planned:
@@ -207,7 +207,7 @@ def phrases_of_readme():
         "* **What would decide**": [
             "no comparison of Table 2 can be significant with fewer than "
             f"{fewest} seeds ({fewest * len(TOP1[TOP1['table'] == 2])} runs)",
-            f"{chances[0]} seeds would support its claim that LCM improves ResNets "
+            f"{chances[0]} seeds would support its claim that LCM1 and LCM2 improve ResNets "
             f"(claim {number}) with probability 0.5, and {chances[1]} with 0.8",
         ],
     }
