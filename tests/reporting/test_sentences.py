@@ -23,7 +23,7 @@ from lcm.reporting.records import read_record, record_name
 from lcm.reporting.render import rounded, signed
 from lcm.reporting.report import printed_counts
 from lcm.reporting.runs import read_runs
-from lcm.reporting.statistics import MINIMUM_PAIRS, pairs_to_reach
+from lcm.reporting.statistics import ALPHA, MINIMUM_PAIRS, compare, pairs_to_reach
 from lcm.reporting.tables import read_complexity, read_paper
 
 RUNS = read_runs(RESULTS / "runs.csv")
@@ -234,7 +234,11 @@ def under_the_picture():
     unlike = torch.drop(columns="none").ne(torch["none"], axis=0).sum()
     assert set(unlike[unlike > 0].index) == {"ca", "eca", "simam"}
     largest = means.abs().idxmax()
+    found = [compare(differences[arm]) for arm in differences]
+    below = sum(row.high < 0 for row in found)
+    assert min(row.p for row in found) > ALPHA and all(row.low < 0 for row in found)
     return [
+        f"{['No', 'One', 'Two', 'Three'][below]} intervals lie wholly below zero",
         f"None of the {len(means)} comparisons is significant",
         f"Holm's correction for all of them asks for {pairs_to_reach(len(means))} pairs",
         f"In {unlike.sum()} of the {differences.size} pairs",
