@@ -13,7 +13,15 @@ from hydra.types import RunMode
 from lcm.config import compose
 from lcm.config.check import typed
 from lcm.config.command_line import for_hydra, is_sweep, override_problems, refuse_flags
-from lcm.errors import EXPECTED, Stopped, SweepFailed, UserError, in_words, listed
+from lcm.errors import (
+    EXPECTED,
+    Stopped,
+    SweepFailed,
+    UserError,
+    exit_without_reader,
+    in_words,
+    listed,
+)
 from lcm.runs.state import commit
 from lcm.runs.worker import run_one
 from lcm.training.signals import STOP
@@ -98,6 +106,9 @@ def main(task):
             sys.path.append(os.getcwd())  # where modules of one's own may be, beside the checkout
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would have printed
             task()
+            print(end="", flush=True)  # there may be no sys.stdout
+    except BrokenPipeError:  # of --help; a run has its own words
+        exit_without_reader()
     except compose.COMPOSITION_ERRORS as error:
         exit_with_message(compose.not_composed(error))
     # Stopped is no Exception. SystemExit passes: it already has its code.

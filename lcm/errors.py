@@ -86,12 +86,16 @@ def listed(title, problems):
     return UserError("\n".join([title, *(f"  {problem}" for problem in problems)]))
 
 
-def exit_on_user_error(main):
-    """Decorate a script's main: a UserError becomes one message on stderr and exit code 2.
+def exit_without_reader():
+    """End silently where the reader of the output has gone (`| head`), with exit code 141, as
+    SIGPIPE would end the process."""
+    # For what Python flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
-    Where the reader of the output has gone (`| head`), the script ends silently with exit code 141,
-    as SIGPIPE would end it.
-    """
+
+def exit_on_user_error(main):
+    """Decorate a script's main: a UserError becomes one message on stderr and exit code 2."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -100,9 +104,7 @@ def exit_on_user_error(main):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            # For what Python flushes at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
+            exit_without_reader()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
