@@ -182,7 +182,7 @@ def test_a_schedule_of_ones_own_is_continued_exactly(trained):
     words = ["attention=none", "schedule=mine"]
     whole, out = trained("whole", (0, None, words))
     said = "0.002 falling as a cosine after a warm-up of 1 epoch, label smoothing 0.1, AdamW\n"
-    assert said in out and [row["lr"] for row in whole["none"]] == [0.002, 0.002]
+    assert said in out and [row["lr"] for row in whole["none"]] == [0.001, 0.002]
     parts, out = trained("parts", killed(words), (0, None, words))
     assert "continuing  from epoch 2, step 7" in out and parts == whole
 
