@@ -68,11 +68,11 @@ def printable(text):
 
 
 def nearest(name, names):
-    """`; nearest: NAME` for the one of `names` that is most like `name`, "" where none is."""
+    """`; nearest: NAME` for the shortest of `names` that ends with `.name`, else for the most like
+    it; "" where none is."""
+    names = sorted(names)  # a set has another order in each process
     same_end = [other for other in names if other.endswith(f".{name}")]
-    close = sorted(same_end, key=len) or difflib.get_close_matches(
-        str(name), sorted(names), 1, cutoff=0.5
-    )
+    close = sorted(same_end, key=len) or difflib.get_close_matches(str(name), names, 1, cutoff=0.5)
     return f"; nearest: {close[0]}" if close else ""
 
 
@@ -101,7 +101,7 @@ def exit_on_user_error(main):
     def wrapped(*args, **kwargs):
         try:
             result = main(*args, **kwargs)
-            sys.stdout.flush()
+            print(end="", flush=True)  # there may be no sys.stdout
             return result
         except BrokenPipeError:
             exit_without_reader()

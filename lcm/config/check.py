@@ -252,7 +252,7 @@ def check(config):
         if key not in expected:
             problems.append(f"{key}: no such key for these choices{nearest(key, expected)}")
         elif ".paper." in key and value != expected[key]:
-            problems.append(f"{key}: a size of the paper's; set attention.{key.split('.')[-1]}")
+            problems.append(f"{key}: a size of the paper's; set attention.{key.split('.')[3]}")
         elif problem := _value_problem(key, value, expected[key], key in facts):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]

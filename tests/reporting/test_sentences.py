@@ -29,6 +29,7 @@ from lcm.reporting.tables import read_complexity, read_paper
 RUNS = read_runs(RESULTS / "runs.csv")
 PAPER = read_paper(RESULTS)
 TOP1 = PAPER[PAPER["metric"] == "top1"]
+TEN = {10: "ten"}  # this text has no digits
 BASELINES = len(TOP1[TOP1["attention"] == "none"].drop_duplicates(["data", "model"]))
 CLAIMS = read_claims(RESULTS / "claims.yaml", PAPER)
 COMPARED = pd.concat(pd.read_csv(file) for file in sorted(RESULTS.glob("comparison*.csv")))
@@ -192,6 +193,7 @@ def phrases_of_readme():
             f"| {-rival:+.2f} | – | 0 | the paper contradicts its claim 1 |",
         ],
         "**What was run?**": [*what_was_run(), *plans()],
+        "A setting is": [f"a ResNet-20 took about {TEN[round(hours / 2)]} hours on a CPU"],
         "A filled dot": under_the_picture(),
         "* **Counts**": [f"the networks here have {equal} of the paper's {printed} printed counts"],
         "* **Accuracy**": [
