@@ -15,11 +15,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--as-root",
-        action="store_true",
-        help="tests that mount file systems and start SLURM, as root",
-    )
+    parser.addoption("--as-root", action="store_true", help="start SLURM on this machine, as root")
 
 
 def pytest_configure(config):

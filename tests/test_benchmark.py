@@ -122,6 +122,7 @@ def test_ratios_are_taken_within_rounds():
     assert found.tolist() == ["X", "attention", *sides[1], "50", "1.25", "1", "2", 3]
 
 
+@pytest.mark.commands
 def test_the_command(tmp_path, monkeypatch):
     """With processes, forked ones, which start sooner; the file has this run's rows alone."""
     fork = multiprocessing.get_context("fork")

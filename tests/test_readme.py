@@ -14,6 +14,8 @@ import sys
 import pytest
 from tiny import ROOT
 
+pytestmark = pytest.mark.commands
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 LINES = [

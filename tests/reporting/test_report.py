@@ -96,6 +96,7 @@ def test_nothing_is_requested(made):
         assert b"<script" not in picture and b"url(http" not in picture
 
 
+@pytest.mark.commands
 def test_the_same_bytes_in_another_process(results, made, tmp_path):
     copy = tmp_path / "results"
     shutil.copytree(results, copy)

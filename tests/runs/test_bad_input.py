@@ -23,6 +23,8 @@ from lcm.runs.state import write_state
 from lcm.training import device
 from lcm.training.state import Sums
 
+pytestmark = pytest.mark.commands
+
 TABLE = ROOT / "tests" / "runs" / "bad_inputs.md"
 ROW = re.compile(r"(\| `(.+?)`(?: \((.+?)\))? \|) (.*?) ?\|")
 ROWS = [match.groups() for line in TABLE.read_text().splitlines() if (match := ROW.fullmatch(line))]

@@ -18,6 +18,7 @@ from lcm.errors import SIGNALS
 from lcm.runs.sweep import prepare_environment
 
 pytest.importorskip("submitit", reason="needs the extra `slurm`")
+pytestmark = pytest.mark.commands
 
 
 def test_a_job_whose_time_is_up_goes_back_into_the_queue_and_continues(tmp_path):

@@ -128,6 +128,7 @@ def test_a_backbone_may_bring_its_sizes_for_the_papers_attentions(own):
         composed(own, "model=plain", "attention=gc")
 
 
+@pytest.mark.commands
 def test_a_sweep_over_choices_of_ones_own_is_one_command(tmp_path):
     write_files(tmp_path / "my own")
     (tmp_path / "my_module.py").write_text(MINE)
@@ -174,6 +175,7 @@ main()
 """
 
 
+@pytest.mark.commands
 def test_build_network_works_inside_another_program_of_hydras(tmp_path):
     (tmp_path / "conf" / "attention").mkdir(parents=True)
     (tmp_path / "conf" / "app.yaml").write_text("defaults: [{attention: lcm2}]\nlearning_rate: 1\n")

@@ -126,6 +126,7 @@ def test_the_differences_of_two_environments_are_named():
     assert other_environment(run, now)[-1] == "torch: None then, 3 now"
 
 
+@pytest.mark.commands
 def test_a_run_repeated_and_a_record_that_was_changed(tmp_path):
     """The first repetition is stopped, which saves it; the same command continues it."""
     words = ["device=cpu", "seed=1", "schedule.epochs=2", f"runs={tmp_path}/runs"]

@@ -73,6 +73,7 @@ def train(tiny, folder):
     compose.use_configs(compose.CONFIGS)
 
 
+@pytest.mark.commands
 def test_a_changed_module_ends_with_its_file_and_trains_anew_on_demand(train, tmp_path):
     stop = after_step(2, lambda: signal.raise_signal(signal.SIGTERM))
     assert (ended := train(prepare=stop)).code == 75, ended.err

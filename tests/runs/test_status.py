@@ -103,6 +103,7 @@ def test_the_table_names_runs_below_their_folder(tmp_path):
     assert totals([TODO]) == "1 run: 1 to do"
 
 
+@pytest.mark.commands
 def test_the_script_shows_a_folder_and_a_grid_and_a_reader_may_go_away(tmp_path):
     """Without torch, as a user starts it."""
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")

@@ -27,6 +27,8 @@ from lcm.models import CifarResNet, Site, fill_sites
 from lcm.runs.run import Run
 from lcm.training.compilation import compiled
 
+pytestmark = pytest.mark.commands
+
 can_compile = (
     shutil.which(os.environ.get("CXX", "g++"))
     and Path(sysconfig.get_path("include"), "Python.h").exists()
