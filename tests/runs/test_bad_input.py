@@ -3,8 +3,8 @@ never a traceback.
 
 tests/runs/bad_inputs.md has the command lines and their messages; `UPDATE=1 pytest -m commands` and
 this file rewrites the messages, also those of new rows, which may be empty. A row may name, in
-brackets, what is arranged before. Each command is a process of its own, forked from this one after its imports;
-two are started as a user does.
+brackets, what is arranged before. Each command is a process of its own, forked from this one after
+its imports; two are started as a user does.
 """
 
 import json
