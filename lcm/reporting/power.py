@@ -1,9 +1,9 @@
 """Wrong verdicts, power and coverage of the statistics of this package, measured by simulation.
 
 Simulated runs are independent and normal with a deviation of 0.25 points, about that of CIFAR-10
-networks over seeds, rounded to 0.01 as a test set of 10,000 images implies. Real pairs share part
-of their noise, which increases the power. A simulated verdict rests on the corrected p-value alone:
-the interval, narrower than 95 % where pairs are few, hardly ever decides against it.
+networks over seeds, rounded to 0.01 as a test set of 10,000 images implies. A simulated verdict
+rests on the corrected p-value alone: the interval, narrower than 95 % where pairs are few, hardly
+ever decides against it.
 """
 
 import math
