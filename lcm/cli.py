@@ -81,12 +81,15 @@ def exit_with_message(error, debug=False):
 
 def main(task):
     """Run Hydra's `task` on this process's command line; exit as `exit_with_message` says."""
-    multirun = ("-m", "--multirun")  # Hydra takes it before or behind all overrides, not among them
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in multirun)
     try:
         with STOP.listening():
             commit()  # read before somebody commits while a sweep goes on
-            arguments, unknown = get_args_parser().parse_known_args()
+            # Hydra takes flags before or behind all overrides, not among them.
+            arguments, unknown = get_args_parser().parse_known_intermixed_args()
+            flags = sys.argv[1:]
+            for override in arguments.overrides:
+                flags.remove(override)
+            sys.argv[1:] = flags + arguments.overrides
             if unknown:
                 raise UserError(
                     f"{unknown[0]}: no such flag; settings are KEY=VALUE, such as "

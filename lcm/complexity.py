@@ -125,8 +125,9 @@ class _Counter(TorchDispatchMode):
     def __init__(self, network):
         super().__init__()
         self.rows, self.uncounted = {}, {}
-        # By storage: a view of a weight, such as its transpose, is another tensor.
-        self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        # By storage: a view of a weight, such as its transpose, is another tensor. Not by its
+        # `data_ptr`, which is 0 on the meta device.
+        self.parameters = {p.untyped_storage()._cdata for p in network.parameters()}
         holder = {}  # of a parameter: the first module that has it
         for name, module in network.named_modules():
             own = [p for p in module.parameters(False) if holder.setdefault(p, module) is module]
@@ -181,5 +182,5 @@ class _Counter(TorchDispatchMode):
             return False
         # A sparse tensor has no storage that could be compared.
         tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
-        read = {x.untyped_storage().data_ptr() for x in tensors if x.layout == torch.strided}
+        read = {x.untyped_storage()._cdata for x in tensors if x.layout == torch.strided}
         return bool(MATRIX.search(name) or read & self.parameters)

@@ -4,13 +4,17 @@ import contextlib
 import copy
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 
 def twin(network):
     """The copy of a module, with one copy of each tensor, in evaluation mode."""
-    # What `nn.utils.weight_norm` computes is no leaf of the graph: deepcopy refuses such tensors.
-    attributes = [value for module in network.modules() for value in vars(module).values()]
-    computed = {id(x): x.detach().clone() for x in attributes if isinstance(x, torch.Tensor)}
+    # What `nn.utils.weight_norm` computes, and maps that a network keeps in a list, are no leaves
+    # of the graph: deepcopy refuses such tensors.
+    held = [x for module in network.modules() for x in tree_leaves(vars(module))]
+    computed = {
+        id(x): x.detach().clone() for x in held if isinstance(x, torch.Tensor) and not x.is_leaf
+    }
     # deepcopy's memo, {id: copy}: what it names counts as copied.
     copied = copy.deepcopy(network, computed)
     copied.eval()  # a network's own `eval` and `train` may return nothing

@@ -1,6 +1,7 @@
 """Every script imports this first: `lcm` is then that of its own checkout, as in train.py."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def parser(documentation, config_dir=False, results=False):
     """A script's argument parser; with the options --config-dir (of train.py) and --results."""
+    sys.path.append(os.getcwd())  # where modules of one's own may be, as for train.py
     made = argparse.ArgumentParser(
         description=documentation,
         formatter_class=argparse.RawDescriptionHelpFormatter,

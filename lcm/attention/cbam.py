@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.layers import hidden_width, maximum, spatial_mean, wide
+from lcm.attention.layers import full_precision, hidden_width, maximum, spatial_mean, type_of, wide
 
 
 class CBAM(nn.Module):
@@ -31,8 +31,8 @@ class CBAM(nn.Module):
         self.spatial = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
-            average = spatial_mean(x, self.w0.weight.dtype)
+        with full_precision(x):
+            average = spatial_mean(x, type_of(self.w0))
             # Not AdaptiveMaxPool2d: the same values and gradients, but its backward pass is not
             # deterministic on a GPU. The gradient of `max` has the layout of what it is taken of:
             # channels last, as the maps have it.

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from lcm.attention.layers import spatial_mean
+from lcm.attention.layers import full_precision, spatial_mean
 
 
 class ECA(nn.Module):
@@ -30,7 +30,7 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size=k, padding=k // 2, bias=False)
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             y = spatial_mean(x, self.conv.weight.dtype)  # (N, C)
             s = torch.sigmoid(self.conv(y[:, None])[:, 0])  # (N, 1, C) -> (N, C)
             return x * s.to(x.dtype)[:, :, None, None]

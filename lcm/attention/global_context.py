@@ -4,11 +4,10 @@ Y. Cao, J. Xu, S. Lin, F. Wei, H. Hu, "GCNet: Non-local Networks Meet Squeeze-Ex
 and Beyond", ICCVW 2019, https://arxiv.org/abs/1904.11492.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.layers import VectorConv, hidden_width
+from lcm.attention.layers import VectorConv, full_precision, hidden_width
 
 
 class ZeroVectorConv(VectorConv):
@@ -46,7 +45,7 @@ class GlobalContext(nn.Module):
         mask = self.softmax(self.wk(x).flatten(1))  # (N, HW)
         # (N, C, HW) x (N, HW, 1) -> (N, C, 1)
         context = x.flatten(2) @ mask.to(x.dtype)[:, :, None]
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             context = context.flatten(1).to(self.wv1.weight.dtype)
             z = self.wv2(F.relu(self.norm(self.wv1(context))))  # (N, C)
             return x + z.to(x.dtype)[:, :, None, None]

@@ -17,6 +17,19 @@ def hidden_width(channels, reduction):
     return channels // reduction
 
 
+def full_precision(x):
+    """A block without autocast on the device of x."""
+    kind = x.device.type
+    return torch.autocast("cpu" if kind == "meta" else kind, enabled=False)  # it knows no meta
+
+
+def type_of(linear):
+    """The type of the vectors that a linear layer takes."""
+    # The `weight` of a quantised one is a method.
+    weight = linear.weight
+    return weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
+
+
 def wide(x):
     """float32 for a float16 x, of which sums overflow; else the type of x."""
     return torch.float32 if x.dtype == torch.float16 else x.dtype

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.layers import VectorConv, hidden_width, maximum, spatial_mean
+from lcm.attention.layers import VectorConv, full_precision, hidden_width, maximum, spatial_mean
 
 
 class _LCM(nn.Module):
@@ -52,7 +52,7 @@ class LCM1(_LCM):
     """
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             local = spatial_mean(x, self.w1.weight.dtype)  # l of Eq. (1), (N, C)
             s = local.softmax(1) * self.layer_feature(local)  # Eqs. (3), (4), (N, C) x (N, 1)
             z = self.bottleneck(s)  # Eq. (5)
@@ -71,7 +71,7 @@ class LCM2(_LCM):
     """
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             local = spatial_mean(x, self.w1.weight.dtype)  # l of Eq. (1), (N, C)
             u = self.bottleneck(local)  # Eq. (7)
             s = torch.sigmoid(u + self.layer_feature(local))  # Eq. (8), (N, C) + (N, 1)

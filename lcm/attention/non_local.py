@@ -4,10 +4,9 @@ X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", CVPR 2018,
 https://arxiv.org/abs/1711.07971.
 """
 
-import torch
 from torch import nn
 
-from lcm.attention.layers import hidden_width, wide
+from lcm.attention.layers import full_precision, hidden_width, wide
 
 
 class ZeroBatchNorm2d(nn.BatchNorm2d):
@@ -42,7 +41,7 @@ class NonLocal(nn.Module):
         h, w = x.shape[2:]
         # (N, C/2, HW) each
         theta, phi, g = (embed(x).flatten(2) for embed in (self.theta, self.phi, self.g))
-        with torch.autocast(x.device.type, enabled=False):  # sums of products overflow in float16
+        with full_precision(x):  # sums of products overflow in float16
             theta, phi = theta.to(wide(theta)), phi.to(wide(phi))
             # No factor 1 / sqrt(C/2): the embedded Gaussian, unlike a transformer, has none.
             products = theta.transpose(1, 2) @ phi  # (N, HW, HW)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcm.attention.layers import hidden_width, spatial_mean
+from lcm.attention.layers import full_precision, hidden_width, spatial_mean, type_of
 
 
 class SqueezeExcite(nn.Module):
@@ -27,7 +27,7 @@ class SqueezeExcite(nn.Module):
         self.w2 = nn.Linear(hidden, channels)
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
-            z = spatial_mean(x, self.w1.weight.dtype)  # Eq. (2), (N, C)
+        with full_precision(x):
+            z = spatial_mean(x, type_of(self.w1))  # Eq. (2), (N, C)
             s = torch.sigmoid(self.w2(F.relu(self.w1(z))))  # Eq. (3)
             return x * s.to(x.dtype)[:, :, None, None]  # Eq. (4)

@@ -19,6 +19,7 @@ class Attended(nn.Module):
 
     def __init__(self, layer, attention):
         super().__init__()
+        self._of_layer = frozenset(dir(layer))  # names that a tool adds later are not the layer's
         self.layer = layer
         self.attention = attention
         # A new nn.Module is in training mode, whatever the mode of its layer.
@@ -47,13 +48,12 @@ class Attended(nn.Module):
     def __setattr__(self, name, value):
         modules = self.__dict__.get("_modules", {})
         # What says how this module runs (`training`, `forward`, what `compile()` sets) is its
-        # own, and so are its children. Any other name that the layer has is the layer's.
+        # own, and so are its children. Any other name that the layer had is the layer's.
         own = name in self.__dict__ or name in modules or hasattr(type(self), name)
-        layer = modules.get("layer")
-        if layer is None or own or not hasattr(layer, name):
+        if "layer" not in modules or own or name not in self._of_layer:
             super().__setattr__(name, value)
         else:
-            setattr(layer, name, value)
+            setattr(modules["layer"], name, value)
 
 
 def _without_layer(module, state, prefix, metadata):

@@ -175,5 +175,7 @@ def _channels_last(layer, parent, maps):
     parts = [*layer.modules(), *beside]
     # Norms of libraries, too. That of a LayerNorm2d, of NCHW maps, is also the width of axis 1.
     widths |= {part.normalized_shape[-1] for part in parts if hasattr(part, "normalized_shape")}
-    # Where axis 1 has such a width, too, the maps pass for (N, C, H, W).
-    return maps.shape[3] in widths and maps.shape[1] not in widths
+    _, first, second, third = maps.shape
+    # Where axis 1 has such a width, too, the maps pass for (N, C, H, W), and so does a square
+    # (N, C, H, H): the network's head may be as wide as a map.
+    return third in widths and first not in widths and not first != second == third

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lcm.config.compose import known_targets, use_config_dir
 from lcm.data import build_data
-from lcm.errors import UserError, printable
+from lcm.errors import UserError, one_line, printable
 from lcm.models.build import build_network
 from lcm.runs.source import changed_since
 from lcm.runs.state import read_state
@@ -35,7 +35,14 @@ def load_run(directory, config_dir=None):
     if config_dir:
         use_config_dir(config_dir)
     config = known_targets(state["config"])
-    if changed := changed_since(config, state):
+    try:
+        changed = changed_since(config, state)
+    except ImportError as error:
+        raise UserError(
+            f"{directory}: {one_line(error.__cause__ or error)}: a module of one's own has to be "
+            "in the working directory, or in PYTHONPATH"
+        ) from error
+    if changed:
         raise UserError(
             f"{changed} has changed since {directory} was trained; {directory / 'source'} has the "
             "file as it was"

@@ -98,10 +98,12 @@ def compared(epochs):
 def other_environment(before, now):
     """In what two run.json differ that can change rounding, or the images: a line each."""
     lines = []
-    for key in ("data_fingerprint", "device", "threads", "commit", "dirty", "python", "torch"):
+    keys = ("data_fingerprint", "device", "threads", "commit", "dirty", "python", "torch")
+    for key in (*keys, "own_source"):
         then, here = (((run.get("versions") or {}) | run).get(key) for run in (before, now))
         if then != here:
             lines.append(f"{key}: {then} then, {here} now")
-    if before.get("continued"):
-        lines.append("then: continued in another environment (`continued` in its record)")
+    for when, run in (("then", before), ("now", now)):
+        if run.get("continued"):
+            lines.append(f"{when}: continued in another environment (`continued` in its record)")
     return lines

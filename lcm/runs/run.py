@@ -8,7 +8,7 @@ from lcm.config.identity import config_hash, identity
 from lcm.errors import Stopped, UserError, in_words, one_line
 from lcm.runs.directory import now, run_directory
 from lcm.runs.lock import owner
-from lcm.runs.source import keep_own, refuse_changed_source, set_aside, source
+from lcm.runs.source import keep_own, put_back, refuse_changed_source, set_aside, source
 from lcm.runs.state import begun, environment, read_state, write_state
 from lcm.runs.summary import best_and_last, print_start, result_line
 from lcm.training import checkpoint
@@ -27,7 +27,7 @@ class Run:
     """
 
     def __init__(self, config):
-        set_aside([config])
+        self._kept = set_aside([config])
         self.config = config
         self.directory = run_directory(config)
         self.saved = None  # the checkpoint that it continues from
@@ -62,6 +62,8 @@ class Run:
                 # the first problem is the one to show: a full disk, say
                 with contextlib.suppress(UserError):
                     self._write(state=outcome, message=in_words(error))
+                if not self._begun:
+                    put_back(self._kept)
                 raise error
             self._write(state="finished", message=None, end=now())
 
@@ -232,9 +234,7 @@ class Run:
 
     def report(self):
         """Print the result, and where it is."""
-        print(
-            result_line(self.state),
-            f"run directory: {self.directory}",
-            f"curves: tensorboard --logdir {self.config['runs']}",
-            sep="\n",
-        )
+        print(result_line(self.state), f"run directory: {self.directory}", sep="\n")
+        if self.config["tensorboard"]:
+            folder = self.config["run_directory"] or self.config["runs"]
+            print(f"curves: tensorboard --logdir {folder}")

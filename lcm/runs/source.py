@@ -6,6 +6,7 @@ run.json has; an installed package is not followed.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -20,7 +21,7 @@ from lcm.data.folder import files_digest, list_images
 from lcm.errors import UserError
 from lcm.files import write
 from lcm.runs.directory import run_directory
-from lcm.runs.lock import owner
+from lcm.runs.lock import FILE, owner
 from lcm.runs.state import other_images, read_state, refuse_another_config
 from lcm.training import checkpoint
 
@@ -93,9 +94,10 @@ def set_aside(configs):
 
     Where all runs of the command are finished, these are all of them. Otherwise the command was
     stopped: what it has trained stays, and only runs whose source has changed are trained anew.
-    Raises UserError where a directory holds another config's run, OwnedElsewhere where it is
-    trained.
+    Returns {directory: where its run is now}. Raises UserError where a directory holds another
+    config's run, OwnedElsewhere where it is trained.
     """
+    kept = {}
     configs = [config for config in configs if config["rerun"]]
     states = [read_state(run_directory(config)) for config in configs]
     # A command that was stopped has finished runs that are already new.
@@ -110,7 +112,19 @@ def set_aside(configs):
         with owner(directory):
             if read_state(directory) == state:  # no other process has set it aside meanwhile
                 directory.rename(aside)
+                kept[directory] = aside
                 print(f"trained anew; the earlier run is kept as {aside}")
+    return kept
+
+
+def put_back(kept):
+    """Undo `set_aside` where the new run has not begun: its directory has a lock alone."""
+    for directory, aside in kept.items():
+        with contextlib.suppress(OSError):
+            (directory / FILE).unlink(missing_ok=True)
+            directory.rmdir()
+            aside.rename(directory)
+            print(f"nothing was trained: the earlier run is in {directory} again")
 
 
 def changed_since(config, state):

@@ -32,12 +32,16 @@ def sweep(loader, master, arguments, launcher):
     """
     use_sources(master.hydra.runtime.config_sources)
     runs = grid(loader, master, arguments)
+    # Where these cannot be read, no finished run is set aside for nothing.
+    read_images([run.config["data"] for run in runs if run.config["rerun"]])
     set_aside([run.config for run in runs])
     for run in runs:
         refuse_changed_source(run.config, read_state(run.directory))
     statuses = statuses_of(runs)
     print_work(statuses)
-    read_images([status.config["data"] for status in statuses if status.state != "finished"])
+    read_images(
+        [s.config["data"] for s in statuses if s.state != "finished" and not s.config["rerun"]]
+    )
     # Tried once: in a folder that cannot be written every run would fail with these words.
     try:
         runs[0].directory.mkdir(parents=True, exist_ok=True)

@@ -256,6 +256,15 @@ def test_keeps_shape_and_layout(module):
     assert_same(*steps)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantised_linear_layers(module):
+    """Dynamic quantisation, of nn.Linear alone: 8 bits of a weight."""
+    x = example(3, CHANNELS, 5, 7).float()
+    with torch.no_grad():
+        y = torch.ao.quantization.quantize_dynamic(module.eval(), {nn.Linear}, torch.qint8)(x)
+        torch.testing.assert_close(y, module(x), rtol=0.05, atol=0.05)
+
+
 def test_bfloat16_autocast(name, module):
     vectors = []
     for key, layer in module.named_children() if name in VECTORS else ():

@@ -187,6 +187,30 @@ def test_attributes_are_those_of_the_layer_and_tensors_are_not():
         network.bn1.nothing  # noqa: B018
 
 
+def test_what_a_tool_notes_on_every_module_is_noted_on_each():
+    """Children first, as `apply` goes: the layer has the name before what stands around it."""
+    network = fill_sites(tv.resnet18(), se, after="layer*.*.bn2").eval()
+    network.apply(lambda module: setattr(module, "calls", 0))
+    network.apply(lambda module: module.register_buffer("total", torch.zeros(1)))
+
+    def note(module, *_):
+        module.calls, module.total = module.calls + 1, module.total + 1
+
+    used = network.layer1[0].bn2
+    for module in (used, used.layer, used.attention):
+        module.register_forward_hook(note)
+    network(images())
+    found = {(module.calls, module.total.item()) for module in (used, used.layer, used.attention)}
+    assert found == {(1, 1)}
+
+
+def test_a_map_as_wide_as_the_networks_head_is_a_map():
+    parts = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network = nn.Sequential(*parts, nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 5))
+    fill_sites(network, Scale, after="1", example=images(64))
+    assert len(network[1].attention.scale) == 16
+
+
 def test_a_module_with_two_names_is_one_module():
     conv, x = nn.Conv2d(3, 3, 1), images()
     network = fill_sites(nn.Sequential(conv, nn.ReLU(), conv), Scale, after="[02]")

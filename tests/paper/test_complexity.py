@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcm import build_network, count, fill_sites
 from lcm.attention import LCM2, NonLocal, SqueezeExcite
+from lcm.config.compose import choices
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,26 @@ def test_rows_add_up_and_nothing_is_left_out(counts):
             total = sum(getattr(row, key) for row in complexity.rows)
             assert total == pytest.approx(getattr(complexity, key), rel=1e-12)
         assert complexity.uncounted == []
+
+
+@pytest.mark.parametrize("attention", choices("attention"))
+def test_a_network_without_memory_costs_the_same(attention):
+    with torch.device("meta"):
+        network = build_network("resnet20", attention)
+        found = count(network, 32)
+    assert dataclasses.astuple(found) == dataclasses.astuple(
+        count(build_network("resnet20", attention), 32)
+    )
+
+
+def test_a_network_that_keeps_its_maps_is_counted():
+    def keeping(module, x):
+        module.maps = {"last": [module.conv(x)]}
+        return module.maps["last"][0].mean((2, 3))
+
+    network = Calls(keeping, conv=nn.Conv2d(3, 4, 3))
+    network(torch.zeros(2, 3, 8, 8))
+    assert count(network, 8).macs == 36 * 3 * 9 * 4
 
 
 def test_counting_leaves_the_network_as_it_was():

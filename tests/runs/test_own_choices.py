@@ -132,10 +132,10 @@ def test_a_backbone_may_bring_its_sizes_for_the_papers_attentions(own):
 def test_a_sweep_over_choices_of_ones_own_is_one_command(tmp_path):
     write_files(tmp_path / "my own")
     (tmp_path / "my_module.py").write_text(MINE)
-    words = ["-m", "--config-dir=my own", "model=plain", "schedule=brief"]
+    words = ["-m", "model=plain", "--config-dir=my own", "schedule=brief"]
     succeed(FAKE, *words, "attention=none,se,lcm2,mine", cwd=tmp_path)
     assert states(tmp_path) == {"finished": 4}
-    output = succeed(ROOT / "scripts" / "status.py", *words, "attention=none,se", cwd=tmp_path)
+    output = succeed(ROOT / "scripts" / "status.py", *words, "attention=none,mine", cwd=tmp_path)
     assert "2 runs: 2 finished" in output
     code, output = sweep(FAKE, *words, "attention=none,gc", cwd=tmp_path)
     assert code == 2 and "gc has no sizes" in output and "Traceback" not in output

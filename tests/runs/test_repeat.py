@@ -120,8 +120,12 @@ def test_the_differences_of_two_environments_are_named():
     now = run | {"commit": "b", "threads": 2, "versions": versions | {"torch": "3"}}
     lines = ["threads: 1 then, 2 now", "commit: a then, b now", "torch: 2 then, 3 now"]
     assert other_environment(run, now) == lines
-    words = "then: continued in another environment (`continued` in its record)"
-    assert other_environment(run | {"continued": [{}]}, run) == [words]
+    words = "continued in another environment (`continued` in its record)"
+    parts = run | {"continued": [{}]}
+    assert other_environment(parts, run) == [f"then: {words}"]
+    assert other_environment(run, parts) == [f"now: {words}"]
+    (line,) = other_environment(run | {"own_source": {"attention": 1}}, run)
+    assert line.startswith("own_source: ")
     del run["versions"]
     assert other_environment(run, now)[-1] == "torch: None then, 3 now"
 

@@ -99,11 +99,18 @@ def test_a_changed_module_ends_with_its_file_and_trains_anew_on_demand(train, tm
     sources._digest.cache_clear(), sources._read.cache_clear()  # as in another process
     with pytest.raises(UserError, match=f"{words} since {directory} was trained"):
         lcm.load_run(directory, config_dir=tmp_path / "choices")
+    refused = train("rerun=true", "device=cuda")  # a run that does not begin hides no other
+    assert refused.code == 2 and "again" in refused.out and read_state(directory) == first
     assert (ended := train("rerun=true")).code == 0, ended.err
     assert read_state(directory.with_name(f".{directory.name}.1")) == first
     assert read_state(directory)["own_source"] != first["own_source"]
     network, _ = lcm.load_run(directory, config_dir=tmp_path / "choices")  # built with its seed
     assert torch.equal(network.stage1[0].site.order, network.stage1[0].site.stored)
+    (tmp_path / "own_gate.py").unlink()
+    del sys.modules["own_gate"]
+    own_files.cache_clear()
+    with pytest.raises(UserError, match=r"own_gate.*PYTHONPATH"):
+        lcm.load_run(directory, config_dir=tmp_path / "choices")
     assert find_runs(tmp_path / "runs") == [directory]
 
 

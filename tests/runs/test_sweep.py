@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from hydra_config import begun_state
 from processes import (
     FAKE,
     GRID,
@@ -21,6 +22,7 @@ from processes import (
 )
 
 from lcm.runs.grid import grid_of
+from lcm.runs.state import write_state
 
 pytestmark = pytest.mark.commands
 
@@ -77,6 +79,16 @@ def test_a_signal_saves_the_run_and_ends_the_sweep(tmp_path):
     assert states(tmp_path)["stopped"] == 1 and sum(states(tmp_path).values()) < 6
     succeed(FAKE, *GRID, cwd=tmp_path)
     assert all([epoch for epoch, _ in epochs] == [1, 2, 3] for epochs in trained(tmp_path).values())
+
+
+def test_where_images_cannot_be_read_no_finished_run_is_set_aside(tmp_path):
+    grid = ["attention=none,se", "data=cifar10", "data.root=no", "data.download=false", "runs=runs"]
+    for run in grid_of(grid):
+        (tmp_path / run.directory).mkdir(parents=True)
+        write_state(tmp_path / run.directory, begun_state(run.config, state="finished"))
+    code, output = sweep(REAL, "-m", *grid, "rerun=true", cwd=tmp_path)
+    assert code == 2 and "cannot be used, nothing was started" in output
+    assert not list(tmp_path.rglob(".seed*")) and states(tmp_path) == {"finished": 2}
 
 
 # Several sweeps on one folder
