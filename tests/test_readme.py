@@ -44,7 +44,7 @@ def copy(tmp_path_factory):
     for name in ("configs", "hydra_plugins", "lcm", "scripts", "results"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", folder)
-    assert len(FILES) == 10
+    assert len(FILES) == 11
     for name, text in FILES:
         assert not (folder / name).exists()
         (folder / name).write_text(text, encoding="utf-8")
@@ -115,6 +115,11 @@ def test_an_example_trains(copy, words, model, attentions):
     for attention in attentions.split(","):
         (record,) = (copy / "own" / "digits" / model / attention).glob("*/run.json")
         assert json.loads(record.read_text())["result"]["test_top1"] > 0
+
+
+def test_a_data_set_may_have_a_file(copy):
+    (command,) = re.findall(r"^python train\.py (data=pets .*)$", EXTENDING, re.M)
+    assert "to do" in python(copy, "scripts/status.py", *command.split())
 
 
 @pytest.mark.slow

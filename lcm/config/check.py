@@ -28,7 +28,7 @@ from lcm.errors import UserError, nearest
 
 
 class Rule(NamedTuple):
-    """What a value may be. kind: the type that it is read as, where it is a number."""
+    """What a value may be. kind: the type that it is read as, where it is a number, or text."""
 
     fits: Callable
     expected: str
@@ -62,7 +62,8 @@ def one_of(*choices):
 
 def matching(pattern, expected):
     """A string that matches."""
-    return Rule(lambda value: isinstance(value, str) and re.fullmatch(pattern, value), expected)
+    fits = lambda value: isinstance(value, str) and re.fullmatch(pattern, value)  # noqa: E731
+    return Rule(fits, expected, str)
 
 
 def either(choice, numbers):
@@ -184,10 +185,18 @@ NEEDED = {
 def rule_of(key, default):
     """The rule of a key, None without one; `default`: its value in the YAML file."""
     rule = RULES.get(key)
-    # A file of one's own may have layers: [3, 4, 6, 3], or reduction: 0.25. Text may be a number
-    # that the environment gives.
-    fits = default is None or isinstance(default, str) or (rule and rule.fits(default))
+    # A file of one's own may have layers: [3, 4, 6, 3], reduction: 0.25 or reduction: auto. Text
+    # may be a number that the environment gives.
+    fits = default is None or (rule and (rule.fits(default) or rule.fits(as_value(default))))
     return None if key in ARGUMENTS and not fits else rule
+
+
+def as_value(text):
+    """A word as the number or switch that it stands for; anything else as it is."""
+    # A word alone: `read` makes a list of "[1]", and a dict of "{a: 1}". Not "010", which YAML
+    # reads as octal.
+    word = isinstance(text, str) and re.fullmatch(r"(?![+-]?0\d)[\w.+-]+", text)
+    return read(text) if word else text
 
 
 def typed(config):
@@ -207,10 +216,7 @@ def typed(config):
         default = defaults.get(key)
         rule = rule_of(key, default)
         kind = (rule.kind if rule else None) or type(default)
-        # A word alone: `read` makes a list of "[1]", and a dict of "{a: 1}". Not "010", which YAML
-        # reads as octal.
-        text = isinstance(value, str) and re.fullmatch(r"(?![+-]?0\d)[\w.+-]+", value)
-        value = read(value) if text and kind in (int, float, bool) else value
+        value = as_value(value) if kind in (int, float, bool) else value
         # `float` raises for longer ones, which `check` refuses in words.
         whole = type(value) is int and abs(value) <= sys.float_info.max
         return float(value) if kind is float and whole else value
@@ -247,7 +253,7 @@ def check(config):
     # Its file has the network's size; where the user names another, the comparison of the two
     # has the better words.
     if _sized_by_network(names["data"]):
-        facts.remove("data.image_size")
+        facts.discard("data.image_size")
     for key, value in flat.items():
         if key not in expected:
             problems.append(f"{key}: no such key for these choices{nearest(key, expected)}")
@@ -256,8 +262,10 @@ def check(config):
         elif problem := _value_problem(key, value, expected[key], key in facts):
             problems.append(f"{key}={json.dumps(value)}: must be {problem}")
     problems += [f"{key}: missing from the config" for key in expected if key not in flat]
+    # A network is for images of one size; a data set's number of classes may be null.
+    stated = {key for key in expected if (key, expected[key]) != ("model.image_size", None)}
     for group, needed in NEEDED.items():
-        lacking = [key for key in needed if f"{group}.{key}" not in expected]
+        lacking = [key for key in needed if f"{group}.{key}" not in stated]
         if lacking and names[group] != "none":  # no attention
             problems.append(
                 f"the file of {group}={names[group]} has no {', '.join(lacking)}; "
@@ -280,7 +288,9 @@ def _value_problem(key, value, default, is_fact):
     if value is None and default is None:
         return None
     if rule := rule_of(key, default):
-        return None if rule.fits(value) else rule.expected
+        number = rule.kind is str and type(value) in (int, float)
+        hint = f"; this is read as a number, and needs quotes: {key}=\"'TEXT'\"" if number else ""
+        return None if rule.fits(value) else rule.expected + hint
     if default is None or type(value) is type(default):
         return None
     return "a list" if isinstance(default, list) else f"of the same type as {default!r}"

@@ -15,6 +15,7 @@ from lcm.config.compose import (
     choices,
     compose_names,
     flatten,
+    load,
     load_all,
     no_such_option,
     settings,
@@ -68,6 +69,7 @@ def override_problems(arguments, multirun=False, config_dir=None):
         "no `_self_` before what it extends"
         for group, name in names.items()
         if (called := usual.get(f"{group}.name", name)) != name and called in choices(group)
+        if load(group, name) != load(group, called)  # schedule=cifar10 is that of cifar
     ]
     return [*_shadowed(), *renamed, *filter(None, found)]
 

@@ -6,6 +6,7 @@ Configs are plain nested dicts everywhere in this package.
 import contextlib
 import copy
 import functools
+import re
 import warnings
 from pathlib import Path
 
@@ -271,6 +272,8 @@ def composition_problem(error):
     """Why Hydra could not compose a config, as one line."""
     if "@experiment." in str(error):
         return NOT_GLOBAL
+    if found := re.search(r"Could not find 'schedule/(\S+)'", str(error)):
+        return f"no schedule has the name of data={found[1]}: choose one, such as schedule=cifar"
     if "is not in struct" in str(error.__cause__):
         return f"{error.__cause__.full_key}: this combination has no such key"
     # Without Hydra's advice: `+key=value` would compose, and the check would refuse the key.

@@ -52,8 +52,8 @@ def class_folders(
     complete     [training, test] images of the whole set; `notes` name a copy with others
     Raises `UserError`.
     """
-    found, notes = list_images(root, test_share)
-    files = files_digest(found)
+    found, unused = list_images(root, test_share)
+    files, notes = files_digest(found), []
     classes = list(found["train"])
     if num_classes is not None and len(classes) > num_classes:
         raise UserError(
@@ -77,6 +77,13 @@ def class_folders(
 
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
         cache_dir = Path(cache_dir or Path(root) / ".cache").expanduser()
+        place, home = cache_dir.resolve(), Path(root).expanduser().resolve()
+        within = place.relative_to(home).parts if place.is_relative_to(home) else (".hidden",)
+        if not within or not within[0].startswith("."):
+            raise UserError(
+                f"data.cache_dir={cache_dir} is among the images of {root}: choose a folder "
+                "elsewhere, or null"
+            )
         data = Photographs(*facts, mirror, found, workers, cache_dir, cache_size)
         height, width = sorted(data.cache.sizes.tolist(), key=min)[len(data.labels) // 2]
         if min(height, width) < image_size:
@@ -85,7 +92,7 @@ def class_folders(
                 f"{image_size}; every view is enlarged, and accuracies do not compare with those "
                 "of full-size images"
             )
-    data.notes, data.files = notes, files
+    data.notes, data.unused, data.files = notes, unused, files
     return data
 
 
@@ -109,7 +116,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def list_images(root, test_share: float | None = None):
-    """({"train": {class: [path, ...]}, "test": {...}}, what a reader of the results must know).
+    """({"train": {class: [path, ...]}, "test": {...}}, [a line that names what is not used]).
 
     Classes in the order of their names, or of their numbers where all are numbers. Whether a file
     is an image is found when it is decoded. Raises `UserError` with everything that is wrong.
@@ -117,7 +124,7 @@ def list_images(root, test_share: float | None = None):
     if root is None:
         raise UserError(f"data=folder needs the folder of the images: data.root=FOLDER. {LAYOUT}")
     root = Path(root).expanduser()
-    problems, notes = [], []
+    problems, unused = [], []
     train, test = {}, {}
     top, loose = _sorted_out(root, problems)
     halves = [name for name in ("train", *TEST) if name in top]
@@ -131,8 +138,8 @@ def list_images(root, test_share: float | None = None):
         # Without a share a set has to bring its split, as CIFAR and mini-ImageNet do.
         train, test = _split(_classes(top, problems), test_share)
     if loose:
-        unused = ", ".join(sorted(str(path.relative_to(root)) for path in loose))
-        notes.append(f"not used: {printable(textwrap.shorten(unused, 200))}")
+        names = ", ".join(sorted(str(path.relative_to(root)) for path in loose))
+        unused.append(f"not used: {printable(textwrap.shorten(names, 200))}")
     names = sorted(train.keys() | test.keys())
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
@@ -147,7 +154,8 @@ def list_images(root, test_share: float | None = None):
     if problems:
         raise listed(f"{root} cannot be used. {LAYOUT}", problems)
     # One order for both halves: the label of an image is the place of its class.
-    return {half: {n: c[n] for n in names} for half, c in (("train", train), ("test", test))}, notes
+    halves = {"train": train, "test": test}
+    return {half: {n: c[n] for n in names} for half, c in halves.items()}, unused
 
 
 def _sorted_out(folder: Path, problems: list[str]) -> tuple[dict[str, Path], list[Path]]:

@@ -7,7 +7,8 @@ from lcm.training.schedule import described
 
 def print_start(config, data, complexity, state, directory, saved):
     """Print what will run; `state`: run.json; `saved`: the checkpoint to continue from, or None."""
-    schedule, notes = config["schedule"], getattr(data, "notes", [])
+    schedule = config["schedule"]
+    notes = [*getattr(data, "notes", []), *getattr(data, "unused", [])]
     train, test = data.train(schedule["batch_size"], 0), data.test(schedule["test_batch_size"])
     device = (state.get("continued") or [state])[-1]["device"]
     lines = [

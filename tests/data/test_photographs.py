@@ -156,6 +156,13 @@ def test_bad_options_are_named(root, options, words):
         load(root, **options)
 
 
+@pytest.mark.parametrize("place", [".", "cache"])
+def test_a_cache_among_the_images_is_refused(root, place):
+    """The next run would take it for a class, or for what is not used."""
+    with pytest.raises(UserError, match="is among the images of"):
+        load(root, cache_dir=root / place)
+
+
 STORED = [(47, 63), (63, 47), (33, 125), (32, 32), (20, 31), (124, 41), (13, 112)]
 
 

@@ -93,6 +93,10 @@ ARRANGED = {  # called in the command's process, with its folder
         model__sized="defaults: [resnet20]\nname: sized\npaper: {mine: {reduction: 5}}\n",
         attention__mine="name: mine\n_target_: lcm.attention.SqueezeExcite\nreduction: 4\n",
     ),
+    "a network for no size": own(
+        model__mine="defaults: [resnet20]\nname: mine\nimage_size: null\n"
+    ),
+    "no schedule of its name": own(data__pets="defaults: [folder]\nname: pets\nroot: there\n"),
     "its file has one key": own(schedule__bare="name: bare\nepochs: 1\n"),
     "none other has its size": own(
         model__large="name: large\nfamily: large\nimage_size: 64\n_target_: torch.nn.Identity\n",

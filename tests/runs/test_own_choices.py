@@ -11,6 +11,7 @@ from processes import FAKE, REAL, ROOT, states, succeed, sweep
 from lcm.config import compose
 from lcm.config.check import check
 from lcm.config.command_line import override_problems
+from lcm.config.compose import choices
 from lcm.config.identity import ADDED, config_hash, deviations
 from lcm.errors import UserError
 from lcm.runs.grid import problems
@@ -81,6 +82,19 @@ def test_a_whole_number_is_the_same_value_with_and_without_a_point(words, others
     assert config_hash(here) == config_hash(there)
     assert check(here) == check(there) == []
     assert deviations(here) == deviations(there)
+
+
+@pytest.mark.parametrize("text", ["auto", "4-x", "0.5"])
+def test_a_word_of_the_projects_own_modules_may_be_text(text, own, tmp_path):
+    file = tmp_path / "attention/mine.yaml"
+    file.write_text(file.read_text().replace("reduction: 0.25", f"reduction: '{text}'"))
+    assert check(composed(own, "attention=mine")) == []
+
+
+@pytest.mark.parametrize("name", choices("schedule"))
+def test_a_schedule_that_is_another_under_its_own_name_may_be_named(name):
+    assert override_problems([f"schedule={name}"]) == []
+    assert override_problems(["data=cifar10", f"schedule={name}"]) == []
 
 
 def test_a_key_that_came_later_is_in_a_hash_only_where_it_is_not_as_before():
