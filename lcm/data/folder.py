@@ -76,14 +76,7 @@ def class_folders(
         from lcm.data.photographs import Photographs  # torchvision takes a second
 
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
-        cache_dir = Path(cache_dir or Path(root) / ".cache").expanduser()
-        place, home = cache_dir.resolve(), Path(root).expanduser().resolve()
-        within = place.relative_to(home).parts if place.is_relative_to(home) else (".hidden",)
-        if not within or not within[0].startswith("."):
-            raise UserError(
-                f"data.cache_dir={cache_dir} is among the images of {root}: choose a folder "
-                "elsewhere, or null"
-            )
+        cache_dir = _outside(root, cache_dir)
         data = Photographs(*facts, mirror, found, workers, cache_dir, cache_size)
         height, width = sorted(data.cache.sizes.tolist(), key=min)[len(data.labels) // 2]
         if min(height, width) < image_size:
@@ -94,6 +87,20 @@ def class_folders(
             )
     data.notes, data.unused, data.files = notes, unused, files
     return data
+
+
+def _outside(root, cache_dir) -> Path:
+    """The folder of the cache. Raises UserError where the next run would take it for images."""
+    place = Path(cache_dir or Path(root) / ".cache").expanduser()
+    home = Path(root).expanduser().resolve()
+    if place.resolve().is_relative_to(home):
+        within = place.resolve().relative_to(home).parts
+        if not within or not within[0].startswith("."):
+            raise UserError(
+                f"data.cache_dir={place} is among the images of {root}: choose a folder "
+                "elsewhere, or null"
+            )
+    return place
 
 
 def files_digest(found) -> str:

@@ -136,7 +136,7 @@ def test_run_json_says_how_it_ended(run, capsys, error, state, message):
 
 
 def begin(run, threads=1, device="cpu"):
-    data = Mock(fingerprint="f00d", num_classes=10, notes=[], files=None)
+    data = Mock(fingerprint="f00d", num_classes=10, notes=[], unused=[], files=None)
     data.train.return_value = data.test.return_value = Mock(images=2)
     run.begin(data, Mock(params=1, gfloat=0.1, macs=1, uncounted=[]), threads, device)
 
