@@ -62,8 +62,9 @@ def one_of(*choices):
 
 def matching(pattern, expected):
     """A string that matches."""
-    fits = lambda value: isinstance(value, str) and re.fullmatch(pattern, value)  # noqa: E731
-    return Rule(fits, expected, str)
+    return Rule(
+        lambda value: isinstance(value, str) and re.fullmatch(pattern, value), expected, str
+    )
 
 
 def either(choice, numbers):
@@ -288,9 +289,11 @@ def _value_problem(key, value, default, is_fact):
     if value is None and default is None:
         return None
     if rule := rule_of(key, default):
+        if rule.fits(value):
+            return None
         number = rule.kind is str and type(value) in (int, float)
-        hint = f"; this is read as a number, and needs quotes: {key}=\"'TEXT'\"" if number else ""
-        return None if rule.fits(value) else rule.expected + hint
+        hint = f"; this is read as a number, and needs quotes: {key}=\"'TEXT'\""
+        return rule.expected + (hint if number else "")
     if default is None or type(value) is type(default):
         return None
     return "a list" if isinstance(default, list) else f"of the same type as {default!r}"

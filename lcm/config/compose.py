@@ -273,7 +273,10 @@ def composition_problem(error):
     if "@experiment." in str(error):
         return NOT_GLOBAL
     if found := re.search(r"Could not find 'schedule/(\S+)'", str(error)):
-        return f"no schedule has the name of data={found[1]}: choose one, such as schedule=cifar"
+        return (
+            f"there is no schedule {found[1]}: choose one, such as schedule=cifar (without "
+            "`schedule=` a data set has the one of its own name)"
+        )
     if "is not in struct" in str(error.__cause__):
         return f"{error.__cause__.full_key}: this combination has no such key"
     # Without Hydra's advice: `+key=value` would compose, and the check would refuse the key.

@@ -176,6 +176,7 @@ def _channels_last(layer, parent, maps):
     # Norms of libraries, too. That of a LayerNorm2d, of NCHW maps, is also the width of axis 1.
     widths |= {part.normalized_shape[-1] for part in parts if hasattr(part, "normalized_shape")}
     _, first, second, third = maps.shape
-    # Where axis 1 has such a width, too, the maps pass for (N, C, H, W), and so does a square
-    # (N, C, H, H): the network's head may be as wide as a map.
-    return third in widths and first not in widths and not first != second == third
+    # The network's head may be as wide as a map: a square one passes for (N, C, H, H).
+    square = second == third != first
+    # Where axis 1 has such a width, too, the maps pass for (N, C, H, W).
+    return third in widths and first not in widths and not square

@@ -98,11 +98,13 @@ def compared(epochs):
 def other_environment(before, now):
     """In what two run.json differ that can change rounding, or the images: a line each."""
     lines = []
-    keys = ("data_fingerprint", "device", "threads", "commit", "dirty", "python", "torch")
-    for key in (*keys, "own_source"):
+    for key in ("data_fingerprint", "device", "threads", "commit", "dirty", "python", "torch"):
         then, here = (((run.get("versions") or {}) | run).get(key) for run in (before, now))
         if then != here:
             lines.append(f"{key}: {then} then, {here} now")
+    # Older records have none of it, and no module of one's own.
+    if (before.get("own_source") or {}) != (now.get("own_source") or {}):
+        lines.append("own_source: a module of one's own has changed")
     for when, run in (("then", before), ("now", now)):
         if run.get("continued"):
             lines.append(f"{when}: continued in another environment (`continued` in its record)")

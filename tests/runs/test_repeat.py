@@ -126,6 +126,7 @@ def test_the_differences_of_two_environments_are_named():
     assert other_environment(run, parts) == [f"now: {words}"]
     (line,) = other_environment(run | {"own_source": {"attention": 1}}, run)
     assert line.startswith("own_source: ")
+    assert other_environment(run, run | {"own_source": {}}) == []  # an older record
     del run["versions"]
     assert other_environment(run, now)[-1] == "torch: None then, 3 now"
 
